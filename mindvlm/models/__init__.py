@@ -1,0 +1,1 @@
+"""Model families as MindSpore Cells. Nothing here knows file formats or foreign tensor names."""

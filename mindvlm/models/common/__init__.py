@@ -1,0 +1,1 @@
+"""Cells that more than one family uses."""

@@ -1,0 +1,71 @@
+"""Self-attention of the decoders.
+
+B batch, L query length, S key length, H heads, D head dimension.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from mindvlm.models.common.linear import Linear
+from mindvlm.models.common.rotary import apply_rotary
+
+
+def causal_mask(query_positions, key_positions, dtype):
+    """Additive mask (B, 1, L, S): 0 where a key's position is not after the query's, the dtype's minimum elsewhere.
+
+    Args:
+        query_positions: (B, L) int32.
+        key_positions: (S,) int32.
+    """
+    visible = key_positions.reshape((1, 1, 1, -1)) <= ops.expand_dims(ops.expand_dims(query_positions, 1), -1)
+    return ops.select(visible, ms.Tensor(0.0, dtype), ms.Tensor(lowest(dtype), dtype))
+
+
+def lowest(dtype) -> float:
+    """The most negative finite number of a MindSpore float type."""
+    return float(np.finfo(np.float16).min) if dtype == ms.float16 else float(np.finfo(np.float32).min)
+
+
+class SelfAttention(nn.Cell):
+    """Multi-head self-attention with rotary positions; projections split so that a cache can stand between them.
+
+    Args:
+        config: a `DecoderConfig`.
+    """
+
+    def __init__(self, config, dtype=ms.float32):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.head_dim
+        width = self.num_heads * self.head_dim
+        self.q_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
+        self.o_proj = Linear(width, config.hidden_size, has_bias=False, dtype=dtype)
+        self.scale = self.head_dim**-0.5
+        self.query_key = ops.BatchMatMul(transpose_b=True)
+        self.weighted_values = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def split_heads(self, x):
+        batch_size, length, _ = x.shape
+        if length == 1:
+            return x.reshape((batch_size, self.num_heads, 1, self.head_dim))
+        return x.reshape((batch_size, length, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+
+    def project(self, x, cos, sin):
+        """x (B, L, hidden) -> query, key (after rotation) and value, each (B, H, L, D)."""
+        query = apply_rotary(self.split_heads(self.q_proj(x)), cos, sin)
+        key = apply_rotary(self.split_heads(self.k_proj(x)), cos, sin)
+        return query, key, self.split_heads(self.v_proj(x))
+
+    def attend(self, query, key, value, mask):
+        """query (B, H, L, D), key and value (B, H, S, D), mask (B, 1, L, S) additive -> (B, L, hidden)."""
+        batch_size, _, length, _ = query.shape
+        scores = self.query_key(query * self.scale, key) + mask
+        weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
+        out = self.weighted_values(weights, value)
+        if length > 1:
+            out = out.transpose((0, 2, 1, 3))
+        return self.o_proj(out.reshape((batch_size, length, self.num_heads * self.head_dim)))

@@ -1,0 +1,48 @@
+"""The places where a weight matrix meets an activation: Linear and Embedding, named as in torch (`weight`, `bias`)."""
+
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import initializer
+
+
+class Linear(nn.Cell):
+    """y = x W^T + b.
+
+    Uses `MatMul(transpose_b=True)`, the only weight product that is fast on the CPU backend. Parameters take memory
+    when they are first filled, so building a model costs nothing.
+
+    Args:
+        in_features, out_features: sizes of the last axis before and after.
+        has_bias: adds `bias` of shape (out_features,).
+        dtype: of the parameters.
+
+    Shapes: `weight` (out_features, in_features) as in torch; x (..., in_features) -> (..., out_features).
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, has_bias: bool = True, dtype=ms.float32):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.has_bias = has_bias
+        self.weight = Parameter(initializer("zeros", (out_features, in_features), dtype), name="weight")
+        if has_bias:
+            self.bias = Parameter(initializer("zeros", (out_features,), dtype), name="bias")
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x):
+        y = self.matmul(x.reshape((-1, self.in_features)), self.weight)
+        if self.has_bias:
+            y = y + self.bias
+        return y.reshape(x.shape[:-1] + (self.out_features,))
+
+
+class Embedding(nn.Cell):
+    """Rows of a table. `weight` (num_embeddings, embedding_dim); ids (...) int32 -> (..., embedding_dim)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype=ms.float32):
+        super().__init__()
+        self.weight = Parameter(initializer("zeros", (num_embeddings, embedding_dim), dtype), name="weight")
+        self.gather = ops.Gather()
+
+    def construct(self, ids):
+        return self.gather(self.weight, ids, 0)

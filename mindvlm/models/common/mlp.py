@@ -1,0 +1,21 @@
+"""Feed-forward blocks."""
+
+import mindspore as ms
+from mindspore import nn
+
+from mindvlm.models.common.activation import ACTIVATIONS
+from mindvlm.models.common.linear import Linear
+
+
+class GatedMLP(nn.Cell):
+    """down_proj(act(gate_proj x) * up_proj x), without biases. x (..., hidden_size) -> the same shape."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, hidden_act: str = "silu", dtype=ms.float32):
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size, has_bias=False, dtype=dtype)
+        self.up_proj = Linear(hidden_size, intermediate_size, has_bias=False, dtype=dtype)
+        self.down_proj = Linear(intermediate_size, hidden_size, has_bias=False, dtype=dtype)
+        self.act = ACTIVATIONS[hidden_act]()
+
+    def construct(self, x):
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,36 @@
+"""Where the image features go: the host-built index that the model gathers by."""
+
+import numpy as np
+
+from mindvlm.errors import UserError
+
+
+def splice_sources(input_ids: np.ndarray, num_images: int, image_token_len: int, pad_id: int) -> np.ndarray:
+    """Rows of [token embeddings; image features] that make up the merged embeddings.
+
+    The k-th run of placeholders in reading order over the whole batch takes the k-th image, at any position, any
+    number of images a row, rows without images in between.
+
+    Args:
+        input_ids: (B, L) int.
+        num_images: images encoded for this batch.
+        image_token_len: feature rows per image.
+        pad_id: id of the placeholder token.
+
+    Returns:
+        (B, L) int32.
+
+    Raises:
+        UserError: placeholders and feature rows differ in number.
+    """
+    flat = input_ids.reshape(-1)
+    placeholders = np.flatnonzero(flat == pad_id)
+    expected = num_images * image_token_len
+    if len(placeholders) != expected:
+        raise UserError(
+            f"the prompt has {len(placeholders)} image placeholders but the images give {expected} feature rows "
+            f"({num_images} images of {image_token_len}); give one <image> for each picture"
+        )
+    sources = np.arange(flat.size, dtype=np.int32)
+    sources[placeholders] = flat.size + np.arange(expected, dtype=np.int32)
+    return sources.reshape(input_ids.shape)

@@ -1,0 +1,1 @@
+"""Vary-toy and its small sibling Vary-nano."""
