@@ -81,20 +81,21 @@ class CausalLM(nn.Cell):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, has_bias=False, dtype=dtype)
 
     def construct(self, embeds, inv_freq):
-        """embeds (B, L, hidden), inv_freq (D/2,) -> states after the last norm (B, L, hidden), and the tuple of every
-        layer's input followed by the last layer's output."""
+        """embeds (B, L, hidden), inv_freq (D/2,) -> states after the last norm, (B, L, hidden)."""
+        return self.norm(self.layer_states(embeds, inv_freq)[-1])
+
+    def layer_states(self, embeds, inv_freq):
+        """Every layer's input and the last layer's output, (B, L, hidden) each."""
         batch_size, length, _ = embeds.shape
         slots = ops.arange(length).astype(ms.int32)
         positions = ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
         cos, sin = rotary_cos_sin(positions, inv_freq)
         mask = causal_mask(positions, slots, self.dtype)
         scale = self.query_scale(positions, length)
-        x = embeds
-        states = (x,)
+        states = (embeds,)
         for layer in self.layers:
-            x = layer(x, cos, sin, scale, mask)
-            states = states + (x,)
-        return self.norm(x), states
+            states = states + (layer(states[-1], cos, sin, scale, mask),)
+        return states
 
     def with_cache(self, embeds, positions, inv_freq, caches):
         """Runs L new tokens against the cache.

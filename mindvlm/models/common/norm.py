@@ -33,7 +33,5 @@ class LayerNorm(nn.Cell):
         self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x):
-        h, _, _ = self.layer_norm(
-            x.astype(ms.float32), self.weight.astype(ms.float32), self.bias.astype(ms.float32)
-        )
+        h, _, _ = self.layer_norm(x.astype(ms.float32), self.weight.astype(ms.float32), self.bias.astype(ms.float32))
         return h.astype(x.dtype)

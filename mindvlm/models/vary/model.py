@@ -75,5 +75,5 @@ class VaryModel(nn.Cell):
 
     def text_loss(self, embeds, labels, inv_freq):
         """Mean next-token loss from merged embeddings (B, L, hidden)."""
-        hidden, _ = self.language_model(embeds, inv_freq)
-        return next_token_loss(self.language_model.lm_head(hidden), labels)
+        logits = self.language_model.lm_head(self.language_model(embeds, inv_freq))
+        return next_token_loss(logits, labels)

@@ -1,0 +1,41 @@
+"""What each model family is made of. A new family adds its row here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mindvlm.errors import UserError
+
+FAMILIES = ("vary",)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The four things that the rest of the library needs from a family.
+
+    Attributes:
+        parse_config: mapping and path of a YAML -> the family's typed run config.
+        model: the model Cell, called with (config.model, dtype).
+        processor: from files and text to model inputs, called with (config.processor).
+        native_view: a checkpoint under the model's own names, see `mindvlm.convert.vary.native_view`.
+    """
+
+    parse_config: Callable
+    model: type
+    processor: type
+    native_view: Callable
+
+
+def get_family(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+        UserError: there is none; the message lists those that are.
+    """
+    if name == "vary":
+        from mindvlm.convert.vary import native_view
+        from mindvlm.models.vary.config import parse_config
+        from mindvlm.models.vary.model import VaryModel
+        from mindvlm.models.vary.processing import VaryProcessor
+
+        return Family(parse_config, VaryModel, VaryProcessor, native_view)
+    raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")

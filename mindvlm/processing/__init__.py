@@ -1,0 +1,1 @@
+"""Text and pictures to model inputs: tokenizers, chat templates with their label masks, image transforms."""

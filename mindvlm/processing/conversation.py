@@ -1,0 +1,189 @@
+"""Training samples: a conversation record to token ids and labels, and samples to a batch.
+
+Record format and labels are those of the conversation dataset of the original Vary program:
+`{"image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}]}`.
+Learned are the tokens of each answer and the mark that closes it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mindvlm.errors import UserError
+from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render
+from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.pieces import Piece, encode_pieces
+from mindvlm.processing.tiktoken_tokenizer import END_OF_TEXT, TiktokenTokenizer
+
+IGNORED_LABEL = -100
+SPEAKERS = ("human", "gpt")
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One sample before padding.
+
+    Attributes:
+        input_ids: (length,) int32.
+        labels: (length,) int32, IGNORED_LABEL where nothing is learned; not shifted.
+        images: image names as the record has them, in the order of their spans.
+        warning: one line if nothing of the sample is learned, else "".
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    images: tuple[str, ...]
+    warning: str
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens with a label."""
+        return int((self.labels != IGNORED_LABEL).sum())
+
+
+def build_sample(
+    record: dict[str, Any] | list[dict[str, Any]],
+    *,
+    tokenizer: TiktokenTokenizer,
+    template: ChatTemplate,
+    image_span: ImageSpan,
+    max_length: int,
+    image_in_front: bool = False,
+    original_parse: bool = False,
+) -> TrainingSample:
+    """Ids and labels of one record, cut to `max_length`.
+
+    Args:
+        image_in_front: the original's `sep_image_conv_front`: the image moves to the front of the first question and
+            gets a separator and a second user header behind it.
+        original_parse: do what the original program does: special surface forms in the text are armed, an empty answer
+            leaves its turn open, and labels come from splitting the prompt at the separator, which drops the whole
+            sample (with its warning) when the counts disagree. By default text is disarmed, such samples are learned.
+
+    Raises:
+        UserError: the record is malformed, the number of images differs from the number of `<image>` markers, or (both
+            not with `original_parse`) an image span does not fit into `max_length`.
+    """
+    turns, images = _read_record(record)
+    if image_in_front:
+        turns[0] = _image_to_front(turns[0], template)
+    messages = _expand_images(record, turns, images, image_span, original_parse)
+    pieces = render(template, messages, empty_leaves_open=original_parse)
+    if original_parse:
+        prompt = prompt_text(pieces)
+        ids = np.array(tokenizer.encode(prompt, allow_special=True)[:max_length], dtype=np.int32)
+        labels, warning = _original_labels(prompt, ids, tokenizer, template, max_length)
+        return TrainingSample(ids, labels, images, warning)
+    all_ids, owners = encode_pieces(pieces, tokenizer)
+    ids = np.array(all_ids[:max_length], dtype=np.int32)
+    _check_spans_are_whole(all_ids, max_length, tokenizer.special_id(image_span.end) if images else None)
+    is_learned = np.array([pieces[owner].learned for owner in owners[:max_length]], dtype=bool)
+    labels = np.where(is_learned, ids, np.int32(IGNORED_LABEL))
+    warning = "" if is_learned.any() else f"no answer within the first {max_length} tokens: nothing of it is learned"
+    return TrainingSample(ids, labels, images, warning)
+
+
+def collate(samples: Sequence[TrainingSample], *, pad_id: int) -> dict[str, np.ndarray]:
+    """Pads on the right to the longest sample.
+
+    Returns:
+        `input_ids` (batch, length), `labels` (batch, length) and `attention_mask` (batch, length), all int32. The mask
+        is 0 at every pad id, as in the original program.
+    """
+    length = max(len(sample.input_ids) for sample in samples)
+    input_ids = np.full((len(samples), length), pad_id, dtype=np.int32)
+    labels = np.full((len(samples), length), IGNORED_LABEL, dtype=np.int32)
+    for row, sample in enumerate(samples):
+        input_ids[row, : len(sample.input_ids)] = sample.input_ids
+        labels[row, : len(sample.labels)] = sample.labels
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": (input_ids != pad_id).astype(np.int32)}
+
+
+def _read_record(record: dict[str, Any] | list[dict[str, Any]]) -> tuple[list[str], tuple[str, ...]]:
+    if isinstance(record, dict):
+        entries, image = record.get("conversations"), record.get("image", ())
+    else:
+        entries, image = record, ()
+    images = (image,) if isinstance(image, str) else tuple(image)
+    if not isinstance(entries, list) or not entries:
+        raise UserError("training record: expected a non-empty list 'conversations' of {'from', 'value'} turns")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "value" not in entry or entry.get("from") not in SPEAKERS:
+            raise UserError(f"training record, turn {position}: expected {{'from': 'human' or 'gpt', 'value': text}}")
+    if entries[0]["from"] != SPEAKERS[0]:
+        entries = entries[1:]
+    for position, entry in enumerate(entries):
+        if entry["from"] != SPEAKERS[position % 2]:
+            raise UserError(
+                f"training record, turn {position}: spoken by {entry['from']!r}, expected {SPEAKERS[position % 2]!r}; "
+                "turns must alternate"
+            )
+    if not entries:
+        raise UserError("training record: no turn of 'human' in it")
+    return [str(entry["value"]) for entry in entries], images
+
+
+def _image_to_front(question: str, template: ChatTemplate) -> list[Piece | str]:
+    if IMAGE_MARKER not in question:
+        raise UserError(f"image_in_front: the first question has no {IMAGE_MARKER} marker: add it or switch this off")
+    rest = question.replace(IMAGE_MARKER, "").strip()
+    return [IMAGE_MARKER, Piece(template.separator + template.roles[0], control=True), ": " + rest]
+
+
+def _expand_images(
+    record: Any, turns: list[Any], images: tuple[str, ...], image_span: ImageSpan, original_parse: bool
+) -> list[list[Piece]]:
+    expands = isinstance(record, dict) if original_parse else bool(images)
+    messages = []
+    num_markers = 0
+    for position, turn in enumerate(turns):
+        is_expanded = expands and (original_parse or position % 2 == 0)
+        message: list[Piece] = []
+        for part in turn if isinstance(turn, list) else [turn]:
+            if isinstance(part, Piece):
+                message.append(part)
+                continue
+            num_markers += part.count(IMAGE_MARKER) if is_expanded else 0
+            message += image_span.expand(part) if is_expanded else [Piece(part)]
+        messages.append(message)
+    if num_markers != len(images) and not original_parse:
+        raise UserError(f"training record: {len(images)} images, but {num_markers} {IMAGE_MARKER} markers in questions")
+    return messages
+
+
+def _check_spans_are_whole(all_ids: list[int], max_length: int, end_id: int | None) -> None:
+    if end_id is None or end_id not in all_ids[max_length:]:
+        return
+    needed = len(all_ids) - all_ids[::-1].index(end_id)
+    raise UserError(f"max_length {max_length} cuts an image of the sample, it needs {needed} tokens: raise max_length")
+
+
+def _original_labels(
+    prompt: str, ids: np.ndarray, tokenizer: TiktokenTokenizer, template: ChatTemplate, max_length: int
+) -> tuple[np.ndarray, str]:
+    if template.style != "chatml":
+        raise UserError(f"original_parse: template {template.name!r} has no original label rule; use a chatml template")
+
+    def num_tokens(text: str) -> int:
+        return len(tokenizer.encode(text, allow_special=True))
+
+    separator = template.separator
+    answer_header = separator + template.roles[1]
+    turns = prompt.split(separator)
+    rounds = [separator.join(turns[:3])] + [separator.join(turns[i : i + 2]) for i in range(3, len(turns), 2)]
+    labels = ids.copy()
+    position = 0
+    for text in rounds:
+        question, *answers = text.split(answer_header)
+        if len(answers) != 1:
+            break
+        labels[position : position + num_tokens(question + answer_header)] = IGNORED_LABEL
+        position += num_tokens(text) + num_tokens(separator)
+    labels[position:] = IGNORED_LABEL
+    total = int((ids != tokenizer.special_id(END_OF_TEXT)).sum())
+    if position >= max_length or position == total:
+        return labels, ""
+    labels[:] = IGNORED_LABEL
+    return labels, f"WARNING: tokenization mismatch: {position} vs. {total}. (ignored)"

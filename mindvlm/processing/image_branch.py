@@ -1,0 +1,85 @@
+"""What happens to a picture between its file and one vision tower, as typed settings."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from mindvlm.errors import UserError
+from mindvlm.processing import transforms
+from mindvlm.processing.margins import pad_to_aspect, paper_colour, trim_margins
+
+ResizeMode = Literal["crop", "squash", "squash_bilinear", "keep", "pad"]
+
+
+@dataclass(kw_only=True)
+class ImageBranchConfig:
+    """How one of the two towers gets its picture.
+
+    Attributes:
+        size: edge in pixels, or (height, width) for the squash modes.
+        resize: "crop": shortest edge to size, middle square (CLIP tower of Vary-toy). "squash": straight to the size
+            (vision vocabulary of Vary-toy). "squash_bilinear": the same as OpenCV does it (Vary-base, Vary-tiny).
+            "keep", "pad": the training options of the original for the CLIP tower.
+        mean, std: of red, green and blue, in 0..1.
+    """
+
+    size: int | list[int]
+    resize: ResizeMode
+    mean: list[float] = field(default_factory=lambda: list(transforms.CLIP_MEAN))
+    std: list[float] = field(default_factory=lambda: list(transforms.CLIP_STD))
+
+    def __post_init__(self) -> None:
+        if self.resize not in get_args(ResizeMode):
+            raise UserError(f"resize {self.resize!r}: expected one of {', '.join(get_args(ResizeMode))}")
+        edges = (self.size,) if isinstance(self.size, int) else tuple(self.size)
+        if len(edges) not in (1, 2) or not all(isinstance(edge, int) and edge > 0 for edge in edges):
+            raise UserError(f"image size {self.size}: expected a positive number or [height, width]")
+        if len(set(edges)) == 2 and not self.resize.startswith("squash"):
+            raise UserError(f"image size {self.size}: resize {self.resize!r} makes squares; give one number or squash")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError(f"image mean {self.mean}, std {self.std}: expected three values each, std above 0")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """The size as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[-1])
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """(3, height, width) float32 of an RGB picture; only "keep" gives another size."""
+        height, width = self.height_width
+        if self.resize == "squash_bilinear":
+            squashed = transforms.squash_bilinear(image, height, width)
+            return transforms.normalize_scaled(squashed, mean=self.mean, std=self.std)
+        if self.resize == "squash":
+            resized = transforms.squash(image, height, width)
+        elif self.resize == "crop":
+            resized = transforms.crop_to_square(image, height)
+        elif self.resize == "keep":
+            resized = transforms.keep_aspect(image, height)
+        else:
+            resized = transforms.pad_to_square(image, height, self.mean)
+        return transforms.normalize(resized, mean=self.mean, std=self.std)
+
+
+@dataclass(kw_only=True)
+class TrimConfig:
+    """Cut the empty paper away before resizing, then add paper on the right or below to stay within the aspects."""
+
+    margin: int = 0
+    min_aspect: float = 0.0
+    max_aspect: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if self.margin < 0 or not 0 <= self.min_aspect <= self.max_aspect or self.max_aspect <= 0:
+            raise UserError(
+                f"trim: margin {self.margin}, aspects {self.min_aspect} to {self.max_aspect}: expected margin >= 0 and "
+                "0 <= min_aspect <= max_aspect"
+            )
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """The trimmed and padded picture."""
+        trimmed = trim_margins(image, margin=self.margin)
+        # a trimmed picture may be nothing but ink, so the paper is that of the whole one
+        return pad_to_aspect(trimmed, self.min_aspect, max_aspect=self.max_aspect, colour=paper_colour(image))

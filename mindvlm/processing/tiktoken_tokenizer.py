@@ -1,0 +1,170 @@
+"""Byte-level BPE tokenizer over a rank file, as Qwen-1 and Vary use it (the tiktoken library merges)."""
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import tiktoken
+
+from mindvlm.errors import UserError
+
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+END_OF_TEXT = "<|endoftext|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+
+QWEN_SPECIAL_TOKENS: tuple[str, ...] = (
+    END_OF_TEXT,
+    TURN_START,
+    TURN_END,
+    *(f"<|extra_{number}|>" for number in range(205)),
+    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</img>", "<imgpad>"),
+)
+"""Special tokens of the released Vary-toy checkpoint in the order of their ids (151643 to 151859)."""
+
+COMPACT_SPECIAL_TOKENS: tuple[str, ...] = (END_OF_TEXT, TURN_START, TURN_END, "<img>", "</img>", "<imgpad>")
+"""What a small model needs: end of text, the two turn marks and the three of the image span."""
+
+MAX_RANK_FILE_BYTES = 64 * 2**20
+
+
+class TiktokenTokenizer:
+    """Text to ids and back.
+
+    Text is NFC-normalised before it is split (so `decode(encode(text))` is the NFC form of `text`). Special tokens take
+    the ids after the ranks, in the order given.
+
+    Raises:
+        UserError: a special token is empty or occurs twice.
+    """
+
+    def __init__(
+        self, ranks: dict[bytes, int], *, special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS, name: str = "qwen"
+    ):
+        if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
+            raise UserError("special_tokens: every entry must be a non-empty string that occurs once")
+        self.num_ranks = len(ranks)
+        self.special_ids: dict[str, int] = {token: self.num_ranks + i for i, token in enumerate(special_tokens)}
+        self.vocab_size = self.num_ranks + len(self.special_ids)
+        self._encoding = tiktoken.Encoding(
+            name, pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=self.special_ids
+        )
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special_tokens else None
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS,
+        expected_vocab_size: int | None = None,
+    ) -> "TiktokenTokenizer":
+        """Reads a rank file: one `base64 SPACE rank` per line, LF or CRLF.
+
+        Args:
+            expected_vocab_size: rows of the model's embedding; ranks plus special tokens must give just that.
+
+        Raises:
+            UserError: the file is missing, is not a rank file, or has another number of ranks than expected.
+        """
+        path = Path(path)
+        ranks = read_rank_file(path)
+        if expected_vocab_size is not None and len(ranks) + len(special_tokens) != expected_vocab_size:
+            raise UserError(
+                f"tokenizer file {path}: {len(ranks)} ranks, expected {expected_vocab_size - len(special_tokens)} "
+                f"(vocabulary of {expected_vocab_size} less {len(special_tokens)} special tokens): "
+                "use the file that belongs to the model, or copy it again"
+            )
+        return cls(ranks, special_tokens=special_tokens, name=path.name)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def special_id(self, token: str) -> int:
+        """The id of a special token. Raises UserError if the vocabulary does not have it."""
+        if token not in self.special_ids:
+            raise UserError(
+                f"special token {token!r} is not in the vocabulary: add it to special_tokens of the tokenizer"
+            )
+        return self.special_ids[token]
+
+    def split_at_special(self, text: str) -> list[str]:
+        """The text cut before and after every special surface form; empty parts are left out."""
+        parts = self._special_pattern.split(text) if self._special_pattern else [text]
+        return [part for part in parts if part]
+
+    def normalize(self, text: str) -> str:
+        """The form of the text that is encoded: NFC, and a lone surrogate becomes U+FFFD."""
+        return unicodedata.normalize("NFC", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+    def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
+        """Ids of `text`.
+
+        Args:
+            allow_special: False: control tokens are disarmed, `<|im_end|>` in the text is ordinary characters.
+                True: every special surface form becomes its id, as the original tokenizer does by default.
+                A collection: only these forms do.
+        """
+        text = self.normalize(text)
+        if allow_special is False:
+            return self._encoding.encode_ordinary(text)
+        allowed = set(self.special_ids) if allow_special is True else set(allow_special)
+        return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
+        """The bytes of the ids. Raises UserError for an id outside the vocabulary."""
+        kept = []
+        for token_id in map(int, ids):
+            if not 0 <= token_id < self.vocab_size:
+                raise UserError(f"token id {token_id}: the vocabulary has ids 0 to {self.vocab_size - 1}")
+            if not (skip_special and token_id >= self.num_ranks):
+                kept.append(token_id)
+        return self._encoding.decode_bytes(kept)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+
+
+def read_rank_file(path: str | Path) -> dict[bytes, int]:
+    """Token bytes to rank. Raises UserError if the file is missing or is not a complete rank file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"tokenizer file {path}: not found; give the path of the rank file (Vary-toy: qwen.tiktoken)")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_RANK_FILE_BYTES:
+        raise UserError(f"tokenizer file {path}: {size} bytes, expected 1 to {MAX_RANK_FILE_BYTES}; copy it again")
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"tokenizer file {path}: cannot be read ({error.strerror})") from error
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            encoded, rank = fields
+            token = base64.b64decode(encoded, validate=True)
+            is_next = int(rank) == len(ranks)
+        except (ValueError, binascii.Error):
+            raise UserError(
+                f"tokenizer file {path}, line {number}: expected 'base64 rank'; this is not a tiktoken rank file"
+            ) from None
+        if not is_next or not token or token in ranks:
+            raise UserError(
+                f"tokenizer file {path}, line {number}: expected a new token of rank {len(ranks)}; the file is damaged"
+            )
+        ranks[token] = len(ranks)
+    num_bytes = sum(bytes([value]) in ranks for value in range(256))
+    if num_bytes != 256:
+        raise UserError(f"tokenizer file {path}: {num_bytes} of 256 single bytes, expected all; the file is cut off")
+    return ranks

@@ -1,0 +1,70 @@
+"""Device, mode, dtype, seed and messages of MindSpore, all in one place."""
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from mindvlm.errors import UserError
+
+# MindSpore reads its log level when it is imported; a user's own choice stays.
+os.environ.setdefault("GLOG_v", "3")
+
+import mindspore as ms
+
+DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
+
+
+@dataclass(kw_only=True)
+class RuntimeConfig:
+    """The runtime keys that every YAML has at its top level."""
+
+    device: Literal["auto", "cpu", "ascend"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    quant: Literal["none"] = "none"
+    seed: int = 0
+
+
+def start(config: RuntimeConfig) -> "ms.dtype":
+    """Sets device and mode for this process and returns the dtype to compute in.
+
+    Raises:
+        UserError: Ascend is asked for where there is none, or the process already runs on another device.
+    """
+    device = choose_device(config.device)
+    try:
+        ms.set_device(device)
+    except RuntimeError as error:
+        raise UserError(f"device '{config.device}' cannot be used: {first_line(error)}") from None
+    ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_seed(config.seed)
+    return compute_dtype(config.dtype, device)
+
+
+def choose_device(name: str) -> str:
+    """'Ascend' or 'CPU'; 'auto' takes Ascend where MindSpore finds one."""
+    if name == "cpu":
+        return "CPU"
+    found = ms.device_context.ascend.is_available()
+    if name == "ascend" and not found:
+        raise UserError("device is 'ascend' but MindSpore finds no Ascend NPU here; set device: cpu or auto")
+    return "Ascend" if found else "CPU"
+
+
+def compute_dtype(name: str, device: str):
+    """The dtype to compute in. The CPU backend has no bfloat16 kernels and its float16 is slower than float32."""
+    if device == "CPU" and name != "float32":
+        warnings.warn(f"dtype {name} is computed in float32 on CPU", stacklevel=3)
+        return ms.float32
+    return DTYPES[name]
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def say(message: str) -> None:
+    """One line of progress on standard error."""
+    print(message, file=sys.stderr, flush=True)
