@@ -1,0 +1,262 @@
+"""The Python API: `load` gives a `VisionLanguageModel` that chats, generates, encodes images and scores tokens."""
+
+import dataclasses
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from mindvlm import runtime
+from mindvlm.checkpoint import TensorInfo, open_checkpoint
+from mindvlm.config import GenerationConfig, is_mindocr_config, read_yaml
+from mindvlm.errors import UserError
+from mindvlm.families import get_family
+from mindvlm.generation.answer import Answer, AnswerStream
+from mindvlm.generation.engine import Engine
+from mindvlm.generation.generate import Generator, Row
+from mindvlm.generation.stopping import RowStop
+from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.processing.stream_decoder import StreamDecoder
+
+MAX_CACHED_IMAGES = 16
+History = Sequence[tuple[str, str]]
+
+
+def load(
+    config_path: str | Path | None = None, *, progress: Callable[[str], None] | None = None, **overrides
+) -> "VisionLanguageModel":
+    """Builds the model that a YAML describes and loads its weights.
+
+    Args:
+        config_path: a YAML of ours or MindOCR's vary_toy.yaml; None for the shipped Vary-nano.
+        progress: called with one line before each slow step (loading, compiling); None keeps silent.
+        overrides: top-level keys of the YAML, for example device="cpu" or checkpoint="model.safetensors".
+
+    Raises:
+        UserError: the config, the tokenizer file or the checkpoint cannot be used; the message says how to mend it.
+    """
+    start = time.perf_counter()
+    config = read_config(config_path or shipped_config_path(), overrides)
+    if not config.checkpoint:
+        raise UserError(f"config {config_path} names no checkpoint; set checkpoint to a file of converted weights")
+    family = get_family(config.family)
+    processor = family.processor(config.processor)
+    with open_checkpoint(config.checkpoint) as checkpoint:
+        model = family.model(config.model, runtime.start(config))
+        expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
+        weights = family.native_view(checkpoint, target_infos=expected)
+        if progress:
+            progress(f"loading {config.checkpoint}")
+        fill_parameters(model, lambda name: weights.read(name).to_float32())
+    loaded = VisionLanguageModel(model, processor, config, progress=progress)
+    loaded.load_seconds = time.perf_counter() - start
+    return loaded
+
+
+def read_config(config_path: str | Path, overrides: dict | None = None):
+    """The family's typed config of a YAML, with top-level keys replaced by `overrides`."""
+    path = Path(config_path)
+    data = {**read_yaml(path), **(overrides or {})}
+    family = data.get("family", "vary" if is_mindocr_config(data) else None)
+    return get_family(family).parse_config(data, path)
+
+
+def shipped_config_path() -> Path:
+    """Vary-nano's YAML: inside the package in a wheel, at the top of a clone."""
+    package = Path(__file__).parent
+    inside = package / "configs/vary/vary_nano.yaml"
+    return inside if inside.exists() else package.parent / "configs/vary/vary_nano.yaml"
+
+
+class VisionLanguageModel:
+    """A loaded model with its processor. `load` makes one.
+
+    Generation options are those of `GenerationConfig`; a method's keyword arguments override the YAML's.
+
+    Attributes:
+        load_seconds: time that loading took.
+        engine: the compiled graphs, for those who build on them.
+    """
+
+    def __init__(self, model, processor, config, *, progress: Callable[[str], None] | None = None):
+        self.model = model
+        self.processor = processor
+        self.config = config
+        self.load_seconds = 0.0
+        special = processor.tokenizer.special_id
+        self.engine = Engine(
+            model,
+            placeholder_id=special(processor.image_span.placeholder),
+            max_length=config.model.max_length,
+            graph_mode=config.mode == "graph",
+            on_compile=progress and (lambda stage: progress(f"compiling the {stage} graph (once per shape)")),
+        )
+        self.generator = Generator(self.engine)
+        self.image_features: OrderedDict[str, Tensor] = OrderedDict()
+
+    def chat(
+        self, query: str, images=None, history: History | None = None, *, stream: bool = False, **generation
+    ) -> Answer | AnswerStream:
+        """One turn of a conversation.
+
+        Args:
+            query: the question; `<image>` in it marks the place of a picture, without a mark pictures come first.
+            images: a picture or a list of them (path, bytes, PIL image, array): all of the conversation, in order.
+            history: earlier turns as (query, reply), as the `history` of an earlier answer gives them.
+            stream: an iterator of pieces of text instead of the whole.
+
+        Raises:
+            UserError: a picture cannot be used, pictures and marks differ in number, or the context is too short.
+        """
+        images = as_list(images)
+        prompt = self.processor.prompt(query, num_images=len(images), history=history)
+        num_earlier = sum(earlier.count("<image>") for earlier, _ in history or ())
+        asked = self.processor.mark_images(query, len(images) - num_earlier)
+        self.engine.reset_clock()
+        features = self.encode_images(images)
+        self.engine.reset(1)
+        logits = self.engine.append([prompt.input_ids], features)
+        answers = self.start_answers([prompt.input_ids], logits, generation, turns=[[*(history or ()), (asked, "")]])
+        result = AnswerStream(answers.pieces(0), lambda: answers.answer(0))
+        return result if stream else result.answer
+
+    def generate(
+        self, queries: str | Sequence[str], images=None, *, stream: bool = False, **generation
+    ) -> Answer | AnswerStream | list[Answer]:
+        """Answers to one query, or to a batch of independent ones computed together.
+
+        Args:
+            queries: a text, or a list of texts.
+            images: for one text as in `chat`; for a list, one entry per text (a picture, a list of them, or None).
+            stream: an iterator of pieces; for one text only.
+
+        Raises:
+            UserError: as in `chat`; or lists of different lengths.
+        """
+        if isinstance(queries, str):
+            return self.chat(queries, images, stream=stream, **generation)
+        if stream:
+            raise UserError("stream=True works for one query; call generate once for each, or without stream")
+        images = [None] * len(queries) if images is None else list(images)
+        if not queries or len(images) != len(queries):
+            raise UserError(f"{len(images)} image entries for {len(queries)} queries; give one entry for each query")
+        rows = [as_list(entry) for entry in images]
+        prompts = [
+            self.processor.prompt(query, num_images=len(row)).input_ids
+            for query, row in zip(queries, rows, strict=True)
+        ]
+        self.engine.reset_clock()
+        features = self.encode_images([image for row in rows for image in row])
+        self.engine.reset(len(prompts))
+        logits = self.engine.append(prompts, features)
+        turns = [[(self.processor.mark_images(query, len(row)), "")] for query, row in zip(queries, rows, strict=True)]
+        answers = self.start_answers(prompts, logits, generation, turns=turns)
+        for _ in answers.steps:
+            pass
+        return [answers.answer(row) for row in range(len(prompts))]
+
+    def encode_images(self, images) -> Tensor | None:
+        """Image features (N, T, hidden) of N pictures, None for none. The last few pictures' features are kept."""
+        rows = []
+        for image in as_list(images):
+            pixels = list(vars(self.processor.pixels(image)).values())
+            digest = hashlib.sha256(b"".join(array.tobytes() for array in pixels)).hexdigest()
+            if digest not in self.image_features:
+                self.image_features[digest] = self.engine.encode_images(*(array[None] for array in pixels))
+                if len(self.image_features) > MAX_CACHED_IMAGES:
+                    self.image_features.popitem(last=False)
+            self.image_features.move_to_end(digest)
+            rows.append(self.image_features[digest])
+        if not rows:
+            return None
+        return rows[0] if len(rows) == 1 else ops.concat(tuple(rows), 0)
+
+    def logits(self, query: str, images=None, history: History | None = None) -> np.ndarray:
+        """Logits (L, V) float32 at every position of the prompt that `chat` would use; same arguments and errors."""
+        images = as_list(images)
+        prompt = self.processor.prompt(query, num_images=len(images), history=history)
+        input_ids = np.array([prompt.input_ids], np.int32)
+        return self.engine.logits(input_ids, self.encode_images(images))[0].asnumpy().astype(np.float32)
+
+    def generation_config(self, overrides: dict) -> GenerationConfig:
+        """The YAML's generation section with some keys replaced."""
+        known = {field.name for field in dataclasses.fields(GenerationConfig)}
+        for key in overrides:
+            if key not in known:
+                raise UserError(f"unknown generation option '{key}'; known: {', '.join(sorted(known))}")
+        return dataclasses.replace(self.config.generation, **overrides)
+
+    def start_answers(
+        self, prompts: list[list[int]], logits: Tensor, generation: dict, *, turns: list[list[tuple[str, str]]]
+    ) -> "Answers":
+        """Begins generation behind prompts that are in the KV cache; see `Answers`."""
+        config = self.generation_config(generation)
+        stop_strings = (*self.processor.stop_strings, *config.stop_strings)
+        stops = [
+            RowStop(self.processor.stop_ids, stop_strings, StreamDecoder(self.processor.tokenizer)) for _ in prompts
+        ]
+        seed = self.config.seed if config.seed is None else config.seed
+        steps = self.generator.stream(prompts, logits, config, stops=stops, seed=seed)
+        return Answers(self.engine, prompts, stops, steps, turns)
+
+
+class Answers:
+    """The answers of one batch while they grow.
+
+    Attributes:
+        steps: runs the generation, one token a row each time.
+        rows: the rows as of the last step.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: list[list[int]],
+        stops: list[RowStop],
+        steps: Iterator[list[Row]],
+        turns: list[list[tuple[str, str]]],
+    ):
+        self.engine = engine
+        self.prompts = prompts
+        self.stops = stops
+        self.turns = turns
+        self.rows = [Row() for _ in prompts]
+        self.steps = self.follow(steps)
+
+    def follow(self, steps: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        for self.rows in steps:
+            yield self.rows
+
+    def pieces(self, row: int) -> Iterator[str]:
+        """Text of one row as it becomes complete."""
+        for rows in self.steps:
+            if rows[row].stop_reason:
+                self.stops[row].end()
+            piece = self.stops[row].take()
+            if piece:
+                yield piece
+
+    def answer(self, row: int) -> Answer:
+        """The answer of one row, as far as it came."""
+        self.stops[row].end()
+        text = self.stops[row].text
+        *earlier, (query, _) = self.turns[row]
+        return Answer.of(
+            text,
+            ids=list(self.rows[row].ids),
+            num_prompt_tokens=len(self.prompts[row]),
+            stop_reason=self.rows[row].stop_reason or "interrupted",
+            seconds=dict(self.engine.seconds),
+            history=[*earlier, (query, text)],
+        )
+
+
+def as_list(images) -> list:
+    """None, one picture or several as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]

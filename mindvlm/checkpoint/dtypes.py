@@ -1,0 +1,88 @@
+"""The element types a checkpoint can hold, by one set of names, and exact casts between the floating ones.
+
+numpy has no bfloat16, so its bits travel as uint16 under the dtype name "bfloat16". Everything here works on the
+storage arrays: the numpy array that holds the bits of a dtype.
+"""
+
+import numpy as np
+
+_STORAGE = {
+    "float64": np.float64,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "int64": np.int64,
+    "int32": np.int32,
+    "int16": np.int16,
+    "int8": np.int8,
+    "uint64": np.uint64,
+    "uint32": np.uint32,
+    "uint16": np.uint16,
+    "uint8": np.uint8,
+    "bool": np.bool_,
+}
+DTYPES = tuple(_STORAGE)
+FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+def storage_dtype(dtype: str) -> np.dtype:
+    """Return the little-endian numpy dtype whose bits hold `dtype` ("bfloat16" is held by uint16)."""
+    return np.dtype(_STORAGE[dtype]).newbyteorder("<")
+
+
+def item_size(dtype: str) -> int:
+    """Return the bytes of one element."""
+    return np.dtype(_STORAGE[dtype]).itemsize
+
+
+def is_float(dtype: str) -> bool:
+    """Tell whether `dtype` is a floating-point type."""
+    return dtype in FLOAT_DTYPES
+
+
+def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
+    """Widen bfloat16 bits (uint16, any shape) to float32; exact."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Round float32 values (any shape) to bfloat16 bits (uint16): to nearest, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(values.shape)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    with np.errstate(over="ignore"):
+        rounded = ((bits + (odd + np.uint32(0x7FFF))) >> np.uint32(16)).astype(np.uint16)
+    # Rounding could carry a NaN's mantissa into infinity or the sign: keep its upper half and make it quiet.
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    if nan.any():
+        rounded[nan] = (bits[nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(0x0040)
+    return rounded
+
+
+def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Cast a storage array between two dtypes (names of `DTYPES`); rounds to nearest even, keeps NaN.
+
+    Values beyond the target's range become infinity, as in IEEE arithmetic; `overflows` tells whether that happened.
+    """
+    if source == target:
+        return data
+    if source == "bfloat16":
+        data = bfloat16_to_float32(data)
+    if target == "bfloat16":
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float32_to_bfloat16(np.asarray(data, dtype=np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(data).astype(storage_dtype(target), copy=False)
+
+
+def overflows(source: np.ndarray, source_dtype: str, result: np.ndarray, result_dtype: str) -> bool:
+    """Tell whether a cast between floating dtypes turned a finite element into an infinite one."""
+    if not (is_float(source_dtype) and is_float(result_dtype)):
+        return False
+    infinite = _infinite(result, result_dtype)
+    return bool(infinite.any()) and bool((infinite & ~_infinite(source, source_dtype)).any())
+
+
+def _infinite(data: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return (data & np.uint16(0x7FFF)) == np.uint16(0x7F80)
+    return np.isinf(data)

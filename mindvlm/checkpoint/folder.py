@@ -1,0 +1,96 @@
+"""A folder as a checkpoint: one weights file, or shards with the index that Hugging Face writes beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from mindvlm.checkpoint.stored import Contents, StoredTensor
+from mindvlm.errors import UserError
+
+_MAX_INDEX_BYTES = 64 * 1024 * 1024
+_STANDARD = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "tokenizer.bin")
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the weights file of a folder, or the index of its shards.
+
+    The four standard Hugging Face names come first; otherwise the one file with a weights ending.
+
+    Raises:
+        UserError: there is none, or several and no index says how they belong together.
+    """
+    for name in _STANDARD:
+        if (folder / name).is_file():
+            return folder / name
+    names = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix in _ENDINGS and entry.name not in _NOT_WEIGHTS and not entry.name.startswith(".")
+    )
+    if len(names) == 1:
+        return folder / names[0]
+    if not names:
+        raise UserError(f"{folder}: holds no weights; expected one of {', '.join(_STANDARD)} or a single weights file")
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    raise UserError(f"{folder}: holds {len(names)} weights files ({shown}) and no index; give one file, or the index")
+
+
+def read_index(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
+    """Read an index and the headers of all shards that it names.
+
+    Raises:
+        UserError: the index is damaged, names a file outside its folder or a missing shard, or disagrees with a shard.
+    """
+    weight_map = _parse_index(path)
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    for shard in dict.fromkeys(weight_map.values()):
+        file = path.parent / shard
+        if not file.is_file():
+            raise UserError(f"{path}: names the shard {shard!r}, which is not in the folder; download the missing file")
+        shards[shard] = dict(read_file(file).tensors)
+    for name, shard in weight_map.items():
+        if name not in shards[shard]:
+            raise UserError(f"{path}: says that tensor {name!r} is in {shard!r}, but it is not; download both again")
+    for shard, tensors in shards.items():
+        for name in tensors:
+            if weight_map.get(name) != shard:
+                raise UserError(f"{path}: does not list tensor {name!r} of the shard {shard!r}; download both again")
+    return Contents({name: tensor for tensors in shards.values() for name, tensor in tensors.items()})
+
+
+def _parse_index(path: Path) -> dict[str, str]:
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise UserError(f"{path}: larger than {_MAX_INDEX_BYTES} bytes, not an index; download it again")
+    try:
+        index: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON; download the index again") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{path}: has no weight_map that says which shard holds which tensor; download it again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_name(shard):
+            raise UserError(f"{path}: puts tensor {name!r} into {shard!r}; shards must be files in the same folder")
+        if not shard.endswith(_ENDINGS):
+            raise UserError(f"{path}: puts tensor {name!r} into {shard!r}; expected one of {', '.join(_ENDINGS)}")
+    return weight_map
+
+
+def _is_plain_name(name: str) -> bool:
+    return (
+        bool(name)
+        and name not in (".", "..")
+        and name.isprintable()
+        and PurePosixPath(name).name == name
+        and PureWindowsPath(name).name == name
+    )

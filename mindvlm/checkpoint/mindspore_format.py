@@ -1,0 +1,267 @@
+"""The MindSpore `.ckpt` format: a protobuf message, read and written as a stream without MindSpore or protobuf.
+
+    Checkpoint { repeated Value value = 1 }
+    Value      { string tag = 1; TensorProto tensor = 2 }
+    TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }
+
+A tensor larger than a slice is stored as consecutive values with one tag, each with the full dims and a run of the
+bytes. An optional tail "crc_num" + 10 bytes follows (mindspore/train/serialization.py, checkpoint.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mindvlm.checkpoint.atomic import atomic_file
+from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.source import TensorInfo, TensorSource
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
+from mindvlm.errors import UserError
+
+_NAMES = {
+    "Float64": "float64",
+    "Float32": "float32",
+    "Float16": "float16",
+    "BFloat16": "bfloat16",
+    "Int64": "int64",
+    "Int32": "int32",
+    "Int16": "int16",
+    "Int8": "int8",
+    "UInt64": "uint64",
+    "UInt32": "uint32",
+    "UInt16": "uint16",
+    "UInt8": "uint8",
+    "Bool": "bool",
+}
+_CODES = {name: code for code, name in _NAMES.items()}
+_SLICE_BYTES = 512 * 1024 * 1024
+_MAX_TEXT_BYTES = 64 * 1024
+_MAX_DIMS = 32
+_CRC_TAIL_BYTES = 17
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def read_mindspore(path: Path) -> Contents:
+    """Find the tensors of a `.ckpt` file; text entries become metadata.
+
+    Raises:
+        UserError: the file is truncated, encrypted or damaged, or holds what has no dense values (map tensors).
+    """
+    size = path.stat().st_size
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    last = None
+    with open(path, "rb") as file:
+        reader = _WireReader(path, file)
+        size -= reader.tail_bytes(size)
+        position = 0
+        while position < size:
+            field, start, end = reader.field(position, size)
+            position = end
+            if field != 1:
+                raise reader.damaged("holds an unknown entry")
+            tag, code, dims, content = _read_value(reader, start, end)
+            if code == "str":
+                metadata[tag] = _read_text(reader, content)
+                continue
+            if code not in _NAMES:
+                raise UserError(f"{path}: tensor {tag!r} has type {code!r}; readable are {', '.join(_NAMES)}")
+            stored = StoredTensor(TensorInfo(tag, _NAMES[code], dims), (content,))
+            if tag not in tensors:
+                tensors[tag] = stored
+            elif tag == last and tensors[tag].info == stored.info:
+                tensors[tag] = StoredTensor(stored.info, (*tensors[tag].segments, content))
+            else:
+                raise reader.damaged(f"holds tensor {tag!r} twice")
+            last = tag
+    checked = {tag: _check_size(path, stored) for tag, stored in tensors.items()}
+    return Contents(checked, metadata)
+
+
+def write_mindspore(
+    path: str | Path,
+    source: TensorSource,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write all tensors of `source` so that `mindspore.load_checkpoint` reads them, chunk by chunk.
+
+    `metadata` is stored as text entries. `progress` is called with the tensor's name and the bytes just written.
+
+    Raises:
+        UserError: the file cannot be written, or the source cannot be read; nothing is left behind.
+    """
+    with atomic_file(path) as file:
+        for name, info in source.infos.items():
+            pending = _slice_sizes(info)
+            left = 0
+            for chunk in source.chunks(name):
+                data = np.ascontiguousarray(chunk).view(np.uint8).data
+                while len(data):
+                    if left == 0:
+                        left = pending.pop(0)
+                        file.write(_value_head(name, info, left))
+                    count = min(left, len(data))
+                    file.write(data[:count])
+                    data, left = data[count:], left - count
+                if progress:
+                    progress(name, chunk.nbytes)
+            for empty in pending:
+                file.write(_value_head(name, info, empty))
+        for key, text in (metadata or {}).items():
+            encoded = text.encode("utf-32-le")
+            file.write(_message(_text_field(1, key), _tensor_head((0,), "str"), encoded))
+
+
+class _WireReader:
+    """Protobuf fields at file positions; every length is checked against the bytes that are left."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path = path
+        self._file = file
+
+    def damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"{self.path}: {problem}; the file is truncated, encrypted or not a MindSpore checkpoint, copy it again"
+        )
+
+    def tail_bytes(self, size: int) -> int:
+        if size < _CRC_TAIL_BYTES:
+            return 0
+        return _CRC_TAIL_BYTES if self.bytes_at(size - _CRC_TAIL_BYTES, 7) == b"crc_num" else 0
+
+    def bytes_at(self, position: int, count: int) -> bytes:
+        self._file.seek(position)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise self.damaged("ends too early")
+        return data
+
+    def varint(self, position: int, limit: int) -> tuple[int, int]:
+        """Return the value and the position behind it."""
+        data = self.bytes_at(position, min(10, limit - position))
+        value = 0
+        for index, byte in enumerate(data):
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80:
+                return value, position + index + 1
+        raise self.damaged("holds a broken number")
+
+    def field(self, position: int, limit: int) -> tuple[int, int, int]:
+        """Return a field's number and where its payload starts and ends (for a varint: the varint itself)."""
+        key, position = self.varint(position, limit)
+        kind = key & 7
+        if kind == _VARINT:
+            return key >> 3, position, self.varint(position, limit)[1]
+        if kind == _BYTES:
+            length, position = self.varint(position, limit)
+        else:
+            length = {_FIXED64: 8, _FIXED32: 4}.get(kind, limit)
+        if length > limit - position:
+            raise self.damaged("ends too early")
+        return key >> 3, position, position + length
+
+    def text(self, start: int, end: int) -> str:
+        if end - start > _MAX_TEXT_BYTES:
+            raise self.damaged(f"holds a name of {end - start} bytes")
+        try:
+            return self.bytes_at(start, end - start).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.damaged("holds a name that is not text") from error
+
+
+def _read_value(reader: _WireReader, start: int, end: int) -> tuple[str, str, tuple[int, ...], Segment]:
+    """Return tag, tensor type, dims and content of one Value message."""
+    tag, tensor = None, None
+    while start < end:
+        field, begin, start = reader.field(start, end)
+        if field == 1:
+            tag = reader.text(begin, start)
+        elif field == 2:
+            tensor = (begin, start)
+        elif field == 3:
+            raise UserError(f"{reader.path}: holds a MapTensor, which has no dense values; save it without")
+    if tag is None or tensor is None:
+        raise reader.damaged("holds an entry without a name or values")
+    code, content = None, None
+    dims: list[int] = []
+    position, limit = tensor
+    while position < limit:
+        field, begin, position = reader.field(position, limit)
+        if field == 1:
+            dims.append(reader.varint(begin, position)[0])
+            if len(dims) > _MAX_DIMS or dims[-1] >= 1 << 62:
+                raise reader.damaged(f"holds an impossible shape for tensor {tag!r}")
+        elif field == 2:
+            code = reader.text(begin, position)
+        elif field == 3:
+            content = Segment(reader.path, begin, position - begin)
+    if code is None or content is None:
+        raise reader.damaged(f"holds tensor {tag!r} without a type or values")
+    return tag, code, tuple(dims), content
+
+
+def _read_text(reader: _WireReader, content: Segment) -> str:
+    if content.num_bytes > _MAX_TEXT_BYTES:
+        raise reader.damaged("holds an overlong text")
+    try:
+        return reader.bytes_at(content.offset, content.num_bytes).decode("utf-32-le")
+    except UnicodeDecodeError as error:
+        raise reader.damaged("holds a broken text") from error
+
+
+def _check_size(path: Path, stored: StoredTensor) -> StoredTensor:
+    num_bytes = sum(segment.num_bytes for segment in stored.segments)
+    info = stored.info
+    if info.shape == (0,) and num_bytes == item_size(info.dtype):
+        return StoredTensor(TensorInfo(info.name, info.dtype, ()), stored.segments)
+    if num_bytes != info.num_bytes:
+        raise UserError(
+            f"{path}: tensor {info.name!r} of shape {list(info.shape)} needs {info.num_bytes} bytes but has "
+            f"{num_bytes}; the file is damaged, copy it again"
+        )
+    return stored
+
+
+def _slice_sizes(info: TensorInfo) -> list[int]:
+    """Bytes of the values that one tensor is spread over; at least one, and whole elements in each."""
+    full, rest = divmod(info.num_bytes, _SLICE_BYTES)
+    return [_SLICE_BYTES] * full + ([rest] if rest or not full else [])
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _text_field(number: int, text: str) -> bytes:
+    encoded = text.encode()
+    return bytes([number << 3 | _BYTES]) + _varint(len(encoded)) + encoded
+
+
+def _tensor_head(dims: tuple[int, ...], code: str) -> bytes:
+    return b"".join(b"\x08" + _varint(dim) for dim in dims) + _text_field(2, code)
+
+
+def _message(tag: bytes, tensor_head: bytes, content: bytes) -> bytes:
+    return _message_head(tag, tensor_head, len(content)) + content
+
+
+def _message_head(tag: bytes, tensor_head: bytes, content_bytes: int) -> bytes:
+    """Everything of a Checkpoint message with one value up to the first byte of the content."""
+    tensor = tensor_head + b"\x1a" + _varint(content_bytes)
+    value = tag + b"\x12" + _varint(len(tensor) + content_bytes) + tensor
+    return b"\x0a" + _varint(len(value) + content_bytes) + value
+
+
+def _value_head(name: str, info: TensorInfo, content_bytes: int) -> bytes:
+    return _message_head(_text_field(1, name), _tensor_head(info.shape, _CODES[info.dtype]), content_bytes)

@@ -1,0 +1,147 @@
+"""The safetensors format (https://github.com/huggingface/safetensors): an 8-byte length, a JSON header, the bytes.
+
+The reader trusts nothing: lengths, dtype names, offsets and overlaps are checked against the size of the file before
+any tensor is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindvlm.checkpoint.atomic import atomic_file
+from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.source import TensorInfo, TensorSource
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
+from mindvlm.errors import UserError
+
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_CODES = {name: code for code, name in _NAMES.items()}
+_MAX_HEADER_BYTES = 32 * 1024 * 1024
+_REMEDY = "the file is truncated or damaged, copy or download it again"
+
+
+def read_safetensors(path: Path) -> Contents:
+    """Read the header of a safetensors file.
+
+    Raises:
+        UserError: anything about the header does not hold for this file.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
+        if length is None or length > size - 8:
+            raise UserError(f"{path}: not a complete safetensors file ({size} bytes); {_REMEDY}")
+        if length > _MAX_HEADER_BYTES:
+            raise UserError(f"{path}: its header claims {length} bytes, more than {_MAX_HEADER_BYTES}; {_REMEDY}")
+        header = _parse_header(path, file.read(length))
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: the metadata in its header is not a table; {_REMEDY}")
+    begin = 8 + length
+    tensors = [_stored(path, name, entry, begin) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.segments[0].offset, tensor.segments[0].num_bytes))
+    expected = begin
+    for tensor in tensors:
+        segment = tensor.segments[0]
+        if segment.offset != expected:
+            problem = "overlaps another tensor" if segment.offset < expected else "leaves a gap before it"
+            raise UserError(f"{path}: tensor {tensor.info.name!r} {problem}; {_REMEDY}")
+        expected += segment.num_bytes
+    if expected != size:
+        raise UserError(f"{path}: its header describes {expected} bytes, the file has {size}; {_REMEDY}")
+    return Contents(
+        {tensor.info.name: tensor for tensor in tensors}, {str(key): str(value) for key, value in metadata.items()}
+    )
+
+
+def write_safetensors(
+    path: str | Path,
+    source: TensorSource,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write all tensors of `source`, chunk by chunk.
+
+    Order and alignment are those of the safetensors library (large elements first, then by name). `progress` is
+    called with the tensor's name and the bytes just written.
+
+    Raises:
+        UserError: the file cannot be written, or the source cannot be read; nothing is left behind.
+    """
+    infos = sorted(source.infos.values(), key=lambda info: (-item_size(info.dtype), info.name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for info in infos:
+        end = offset + info.num_bytes
+        header[info.name] = {"dtype": _CODES[info.dtype], "shape": list(info.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic_file(path) as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for info in infos:
+            for chunk in source.chunks(info.name):
+                file.write(np.ascontiguousarray(chunk).view(np.uint8).data)
+                if progress:
+                    progress(info.name, chunk.nbytes)
+
+
+def _parse_header(path: Path, encoded: bytes) -> dict[str, Any]:
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                raise UserError(f"{path}: its header names {key!r} twice; {_REMEDY}")
+            table[key] = value
+        return table
+
+    try:
+        header = json.loads(encoded.decode("utf-8"), object_pairs_hook=unique)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its header is not JSON; {_REMEDY}") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its header is not a table of tensors; {_REMEDY}")
+    return header
+
+
+def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
+    fields = entry if isinstance(entry, dict) else {}
+    code, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(code, str) or code not in _NAMES:
+        raise UserError(f"{path}: tensor {name!r} has dtype {code!r}, readable are {', '.join(_NAMES)}; {_REMEDY}")
+    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2 or len(shape) > 32:
+        raise UserError(f"{path}: tensor {name!r} has no valid shape and offsets; {_REMEDY}")
+    info = TensorInfo(name, _NAMES[code], tuple(shape))
+    start, end = offsets
+    if end < start or end - start != math.prod(shape) * item_size(info.dtype):
+        raise UserError(f"{path}: tensor {name!r} of shape {shape} and dtype {code} does not fit its bytes; {_REMEDY}")
+    return StoredTensor(info, (Segment(path, begin + start, end - start),))
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)

@@ -1,0 +1,186 @@
+"""Runs a model's inference graphs: vision, merge, prefill by length buckets, decode, over one growing KV cache.
+
+B batch, L length, S slots, N images, T tokens an image, V vocabulary.
+"""
+
+import time
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindvlm.errors import UserError
+from mindvlm.generation.graphs import (
+    DecodeGraph,
+    MergeGraph,
+    PrefillGraph,
+    ScoreGraph,
+    VisionGraph,
+    bucket_length,
+    cache_capacity,
+    pad_rows,
+)
+from mindvlm.models.common.rotary import inverse_frequencies, ntk_alpha
+from mindvlm.models.common.splice import splice_sources
+
+STAGES = ("compile", "vision", "prefill", "decode")
+
+
+class Engine:
+    """One model, one KV cache, B rows that grow together.
+
+    Args:
+        model: a family's model Cell with `language_model`, `encode_images` and `merge`.
+        placeholder_id: the token that stands for one image feature row.
+        max_length: the most tokens that a row may reach.
+        graph_mode: whether Cells are compiled (PyNative otherwise).
+        on_compile: called with a graph's name before it is compiled.
+
+    Attributes:
+        lengths: (B,) tokens whose keys and values are in the cache.
+        owner: whose conversation the cache holds; None after a reset.
+        seconds: time spent per stage since the last `reset_clock`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Cell,
+        *,
+        placeholder_id: int,
+        max_length: int,
+        graph_mode: bool = True,
+        on_compile: Callable[[str], None] | None = None,
+    ):
+        self.model = model.set_train(False)
+        self.config = model.config.language_model
+        self.placeholder_id = placeholder_id
+        self.max_length = max_length
+        self.graph_mode = graph_mode
+        self.on_compile = on_compile
+        self.vision = VisionGraph(model)
+        self.merge = MergeGraph(model)
+        self.score = ScoreGraph(model.language_model)
+        self.lengths = np.zeros(0, np.int32)
+        self.owner = None
+        self.num_slots = 0
+        self.caches = None
+        self.alpha = 1
+        self.inv_freq = None
+        self.compiled: set = set()
+        self.reset_clock()
+
+    def reset_clock(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def encode_images(self, *pixels: np.ndarray) -> Tensor:
+        """Pixels of the family's towers, each (N, 3, height, width) float32 -> image features (N, T, hidden)."""
+        dtype = self.model.language_model.dtype
+        return self.run("vision", self.vision, *(Tensor(array).astype(dtype) for array in pixels))
+
+    def reset(self, batch_size: int) -> None:
+        """Empties the cache for B new rows."""
+        if len(self.lengths) != batch_size:
+            self.caches, self.num_slots = None, 0
+        self.owner = None
+        self.lengths = np.zeros(batch_size, np.int32)
+
+    def alpha_for(self, length: int) -> float:
+        """The dynamic NTK factor that a prompt of this length asks for."""
+        return ntk_alpha(length, self.config.training_length) if self.config.use_dynamic_ntk else 1
+
+    def append(self, rows: list[list[int]], image_features: Tensor | None = None) -> Tensor:
+        """Prefill: adds tokens to every row and returns the logits (B, V) behind each row's last token.
+
+        The NTK factor follows from the rows' length when the cache is empty and stays until it is reset.
+
+        Args:
+            rows: B lists of ids, at least one each.
+            image_features: (N, T, hidden), in the order of the placeholders in `rows`.
+
+        Raises:
+            UserError: a row passes `max_length`, or placeholders and features differ in number.
+        """
+        counts = np.array([len(row) for row in rows], np.int32)
+        totals = self.lengths + counts
+        self.check_length(int(totals.max()))
+        if not self.lengths.any():
+            self.set_alpha(self.alpha_for(int(totals.max())))
+        bucket = bucket_length(int(counts.max()))
+        self.ensure_slots(int(self.lengths.max()) + bucket)
+        embeds = self.merged_embeddings(pad_rows(rows, bucket, 0), image_features)
+        positions = self.lengths[:, None] + np.arange(bucket, dtype=np.int32)
+        logits = self.run("prefill", self.prefill, embeds, Tensor(positions), self.inv_freq, Tensor(counts - 1))
+        self.lengths = totals
+        return logits
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Decode: feeds one token a row, ids (B,) int32 -> logits (B, V)."""
+        self.ensure_slots(int(self.lengths.max()) + 1)
+        logits = self.run("decode", self.decode, ids, Tensor(self.lengths[:, None]), self.inv_freq)
+        self.lengths = self.lengths + 1
+        return logits
+
+    def logits(self, input_ids: np.ndarray, image_features: Tensor | None = None) -> Tensor:
+        """Logits at every position, without the cache: input_ids (B, L) int32 -> (B, L, V)."""
+        self.check_length(input_ids.shape[1])
+        inv_freq = self.frequencies(self.alpha_for(input_ids.shape[1]))
+        return self.run("prefill", self.score, self.merged_embeddings(input_ids, image_features), inv_freq)
+
+    def check_length(self, length: int) -> None:
+        if length > self.max_length:
+            raise UserError(
+                f"the prompt has {length} tokens but the context holds {self.max_length}; "
+                "shorten it or raise model.max_length"
+            )
+
+    def merged_embeddings(self, input_ids: np.ndarray, image_features: Tensor | None) -> Tensor:
+        if image_features is None:
+            sources = splice_sources(input_ids, 0, 0, self.placeholder_id)
+            # an empty tensor cannot enter a graph; one row that nothing points at can
+            blank = np.zeros((1, 1, self.config.hidden_size), np.float32)
+            image_features = Tensor(blank).astype(self.model.language_model.dtype)
+        else:
+            num_images, image_token_len, _ = image_features.shape
+            sources = splice_sources(input_ids, num_images, image_token_len, self.placeholder_id)
+        return self.run("prefill", self.merge, Tensor(input_ids), image_features, Tensor(sources))
+
+    def frequencies(self, alpha: float) -> Tensor:
+        return Tensor(inverse_frequencies(self.config.head_dim, self.config.rope_theta, alpha=alpha))
+
+    def set_alpha(self, alpha: float) -> None:
+        self.alpha = alpha
+        self.inv_freq = self.frequencies(alpha)
+
+    def ensure_slots(self, needed: int) -> None:
+        """Allocates the cache, or a larger one that takes over what is in it."""
+        if self.num_slots >= needed:
+            return
+        old = self.caches
+        self.num_slots = cache_capacity(needed, self.max_length)
+        self.caches = self.model.language_model.new_caches(len(self.lengths), self.num_slots)
+        if old is not None and self.lengths.any():
+            for new_layer, old_layer in zip(self.caches, old, strict=True):
+                for new, filled in ((new_layer.key, old_layer.key), (new_layer.value, old_layer.value)):
+                    buffer = np.zeros(new.shape, filled.asnumpy().dtype)
+                    buffer[:, :, : filled.shape[2]] = filled.asnumpy()
+                    new.set_data(Tensor.from_numpy(buffer))
+        self.prefill = PrefillGraph(self.model.language_model, self.caches)
+        self.decode = DecodeGraph(self.model.language_model, self.caches)
+
+    def run(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> Tensor:
+        """Runs a graph under the clock of its stage; a new shape is compiled first, under its own clock."""
+        key = (id(graph), graph.training, tuple((x.shape, x.dtype) for x in inputs))
+        if self.graph_mode and key not in self.compiled:
+            start = time.perf_counter()
+            if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
+                self.on_compile(stage)
+            graph.compile(*inputs)
+            self.compiled.add(key)
+            self.seconds["compile"] += time.perf_counter() - start
+        start = time.perf_counter()
+        result = graph(*inputs)
+        if ms.get_current_device().device_target != "CPU":
+            ms.runtime.synchronize()
+        self.seconds[stage] += time.perf_counter() - start
+        return result
