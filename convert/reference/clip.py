@@ -1,0 +1,136 @@
+"""Torch reference of the CLIP vision tower (Radford et al. 2021; `CLIPVisionModel` of transformers).
+
+N images, T patches (plus one class token), C channels, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mindvlm.convert.reference.vary_layout import patch_grid
+
+
+class ClipAttention(nn.Module):
+    """Unmasked multi-head attention, every projection with a bias."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ClipMlp(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))
+
+
+class ClipLayer(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, eps = config["hidden_size"], config["layer_norm_eps"]
+        self.self_attn = ClipAttention(width, config["num_attention_heads"])
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.mlp = ClipMlp(width, config["intermediate_size"])
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class ClipEmbeddings(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, patch = config["hidden_size"], config["patch_size"]
+        rows, columns = patch_grid(config)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.patch_embedding = nn.Conv2d(config["num_channels"], width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding(rows * columns + 1, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.position_embedding.weight
+
+
+class ClipEncoder(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config["num_hidden_layers"]))
+
+
+class ClipVisionModel(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.embeddings = ClipEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        self.encoder = ClipEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+
+
+class ClipTower(nn.Module):
+    """CLIP vision tower with the state dict of `CLIPVisionModel`.
+
+    Args:
+        config: an HF CLIP `vision_config`; `image_size` may be a pair [height, width].
+
+    Raises:
+        ValueError: an activation other than quick_gelu, or an image size that is no multiple of the patch size.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        if config["hidden_act"] != "quick_gelu":
+            raise ValueError(f"hidden_act {config['hidden_act']!r}: the CLIP tower knows quick_gelu only")
+        self.vision_model = ClipVisionModel(config)
+
+    def hidden_states(self, pixels: Tensor, *, num_layers: int | None = None) -> list[Tensor]:
+        """Pixels (N, 3, height, width) -> list of (N, T + 1, C): the encoder's input, then the output of each layer.
+
+        `num_layers` stops early: the last entry is then the output of that many layers.
+        """
+        model = self.vision_model
+        states = [model.pre_layrnorm(model.embeddings(pixels))]
+        for layer in model.encoder.layers[:num_layers]:
+            states.append(layer(states[-1]))
+        return states
+
+    def features(self, pixels: Tensor, *, select_layer: int = -2) -> Tensor:
+        """Pixels (N, 3, height, width) -> (N, T, C): one hidden state without its class token, patches row-major.
+
+        `select_layer` indexes the list of `hidden_states`; layers behind it are not run.
+        """
+        depth = len(self.vision_model.encoder.layers)
+        wanted = select_layer if select_layer >= 0 else depth + 1 + select_layer
+        if not 0 <= wanted <= depth:
+            raise ValueError(f"vision_select_layer {select_layer}: must lie in -{depth + 1}..{depth}")
+        model = self.vision_model
+        x = model.pre_layrnorm(model.embeddings(pixels))
+        for layer in model.encoder.layers[:wanted]:
+            x = layer(x)
+        return x[:, 1:]
+
+    def pooled(self, last_hidden_state: Tensor) -> Tensor:
+        """Last hidden state (N, T + 1, C) -> class token after the post layer norm (N, C)."""
+        return self.vision_model.post_layernorm(last_hidden_state[:, 0])

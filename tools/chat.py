@@ -1,0 +1,80 @@
+"""The chat of `mindvlm-predict --chat_mode`."""
+
+import sys
+from pathlib import Path
+
+from mindvlm.conversation import Conversation
+from mindvlm.errors import UserError
+from mindvlm.tools import cli
+
+HELP = "commands: /image FILE  /reset  /help  /exit   (Ctrl-C stops an answer)"
+
+
+def chat(model, images: list[str], options: dict) -> int:
+    """Reads questions until /exit or the end of input. Pictures wait for the next question.
+
+    Args:
+        model: a loaded `VisionLanguageModel`.
+        images: pictures of the first question.
+        options: generation options.
+    """
+    conversation = Conversation(model)
+    waiting = list(images)
+    cli.say(HELP)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return 0
+        except KeyboardInterrupt:
+            cli.say("\n/exit leaves")
+            continue
+        command, _, argument = line.partition(" ")
+        if command in ("/exit", "/quit", "exit"):
+            return 0
+        if command == "/reset":
+            conversation.reset()
+            waiting = []
+            cli.say("forgot all turns and pictures")
+        elif command == "/image":
+            add_image(model, waiting, argument.strip())
+        elif command == "/help":
+            cli.say(HELP)
+        elif command.startswith("/") and not argument:
+            cli.say(f"unknown command {command}; {HELP}")
+        elif line and answer(conversation, line, waiting, options):
+            waiting = []
+
+
+def add_image(model, waiting: list[str], path: str) -> None:
+    """Reads the picture now, so that a bad one is refused here."""
+    if not path:
+        cli.say("/image needs the path of a picture")
+        return
+    try:
+        model.encode_images(path)
+    except UserError as error:
+        cli.say(f"error: {error}")
+        return
+    waiting.append(path)
+    cli.say(f"{Path(path).name} goes with the next question")
+
+
+def answer(conversation: Conversation, query: str, images: list[str], options: dict) -> bool:
+    """Streams one answer; False if the question could not be asked."""
+    try:
+        stream = conversation.ask(query, images, stream=True, **options)
+    except UserError as error:
+        cli.say(f"error: {error}")
+        if "context" in str(error):
+            cli.say("the context is full; /reset begins a new conversation")
+        return False
+    try:
+        for piece in stream:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        cli.say(" [stopped]")
+    print(flush=True)
+    if stream.close().stop_reason == "context_full":
+        cli.say("the context is full; /reset begins a new conversation")
+    return True

@@ -1,0 +1,52 @@
+"""What all command-line tools share: one-line errors, exit statuses, quiet warnings."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from mindvlm.errors import UserError
+
+INTERRUPTED = 130
+
+
+def run(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Runs a tool's command and returns its exit status.
+
+    A `UserError` becomes one line on standard error and status 2, Ctrl-C status 130. A reader that went away (a pipe
+    into `head`) ends the tool silently.
+    """
+    warnings.showwarning = show_warning
+    try:
+        return command(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # keeps the interpreter from complaining when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Our own warnings as one line; those of other packages are for developers and stay out of the terminal."""
+    if category is UserWarning and "mindvlm" in filename:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def say(message: str) -> None:
+    """One line of progress on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def yes_or_no(text: str) -> bool:
+    """Parses the switch values that MindOCR's command line takes."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")

@@ -1,0 +1,183 @@
+"""Reads text from pictures, or talks about them: `mindvlm-predict --image_dir page.png`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mindvlm.errors import UserError
+from mindvlm.tools import cli
+
+DEFAULT_QUERY = "Provide the ocr results of this image."
+IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+GENERATION_OPTIONS = {
+    "max_new_tokens": (int, "most tokens of an answer"),
+    "temperature": (float, "above 1 flattens, below 1 sharpens; with --do_sample"),
+    "top_k": (int, "draw from the k likeliest tokens, 0 for all; with --do_sample"),
+    "top_p": (float, "draw from the likeliest tokens that make up this share; with --do_sample"),
+    "repetition_penalty": (float, "above 1 makes tokens that occurred less likely"),
+    "no_repeat_ngram_size": (int, "forbid to repeat any run of n tokens, 0 for off"),
+    "seed": (int, "of the draws"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mindvlm-predict",
+        description="Answer a question about pictures. Without --config_path the shipped Vary-nano reads one or two "
+        "lines of printed text.",
+    )
+    parser.add_argument("--image_dir", nargs="+", metavar="PATH", help="a picture, several, or a folder of them")
+    parser.add_argument("--query", default=DEFAULT_QUERY, help="the question (default: %(default)s)")
+    parser.add_argument("--config_path", metavar="YAML", help="the model (default: the shipped Vary-nano)")
+    parser.add_argument(
+        "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="talk, several turns"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write one JSON line per picture")
+    runtime = parser.add_argument_group("runtime (override the YAML)")
+    runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
+    runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
+    runtime.add_argument("--mode", choices=["graph", "pynative"])
+    runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
+    generation = parser.add_argument_group("generation (override the YAML)")
+    generation.add_argument("--do_sample", nargs="?", const=True, type=cli.yes_or_no, help="draw instead of greedy")
+    for name, (kind, text) in GENERATION_OPTIONS.items():
+        generation.add_argument(f"--{name}", type=kind, help=text)
+    generation.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeat")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `mindvlm-predict`; returns the exit status."""
+    return cli.run(predict, argv)
+
+
+def predict(argv: list[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
+    images = find_images(arguments.image_dir or [])
+    if not images and not arguments.chat_mode and arguments.query == DEFAULT_QUERY:
+        raise UserError("no picture given; add --image_dir FILE (or a --query that needs none, or --chat_mode)")
+    if arguments.output:
+        from mindvlm.checkpoint import check_writable
+
+        check_writable(arguments.output)
+
+    # MindSpore takes seconds to import; help and the errors above come before
+    import mindvlm
+
+    overrides = {
+        key: value
+        for key in ("checkpoint", "device", "mode", "dtype")
+        if (value := getattr(arguments, key)) is not None
+    }
+    if overrides.get("checkpoint"):
+        overrides["checkpoint"] = str(Path(overrides["checkpoint"]).resolve())
+    model = mindvlm.load(arguments.config_path, progress=cli.say, **overrides)
+    options = {
+        key: value for key in (*GENERATION_OPTIONS, "do_sample") if (value := getattr(arguments, key)) is not None
+    }
+    if arguments.stop:
+        options["stop_strings"] = arguments.stop
+    model.generation_config(options)
+    if arguments.chat_mode:
+        from mindvlm.tools.chat import chat
+
+        return chat(model, images, options)
+    if len(images) > 1 or arguments.output:
+        return answer_all(model, images or [None], arguments, options)
+    print_streamed(model.chat(arguments.query, images or None, stream=True, **options))
+    return 0
+
+
+def find_images(paths: list[str]) -> list[str]:
+    """The pictures that the arguments name: files as given, folders by their picture files in name order.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no picture.
+    """
+    images = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
+            if not found:
+                raise UserError(f"folder {path} holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))}); give another")
+            images += found
+        elif path.exists():
+            images.append(str(path))
+        else:
+            raise UserError(f"{path} does not exist; give a picture or a folder of pictures")
+    return images
+
+
+def print_streamed(stream) -> None:
+    """Prints pieces as they come and the measures on standard error."""
+    for piece in stream:
+        print(piece, end="", flush=True)
+    print()
+    cli.say(summary(stream.answer))
+
+
+def summary(answer) -> str:
+    seconds = answer.seconds
+    parts = [f"{answer.num_prompt_tokens} prompt tokens", f"{answer.num_new_tokens} new ({answer.stop_reason})"]
+    parts += [f"{stage} {seconds[stage]:.2f} s" for stage in ("compile", "vision", "prefill", "decode")]
+    if answer.tokens_per_second:
+        parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
+    return ", ".join(parts)
+
+
+def answer_all(model, images: list, arguments: argparse.Namespace, options: dict) -> int:
+    """Answers the query for each picture; a bad one is recorded and the rest go on.
+
+    Returns:
+        0, or 1 when a picture failed.
+    """
+    from tqdm import tqdm
+
+    records, num_failed = [], 0
+    load_seconds = model.load_seconds
+    bar = tqdm(images, unit="image", disable=len(images) == 1 or not sys.stderr.isatty())
+    try:
+        for image in bar:
+            record = {"image": image, "query": arguments.query}
+            try:
+                answer = model.chat(arguments.query, image, **options)
+            except UserError as error:
+                num_failed += 1
+                record["error"] = str(error)
+                tqdm.write(f"error: {error}", file=sys.stderr)
+            else:
+                record.update(describe(answer, load_seconds))
+                load_seconds = 0.0
+                tqdm.write(f"{image}: {answer}" if len(images) > 1 else str(answer), file=sys.stdout)
+            records.append(record)
+    finally:
+        if arguments.output and records:
+            write_records(arguments.output, records)
+    if num_failed:
+        cli.say(f"{num_failed} of {len(images)} pictures failed")
+    return 1 if num_failed else 0
+
+
+def describe(answer, load_seconds: float) -> dict:
+    """An answer as the fields of a JSON line; loading is charged to the first picture."""
+    return {
+        "text": str(answer),
+        "num_prompt_tokens": answer.num_prompt_tokens,
+        "num_new_tokens": answer.num_new_tokens,
+        "seconds": {stage: round(t, 4) for stage, t in {"load": load_seconds, **answer.seconds}.items()},
+        "tokens_per_second": round(answer.tokens_per_second, 2),
+        "stop_reason": answer.stop_reason,
+    }
+
+
+def write_records(path: str, records: list[dict]) -> None:
+    from mindvlm.checkpoint import atomic_file
+
+    with atomic_file(path) as file:
+        for record in records:
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
