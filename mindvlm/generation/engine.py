@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from mindvlm.errors import UserError
 from mindvlm.generation.graphs import (
@@ -24,6 +24,8 @@ from mindvlm.generation.graphs import (
 from mindvlm.models.common.rotary import inverse_frequencies, ntk_alpha
 from mindvlm.models.common.splice import splice_sources
 
+# A longer prompt is prefilled in pieces of this many tokens, so that attention scores stay small.
+MAX_PREFILL_LENGTH = 1024
 STAGES = ("compile", "vision", "prefill", "decode")
 
 
@@ -106,13 +108,22 @@ class Engine:
         self.check_length(int(totals.max()))
         if not self.lengths.any():
             self.set_alpha(self.alpha_for(int(totals.max())))
-        bucket = bucket_length(int(counts.max()))
-        self.ensure_slots(int(self.lengths.max()) + bucket)
-        embeds = self.merged_embeddings(pad_rows(rows, bucket, 0), image_features)
-        positions = self.lengths[:, None] + np.arange(bucket, dtype=np.int32)
-        logits = self.run("prefill", self.prefill, embeds, Tensor(positions), self.inv_freq, Tensor(counts - 1))
+        embeds = self.merged_embeddings(pad_rows(rows, self.padded_length(int(counts.max())), 0), image_features)
+        self.ensure_slots(int(self.lengths.max()) + embeds.shape[1])
+        for start in range(0, embeds.shape[1], MAX_PREFILL_LENGTH):
+            chunk = embeds[:, start : start + MAX_PREFILL_LENGTH]
+            positions = self.lengths[:, None] + np.arange(start, start + chunk.shape[1], dtype=np.int32)
+            last = np.clip(counts - 1 - start, 0, chunk.shape[1] - 1).astype(np.int32)
+            chunk_logits = self.run("prefill", self.prefill, chunk, Tensor(positions), self.inv_freq, Tensor(last))
+            ends_here = (counts > start) & (counts <= start + chunk.shape[1])
+            logits = chunk_logits if start == 0 else ops.select(Tensor(ends_here[:, None]), chunk_logits, logits)
         self.lengths = totals
         return logits
+
+    def padded_length(self, length: int) -> int:
+        """Whole chunks and a bucket for the rest."""
+        chunks, rest = divmod(length, MAX_PREFILL_LENGTH)
+        return chunks * MAX_PREFILL_LENGTH + (bucket_length(rest) if rest else 0)
 
     def step(self, ids: Tensor) -> Tensor:
         """Decode: feeds one token a row, ids (B,) int32 -> logits (B, V)."""

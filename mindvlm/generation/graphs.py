@@ -73,11 +73,10 @@ class ScoreGraph(nn.Cell):
         return self.language_model.lm_head(self.language_model(embeds, inv_freq))
 
 
-def bucket_length(length: int, *, step: int = 64) -> int:
-    """The length that a prompt is padded to: multiples of 64 up to 1024, then of 256, so that few graphs are built
-    and little is computed for nothing."""
-    step = step if length <= 1024 else 4 * step
-    return -(-length // step) * step
+def bucket_length(length: int) -> int:
+    """The length that a prompt is padded to: multiples of 64, so that few graphs are built and little is computed for
+    nothing."""
+    return -(-length // 64) * 64
 
 
 def cache_capacity(length: int, max_length: int) -> int:

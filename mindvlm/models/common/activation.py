@@ -7,7 +7,7 @@ class GELU(nn.Cell):
     """x * (1 + erf(x / sqrt 2)) / 2, the exact form."""
 
     def construct(self, x):
-        return x * 0.5 * (1.0 + ops.erf(x * 0.7071067811865476))
+        return x * (0.5 + 0.5 * ops.erf(x * 0.7071067811865476))
 
 
 class QuickGELU(nn.Cell):

@@ -7,19 +7,25 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from mindvlm.models.common.layout import permute_rows
 from mindvlm.models.common.linear import Linear
 from mindvlm.models.common.rotary import apply_rotary
 
 
-def causal_mask(query_positions, key_positions, dtype):
-    """Additive mask (B, 1, L, S): 0 where a key's position is not after the query's, the dtype's minimum elsewhere.
+def causal_mask(query_positions, key_positions, num_heads: int, dtype):
+    """Additive mask (B, H, L, S): 0 where a key's position is not after the query's, the dtype's minimum elsewhere.
+
+    The same for all heads and laid out for each, once for all layers.
 
     Args:
         query_positions: (B, L) int32.
         key_positions: (S,) int32.
+        num_heads: H.
     """
-    visible = key_positions.reshape((1, 1, 1, -1)) <= ops.expand_dims(ops.expand_dims(query_positions, 1), -1)
-    return ops.select(visible, ms.Tensor(0.0, dtype), ms.Tensor(lowest(dtype), dtype))
+    batch_size, length = query_positions.shape
+    visible = key_positions.reshape((1, 1, 1, -1)) <= query_positions.reshape((batch_size, 1, length, 1))
+    mask = ops.select(visible, ms.Tensor(0.0, dtype), ms.Tensor(lowest(dtype), dtype))
+    return ops.broadcast_to(mask, (batch_size, num_heads, length, key_positions.shape[0]))
 
 
 def lowest(dtype) -> float:
@@ -52,7 +58,7 @@ class SelfAttention(nn.Cell):
         batch_size, length, _ = x.shape
         if length == 1:
             return x.reshape((batch_size, self.num_heads, 1, self.head_dim))
-        return x.reshape((batch_size, length, self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+        return permute_rows(x.reshape((batch_size, length, self.num_heads, self.head_dim)), (0, 2, 1))
 
     def project(self, x, cos, sin):
         """x (B, L, hidden) -> query, key (after rotation) and value, each (B, H, L, D)."""
@@ -61,11 +67,11 @@ class SelfAttention(nn.Cell):
         return query, key, self.split_heads(self.v_proj(x))
 
     def attend(self, query, key, value, mask):
-        """query (B, H, L, D), key and value (B, H, S, D), mask (B, 1, L, S) additive -> (B, L, hidden)."""
+        """query (B, H, L, D), key and value (B, H, S, D), mask (B, H, L, S) additive -> (B, L, hidden)."""
         batch_size, _, length, _ = query.shape
         scores = self.query_key(query * self.scale, key) + mask
         weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
         out = self.weighted_values(weights, value)
         if length > 1:
-            out = out.transpose((0, 2, 1, 3))
+            out = permute_rows(out, (0, 2, 1))
         return self.o_proj(out.reshape((batch_size, length, self.num_heads * self.head_dim)))

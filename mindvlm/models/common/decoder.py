@@ -10,6 +10,7 @@ from mindspore import nn, ops
 
 from mindvlm.models.common.attention import SelfAttention, causal_mask
 from mindvlm.models.common.kv_cache import LayerKVCache, slot_indices
+from mindvlm.models.common.layout import widen
 from mindvlm.models.common.linear import Embedding, Linear
 from mindvlm.models.common.mlp import GatedMLP
 from mindvlm.models.common.norm import RMSNorm
@@ -60,7 +61,7 @@ class DecoderLayer(nn.Cell):
 
     def add_branches(self, x, query, key, value, query_scale, mask):
         if query_scale is not None:
-            query = (query * query_scale).astype(query.dtype)
+            query = (query * widen(query_scale, query)).astype(query.dtype)
         x = x + self.self_attn.attend(query, key, value, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -89,8 +90,8 @@ class CausalLM(nn.Cell):
         batch_size, length, _ = embeds.shape
         slots = ops.arange(length).astype(ms.int32)
         positions = ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
-        cos, sin = rotary_cos_sin(positions, inv_freq)
-        mask = causal_mask(positions, slots, self.dtype)
+        cos, sin = rotary_cos_sin(positions, inv_freq, self.config.num_attention_heads)
+        mask = causal_mask(positions, slots, self.config.num_attention_heads, self.dtype)
         scale = self.query_scale(positions, length)
         states = (embeds,)
         for layer in self.layers:
@@ -110,9 +111,10 @@ class CausalLM(nn.Cell):
             States after the last norm, (B, L, hidden).
         """
         num_slots = caches[0].key.shape[2]
-        cos, sin = rotary_cos_sin(positions, inv_freq)
-        mask = causal_mask(positions, ops.arange(num_slots).astype(ms.int32), self.dtype)
-        indices = slot_indices(positions, self.config.num_attention_heads)
+        cos, sin = rotary_cos_sin(positions, inv_freq, self.config.num_attention_heads)
+        num_heads = self.config.num_attention_heads
+        mask = causal_mask(positions, ops.arange(num_slots).astype(ms.int32), num_heads, self.dtype)
+        indices = slot_indices(positions, num_heads)
         scale = self.query_scale(positions, num_slots)
         x = embeds
         for i in range(len(self.layers)):

@@ -28,11 +28,12 @@ class Linear(nn.Cell):
         if has_bias:
             self.bias = Parameter(initializer("zeros", (out_features,), dtype), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
+        self.bias_add = ops.BiasAdd()
 
     def construct(self, x):
         y = self.matmul(x.reshape((-1, self.in_features)), self.weight)
         if self.has_bias:
-            y = y + self.bias
+            y = self.bias_add(y, self.bias)
         return y.reshape(x.shape[:-1] + (self.out_features,))
 
 

@@ -4,6 +4,8 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindvlm.models.common.layout import widen
+
 
 class RMSNorm(nn.Cell):
     """x * rsqrt(mean(x^2) + eps) in float32, cast back, then times `weight` (Zhang and Sennrich, arXiv 1910.07467).
@@ -19,8 +21,8 @@ class RMSNorm(nn.Cell):
 
     def construct(self, x):
         h = x.astype(ms.float32)
-        h = h * ops.rsqrt(self.mean(h * h, -1) + self.eps)
-        return h.astype(x.dtype) * self.weight
+        h = h * widen(ops.rsqrt(self.mean(h * h, -1) + self.eps), h)
+        return h.astype(x.dtype) * widen(self.weight, x)
 
 
 class LayerNorm(nn.Cell):

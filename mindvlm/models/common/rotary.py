@@ -1,6 +1,6 @@
 """Rotary position embedding (arXiv 2104.09864) in the half-split form, Qwen's dynamic NTK base and LogN scaling.
 
-B batch, L length, D head dimension.
+B batch, L length, H heads, D head dimension.
 """
 
 import math
@@ -26,15 +26,21 @@ def inverse_frequencies(head_dim: int, theta: float, *, alpha: float = 1.0) -> n
     return (1.0 / np.power(np.float32(base), exponent)).astype(np.float32)
 
 
-def rotary_cos_sin(positions, inv_freq):
-    """cos and sin of the angles, each (B, 1, L, D) float32, from positions (B, L) int32 and inv_freq (D/2,) float32."""
+def rotary_cos_sin(positions, inv_freq, num_heads: int):
+    """cos and sin of the angles, each (B, H, L, D) float32, from positions (B, L) int32 and inv_freq (D/2,) float32.
+
+    They are the same for all heads and laid out for each, once for all layers, because broadcasting in every layer
+    costs more.
+    """
     angles = ops.expand_dims(positions.astype(ms.float32), -1) * inv_freq
     angles = ops.expand_dims(ops.concat((angles, angles), -1), 1)
-    return ops.cos(angles), ops.sin(angles)
+    batch_size, _, length, head_dim = angles.shape
+    shape = (batch_size, num_heads, length, head_dim)
+    return ops.broadcast_to(ops.cos(angles), shape), ops.broadcast_to(ops.sin(angles), shape)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotates x (B, H, L, D) by cos, sin (B, 1, L, D) in float32 and casts back."""
+    """Rotates x (B, H, L, D) by cos, sin (B, H, L, D) in float32 and casts back."""
     h = x.astype(ms.float32)
     half = x.shape[-1] // 2
     rotated = ops.concat((-h[..., half:], h[..., :half]), -1)
@@ -42,6 +48,7 @@ def apply_rotary(x, cos, sin):
 
 
 def logn_scale(positions, training_length: int):
-    """Qwen-1's query scale log_T(p + 1) for slots p >= T = training_length, 1 before; (B, 1, L, 1) float32."""
+    """Qwen-1's query scale log_T(p + 1) for slots p >= T = training_length, 1 before; (B, 1, L, 1) float32 from
+    positions (B, L)."""
     scale = ops.log(positions.astype(ms.float32) + 1.0) / math.log(training_length)
     return ops.expand_dims(ops.expand_dims(ops.maximum(scale, ops.ones_like(scale)), 1), -1)

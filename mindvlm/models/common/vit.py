@@ -10,6 +10,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.models.common.activation import ACTIVATIONS
+from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Embedding, Linear
 from mindvlm.models.common.norm import LayerNorm
 from mindvlm.models.common.patches import PatchConv, grid_size
@@ -47,7 +48,8 @@ class VitEmbeddings(nn.Cell):
         class_token = ops.broadcast_to(
             self.class_embedding.reshape((1, 1, self.hidden_size)), (num_images, 1, self.hidden_size)
         )
-        return ops.concat((class_token, patches), 1) + self.position_embedding.weight
+        tokens = ops.concat((class_token, patches), 1)
+        return tokens + widen(self.position_embedding.weight, tokens)
 
 
 class VitAttention(nn.Cell):
@@ -68,14 +70,14 @@ class VitAttention(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def split_heads(self, x):
-        return x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)).transpose((0, 2, 1, 3))
+        return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)), (0, 2, 1))
 
     def construct(self, x):
         query = self.split_heads(self.q_proj(x) * self.scale)
         scores = self.query_key(query, self.split_heads(self.k_proj(x)))
         weights = self.softmax(scores.astype(ms.float32)).astype(x.dtype)
         out = self.weighted_values(weights, self.split_heads(self.v_proj(x)))
-        return self.out_proj(out.transpose((0, 2, 1, 3)).reshape(x.shape))
+        return self.out_proj(permute_rows(out, (0, 2, 1)).reshape(x.shape))
 
 
 class VitMLP(nn.Cell):

@@ -100,7 +100,8 @@ def from_hf_config(data: dict) -> VaryModelConfig:
     """Model config from a Vary-toy config.json (Hugging Face layout).
 
     `vision_config` (a CLIP vision config) and `vision_high_config` may be present; a released Vary-toy has neither and
-    gets CLIP ViT-L/14 and SAM ViT-B. A file that only describes one part gives a model of that part.
+    gets CLIP ViT-L/14 and SAM ViT-B. A file that only describes one part gives a model of that part. The towers are
+    frozen whatever `freeze_vision_tower` says: the original program never lets a gradient into them.
     """
     lm = None
     if "num_hidden_layers" in data:
@@ -131,7 +132,6 @@ def from_hf_config(data: dict) -> VaryModelConfig:
         vision_select_layer=data.get("vision_select_layer", -2),
         image_token_len=data.get("image_token_len", 256),
         max_length=min(data.get("max_position_embeddings", 2048), 32767),
-        freeze_vision_tower=data.get("freeze_vision_tower", True),
     )
 
 

@@ -38,6 +38,9 @@ class VaryModel(nn.Cell):
             half = config.language_model.hidden_size // 2
             self.mm_projector = Linear(config.vision_tower.hidden_size, half, dtype=dtype)
             self.mm_projector_vary = Linear(config.vision_vocabulary.net_3_channels, half, dtype=dtype)
+            if config.freeze_vision_tower:
+                freeze(self.vision_tower)
+                freeze(self.vision_vocabulary)
 
     def tower_features(self, clip_pixels, high_pixels):
         """Features of both towers, (N, T, width) each. clip_pixels and high_pixels (N, 3, height, width)."""
@@ -77,3 +80,9 @@ class VaryModel(nn.Cell):
         """Mean next-token loss from merged embeddings (B, L, hidden)."""
         logits = self.language_model.lm_head(self.language_model(embeds, inv_freq))
         return next_token_loss(logits, labels)
+
+
+def freeze(cell: nn.Cell) -> None:
+    """Takes a Cell's parameters out of training, weight decay included."""
+    for parameter in cell.get_parameters():
+        parameter.requires_grad = False

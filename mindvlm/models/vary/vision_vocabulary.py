@@ -11,12 +11,13 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.models.common.activation import GELU
+from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Linear
 from mindvlm.models.common.norm import LayerNorm
-from mindvlm.models.common.patches import PatchConv, grid_size
+from mindvlm.models.common.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row, grid_size
 
-# Query rows are attended in slices of about this many scores per head, so that a global block never holds all of its
-# 4096 x 4096 scores per head at once.
+# Queries are attended in slices of this many scores per head, so that a global block never holds all of its 4096 x 4096
+# scores per head at once.
 MAX_SCORES_PER_HEAD = 2**21
 
 
@@ -37,24 +38,6 @@ class VisionVocabularyConfig:
     net_3_channels: int = 1024
 
 
-class LayerNorm2d(nn.Cell):
-    """LayerNorm over the channels of (N, channels, R, C)."""
-
-    def __init__(self, num_channels: int, *, eps: float, dtype):
-        super().__init__()
-        self.weight = Parameter(initializer("ones", (num_channels,), dtype), name="weight")
-        self.bias = Parameter(initializer("zeros", (num_channels,), dtype), name="bias")
-        self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
-
-    def construct(self, x):
-        h, _, _ = self.layer_norm(
-            x.transpose((0, 2, 3, 1)).astype(ms.float32),
-            self.weight.astype(ms.float32),
-            self.bias.astype(ms.float32),
-        )
-        return h.transpose((0, 3, 1, 2)).astype(x.dtype)
-
-
 class RelativePositionAttention(nn.Cell):
     """Attention over a grid with SAM's decomposed relative positions.
 
@@ -73,10 +56,10 @@ class RelativePositionAttention(nn.Cell):
         self.proj = Linear(width, width, dtype=dtype)
         self.rel_pos_h = Parameter(initializer("zeros", (2 * self.rows - 1, self.head_dim), dtype), name="rel_pos_h")
         self.rel_pos_w = Parameter(initializer("zeros", (2 * self.columns - 1, self.head_dim), dtype), name="rel_pos_w")
-        self.row_offsets = Tensor(table_offsets(self.rows), ms.int32)
-        self.column_offsets = Tensor(table_offsets(self.columns), ms.int32)
-        num_tokens = self.rows * self.columns
-        self.slice_rows = max(1, min(self.rows, MAX_SCORES_PER_HEAD // (num_tokens * self.columns)))
+        self.row_offsets = Tensor(table_offsets(self.rows).reshape(-1), ms.int32)
+        self.column_offsets = Tensor(table_offsets(self.columns).reshape(-1), ms.int32)
+        self.cell_one_hots = Tensor(cell_one_hots(grid), dtype)
+        self.slice_length = max(1, min(self.rows * self.columns, MAX_SCORES_PER_HEAD // (self.rows * self.columns)))
         self.product = ops.BatchMatMul(transpose_b=True)
         self.weighted_values = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
@@ -85,34 +68,54 @@ class RelativePositionAttention(nn.Cell):
         num_images = x.shape[0]
         batch = num_images * self.num_heads
         tokens = self.rows * self.columns
-        qkv = self.qkv(x).reshape((num_images, tokens, 3, self.num_heads, self.head_dim)).transpose((2, 0, 3, 1, 4))
-        qkv = qkv.reshape((3, batch, tokens, self.head_dim))
-        query, key, value = qkv[0], qkv[1], qkv[2]
-        row_bias, column_bias = self.position_biases(query.reshape((batch, self.rows, self.columns, self.head_dim)))
-        query = query * self.scale
+        qkv = self.qkv(x).reshape((num_images, tokens, 3, self.num_heads, self.head_dim))
+        qkv = permute_rows(qkv, (2, 0, 3, 1)).reshape((3 * batch, tokens, self.head_dim))
+        query, key, value = ops.split(qkv, batch)
+        query, key = self.append_positions(query, key)
         parts = ()
-        for start in range(0, self.rows, self.slice_rows):
-            stop = min(start + self.slice_rows, self.rows)
-            scores = self.product(query[:, start * self.columns : stop * self.columns], key)
-            scores = scores.reshape((batch, stop - start, self.columns, self.rows, self.columns))
-            bias = ops.expand_dims(row_bias[:, start:stop], -1) + ops.expand_dims(column_bias[:, start:stop], -2)
-            scores = (scores + bias).reshape((batch, (stop - start) * self.columns, tokens))
-            weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
+        for start in range(0, tokens, self.slice_length):
+            part = query[:, start : start + self.slice_length]
+            if start > 0:
+                # without the order all slices would run, and take memory, at the same time
+                part = ops.depend(part, parts[-1])
+            weights = self.softmax(self.product(part, key).astype(ms.float32)).astype(value.dtype)
             parts = parts + (self.weighted_values(weights, value),)
         out = parts[0] if len(parts) == 1 else ops.concat(parts, 1)
-        out = out.reshape((num_images, self.num_heads, tokens, self.head_dim)).transpose((0, 2, 1, 3))
+        out = permute_rows(out.reshape((num_images, self.num_heads, tokens, self.head_dim)), (0, 2, 1))
         return self.proj(out.reshape((num_images, self.rows, self.columns, self.width)))
 
-    def position_biases(self, query):
-        """query (B, R, C, D) -> q.Rh (B, R, C, R) and q.Rw (B, R, C, C)."""
-        batch = query.shape[0]
-        row_table = self.rel_pos_h[self.row_offsets]
-        column_table = self.rel_pos_w[self.column_offsets]
-        by_row = query.transpose((1, 0, 2, 3)).reshape((self.rows, batch * self.columns, self.head_dim))
+    def append_positions(self, query, key):
+        """query, key (B, T, D) -> (B, T, D + R + C) each, whose product is the biased score.
+
+        The query gets q.Rh and q.Rw for every row and column of keys, the key a one where its own row and column are:
+        the bias is added inside the product and never stands in memory for all pairs.
+        """
+        batch, tokens, _ = query.shape
+        grid = query.reshape((batch, self.rows, self.columns, self.head_dim))
+        row_table = ops.gather(self.rel_pos_h, self.row_offsets, 0).reshape((self.rows, self.rows, self.head_dim))
+        by_row = permute_rows(grid, (1, 0, 2)).reshape((self.rows, batch * self.columns, self.head_dim))
         row_bias = self.product(by_row, row_table).reshape((self.rows, batch, self.columns, self.rows))
-        by_column = query.transpose((2, 0, 1, 3)).reshape((self.columns, batch * self.rows, self.head_dim))
+        column_table = ops.gather(self.rel_pos_w, self.column_offsets, 0)
+        column_table = column_table.reshape((self.columns, self.columns, self.head_dim))
+        by_column = permute_rows(grid, (2, 0, 1)).reshape((self.columns, batch * self.rows, self.head_dim))
         column_bias = self.product(by_column, column_table).reshape((self.columns, batch, self.rows, self.columns))
-        return row_bias.transpose((1, 0, 2, 3)), column_bias.transpose((1, 2, 0, 3))
+        query = ops.concat(
+            (
+                query * self.scale,
+                permute_rows(row_bias, (1, 0, 2)).reshape((batch, tokens, self.rows)),
+                permute_rows(column_bias, (1, 2, 0)).reshape((batch, tokens, self.columns)),
+            ),
+            -1,
+        )
+        one_hots = ops.broadcast_to(self.cell_one_hots, (batch, tokens, self.rows + self.columns))
+        return query, ops.concat((key, one_hots), -1)
+
+
+def cell_one_hots(grid: tuple[int, int]) -> np.ndarray:
+    """For each cell of a grid, row by row, one-hots of its row and of its column: (1, R*C, R + C) float32."""
+    rows, columns = grid
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.concatenate([np.eye(rows)[row], np.eye(columns)[column]], axis=1)[None].astype(np.float32)
 
 
 def table_offsets(size: int) -> np.ndarray:
@@ -148,9 +151,9 @@ class VocabularyBlock(nn.Cell):
         self.norm2 = LayerNorm(width, eps=1e-6, dtype=dtype)
         self.mlp = VocabularyMLP(width, int(width * config.mlp_ratio), dtype)
         if window_size:
-            self.pad_rows = -self.rows % window_size
-            self.pad_columns = -self.columns % window_size
-            self.pad = ops.Pad(((0, 0), (0, self.pad_rows), (0, self.pad_columns), (0, 0)))
+            to_windows, from_windows = window_rows(grid, window_size)
+            self.to_windows = Tensor(to_windows.reshape(-1), ms.int32)
+            self.from_windows = Tensor(from_windows.reshape(-1), ms.int32)
 
     def construct(self, x):
         h = self.norm1(x)
@@ -162,17 +165,32 @@ class VocabularyBlock(nn.Cell):
         return x + self.mlp(self.norm2(x))
 
     def attend_in_windows(self, h):
-        """The zero padding takes part in the attention unmasked, as in SAM, and is cut off afterwards."""
-        num_images, _, _, width = h.shape
+        """The zero padding takes part in the attention unmasked, as in SAM, and is left out afterwards."""
+        num_images, rows, columns, width = h.shape
         size = self.window_size
-        if self.pad_rows or self.pad_columns:
-            h = self.pad(h)
-        rows, columns = (self.rows + self.pad_rows) // size, (self.columns + self.pad_columns) // size
-        h = h.reshape((num_images, rows, size, columns, size, width)).transpose((0, 1, 3, 2, 4, 5))
-        h = self.attn(h.reshape((num_images * rows * columns, size, size, width)))
-        h = h.reshape((num_images, rows, columns, size, size, width)).transpose((0, 1, 3, 2, 4, 5))
-        h = h.reshape((num_images, rows * size, columns * size, width))
-        return h[:, : self.rows, : self.columns]
+        h = append_zero_row(h.reshape((num_images, rows * columns, width)))
+        h = ops.gather(h, self.to_windows, 1)
+        h = self.attn(h.reshape((-1, size, size, width)))
+        h = ops.gather(h.reshape((num_images, -1, width)), self.from_windows, 1)
+        return h.reshape((num_images, rows, columns, width))
+
+
+def window_rows(grid: tuple[int, int], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices that lay a grid out as windows of size x size and back.
+
+    Returns:
+        For each cell of each window, window by window, its flat index in the grid (rows * columns for the padding at
+        the bottom and right); and for each cell of the grid its flat index in the windows.
+    """
+    rows, columns = grid
+    padded = np.full((rows + -rows % size, columns + -columns % size), rows * columns)
+    padded[:rows, :columns] = np.arange(rows * columns).reshape(grid)
+    windows = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size).transpose(0, 2, 1, 3)
+    to_windows = windows.reshape(-1)
+    from_windows = np.empty(rows * columns, np.int64)
+    real = to_windows < rows * columns
+    from_windows[to_windows[real]] = np.flatnonzero(real)
+    return to_windows, from_windows
 
 
 class PatchEmbed(nn.Cell):
@@ -186,10 +204,6 @@ class PatchEmbed(nn.Cell):
         return self.proj(pixels)
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int, dtype) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, pad_mode="pad", padding=1, has_bias=False, dtype=dtype)
-
-
 class VisionVocabulary(nn.Cell):
     """pixels (N, 3, height, width) -> tokens (N, R*C/16, net_3_channels), row-major."""
 
@@ -201,28 +215,31 @@ class VisionVocabulary(nn.Cell):
         self.pos_embed = Parameter(initializer("zeros", (1, *grid, config.embed_dim), dtype), name="pos_embed")
         windows = [0 if i in config.global_attn_indexes else config.window_size for i in range(config.depth)]
         self.blocks = nn.CellList([VocabularyBlock(config, grid, window, dtype) for window in windows])
+        neck = config.out_chans
+        half = (-(-grid[0] // 2), -(-grid[1] // 2))
         self.neck = nn.SequentialCell(
-            nn.Conv2d(config.embed_dim, config.out_chans, 1, has_bias=False, dtype=dtype),
-            LayerNorm2d(config.out_chans, eps=1e-6, dtype=dtype),
-            conv3x3(config.out_chans, config.out_chans, 1, dtype),
-            LayerNorm2d(config.out_chans, eps=1e-6, dtype=dtype),
+            Conv1x1(config.embed_dim, neck, dtype=dtype),
+            LayerNorm(neck, eps=1e-6, dtype=dtype),
+            Conv3x3(neck, neck, grid, dtype=dtype),
+            LayerNorm(neck, eps=1e-6, dtype=dtype),
         )
-        self.net_2 = conv3x3(config.out_chans, config.net_2_channels, 2, dtype)
-        self.net_3 = conv3x3(config.net_2_channels, config.net_3_channels, 2, dtype)
+        self.net_2 = Conv3x3(neck, config.net_2_channels, grid, stride=2, dtype=dtype)
+        self.net_3 = Conv3x3(config.net_2_channels, config.net_3_channels, half, stride=2, dtype=dtype)
 
     def construct(self, pixels):
         return self.stages(pixels)[-1]
 
     def stages(self, pixels):
-        """Every stage: patch embedding with positions and each block's output (N, R, C, width), then neck, net_2 and
-        net_3 (N, channels, rows, columns), then the tokens."""
-        x = self.patch_embed(pixels) + self.pos_embed
+        """Every stage, channels last: patch embedding with positions, each block's output, neck, net_2, net_3
+        (N, rows, columns, width), then the tokens."""
+        patches = self.patch_embed(pixels)
+        x = patches + widen(self.pos_embed, patches)
         states = (x,)
         for block in self.blocks:
             x = block(x)
             states = states + (x,)
-        neck = self.neck(x.transpose((0, 3, 1, 2)))
+        neck = self.neck(x)
         net_2 = self.net_2(neck)
         net_3 = self.net_3(net_2)
-        tokens = net_3.reshape((net_3.shape[0], self.out_width, -1)).transpose((0, 2, 1))
+        tokens = net_3.reshape((net_3.shape[0], -1, self.out_width))
         return states + (neck, net_2, net_3, tokens)

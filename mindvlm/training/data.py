@@ -1,0 +1,168 @@
+"""Batches of rendered text for Vary-nano, made by background processes in a fixed order.
+
+B batch, L length (the same for every batch of a job), H and W of the processor's pictures.
+"""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from mindvlm.errors import UserError
+from mindvlm.models.vary.processing import VaryPixels, VaryProcessor, VaryProcessorConfig
+from mindvlm.processing.conversation import IGNORED_LABEL
+from mindvlm.training.rendered_text import Stage, sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one step.
+
+    Attributes:
+        input_ids: (B, L) int32, prompt and answer, filled with end-of-text.
+        labels: (B, L) int32, the answer and the mark that closes it; elsewhere -100.
+        prompt_lengths: (B,) int32.
+        clip_pixels, high_pixels: (B, 3, H, W) float32; one array where both towers see the same picture.
+        texts: what the pictures show.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    prompt_lengths: np.ndarray
+    clip_pixels: np.ndarray
+    high_pixels: np.ndarray
+    texts: list[str]
+
+
+class RenderedTextBatches:
+    """Makes batch number n of a job from its seed and n alone.
+
+    Args:
+        processor_config: of the model.
+        queries: questions; the first one has the share `main_query_share`.
+        batch_size, seed: of the job.
+        max_answer_tokens: a text of more characters than this less one is an error.
+    """
+
+    def __init__(
+        self,
+        processor_config: VaryProcessorConfig,
+        *,
+        queries: Sequence[str],
+        main_query_share: float,
+        batch_size: int,
+        max_answer_tokens: int,
+        seed: int,
+    ):
+        self.processor = VaryProcessor(processor_config)
+        self.prompts = [self.processor.prompt(query, num_images=1).input_ids for query in queries]
+        self.main_query_share = main_query_share if len(queries) > 1 else 1.0
+        self.batch_size = batch_size
+        self.max_answer_tokens = max_answer_tokens
+        self.seed = seed
+        self.end_id, self.fill_id = self.processor.stop_ids
+        self.length = max(map(len, self.prompts)) + max_answer_tokens
+
+    def make(self, number: int, stage: Stage, split: str = "training") -> Batch:
+        """Batch `number`; its pictures are the samples number * B to number * B + B - 1."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, number]))
+        rendered = [
+            sample(self.seed, number * self.batch_size + row, stage=stage, split=split)
+            for row in range(self.batch_size)
+        ]
+        pixels = [self.pixels(one.image) for one in rendered]
+        input_ids = np.full((self.batch_size, self.length), self.fill_id, dtype=np.int32)
+        labels = np.full_like(input_ids, IGNORED_LABEL)
+        prompt_lengths = np.zeros(self.batch_size, dtype=np.int32)
+        for row, one in enumerate(rendered):
+            prompt, answer = self.prompts[self.query_number(rng, split)], self.answer_ids(one.text)
+            input_ids[row, : len(prompt) + len(answer)] = prompt + answer
+            labels[row, len(prompt) : len(prompt) + len(answer)] = answer
+            prompt_lengths[row] = len(prompt)
+        high = np.stack([one.high for one in pixels])
+        shared = all(one.clip is one.high for one in pixels)
+        clip = high if shared else np.stack([one.clip for one in pixels])
+        return Batch(input_ids, labels, prompt_lengths, clip, high, [one.text for one in rendered])
+
+    def query_number(self, rng: np.random.Generator, split: str) -> int:
+        if split == "evaluation" or rng.random() < self.main_query_share:
+            return 0
+        return int(rng.integers(1, len(self.prompts)))
+
+    def answer_ids(self, text: str) -> list[int]:
+        """One id a byte, whatever longer tokens the vocabulary has for its prompts, and the end mark."""
+        ids = [self.processor.tokenizer.encode(character)[0] for character in text] + [self.end_id]
+        if len(ids) > self.max_answer_tokens:
+            raise UserError(f"data.max_answer_tokens is {self.max_answer_tokens}; a text needs {len(ids)}, raise it")
+        return ids
+
+    def pixels(self, image: Image.Image) -> VaryPixels:
+        """As the processor makes them, but once where both towers see the same."""
+        config = self.processor.config
+        if config.clip != config.high:
+            return self.processor.pixels(image)
+        high = config.high.pixels(config.trim.apply(image) if config.trim else image)
+        return VaryPixels(clip=high, high=high)
+
+
+class BackgroundBatches:
+    """Batches first, first + 1, ... in order, rendered ahead of time by other processes.
+
+    The stage of a batch is settled when it is ordered, some steps before it is used; `ordered_stages` belongs into a
+    checkpoint, so that a resumed job sees the same pictures.
+
+    Args:
+        options: arguments of `RenderedTextBatches`.
+        stages: of the curriculum.
+        first: number of the first batch.
+        ordered_stages: stage numbers of the first batches.
+    """
+
+    AHEAD = 4
+
+    def __init__(
+        self, options: dict, *, stages: Sequence[Stage], num_workers: int, first: int, ordered_stages: Sequence[int]
+    ):
+        context = multiprocessing.get_context("spawn")
+        self.stages = stages
+        self.pool = context.Pool(num_workers, initializer=_start_worker, initargs=(options,))
+        self.next_number = first
+        self.results: deque = deque()
+        self.ordered_stages: deque[int] = deque()
+        for stage in ordered_stages:
+            self._order(stage)
+
+    def take(self, stage: int) -> Batch:
+        """The next batch; orders one of `stage` to come `AHEAD` steps later."""
+        while len(self.results) <= self.AHEAD:
+            self._order(stage)
+        self.ordered_stages.popleft()
+        return self.results.popleft().get()
+
+    def _order(self, stage: int) -> None:
+        self.results.append(self.pool.apply_async(_make, (self.next_number, self.stages[stage])))
+        self.ordered_stages.append(stage)
+        self.next_number += 1
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.pool.terminate()
+        self.pool.join()
+
+
+_maker: RenderedTextBatches | None = None
+
+
+def _start_worker(options: dict) -> None:
+    global _maker
+    # Ctrl-C reaches every process of the terminal; the trainer ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _maker = RenderedTextBatches(**options)
+
+
+def _make(number: int, stage: Stage) -> Batch:
+    return _maker.make(number, stage)
