@@ -6,7 +6,14 @@ model = mindvlm.load()
 print(model.chat("Provide the ocr results of this image.", images="page.png"))
 """
 
+import os
+
 from mindvlm.errors import UserError
+
+# Both are read when MindSpore is imported; a user's own choice stays. Errors only: its warnings are for its developers.
+os.environ.setdefault("GLOG_v", "3")
+# Threads that wait must not spin: MindSpore's own threads need the cores between two parallel kernels.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "load"]

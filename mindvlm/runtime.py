@@ -1,18 +1,14 @@
 """Device, mode, dtype, seed and messages of MindSpore, all in one place."""
 
-import os
-import sys
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from mindvlm.errors import UserError
-
-# MindSpore reads its log level when it is imported; a user's own choice stays.
-os.environ.setdefault("GLOG_v", "3")
-
 import mindspore as ms
 
+from mindvlm.errors import UserError
+
+device_is_set = False
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
@@ -34,13 +30,21 @@ def start(config: RuntimeConfig) -> "ms.dtype":
         UserError: Ascend is asked for where there is none, or the process already runs on another device.
     """
     device = choose_device(config.device)
-    try:
-        ms.set_device(device)
-    except RuntimeError as error:
-        raise UserError(f"device '{config.device}' cannot be used: {first_line(error)}") from None
+    # MindSpore takes a device once in the life of a process, even the same one again is refused after a kernel ran
+    if not device_is_set or ms.get_context("device_target") != device:
+        set_device(device)
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(config.seed)
     return compute_dtype(config.dtype, device)
+
+
+def set_device(device: str) -> None:
+    global device_is_set
+    try:
+        ms.set_device(device)
+    except RuntimeError as error:
+        raise UserError(f"device '{device}' cannot be used: {first_line(error)}; start a new process") from None
+    device_is_set = True
 
 
 def choose_device(name: str) -> str:
@@ -63,8 +67,3 @@ def compute_dtype(name: str, device: str):
 
 def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def say(message: str) -> None:
-    """One line of progress on standard error."""
-    print(message, file=sys.stderr, flush=True)

@@ -110,13 +110,15 @@ class Engine:
             self.set_alpha(self.alpha_for(int(totals.max())))
         embeds = self.merged_embeddings(pad_rows(rows, self.padded_length(int(counts.max())), 0), image_features)
         self.ensure_slots(int(self.lengths.max()) + embeds.shape[1])
+        logits = None
         for start in range(0, embeds.shape[1], MAX_PREFILL_LENGTH):
             chunk = embeds[:, start : start + MAX_PREFILL_LENGTH]
-            positions = self.lengths[:, None] + np.arange(start, start + chunk.shape[1], dtype=np.int32)
-            last = np.clip(counts - 1 - start, 0, chunk.shape[1] - 1).astype(np.int32)
-            chunk_logits = self.run("prefill", self.prefill, chunk, Tensor(positions), self.inv_freq, Tensor(last))
-            ends_here = (counts > start) & (counts <= start + chunk.shape[1])
-            logits = chunk_logits if start == 0 else ops.select(Tensor(ends_here[:, None]), chunk_logits, logits)
+            stop = start + chunk.shape[1]
+            positions = self.lengths[:, None] + np.arange(start, stop, dtype=np.int32)
+            last = np.clip(counts - 1, start, stop - 1) - start
+            of_chunk = self.run("prefill", self.prefill, chunk, Tensor(positions), self.inv_freq, Tensor(last))
+            ends_here = Tensor(((counts > start) & (counts <= stop))[:, None])
+            logits = of_chunk if logits is None else ops.select(ends_here, of_chunk, logits)
         self.lengths = totals
         return logits
 

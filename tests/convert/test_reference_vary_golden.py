@@ -13,8 +13,8 @@ from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.qwen import inverse_frequencies, logn_multipliers, ntk_alpha
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary, parameter_groups
+from tests.golden_files import golden_path
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "vary"
 FORWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,9 +24,7 @@ class Case:
     """One golden folder: config, float32 weights, inputs, and `check`, which marks the expected arrays as compared."""
 
     def __init__(self, name: str) -> None:
-        folder = GOLDEN / name
-        if not folder.is_dir():
-            pytest.skip(f"golden case vary/{name} is not beside this checkout")
+        folder = golden_path(f"vary/{name}")
         self.config = json.loads((folder / "config.json").read_text())
         self.state = {key: value.float() for key, value in load_file(folder / "weights.safetensors").items()}
         self.folder = folder

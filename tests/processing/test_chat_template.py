@@ -4,7 +4,7 @@ from mindvlm.errors import UserError
 from mindvlm.processing.chat_template import TEMPLATES, get_template, prompt_text, render
 from mindvlm.processing.pieces import Piece, encode_pieces
 from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
-from tests.processing.golden_files import golden_json, golden_path
+from tests.golden_files import golden_json, golden_path
 from tests.processing.small_vocabulary import small_tokenizer
 
 
@@ -60,13 +60,13 @@ def test_an_unknown_template_lists_the_known_ones():
 
 
 def test_prompts_are_those_of_the_original():
-    for case in golden_json("prompts/chat_prompts.json"):
+    for case in golden_json("vary/prompts/chat_prompts.json"):
         pieces = render(get_template(case["template"]), case["turns"], empty_leaves_open=True)
         assert prompt_text(pieces) == case["prompt"], case["name"]
 
 
 def test_prompt_ids_are_those_of_the_original():
-    tokenizer = TiktokenTokenizer.from_file(golden_path("qwen.tiktoken"))
-    for case in golden_json("prompts/chat_prompts.json"):
+    tokenizer = TiktokenTokenizer.from_file(golden_path("vary/qwen.tiktoken"))
+    for case in golden_json("vary/prompts/chat_prompts.json"):
         if case.get("ids"):
             assert tokenizer.encode(case["prompt"], allow_special=True) == case["ids"], case["name"]

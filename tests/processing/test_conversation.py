@@ -8,7 +8,7 @@ from mindvlm.processing.chat_template import get_template
 from mindvlm.processing.conversation import IGNORED_LABEL, build_sample, collate
 from mindvlm.processing.image_span import ImageSpan
 from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
-from tests.processing.golden_files import golden_json, golden_path
+from tests.golden_files import golden_json, golden_path
 from tests.processing.small_vocabulary import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -130,7 +130,7 @@ def test_samples_are_padded_on_the_right():
 
 @pytest.fixture(scope="module")
 def qwen() -> TiktokenTokenizer:
-    return TiktokenTokenizer.from_file(golden_path("qwen.tiktoken"), expected_vocab_size=151860)
+    return TiktokenTokenizer.from_file(golden_path("vary/qwen.tiktoken"), expected_vocab_size=151860)
 
 
 def build_case(case, tokenizer, *, original_parse):
@@ -146,7 +146,7 @@ def build_case(case, tokenizer, *, original_parse):
 
 
 def test_labels_are_those_of_the_original(qwen):
-    for case in golden_json("prompts/labels.json"):
+    for case in golden_json("vary/prompts/labels.json"):
         sample = build_case(case, qwen, original_parse=True)
         assert sample.input_ids.tolist() == case["input_ids"], case["name"]
         assert sample.labels.tolist() == case["labels"], case["name"]
@@ -157,7 +157,7 @@ def test_labels_are_those_of_the_original(qwen):
 def test_our_labels_equal_the_original_ones_where_those_are_not_dropped(qwen):
     differing = {"image_record_without_image_token", "single_turn_image__truncated_in_image", "box_and_ref_tokens"}
     compared = 0
-    for case in golden_json("prompts/labels.json"):
+    for case in golden_json("vary/prompts/labels.json"):
         if case["warning"] or case["name"] in differing:
             continue
         sample = build_case(case, qwen, original_parse=False)
@@ -167,8 +167,8 @@ def test_our_labels_equal_the_original_ones_where_those_are_not_dropped(qwen):
 
 
 def test_batches_are_those_of_the_original(qwen):
-    batch = golden_json("prompts/collated_batch.json")
-    cases = {case["name"]: case for case in golden_json("prompts/labels.json")}
+    batch = golden_json("vary/prompts/collated_batch.json")
+    cases = {case["name"]: case for case in golden_json("vary/prompts/labels.json")}
     samples = [build_case(cases[name], qwen, original_parse=True) for name in batch["records"]]
     for name, array in collate(samples, pad_id=151643).items():
         assert array.tolist() == batch[name], name

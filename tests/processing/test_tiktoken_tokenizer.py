@@ -10,7 +10,7 @@ from mindvlm.processing.tiktoken_tokenizer import (
     QWEN_SPECIAL_TOKENS,
     TiktokenTokenizer,
 )
-from tests.processing.golden_files import golden_json, golden_path
+from tests.golden_files import golden_json, golden_path
 from tests.processing.small_vocabulary import small_ranks, small_tokenizer, write_rank_file
 
 TOKENIZER = small_tokenizer()
@@ -120,17 +120,17 @@ def test_repeated_special_tokens_are_refused():
 
 @pytest.fixture(scope="module")
 def qwen() -> TiktokenTokenizer:
-    return TiktokenTokenizer.from_file(golden_path("qwen.tiktoken"), expected_vocab_size=151860)
+    return TiktokenTokenizer.from_file(golden_path("vary/qwen.tiktoken"), expected_vocab_size=151860)
 
 
 def test_strings_are_encoded_as_the_original_does(qwen):
-    for case in golden_json("prompts/strings.json"):
+    for case in golden_json("vary/prompts/strings.json"):
         assert qwen.encode(case["text"], allow_special=True) == case["ids"], case["text"]
 
 
 @pytest.mark.parametrize("name", ["strings", "decode"])
 def test_ids_are_decoded_as_the_original_does(qwen, name):
-    for case in golden_json(f"prompts/{name}.json"):
+    for case in golden_json(f"vary/prompts/{name}.json"):
         assert qwen.decode(case["ids"]) == case["decoded"]
         assert qwen.decode(case["ids"], skip_special=True) == case["decoded_skip_special"]
 

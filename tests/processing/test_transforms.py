@@ -7,7 +7,7 @@ from PIL import Image
 from mindvlm.errors import UserError
 from mindvlm.processing import transforms
 from mindvlm.processing.images import load_image
-from tests.processing.golden_files import golden_path
+from tests.golden_files import golden_path
 
 RECORDED_RGB = ("wide", "tall", "square")
 RECORDED = (*RECORDED_RGB, "gray", "rgba")
@@ -64,11 +64,11 @@ def test_a_picture_like_a_thread_is_refused():
 
 @pytest.fixture(scope="module")
 def recorded():
-    return np.load(golden_path("preprocess/outputs.npz"))
+    return np.load(golden_path("vary/preprocess/outputs.npz"))
 
 
 def recorded_image(name: str) -> Image.Image:
-    return load_image(golden_path(f"preprocess/{name}.png"))
+    return load_image(golden_path(f"vary/preprocess/{name}.png"))
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -88,7 +88,7 @@ def test_squashed_pixels_are_the_original_ones(recorded, name):
 @pytest.mark.parametrize("name", RECORDED_RGB)
 def test_squashed_bytes_are_the_original_ones(name):
     ours = np.asarray(transforms.squash(recorded_image(name), 1024, 1024))
-    assert (ours == np.asarray(Image.open(golden_path(f"preprocess/{name}_high1024.png")))).all()
+    assert (ours == np.asarray(Image.open(golden_path(f"vary/preprocess/{name}_high1024.png")))).all()
 
 
 @pytest.mark.parametrize("name", RECORDED_RGB)

@@ -6,7 +6,7 @@ from mindvlm.errors import UserError
 from mindvlm.models.vary.processing import ImageBranchConfig, TrimConfig, VaryProcessor, VaryProcessorConfig
 from mindvlm.processing.image_span import IMAGE_MARKER
 from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
-from tests.processing.golden_files import golden_json, golden_path
+from tests.golden_files import golden_json, golden_path
 from tests.processing.small_vocabulary import small_ranks, write_rank_file
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
@@ -212,15 +212,15 @@ def test_the_small_vocabulary_is_complete(processor):
 
 @pytest.fixture(scope="module")
 def vary_toy() -> VaryProcessor:
-    return VaryProcessor(VaryProcessorConfig(vocab_file=str(golden_path("qwen.tiktoken")), vocab_size=151860))
+    return VaryProcessor(VaryProcessorConfig(vocab_file=str(golden_path("vary/qwen.tiktoken")), vocab_size=151860))
 
 
 def test_the_demo_of_vary_toy(vary_toy):
-    inputs = vary_toy("Provide the ocr results of this image.", [golden_path("toy_e2e/image.png")])
-    recorded = np.load(golden_path("toy_e2e/outputs.npz"))
-    assert inputs.input_ids == np.load(golden_path("toy_e2e/inputs.npz"))["input_ids"][0].tolist()
+    inputs = vary_toy("Provide the ocr results of this image.", [golden_path("vary/toy_e2e/image.png")])
+    recorded = np.load(golden_path("vary/toy_e2e/outputs.npz"))
+    assert inputs.input_ids == np.load(golden_path("vary/toy_e2e/inputs.npz"))["input_ids"][0].tolist()
     assert len(inputs.input_ids) == 292 and inputs.placeholder_starts == [21]
-    assert inputs.text == golden_json("toy_e2e/text.json")["prompt"]
+    assert inputs.text == golden_json("vary/toy_e2e/text.json")["prompt"]
     assert (inputs.clip_pixels[0] == recorded["pixel_values_clip"]).all()
     assert (inputs.high_pixels[0, :, 5::16, 5::16] == recorded["pixel_values_high_sample"]).all()
     assert vary_toy.stop_ids == (151645, 151643)
@@ -228,7 +228,7 @@ def test_the_demo_of_vary_toy(vary_toy):
 
 def test_disarmed_prompts_have_the_ids_of_the_original(vary_toy):
     compared = 0
-    for case in golden_json("prompts/chat_prompts.json"):
+    for case in golden_json("vary/prompts/chat_prompts.json"):
         if case["template"] != "mpt" or case["turns"][-1] is not None:
             continue
         *earlier, query, _ = [turn and turn.replace(vary_toy.image_span.text, IMAGE_MARKER) for turn in case["turns"]]

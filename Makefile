@@ -1,0 +1,51 @@
+# make demo   set everything up and read the example image with the shipped model
+# make test   set everything up and run the suite
+
+PYTHON ?= $(shell for v in 3.11 3.10 3.12; do command -v python$$v && break; done || echo python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SEED ?= 7
+
+.PHONY: demo test test-slow lint format nano-eval nano-train clean
+
+demo: $(VENV)/installed
+	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
+
+test: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Measures the shipped Vary-nano again on freshly rendered images: make nano-eval SEED=123
+nano-eval: $(VENV)/installed
+	$(BIN)/python tools/evaluate_text.py --seed $(SEED) --num_images 1000
+
+nano-train: $(VENV)/installed
+	$(BIN)/mindvlm-train --config_path configs/vary/train_nano.yaml
+
+$(VENV)/python: setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+		|| { echo "MindSpore 2.10 needs Python 3.10 to 3.12; call: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info rank_0

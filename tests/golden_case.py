@@ -1,0 +1,44 @@
+"""Run recorded cases of an original program through this library and compare everything that was recorded.
+
+    python tests/golden_case.py CASE_DIR [CASE_DIR ...] [--mode graph|pynative] [--json]
+
+One line per comparison with the relative Frobenius error or "identical", then what was not compared and why. Exit
+status 0: all comparisons of every case hold, and each case has at least one; 1: one does not; 2: a folder is missing or
+of a kind that is not supported.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    # run as a script, the first entry is tests/, whose folders have the names of other packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tests.golden_readers.case import UnusableCase
+from tests.golden_readers.kinds import read_case
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folders", nargs="+", metavar="CASE_DIR", help="folder of one case")
+    parser.add_argument("--mode", choices=("graph", "pynative"), default="graph", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
+    arguments = parser.parse_args(argv)
+    failed = unusable = False
+    for folder in arguments.folders:
+        try:
+            report = read_case(folder, arguments.mode)
+        except UnusableCase as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            unusable = True
+            continue
+        print(report.json() if arguments.json else report.text(), flush=True)
+        failed = failed or not report.holds
+    return 1 if failed else 2 if unusable else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

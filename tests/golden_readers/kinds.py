@@ -1,0 +1,111 @@
+"""Which kind of case a folder is, and the reader of each kind.
+
+A kind is recognised by the files and arrays that are there, never by the folder's name.
+"""
+
+import re
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindvlm.errors import UserError
+from mindvlm.runtime import RuntimeConfig, start
+from tests.golden_readers import language, preprocess, text, towers
+from tests.golden_readers.case import Case, UnusableCase
+from tests.golden_readers.report import Report
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of case.
+
+    Attributes:
+        recognises: whether a case is of this kind; the first kind that says so reads it.
+        read: compares everything, called with (case, report, mode); None if the library does not have the model yet.
+    """
+
+    name: str
+    recognises: Callable[[Case], bool]
+    read: Callable[[Case, Report, str], None] | None
+
+
+def has_weights(case: Case) -> bool:
+    return case.weights.exists()
+
+
+def is_opt(case: Case) -> bool:
+    return "vision_high_config" in case.config and "ffn_dim" in case.config
+
+
+def is_language(case: Case) -> bool:
+    """A Qwen-1 decoder, with or without towers."""
+    has_prompts = any(re.fullmatch(r"(gen_)?ids_\w+|(\w+_)?input_ids", name) for name in case.inputs)
+    return has_weights(case) and has_prompts and "rotary_emb_base" in case.config
+
+
+def is_tower(case: Case, *, config_key: str, pixels: str) -> bool:
+    return has_weights(case) and config_key in case.config and set(case.inputs) == {pixels}
+
+
+def is_preprocess(case: Case) -> bool:
+    return not has_weights(case) and any(
+        preprocess.array_parts(name, path.stem) for path in case.pictures() for name in case.outputs
+    )
+
+
+def is_text(case: Case) -> bool:
+    documents = case.documents.values()
+    return not has_weights(case) and case.vocabulary() is not None and any(map(text.has_known_form, documents))
+
+
+KINDS = (
+    Kind("Vary-tiny", is_opt, None),
+    Kind("Vary-tiny prompts", lambda case: (case.folder / "merges.txt").exists(), None),
+    Kind("language model", is_language, language.read_language),
+    Kind(
+        "CLIP tower",
+        lambda case: is_tower(case, config_key="vision_config", pixels="pixel_values_clip"),
+        lambda case, report, mode: towers.read_clip(case, report),
+    ),
+    Kind(
+        "vision vocabulary",
+        lambda case: is_tower(case, config_key="vision_high_config", pixels="pixel_values_high"),
+        lambda case, report, mode: towers.read_vocabulary(case, report),
+    ),
+    Kind(
+        "image preprocessing",
+        is_preprocess,
+        lambda case, report, mode: preprocess.read_preprocess(case, report),
+    ),
+    Kind("text", is_text, lambda case, report, mode: text.read_text(case, report)),
+)
+
+
+def read_case(folder: str | Path, mode: str) -> Report:
+    """Runs one folder and compares everything that is recorded in it.
+
+    Raises:
+        UnusableCase: no such folder, or of a kind that is not known or not supported yet.
+    """
+    begin = time.perf_counter()
+    case = Case.open(folder)
+    kind = next((kind for kind in KINDS if kind.recognises(case)), None)
+    if kind is None:
+        found = ", ".join(sorted(path.name for path in case.folder.iterdir())[:6]) or "nothing"
+        raise UnusableCase(f"{case.folder}: the kind of case is not recognised (it has {found})")
+    if kind.read is None:
+        raise UnusableCase(f"{case.folder}: a case of the kind '{kind.name}', which is not supported yet")
+    start(RuntimeConfig(device="cpu", mode=mode))
+    report = Report(case.folder.resolve().name, kind.name, mode, case.outputs)
+    try:
+        kind.read(case, report, mode)
+    except UserError as error:
+        report.fail("production code", f"refused: {error}")
+    except Exception as error:  # whatever breaks is a comparison that does not hold
+        traceback.print_exc()
+        report.fail("production code", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    report.skip_rest("no rule of this reader for an array of this name")
+    report.seconds = time.perf_counter() - begin
+    return report

@@ -1,0 +1,63 @@
+"""The model of a case, built from its config and filled through the production conversion rules."""
+
+import mindspore as ms
+import numpy as np
+
+from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
+from mindvlm.convert.vary import detect, native_view
+from mindvlm.generation.engine import Engine
+from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.models.vary.config import from_hf_config
+from mindvlm.models.vary.model import VaryModel
+from tests.golden_readers.case import Case
+
+
+class RecordingEngine(Engine):
+    """The production engine, which keeps the logits of its last prompt and of every step after it."""
+
+    recorded: list[np.ndarray]
+
+    def append(self, rows, image_features=None):
+        logits = super().append(rows, image_features)
+        self.recorded = [logits.asnumpy()]
+        return logits
+
+    def step(self, ids):
+        logits = super().step(ids)
+        self.recorded.append(logits.asnumpy())
+        return logits
+
+
+class LoadedVary:
+    """A Vary model, or the parts of one that the case has.
+
+    Attributes:
+        model: the Cell, in float32.
+        table: the conversion rules that the names of the weights asked for.
+    """
+
+    def __init__(self, case: Case):
+        self.config = from_hf_config(case.config)
+        self.model = VaryModel(self.config, ms.float32).set_train(False)
+        shapes = parameter_shapes(self.model)
+        with open_checkpoint(case.weights) as checkpoint:
+            self.table = detect(checkpoint.infos, origin=str(case.weights))
+            expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
+            weights = native_view(checkpoint, target_infos=expected)
+            fill_parameters(self.model, lambda name: weights.read(name).to_float32())
+        self.parameters = dict(self.model.parameters_and_names())
+
+    def engine(self, case: Case, *, graph_mode: bool, max_length: int) -> RecordingEngine:
+        """The inference engine with room for `max_length` tokens a row."""
+        return RecordingEngine(
+            self.model,
+            placeholder_id=case.config.get("im_patch_token", -1),
+            max_length=max(max_length, self.config.max_length),
+            graph_mode=graph_mode,
+        )
+
+    def under_original_names(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of all parameters by the names and in the layout of weights.safetensors (the rules reversed)."""
+        source = MemorySource(arrays)
+        view = self.table.reverse().plan(source.infos).view(source)
+        return {name: view.read(name).data for name in view.infos}

@@ -1,0 +1,29 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindvlm.training.metrics import character_error_rate, edit_distance
+
+
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [("", "", 0), ("abc", "abc", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("ab", "ba", 2), ("abc", "ac", 1)],
+)
+def test_edit_distance_of_known_pairs(first, second, expected):
+    assert edit_distance(first, second) == expected
+
+
+@given(st.text("abc", max_size=8), st.text("abc", max_size=8), st.text("abc", max_size=8))
+def test_edit_distance_is_a_metric(a, b, c):
+    assert edit_distance(a, b) == edit_distance(b, a)
+    assert (edit_distance(a, b) == 0) == (a == b)
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+
+
+def test_error_rate_weighs_texts_by_their_length():
+    assert character_error_rate(["abcd", "x"], ["abcd", "yz"]) == pytest.approx(2 / 6)
+
+
+def test_error_rate_refuses_lists_of_different_length():
+    with pytest.raises(ValueError):
+        character_error_rate(["a"], ["a", "b"])

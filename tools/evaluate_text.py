@@ -1,0 +1,77 @@
+"""Measures how well a model reads: character error rate on freshly rendered pictures of words it was not trained on.
+
+python tools/evaluate_text.py --seed 7 --num_images 1000
+"""
+
+import argparse
+import json
+import sys
+import time
+
+from mindvlm.tools import cli
+
+DEFAULT_QUERY = "Provide the ocr results of this image."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the evaluation. Returns the exit status, see `cli.run`."""
+    return cli.run(evaluate, argv)
+
+
+def evaluate(argv: list[str] | None) -> int:
+    """Renders, reads and counts; prints each wrong reading with `--show_errors`, and one summary line."""
+    options = parse_arguments(argv)
+    import mindvlm
+    from mindvlm.training.metrics import character_error_rate
+    from mindvlm.training.rendered_text import sample
+
+    model = mindvlm.load(options.config_path, progress=cli.say)
+    started = time.perf_counter()
+    texts, references = [], []
+    for first in range(0, options.num_images, options.batch_size):
+        # the last batch is as large as the others, so that nothing is compiled again
+        shown = [sample(options.seed, first + row, split="evaluation") for row in range(options.batch_size)]
+        answers = model.generate([options.query] * len(shown), [one.image for one in shown])
+        for one, answer in list(zip(shown, answers, strict=True))[: options.num_images - first]:
+            texts.append(str(answer))
+            references.append(one.text)
+            if options.show_errors and answer != one.text:
+                print(json.dumps({"shown": one.text, "read": answer}, ensure_ascii=False))
+        cli.say(
+            f"{len(texts)} of {options.num_images}: character error rate {character_error_rate(texts, references):.4f}"
+        )
+    exact = sum(text == reference for text, reference in zip(texts, references, strict=True))
+    summary = {
+        "seed": options.seed,
+        "num_images": len(texts),
+        "character_error_rate": round(character_error_rate(texts, references), 5),
+        "read_without_error": round(exact / len(texts), 4),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    print(json.dumps(summary))
+    return 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config_path", help="model YAML; default: the shipped Vary-nano")
+    parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")
+    parser.add_argument("--num_images", type=at_least(1), default=1000, help="how many (default 1000)")
+    parser.add_argument("--batch_size", type=at_least(1), default=20, help="pictures read together (default 20)")
+    parser.add_argument("--query", default=DEFAULT_QUERY, help="the question (default: the usual one)")
+    parser.add_argument("--show_errors", action="store_true", help="print every wrong reading as a JSON line")
+    return parser.parse_args(argv)
+
+
+def at_least(least: int):
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    return whole_number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
