@@ -47,10 +47,10 @@ class Model:
     """
 
     detect: Callable[..., RuleTable]
-    target_infos: Callable[[Path], Mapping[str, TensorInfo] | None] | None = None
+    target_infos: Callable[[Path], Mapping[str, TensorInfo] | None]
 
 
-MODELS = {"vary_toy": Model(vary.detect)}
+MODELS = {"vary_toy": Model(vary.detect, vary.infos_of_config)}
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,8 @@ def _check_choice(flag: str, value: str, known: Sequence[str]) -> None:
 def _plan(source: Checkpoint, model: str) -> Plan:
     entry = MODELS[model]
     origin = str(source.path)
-    target_infos = entry.target_infos(source.path.parent) if entry.target_infos else None
+    folder = source.path if source.path.is_dir() else source.path.parent
+    target_infos = entry.target_infos(folder)
     return entry.detect(source.infos, origin=origin).plan(source.infos, target_infos, origin=origin)
 
 

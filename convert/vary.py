@@ -11,9 +11,12 @@ What is not a plain renaming:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
+from mindvlm.convert.reference.vary_layout import parameter_shapes
 from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, Split, rename_all
 from mindvlm.errors import UserError
 
@@ -234,3 +237,20 @@ def native_view(
         raise UserError(f"unknown model family {family!r}; known: vary")
     table = detect(source.infos, origin=str(source.path))
     return table.plan(source.infos, target_infos, origin=str(source.path)).view(source)
+
+
+def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
+    """Return the native tensors that the config.json in `folder` describes, or None if there is no such file.
+
+    Raises:
+        UserError: config.json is no Vary config.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    try:
+        shapes = parameter_shapes(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is no Vary config ({error!r}); move it away or give the folder of Vary-toy") from None
+    infos = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
+    return dict(HF.plan(infos, origin=str(path)).infos)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
 from mindvlm.convert import convert_weight, vary
+from mindvlm.convert.reference.vary_layout import vary_toy_config
 from mindvlm.convert.verify import verify_conversion
 from mindvlm.errors import UserError
 from tests.convert.vary_names import SMALL, hf_shapes
@@ -205,3 +206,22 @@ def test_verification_finds_a_planted_error(change, tensors, tmp_path):
     with open_checkpoint(tmp_path / "in.safetensors") as source:
         with pytest.raises(UserError, match=r"h\.0\.mlp\.w[12]\.weight|missing .*\.0\.mlp\.up_proj\.weight"):
             verify_conversion(source, vary.HF.plan(source.infos), target)
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_shapes_are_checked_against_the_config_beside_the_weights(tmp_path, capsys, in_folder):
+    tensors = {name: torch.zeros(shape) for name, shape in hf_shapes(SMALL).items()}
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file(tensors, source / "model.safetensors")
+    config = vary_toy_config()
+    (source / "config.json").write_text(json.dumps(config))
+    path = source if in_folder else source / "model.safetensors"
+
+    status = convert_weight.main(
+        ["--torch_ckpt_path", str(path), "--mindspore_ckpt_path", str(tmp_path / "out.safetensors")]
+    )
+
+    assert status == 1
+    assert "[2048, 2048]" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
