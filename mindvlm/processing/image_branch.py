@@ -9,6 +9,7 @@ from PIL import Image
 from mindvlm.errors import UserError
 from mindvlm.processing import transforms
 from mindvlm.processing.margins import pad_to_aspect, paper_colour, trim_margins
+from mindvlm.processing.text_lines import lines_side_by_side
 
 ResizeMode = Literal["crop", "squash", "squash_bilinear", "keep", "pad"]
 
@@ -65,8 +66,15 @@ class ImageBranchConfig:
 
 @dataclass(kw_only=True)
 class TrimConfig:
-    """Cut the empty paper away before resizing, then add paper on the right or below to stay within the aspects."""
+    """Cut the empty paper away before resizing, then add paper on the right or below to stay within the aspects.
 
+    Attributes:
+        lines: "side_by_side" lays several lines of print out as one, see `lines_side_by_side`.
+        margin: pixels of paper that stay around the ink.
+        min_aspect, max_aspect: of width to height.
+    """
+
+    lines: Literal["as_they_are", "side_by_side"] = "as_they_are"
     margin: int = 0
     min_aspect: float = 0.0
     max_aspect: float = float("inf")
@@ -80,6 +88,8 @@ class TrimConfig:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The trimmed and padded picture."""
-        trimmed = trim_margins(image, margin=self.margin)
-        # a trimmed picture may be nothing but ink, so the paper is that of the whole one
-        return pad_to_aspect(trimmed, self.min_aspect, max_aspect=self.max_aspect, colour=paper_colour(image))
+        shown = lines_side_by_side(image) if self.lines == "side_by_side" else image
+        if shown is image:
+            shown = trim_margins(image, margin=self.margin)
+        # what is left may be nothing but ink, so the paper is that of the whole picture
+        return pad_to_aspect(shown, self.min_aspect, max_aspect=self.max_aspect, colour=paper_colour(image))

@@ -17,7 +17,16 @@ def paper_colour(image: Image.Image) -> tuple[int, int, int]:
 
 
 def ink_box(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom) around everything printed, or None for blank paper.
+    """(left, top, right, bottom) around everything printed in an RGB picture, or None for blank paper."""
+    is_ink = ink_mask(image)
+    rows, columns = np.flatnonzero(is_ink.any(axis=1)), np.flatnonzero(is_ink.any(axis=0))
+    if rows.size == 0:
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def ink_mask(image: Image.Image) -> np.ndarray:
+    """Where something is printed, (height, width) bool.
 
     Ink is what differs from the paper by at least 24 of 255 in one channel and by 35 % of the strongest difference, and
     has at least two such pixels beside it: noise, specks of one or two pixels and a tinted ground do not count.
@@ -29,11 +38,7 @@ def ink_box(image: Image.Image) -> tuple[int, int, int, int] | None:
     difference = np.abs(np.asarray(image).astype(np.int16) - paper).max(axis=2)
     contrast = _strongest_of_neighbours(difference)
     is_dark = difference >= max(MIN_CONTRAST, INK_SHARE_OF_PEAK * contrast)
-    is_ink = is_dark & (_sum_of_neighbours(is_dark) >= NEIGHBOURS_OF_INK)
-    rows, columns = np.flatnonzero(is_ink.any(axis=1)), np.flatnonzero(is_ink.any(axis=0))
-    if rows.size == 0:
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return is_dark & (_sum_of_neighbours(is_dark) >= NEIGHBOURS_OF_INK)
 
 
 def trim_margins(image: Image.Image, *, margin: int = 0) -> Image.Image:
