@@ -12,7 +12,7 @@ from mindspore import Tensor, ops
 
 from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
-from mindvlm.config import GenerationConfig, is_mindocr_config, read_yaml
+from mindvlm.config import GenerationConfig, build_config, is_mindocr_config, read_yaml
 from mindvlm.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.generation.answer import Answer, AnswerStream
@@ -40,7 +40,8 @@ def load(
         UserError: the config, the tokenizer file or the checkpoint cannot be used; the message says how to mend it.
     """
     start = time.perf_counter()
-    config = read_config(config_path or shipped_config_path(), overrides)
+    config_path = config_path or shipped_config_path()
+    config = read_config(config_path, overrides)
     if not config.checkpoint:
         raise UserError(f"config {config_path} names no checkpoint; set checkpoint to a file of converted weights")
     family = get_family(config.family)
@@ -60,7 +61,8 @@ def load(
 def read_config(config_path: str | Path, overrides: dict | None = None):
     """The family's typed config of a YAML, with top-level keys replaced by `overrides`."""
     path = Path(config_path)
-    data = {**read_yaml(path), **(overrides or {})}
+    overrides = {key: str(value) if isinstance(value, Path) else value for key, value in (overrides or {}).items()}
+    data = {**read_yaml(path), **overrides}
     family = data.get("family", "vary" if is_mindocr_config(data) else None)
     return get_family(family).parse_config(data, path)
 
@@ -116,6 +118,8 @@ class VisionLanguageModel:
         prompt = self.processor.prompt(query, num_images=len(images), history=history)
         num_earlier = sum(earlier.count("<image>") for earlier, _ in history or ())
         asked = self.processor.mark_images(query, len(images) - num_earlier)
+        self.generation_config(generation)
+        self.engine.check_length(len(prompt.input_ids))
         self.engine.reset_clock()
         features = self.encode_images(images)
         self.engine.reset(1)
@@ -141,7 +145,9 @@ class VisionLanguageModel:
             return self.chat(queries, images, stream=stream, **generation)
         if stream:
             raise UserError("stream=True works for one query; call generate once for each, or without stream")
-        images = [None] * len(queries) if images is None else list(images)
+        if not isinstance(images, list | tuple | None):
+            raise UserError("images must be a list with one entry for each query when several queries are given")
+        images = [None] * len(queries) if images is None else images
         if not queries or len(images) != len(queries):
             raise UserError(f"{len(images)} image entries for {len(queries)} queries; give one entry for each query")
         rows = [as_list(entry) for entry in images]
@@ -149,6 +155,8 @@ class VisionLanguageModel:
             self.processor.prompt(query, num_images=len(row)).input_ids
             for query, row in zip(queries, rows, strict=True)
         ]
+        self.generation_config(generation)
+        self.engine.check_length(max(map(len, prompts)))
         self.engine.reset_clock()
         features = self.encode_images([image for row in rows for image in row])
         self.engine.reset(len(prompts))
@@ -184,11 +192,7 @@ class VisionLanguageModel:
 
     def generation_config(self, overrides: dict) -> GenerationConfig:
         """The YAML's generation section with some keys replaced."""
-        known = {field.name for field in dataclasses.fields(GenerationConfig)}
-        for key in overrides:
-            if key not in known:
-                raise UserError(f"unknown generation option '{key}'; known: {', '.join(sorted(known))}")
-        return dataclasses.replace(self.config.generation, **overrides)
+        return build_config(GenerationConfig, {**dataclasses.asdict(self.config.generation), **overrides}, "generation")
 
     def start_answers(
         self, prompts: list[list[int]], logits: Tensor, generation: dict, *, turns: list[list[tuple[str, str]]]

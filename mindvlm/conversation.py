@@ -4,6 +4,7 @@ from mindspore import Tensor, ops
 
 from mindvlm.api import VisionLanguageModel, as_list
 from mindvlm.generation.answer import Answer, AnswerStream
+from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
 
 
 class Conversation:
@@ -24,11 +25,16 @@ class Conversation:
         self.features: Tensor | None = None
         self.ids: list[int] = []
         self.answer_is_closed = False
+        self.open_answer: AnswerStream | None = None
 
     def ask(self, query: str, images=None, *, stream: bool = False, **generation) -> Answer | AnswerStream:
         """The next turn; `images` are those that are new in it. Other arguments and errors as in
-        `VisionLanguageModel.chat`; after an error the conversation is as it was."""
+        `VisionLanguageModel.chat`; after an error the conversation is as it was. An earlier answer that was not read to
+        its end stays as far as it came."""
+        if self.open_answer:
+            self.open_answer.close()
         model, images = self.model, as_list(images)
+        model.generation_config(generation)
         model.engine.reset_clock()
         new_features = model.encode_images(images)
         asked = model.processor.mark_images(query, len(images))
@@ -50,10 +56,11 @@ class Conversation:
 
         def finish() -> Answer:
             answer = answers.answer(0)
-            self.take_over(prompt, answer)
+            if self.open_answer is result:
+                self.take_over(prompt, answer)
             return answer
 
-        result = AnswerStream(answers.pieces(0), finish)
+        result = self.open_answer = AnswerStream(answers.pieces(0), finish)
         return result if stream else result.answer
 
     def continuation(self, query: str, num_images: int) -> tuple[list[int] | None, list[int]]:
@@ -69,13 +76,33 @@ class Conversation:
 
     def take_over(self, prompt: list[int], answer: Answer) -> None:
         """Makes an answer, whole or interrupted, part of the conversation."""
+        self.open_answer = None
         self.turns = answer.history
-        stop_ids = self.model.processor.stop_ids
-        ids = answer.ids
-        self.answer_is_closed = bool(ids) and ids[-1] == stop_ids[0] and answer.stop_reason == "stop_token"
+        processor, engine = self.model.processor, self.model.engine
+        closing_mark = processor.tokenizer.special_ids.get(processor.template.answer_separator)
+        ids, rest = answer.ids, []
+        self.answer_is_closed = answer.stop_reason == "stop_token" and ids[-1] == closing_mark
         if answer.stop_reason == "stop_token" and not self.answer_is_closed:
             ids = ids[:-1]
-        self.ids = prompt + ids
+        if answer.stop_reason == "stop_string":
+            ids, rest = ids_of_text(str(answer), ids, processor.tokenizer)
+        # a picture's placeholder that the model said itself would ask for a picture when it is prefilled
+        while ids and ids[-1] == engine.placeholder_id:
+            ids = ids[:-1]
+        if engine.owner is self:
+            engine.truncate(len(prompt) + len(ids))
+        self.ids = prompt + ids + rest
+
+
+def ids_of_text(text: str, ids: list[int], tokenizer: TiktokenTokenizer) -> tuple[list[int], list[int]]:
+    """The first of the generated ids, as many as `text` begins with, and the ids of its rest."""
+    encoded = text.encode()
+    for count in range(len(ids), 0, -1):
+        head = tokenizer.decode_bytes(ids[:count], skip_special=True)
+        rest = encoded[len(head) :].decode(errors="ignore")
+        if encoded == head + rest.encode():
+            return ids[:count], tokenizer.encode(rest)
+    return [], tokenizer.encode(text)
 
 
 def join(first: Tensor | None, second: Tensor | None) -> Tensor | None:

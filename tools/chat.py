@@ -1,5 +1,6 @@
 """The chat of `mindvlm-predict --chat_mode`."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,9 +18,13 @@ def chat(model, images: list[str], options: dict) -> int:
         model: a loaded `VisionLanguageModel`.
         images: pictures of the first question.
         options: generation options.
+
+    Raises:
+        UserError: one of `images` cannot be used.
     """
     conversation = Conversation(model)
     waiting = list(images)
+    model.encode_images(waiting)
     cli.say(HELP)
     while True:
         try:
@@ -29,8 +34,11 @@ def chat(model, images: list[str], options: dict) -> int:
         except KeyboardInterrupt:
             cli.say("\n/exit leaves")
             continue
+        except UnicodeDecodeError as error:
+            cli.say(f"error: the line is not {error.encoding} text")
+            continue
         command, _, argument = line.partition(" ")
-        if command in ("/exit", "/quit", "exit"):
+        if command in ("/exit", "/quit") or line == "exit":
             return 0
         if command == "/reset":
             conversation.reset()
@@ -40,7 +48,7 @@ def chat(model, images: list[str], options: dict) -> int:
             add_image(model, waiting, argument.strip())
         elif command == "/help":
             cli.say(HELP)
-        elif command.startswith("/") and not argument:
+        elif re.fullmatch(r"/\w*", command):
             cli.say(f"unknown command {command}; {HELP}")
         elif line and answer(conversation, line, waiting, options):
             waiting = []
@@ -68,6 +76,9 @@ def answer(conversation: Conversation, query: str, images: list[str], options: d
         cli.say(f"error: {error}")
         if "context" in str(error):
             cli.say("the context is full; /reset begins a new conversation")
+        return False
+    except KeyboardInterrupt:
+        cli.say(" [stopped]")
         return False
     try:
         for piece in stream:

@@ -18,8 +18,13 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
     into `head`) ends the tool silently.
     """
     warnings.showwarning = show_warning
+    # a character that the terminal cannot show must not end the tool
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     try:
-        return command(argv)
+        status = command(argv)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -83,6 +83,9 @@ def predict(argv: list[str] | None) -> int:
         from mindvlm.tools.chat import chat
 
         return chat(model, images, options)
+    # what holds for every picture is refused before the first one
+    prompt = model.processor.prompt(arguments.query, num_images=min(len(images), 1))
+    model.engine.check_length(len(prompt.input_ids))
     if len(images) > 1 or arguments.output:
         return answer_all(model, images or [None], arguments, options)
     print_streamed(model.chat(arguments.query, images or None, stream=True, **options))
@@ -131,6 +134,9 @@ def answer_all(model, images: list, arguments: argparse.Namespace, options: dict
 
     Returns:
         0, or 1 when a picture failed.
+
+    Raises:
+        UserError: the only picture, named as a file, failed.
     """
     from tqdm import tqdm
 
@@ -143,6 +149,8 @@ def answer_all(model, images: list, arguments: argparse.Namespace, options: dict
             try:
                 answer = model.chat(arguments.query, image, **options)
             except UserError as error:
+                if arguments.image_dir in (None, [image]):
+                    raise
                 num_failed += 1
                 record["error"] = str(error)
                 tqdm.write(f"error: {error}", file=sys.stderr)
@@ -176,7 +184,8 @@ def write_records(path: str, records: list[dict]) -> None:
 
     with atomic_file(path) as file:
         for record in records:
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            # file names may hold bytes that are no text
+            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class AnswerStream:
         return self
 
     def __next__(self) -> str:
+        if self.finished is not None:
+            raise StopIteration
         try:
             return next(self.pieces)
         except BaseException:

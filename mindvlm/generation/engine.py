@@ -42,6 +42,7 @@ class Engine:
     Attributes:
         lengths: (B,) tokens whose keys and values are in the cache.
         owner: whose conversation the cache holds; None after a reset.
+        num_prefills: how often tokens were appended, to notice that the cache went to somebody else.
         seconds: time spent per stage since the last `reset_clock`.
     """
 
@@ -63,8 +64,10 @@ class Engine:
         self.vision = VisionGraph(model)
         self.merge = MergeGraph(model)
         self.score = ScoreGraph(model.language_model)
+        self.prefill = self.decode = None
         self.lengths = np.zeros(0, np.int32)
         self.owner = None
+        self.num_prefills = 0
         self.num_slots = 0
         self.caches = None
         self.alpha = 1
@@ -103,6 +106,7 @@ class Engine:
         Raises:
             UserError: a row passes `max_length`, or placeholders and features differ in number.
         """
+        self.num_prefills += 1
         counts = np.array([len(row) for row in rows], np.int32)
         totals = self.lengths + counts
         self.check_length(int(totals.max()))
@@ -128,11 +132,19 @@ class Engine:
         return chunks * MAX_PREFILL_LENGTH + (bucket_length(rest) if rest else 0)
 
     def step(self, ids: Tensor) -> Tensor:
-        """Decode: feeds one token a row, ids (B,) int32 -> logits (B, V)."""
-        self.ensure_slots(int(self.lengths.max()) + 1)
-        logits = self.run("decode", self.decode, ids, Tensor(self.lengths[:, None]), self.inv_freq)
-        self.lengths = self.lengths + 1
+        """Decode: feeds one token a row, ids (B,) int32 -> logits (B, V).
+
+        A full row, which has ended while others go on, keeps writing its last slot.
+        """
+        positions = np.minimum(self.lengths, self.max_length - 1)
+        self.ensure_slots(int(positions.max()) + 1)
+        logits = self.run("decode", self.decode, ids, Tensor(positions[:, None]), self.inv_freq)
+        self.lengths = positions + 1
         return logits
+
+    def truncate(self, length: int) -> None:
+        """Forgets what every row holds beyond `length` tokens."""
+        self.lengths = np.minimum(self.lengths, np.int32(length))
 
     def logits(self, input_ids: np.ndarray, image_features: Tensor | None = None) -> Tensor:
         """Logits at every position, without the cache: input_ids (B, L) int32 -> (B, L, V)."""
@@ -178,11 +190,21 @@ class Engine:
                     buffer = np.zeros(new.shape, filled.asnumpy().dtype)
                     buffer[:, :, : filled.shape[2]] = filled.asnumpy()
                     new.set_data(Tensor.from_numpy(buffer))
+        # Python gives the ids of graphs that go away out again
+        gone = {id(self.prefill), id(self.decode)}
+        self.compiled = {key for key in self.compiled if key[0] not in gone}
         self.prefill = PrefillGraph(self.model.language_model, self.caches)
         self.decode = DecodeGraph(self.model.language_model, self.caches)
 
+    def set_mode(self) -> None:
+        """Puts MindSpore, whose mode is one for the whole process, into this model's mode."""
+        mode = ms.GRAPH_MODE if self.graph_mode else ms.PYNATIVE_MODE
+        if ms.get_context("mode") != mode:
+            ms.set_context(mode=mode)
+
     def run(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> Tensor:
         """Runs a graph under the clock of its stage; a new shape is compiled first, under its own clock."""
+        self.set_mode()
         key = (id(graph), graph.training, tuple((x.shape, x.dtype) for x in inputs))
         if self.graph_mode and key not in self.compiled:
             start = time.perf_counter()

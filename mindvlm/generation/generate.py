@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvlm.config import GenerationConfig
+from mindvlm.errors import UserError
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.graphs import pad_rows
 from mindvlm.generation.sampling import EMPTY, Sampler
@@ -48,7 +49,21 @@ class Generator:
             config: the rules.
             stops: one stop rule a row.
             seed: of the draws.
+
+        Raises:
+            UserError: (while it runs) the engine was given something else before the rows had ended.
         """
+        return self.steps(prompts, logits, config, stops, seed, self.engine.num_prefills)
+
+    def steps(
+        self,
+        prompts: list[list[int]],
+        logits: Tensor,
+        config: GenerationConfig,
+        stops: list[RowStop],
+        seed: int,
+        num_prefills: int,
+    ) -> Iterator[list[Row]]:
         engine = self.engine
         rows = [Row() for _ in prompts]
         sampler = self.sampler(config, len(prompts))
@@ -57,6 +72,8 @@ class Generator:
         counts = np.array([len(prompt) for prompt in prompts], np.int32)
         random = np.random.default_rng(seed)
         while True:
+            if engine.num_prefills != num_prefills:
+                raise UserError("the model was asked something else before this answer had ended; read it to its end")
             uniform = Tensor(random.random(len(rows)).astype(np.float32))
             ids = engine.run("decode", sampler, logits, Tensor(counts), uniform)
             counts = np.minimum(counts + 1, sampler.num_slots - 1)

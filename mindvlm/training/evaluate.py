@@ -1,73 +1,56 @@
-"""Character error rate of a model in training: greedy reading without a cache, over its live parameters."""
+"""Character error rate of a model in training: greedy reading with its live parameters."""
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
+from mindvlm.config import GenerationConfig
+from mindvlm.generation.engine import Engine
+from mindvlm.generation.generate import Generator
+from mindvlm.generation.stopping import RowStop
 from mindvlm.models.common.splice import splice_sources
 from mindvlm.models.vary.model import VaryModel
+from mindvlm.processing.stream_decoder import StreamDecoder
 from mindvlm.training.data import Batch, RenderedTextBatches
 from mindvlm.training.metrics import character_error_rate
 
 
-class ImageFeatures(nn.Cell):
-    """The vision part of a model as a graph of its own."""
-
-    def __init__(self, model: VaryModel):
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, clip_pixels, high_pixels):
-        return self.model.encode_images(clip_pixels, high_pixels)
-
-
-class Logits(nn.Cell):
-    """Logits after every position, (B, L, V)."""
-
-    def __init__(self, model: VaryModel):
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, input_ids, features, sources, inv_freq):
-        embeds = self.model.merge(input_ids, features, sources)
-        return self.model.language_model.lm_head(self.model.language_model(embeds, inv_freq))
-
-
 class Reader:
-    """Reads batches greedily.
+    """Reads batches greedily through the inference graphs.
 
     Args:
-        model: of the training step; its parameters are used as they are at the time.
+        model: of the training step; it is back in training mode after each reading.
         batches: gives prompt layout and tokenizer.
-        inv_freq: rotary frequencies of the decoder.
+        graph_mode: whether Cells are compiled.
     """
 
-    def __init__(self, model: VaryModel, batches: RenderedTextBatches, inv_freq: Tensor):
-        self.features = ImageFeatures(model)
-        self.logits = Logits(model)
+    def __init__(self, model: VaryModel, batches: RenderedTextBatches, *, graph_mode: bool):
+        self.model = model
         self.batches = batches
-        self.inv_freq = inv_freq
+        self.engine = Engine(
+            model,
+            placeholder_id=placeholder_id(batches),
+            max_length=batches.length,
+            graph_mode=graph_mode,
+        )
+        self.generator = Generator(self.engine)
+        model.set_train(True)
 
     def read(self, batch: Batch) -> list[str]:
         """The model's texts of the batch's pictures."""
         batches = self.batches
-        ids = batch.input_ids.copy()
-        rows = np.arange(len(ids))
-        for row, length in enumerate(batch.prompt_lengths):
-            ids[row, length:] = batches.fill_id
-        sources = image_sources(batches, ids)
-        clip, high = pixel_tensors(batch)
-        features = self.features(clip, high)
-        is_done = np.zeros(len(ids), dtype=bool)
-        for offset in range(batches.max_answer_tokens):
-            places = batch.prompt_lengths + offset
-            logits = self.logits(Tensor(ids), features, sources, self.inv_freq).asnumpy()
-            chosen = logits[rows, places - 1].argmax(axis=-1)
-            ids[rows, places] = np.where(is_done, batches.fill_id, chosen)
-            is_done |= np.isin(chosen, batches.processor.stop_ids)
-            if is_done.all():
-                break
-        answers = [row[length:] for row, length in zip(ids, batch.prompt_lengths, strict=True)]
-        return [batches.processor.tokenizer.decode(answer, skip_special=True) for answer in answers]
+        prompts = [ids[:length].tolist() for ids, length in zip(batch.input_ids, batch.prompt_lengths, strict=True)]
+        stops = [RowStop(batches.processor.stop_ids, (), StreamDecoder(batches.processor.tokenizer)) for _ in prompts]
+        self.model.set_train(False)
+        features = self.engine.encode_images(batch.clip_pixels, batch.high_pixels)
+        self.engine.reset(len(prompts))
+        logits = self.engine.append(prompts, features)
+        rules = GenerationConfig(max_new_tokens=batches.max_answer_tokens)
+        for _ in self.generator.stream(prompts, logits, rules, stops=stops, seed=0):
+            pass
+        self.model.set_train(True)
+        for stop in stops:
+            stop.end()
+        return [stop.text for stop in stops]
 
     def error_rate(self, test_batches: list[Batch]) -> float:
         """Character error rate over all batches."""
@@ -75,11 +58,15 @@ class Reader:
         return character_error_rate(texts, [text for batch in test_batches for text in batch.texts])
 
 
+def placeholder_id(batches: RenderedTextBatches) -> int:
+    """The id that stands for one row of image features."""
+    return batches.processor.tokenizer.special_id(batches.processor.image_span.placeholder)
+
+
 def image_sources(batches: RenderedTextBatches, input_ids: np.ndarray) -> Tensor:
     """The gather index of one picture a row."""
-    span = batches.processor.image_span
-    pad_id = batches.processor.tokenizer.special_id(span.placeholder)
-    return Tensor(splice_sources(input_ids, len(input_ids), span.num_tokens, pad_id))
+    num_tokens = batches.processor.image_span.num_tokens
+    return Tensor(splice_sources(input_ids, len(input_ids), num_tokens, placeholder_id(batches)))
 
 
 def pixel_tensors(batch: Batch) -> tuple[Tensor, Tensor]:

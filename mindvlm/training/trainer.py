@@ -59,7 +59,7 @@ class Trainer:
         self.batches = RenderedTextBatches(**self.options)
         decoder = model_config.model.language_model
         self.inv_freq = Tensor(inverse_frequencies(decoder.head_dim, decoder.rope_theta))
-        self.reader = Reader(self.model, self.batches, self.inv_freq)
+        self.reader = Reader(self.model, self.batches, graph_mode=config.mode == "graph")
         self.curriculum = Curriculum(threshold=config.data.curriculum_threshold)
         self.step = 0
         self.ordered_stages: list[int] = []

@@ -52,6 +52,9 @@ def from_mindocr(data: dict) -> dict:
     if not is_mindocr_config(data) or "family" in data:
         return data
     model = dict(data["model"])
+    processor = section_of(data, "processor", "processor")
+    tokenizer = section_of(processor, "tokenizer", "processor.tokenizer")
+    processor.pop("tokenizer", None)
     if model.pop("name") != MODEL_NAME:
         raise UserError(
             f"config key 'model.name' is {data['model']['name']!r}; the MindOCR model read here is {MODEL_NAME}"
@@ -62,14 +65,16 @@ def from_mindocr(data: dict) -> dict:
     unused = sorted(f"model.{key}" for key in MODEL_KEYS_WITHOUT_EFFECT & model.keys())
     decoder = {ours: model.pop(theirs) for theirs, ours in DECODER_KEYS.items() if theirs in model}
     generation = {ours: model.pop(theirs) for theirs, ours in GENERATION_KEYS.items() if theirs in model}
-    decoder.setdefault("head_dim", decoder.get("hidden_size", 0) // max(decoder.get("num_attention_heads", 1), 1))
+    hidden_size, num_heads = decoder.get("hidden_size"), decoder.get("num_attention_heads")
+    if "head_dim" not in decoder and isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads > 0:
+        decoder["head_dim"] = hidden_size // num_heads
     result = {key: data[key] for key in RUNTIME_KEYS if key in data}
     if "compute_dtype" in model:
         result.setdefault("dtype", model.pop("compute_dtype"))
     result.update(
         family="vary",
         name="vary_toy",
-        checkpoint=model.pop("checkpoint_name_or_path", None) or None,
+        checkpoint=data.get("checkpoint") or model.get("checkpoint_name_or_path") or None,
         model={
             "language_model": decoder,
             "vision_tower": released_clip(),
@@ -78,14 +83,12 @@ def from_mindocr(data: dict) -> dict:
         },
         generation=generation,
     )
-    for key in model.keys() - MODEL_KEYS_WITHOUT_EFFECT:
+    for key in model.keys() - MODEL_KEYS_WITHOUT_EFFECT - {"checkpoint_name_or_path"}:
         known = {"seq_length", "checkpoint_name_or_path", "compute_dtype", "num_beams", "name"}
         raise unknown_key(
             key, known | DECODER_KEYS.keys() | GENERATION_KEYS.keys() | MODEL_KEYS_WITHOUT_EFFECT, "model"
         )
 
-    processor = dict(data.get("processor") or {})
-    tokenizer = dict(processor.pop("tokenizer", None) or {})
     result["processor"] = {"vocab_file": tokenizer.pop("vocab_file", None)}
     for section, keys, without_effect, known in (
         ("processor", processor, PROCESSOR_KEYS_WITHOUT_EFFECT, {"tokenizer"}),
@@ -94,11 +97,21 @@ def from_mindocr(data: dict) -> dict:
         unused += [f"{section}.{key}" for key in sorted(keys.keys() & without_effect)]
         for key in keys.keys() - without_effect:
             raise unknown_key(key, known | without_effect, section)
-    for key in data.keys() - {"model", "processor", *RUNTIME_KEYS}:
-        raise unknown_key(key, {"model", "processor", *RUNTIME_KEYS}, "")
+    for key in data.keys() - {"model", "processor", "checkpoint", *RUNTIME_KEYS}:
+        raise unknown_key(key, {"model", "processor", "checkpoint", *RUNTIME_KEYS}, "")
     if unused:
         warnings.warn(f"config keys without effect here: {', '.join(unused)}", stacklevel=2)
     return result
+
+
+def section_of(data: dict, key: str, where: str) -> dict:
+    """A copy of the mapping under `key`, empty where there is none."""
+    section = data.get(key)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise UserError(f"config section '{where}' is {section!r}; expected a mapping of keys to values")
+    return dict(section)
 
 
 def released_clip() -> dict:

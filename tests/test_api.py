@@ -1,0 +1,211 @@
+"""The Python API on a tiny model: all ways to the same answer, and what bad input gets."""
+
+import numpy as np
+import pytest
+
+from mindvlm.errors import UserError
+from tests.tiny_vary import (
+    IMAGE_TOKEN_LEN,
+    VOCAB_SIZE,
+    picture,
+    tiny_model,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def greedy_by_logits(model, num_tokens: int, query: str, images=None) -> list[int]:
+    """Greedy ids from full passes without a cache."""
+    images = [] if images is None else images if isinstance(images, list) else [images]
+    ids = list(model.processor.prompt(query, num_images=len(images)).input_ids)
+    features = model.encode_images(images)
+    num_prompt = len(ids)
+    for _ in range(num_tokens):
+        logits = model.engine.logits(np.array([ids], np.int32), features)
+        ids.append(int(logits[0, -1].asnumpy().argmax()))
+    return ids[num_prompt:]
+
+
+def test_chat_generate_and_stream_give_the_same_text(model):
+    whole = model.chat("read", picture())
+    stream = model.chat("read", picture(), stream=True)
+    pieces = list(stream)
+    assert len(pieces) > 1 and "".join(pieces) == stream.answer == whole
+    assert model.generate("read", picture()) == whole
+    assert model.generate(["read"], [picture()]) == [whole]
+    assert "".join(model.generate("read", [picture()], stream=True)) == whole
+    assert whole.ids == stream.answer.ids and stream.answer.num_prompt_tokens == whole.num_prompt_tokens
+
+
+def test_an_answer_is_greedy_and_says_how_it_came_about(model):
+    answer = model.chat("read", picture(), max_new_tokens=3)
+    assert answer.ids == greedy_by_logits(model, 3, "read", picture())
+    assert isinstance(answer, str)
+    assert (answer.stop_reason, answer.num_new_tokens) == ("max_new_tokens", 3)
+    assert answer.num_prompt_tokens == len(model.processor.prompt("read", num_images=1).input_ids)
+    assert answer.history == [("<image>\nread", str(answer))]
+    assert set(answer.seconds) == {"compile", "vision", "prefill", "decode"}
+    assert answer.seconds["decode"] > 0 and answer.tokens_per_second > 0
+
+
+def test_the_picture_matters(model):
+    logits = [model.logits("read", image) for image in (picture(0), picture(1))]
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+
+
+def test_text_only(model):
+    answer = model.chat("hello", max_new_tokens=3)
+    assert answer.ids == greedy_by_logits(model, 3, "hello")
+    assert answer.history == [("hello", str(answer))]
+
+
+def test_a_batch_equals_single_answers(model):
+    queries, images = ["read", "and a longer question than that", "hi"], [picture(0), [picture(1), picture(2)], None]
+    answers = model.generate(queries, images, max_new_tokens=5)
+    for query, image, answer in zip(queries, images, answers, strict=True):
+        single = model.chat(query, image, max_new_tokens=5)
+        assert (answer.ids, answer, answer.num_prompt_tokens) == (single.ids, single, single.num_prompt_tokens)
+        assert answer.history == single.history
+
+
+def test_each_row_of_a_batch_stops_by_itself(model, monkeypatch):
+    queries = ["read", "hi"]
+    free = model.generate(queries, max_new_tokens=6)
+    stop_id = next(token for token in free[0].ids[1:] if token not in free[1].ids)
+    num_before = free[0].ids.index(stop_id)
+    monkeypatch.setattr(type(model.processor), "stop_ids", (stop_id,))
+    first, second = model.generate(queries, max_new_tokens=6)
+    assert (first.stop_reason, first.ids) == ("stop_token", free[0].ids[: num_before + 1])
+    assert str(first) == model.processor.tokenizer.decode(first.ids[:-1], skip_special=True)
+    assert (second.stop_reason, second.ids) == ("max_new_tokens", free[1].ids)
+
+
+def test_a_stop_string_ends_the_answer_before_it(model):
+    free = model.chat("read", max_new_tokens=8)
+    mark = free[1:3]
+    answer = model.chat("read", max_new_tokens=8, stop_strings=[mark])
+    assert (answer.stop_reason, str(answer)) == ("stop_string", free[: free.index(mark)])
+    assert len(answer.ids) < len(free.ids)
+
+
+def test_a_seed_fixes_the_text(model):
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 6}
+    ids = [model.chat("read", seed=seed, **options).ids for seed in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
+    assert model.chat("read", **options).ids == model.chat("read", seed=model.config.seed, **options).ids
+
+
+def test_history_and_pictures_of_later_turns(model):
+    first = model.chat("hello", max_new_tokens=4)
+    second = model.chat("and this?", picture(), history=first.history, max_new_tokens=4)
+    assert second.history == [*first.history, ("<image>\nand this?", str(second))]
+    third = model.chat("compare", [picture(), picture(1)], history=second.history, max_new_tokens=4)
+    prompt = model.processor.prompt("compare", num_images=2, history=second.history)
+    assert third.num_prompt_tokens == len(prompt.input_ids)
+    assert len(prompt.placeholder_starts) == 2
+    features = model.encode_images([picture(), picture(1)])
+    logits = model.engine.logits(np.array([prompt.input_ids], np.int32), features)
+    assert third.ids[0] == logits[0, -1].asnumpy().argmax()
+
+
+def test_logits_have_a_row_for_every_position(model):
+    logits = model.logits("read", picture())
+    length = len(model.processor.prompt("read", num_images=1).input_ids)
+    assert logits.shape == (length, VOCAB_SIZE) and logits.dtype == np.float32
+    assert logits[-1].argmax() == model.chat("read", picture(), max_new_tokens=1).ids[0]
+
+
+def test_encoded_pictures_are_kept(model, monkeypatch):
+    model.image_features.clear()
+    calls = []
+    encode = model.engine.encode_images
+    monkeypatch.setattr(model.engine, "encode_images", lambda *pixels: calls.append(1) or encode(*pixels))
+    both = model.encode_images([picture(0), picture(1)])
+    assert both.shape == (2, IMAGE_TOKEN_LEN, 32) and len(calls) == 2
+    np.testing.assert_array_equal(model.encode_images(picture(1)).asnumpy()[0], both.asnumpy()[1])
+    assert len(calls) == 2
+    assert model.encode_images([]) is None and model.encode_images(None) is None
+    monkeypatch.setattr("mindvlm.api.MAX_CACHED_IMAGES", 2)
+    model.encode_images(picture(2))
+    model.encode_images(picture(1))
+    assert len(calls) == 3
+    model.encode_images(picture(0))
+    assert len(calls) == 4 and len(model.image_features) == 2
+
+
+def test_a_picture_may_be_a_path_or_an_array(model, tmp_path):
+    picture().save(tmp_path / "page.png")
+    expected = model.encode_images(picture()).asnumpy()
+    for source in (tmp_path / "page.png", str(tmp_path / "page.png"), np.asarray(picture())):
+        np.testing.assert_array_equal(model.encode_images([source]).asnumpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "query, count, history, expected",
+    [
+        ("<image> and <image>", 1, None, "1 images for 2 <image> markers"),
+        ("<image>", 2, None, "2 images for 1 <image> markers"),
+        ("what?", 1, [("<image> <image>", "x")], "1 images for 2 <image> markers in the history"),
+    ],
+)
+def test_pictures_and_markers_must_agree(model, query, count, history, expected):
+    with pytest.raises(UserError, match=expected):
+        model.chat(query, [picture()] * count, history=history)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"max_tokens": 3}, "'generation.max_tokens'; did you mean 'max_new_tokens'"),
+        ({"max_new_tokens": "3"}, "'generation.max_new_tokens' is '3'; expected a whole number"),
+        ({"stop_strings": "###"}, "'generation.stop_strings' is '###'; expected a list"),
+        ({"temperature": 0}, "generation.temperature is 0"),
+        ({"top_p": 2}, "generation.top_p is 2"),
+    ],
+)
+@pytest.mark.parametrize("method", ["chat", "generate", "batch"])
+def test_bad_generation_options(model, method, options, expected):
+    with pytest.raises(UserError, match=expected):
+        if method == "batch":
+            model.generate(["a", "b"], **options)
+        else:
+            getattr(model, method)("a", **options)
+
+
+def test_bad_batches(model):
+    with pytest.raises(UserError, match="1 image entries for 2 queries"):
+        model.generate(["a", "b"], [picture()])
+    with pytest.raises(UserError, match="one entry for each query"):
+        model.generate(["a", "b"], picture())
+    with pytest.raises(UserError, match="0 queries"):
+        model.generate([])
+    with pytest.raises(UserError, match="stream=True works for one query"):
+        model.generate(["a"], stream=True)
+
+
+def test_a_prompt_longer_than_the_context(model):
+    for ask in (lambda: model.chat("x" * 400), lambda: model.generate(["a", "x" * 400])):
+        with pytest.raises(UserError, match=r"the prompt has 4\d\d tokens but the context holds 320"):
+            ask()
+    assert model.chat("hello", max_new_tokens=3).ids == greedy_by_logits(model, 3, "hello")
+
+
+def test_a_closed_stream_keeps_what_came(model):
+    whole = model.chat("read")
+    stream = model.chat("read", stream=True)
+    piece = next(stream)
+    answer = stream.close()
+    assert answer.stop_reason == "interrupted" and answer.startswith(piece) and whole.startswith(answer)
+    assert stream.answer is answer
+
+
+def test_two_streams_do_not_mix(model):
+    first = model.chat("read", stream=True)
+    next(first)
+    other = model.chat("something else")
+    with pytest.raises(UserError, match="asked something else before this answer had ended"):
+        next(first)
+    assert model.chat("something else") == other

@@ -1,0 +1,61 @@
+"""A wheel holds everything that a user without the clone needs."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel_folder(tmp_path_factory) -> Path:
+    """The project's wheel, built and unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_the_wheel_reads_a_picture_without_the_clone(wheel_folder, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(wheel_folder)}
+    picture = ROOT / "examples" / "images" / "page.png"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "mindvlm.tools.predict_llm", "--image_dir", str(picture), "--max_new_tokens", "8"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert str(wheel_folder) in done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["tools.train", "convert.convert_weight", "tools.benchmark"])
+def test_the_other_commands_start_from_the_wheel(wheel_folder, tmp_path, module):
+    environment = {**os.environ, "PYTHONPATH": str(wheel_folder)}
+    command = [sys.executable, "-m", f"mindvlm.{module}", "--help"]
+
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+
+
+def test_the_wheel_names_the_console_scripts(wheel_folder):
+    (entry_points,) = wheel_folder.glob("*.dist-info/entry_points.txt")
+
+    scripts = entry_points.read_text()
+
+    for name in ("predict", "train", "convert", "benchmark"):
+        assert f"mindvlm-{name} = " in scripts

@@ -1,0 +1,118 @@
+"""A Vary of a few thousand random weights with everything that a run needs: YAML, vocabulary, checkpoint."""
+
+import copy
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from mindvlm.api import load
+from mindvlm.checkpoint import MemorySource, write_checkpoint
+from mindvlm.convert.reference.random_weights import random_tensor
+from mindvlm.models.common.weights import parameter_shapes
+from mindvlm.models.vary.config import parse_config
+from mindvlm.models.vary.model import VaryModel
+from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
+from tests.processing.small_vocabulary import small_ranks, write_rank_file
+
+VOCAB_SIZE = len(small_ranks()) + len(COMPACT_SPECIAL_TOKENS)
+IMAGE_TOKEN_LEN = 8
+
+CONFIG = {
+    "family": "vary",
+    "name": "tiny",
+    "checkpoint": "tiny.safetensors",
+    "device": "cpu",
+    "mode": "pynative",
+    "model": {
+        "image_token_len": IMAGE_TOKEN_LEN,
+        "max_length": 320,
+        "language_model": {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 48,
+            "training_length": 512,
+        },
+        "vision_tower": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": [16, 32],
+            "patch_size": 8,
+        },
+        "vision_vocabulary": {
+            "embed_dim": 12,
+            "depth": 2,
+            "num_heads": 2,
+            "global_attn_indexes": [1],
+            "window_size": 3,
+            "image_size": [32, 64],
+            "patch_size": 4,
+            "out_chans": 6,
+            "net_2_channels": 8,
+            "net_3_channels": 10,
+        },
+    },
+    "processor": {
+        "vocab_file": "small.tiktoken",
+        "special_tokens": list(COMPACT_SPECIAL_TOKENS),
+        "system": "",
+        "num_image_tokens": IMAGE_TOKEN_LEN,
+        "clip": {"size": [16, 32], "resize": "squash"},
+        "high": {"size": [32, 64], "resize": "squash"},
+    },
+    "generation": {"max_new_tokens": 8},
+}
+
+
+def tiny_config(**changes) -> dict:
+    """The YAML's mapping; a change is named by its path, `model__language_model__hidden_size=64`."""
+    config = copy.deepcopy(CONFIG)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    return config
+
+
+def tiny_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random float32 tensors under native names."""
+    shapes = parameter_shapes(VaryModel(parse_config(config, Path("tiny.yaml")).model))
+    return {name: random_tensor(name, shape, seed) for name, shape in shapes.items()}
+
+
+def write_yaml(folder: Path, config: dict, name: str = "tiny.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def write_tiny_vary(folder: Path, *, weights: dict[str, np.ndarray] | None = None, **changes) -> Path:
+    """Writes a complete run into the folder and returns the path of its YAML."""
+    config = tiny_config(**changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rank_file(folder / "small.tiktoken")
+    write_checkpoint(folder / "tiny.safetensors", MemorySource(weights or tiny_weights(config)))
+    return write_yaml(folder, config)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (40, 20)) -> Image.Image:
+    """A picture of noise, (width, height)."""
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@functools.cache
+def tiny_model():
+    """One loaded model in graph mode, shared by the tests that leave it as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load(write_tiny_vary(Path(folder), mode="graph"))
