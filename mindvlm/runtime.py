@@ -33,7 +33,7 @@ def start(config: RuntimeConfig) -> "ms.dtype":
     # MindSpore takes a device once in the life of a process, even the same one again is refused after a kernel ran
     if not device_is_set or ms.get_context("device_target") != device:
         set_device(device)
-    ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    set_mode(config.mode == "graph")
     ms.set_seed(config.seed)
     return compute_dtype(config.dtype, device)
 
@@ -45,6 +45,19 @@ def set_device(device: str) -> None:
     except RuntimeError as error:
         raise UserError(f"device '{device}' cannot be used: {first_line(error)}; start a new process") from None
     device_is_set = True
+
+
+def set_mode(graph_mode: bool) -> None:
+    """Puts MindSpore into graph or PyNative mode. The mode is one for the whole process, whatever models it holds."""
+    mode = ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE
+    if ms.get_context("mode") != mode:
+        ms.set_context(mode=mode)
+
+
+def wait_for_device() -> None:
+    """Returns when everything that was started has run. Graphs on CPU have run when their call returns."""
+    if ms.get_context("device_target") != "CPU":
+        ms.runtime.synchronize()
 
 
 def choose_device(name: str) -> str:

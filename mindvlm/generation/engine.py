@@ -6,10 +6,10 @@ B batch, L length, S slots, N images, T tokens an image, V vocabulary.
 import time
 from collections.abc import Callable
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindvlm import runtime
 from mindvlm.errors import UserError
 from mindvlm.generation.graphs import (
     DecodeGraph,
@@ -196,15 +196,9 @@ class Engine:
         self.prefill = PrefillGraph(self.model.language_model, self.caches)
         self.decode = DecodeGraph(self.model.language_model, self.caches)
 
-    def set_mode(self) -> None:
-        """Puts MindSpore, whose mode is one for the whole process, into this model's mode."""
-        mode = ms.GRAPH_MODE if self.graph_mode else ms.PYNATIVE_MODE
-        if ms.get_context("mode") != mode:
-            ms.set_context(mode=mode)
-
     def run(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> Tensor:
         """Runs a graph under the clock of its stage; a new shape is compiled first, under its own clock."""
-        self.set_mode()
+        runtime.set_mode(self.graph_mode)
         key = (id(graph), graph.training, tuple((x.shape, x.dtype) for x in inputs))
         if self.graph_mode and key not in self.compiled:
             start = time.perf_counter()
@@ -215,7 +209,6 @@ class Engine:
             self.seconds["compile"] += time.perf_counter() - start
         start = time.perf_counter()
         result = graph(*inputs)
-        if ms.get_current_device().device_target != "CPU":
-            ms.runtime.synchronize()
+        runtime.wait_for_device()
         self.seconds[stage] += time.perf_counter() - start
         return result

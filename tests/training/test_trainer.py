@@ -36,7 +36,7 @@ def job(tmp_path):
     model["processor"]["vocab_file"] = str(CONFIGS / model["processor"]["vocab_file"])
     model["model"]["language_model"].update(num_hidden_layers=1, intermediate_size=32)
     model["model"]["vision_tower"].update(num_hidden_layers=1, intermediate_size=32)
-    model["model"]["vision_vocabulary"].update(depth=1, mlp_ratio=1)
+    model["model"]["vision_vocabulary"].update(depth=1, global_attn_indexes=[0], mlp_ratio=1)
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(model))
 
     def write(total_steps, **changes):
