@@ -1,7 +1,7 @@
 # make demo   set everything up and read the example image with the shipped model
 # make test   set everything up and run the suite
 
-PYTHON ?= $(shell for v in 3.11 3.10 3.12; do command -v python$$v && break; done || echo python3)
+PYTHON ?= $(shell for v in 3.11 3.10 3.12; do python$$v -c 'import ensurepip' 2>&- && command -v python$$v && break; done || echo python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

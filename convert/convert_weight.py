@@ -43,24 +43,30 @@ DTYPES = ("keep", "float32", "float16", "bfloat16")
 class Model:
     """What converting a model takes: how its names are recognised, and the tensors it must have.
 
-    `target_infos` maps the folder of the source to the model's tensors, or to None if the folder does not say.
+    `target_infos` maps the folder of the source to the model's tensors, or to None if the folder does not say;
+    `released_infos` gives the tensors of the released weights.
     """
 
     detect: Callable[..., RuleTable]
     target_infos: Callable[[Path], Mapping[str, TensorInfo] | None]
+    released_infos: Callable[[], Mapping[str, TensorInfo]]
 
 
-MODELS = {"vary_toy": Model(vary.detect, vary.infos_of_config)}
+MODELS = {"vary_toy": Model(vary.detect, vary.infos_of_config, vary.released_infos)}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was done: the plan, where the tensors went, their dtype option, and the seconds it took."""
+    """What was done.
+
+    `dtype` is the option, `sizes` says what the shapes were checked against.
+    """
 
     plan: Plan
     target: Path
     dtype: str
     infos: Mapping[str, TensorInfo]
+    sizes: str
     seconds: float
     num_verified: int | None
 
@@ -96,7 +102,7 @@ def convert(
     check_writable(target)
     with open_checkpoint(source_path) as source:
         _refuse_overwriting(source, target)
-        plan = _plan(source, model)
+        plan, sizes = _plan(source, model)
         planned: TensorSource = plan.view(source)
         cast_to = None if dtype == "keep" else dtype
         if cast_to:
@@ -112,10 +118,10 @@ def convert(
                     num_verified = verify_conversion(
                         source, plan, target, dtype=cast_to, progress=lambda _, size: bar.update(size)
                     )
-                except UserError:
+                except (UserError, KeyboardInterrupt):
                     target.unlink(missing_ok=True)
                     raise
-        return Conversion(plan, target, dtype, planned.infos, time.monotonic() - started, num_verified)
+        return Conversion(plan, target, dtype, planned.infos, sizes, time.monotonic() - started, num_verified)
 
 
 def summary(conversion: Conversion) -> str:
@@ -133,6 +139,7 @@ def summary(conversion: Conversion) -> str:
     lines = [f"names: {plan.table.name}" + (" (nothing to rename)" if plan.is_identity else ""), *format_table(rows)]
     if plan.dropped:
         lines.append(f"dropped: {', '.join(plan.dropped)}")
+    lines.append(f"sizes: {conversion.sizes}")
     lines.append(f"wrote {conversion.target}: {totals}")
     if conversion.num_verified is not None:
         lines.append(f"verified: all {conversion.num_verified} tensors of the source are in it, bit for bit")
@@ -155,8 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_progress=sys.stderr.isatty(),
         )
     except ConversionError as error:
-        print(f"error: {error}\n\n{error.table()}", file=sys.stderr)
-        return 1
+        print(error.table())
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -199,12 +207,19 @@ def _check_choice(flag: str, value: str, known: Sequence[str]) -> None:
         raise UserError(f"{flag} {value!r} is unknown; expected one of: {', '.join(known)}")
 
 
-def _plan(source: Checkpoint, model: str) -> Plan:
+def _plan(source: Checkpoint, model: str) -> tuple[Plan, str]:
+    """Return the plan of a source, and what its sizes were checked against."""
     entry = MODELS[model]
     origin = str(source.path)
     folder = source.path if source.path.is_dir() else source.path.parent
     target_infos = entry.target_infos(folder)
-    return entry.detect(source.infos, origin=origin).plan(source.infos, target_infos, origin=origin)
+    plan = entry.detect(source.infos, origin=origin).plan(source.infos, target_infos, origin=origin)
+    if target_infos is not None:
+        return plan, f"those of {folder / 'config.json'}"
+    released = entry.released_infos()
+    if {name: info.shape for name, info in plan.infos.items()} == {n: info.shape for n, info in released.items()}:
+        return plan, f"those of the released {model}"
+    return plan, f"not checked: they are not those of the released {model}, and no config.json lies beside the weights"
 
 
 def _refuse_overwriting(source: Checkpoint, target: Path) -> None:

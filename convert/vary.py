@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
-from mindvlm.convert.reference.vary_layout import parameter_shapes
+from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
 from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, Split, rename_all
 from mindvlm.errors import UserError
 
@@ -252,5 +252,14 @@ def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
         shapes = parameter_shapes(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is no Vary config ({error!r}); move it away or give the folder of Vary-toy") from None
+    return _native_infos(shapes, origin=str(path))
+
+
+def released_infos() -> dict[str, TensorInfo]:
+    """Return the native tensors of the released Vary-toy."""
+    return _native_infos(parameter_shapes(vary_toy_config()), origin="Vary-toy")
+
+
+def _native_infos(shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> dict[str, TensorInfo]:
     infos = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
-    return dict(HF.plan(infos, origin=str(path)).infos)
+    return dict(HF.plan(infos, origin=origin).infos)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -192,6 +193,9 @@ class VisionLanguageModel:
 
     def generation_config(self, overrides: dict) -> GenerationConfig:
         """The YAML's generation section with some keys replaced."""
+        without_effect = [key for key in ("temperature", "top_k", "top_p") if key in overrides]
+        if without_effect and not overrides.get("do_sample", self.config.generation.do_sample):
+            warnings.warn(f"{', '.join(without_effect)} without effect: do_sample is false", stacklevel=2)
         return build_config(GenerationConfig, {**dataclasses.asdict(self.config.generation), **overrides}, "generation")
 
     def start_answers(

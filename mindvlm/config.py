@@ -124,7 +124,7 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"config file {path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"config file {path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
@@ -141,10 +141,13 @@ def is_mindocr_config(data: dict) -> bool:
 
 def resolve_path(value: str | None, config_path: Path) -> str | None:
     """A path of a config file made absolute: relative to the file first, then to the working folder."""
-    if value is None:
-        return None
+    if not value:
+        return value
     beside = config_path.resolve().parent / value
     return str(beside if beside.exists() or not Path(value).exists() else Path(value).resolve())
+
+
+MAX_NGRAM_SIZE = 64
 
 
 @dataclass(kw_only=True)
@@ -172,7 +175,10 @@ class GenerationConfig:
         check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0 and at most 1")
         check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0")
-        check(self.no_repeat_ngram_size >= 0, "no_repeat_ngram_size", self.no_repeat_ngram_size, "0 (off) or more")
+        # every token of the n-gram is an operator of the graph
+        size = self.no_repeat_ngram_size
+        check(0 <= size <= MAX_NGRAM_SIZE, "no_repeat_ngram_size", size, f"0 (off) to {MAX_NGRAM_SIZE}")
+        check(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
         check(all(self.stop_strings), "stop_strings", self.stop_strings, "no empty text")
 
 

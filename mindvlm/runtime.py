@@ -27,8 +27,11 @@ def start(config: RuntimeConfig) -> "ms.dtype":
     """Sets device and mode for this process and returns the dtype to compute in.
 
     Raises:
-        UserError: Ascend is asked for where there is none, or the process already runs on another device.
+        UserError: Ascend is asked for where there is none, the process already runs on another device, or the seed is
+            out of range.
     """
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config key 'seed' is {config.seed}; expected 0 to {2**32 - 1}")
     device = choose_device(config.device)
     # MindSpore takes a device once in the life of a process, even the same one again is refused after a kernel ran
     if not device_is_set or ms.get_context("device_target") != device:

@@ -1,6 +1,7 @@
 """A wheel holds everything that a user without the clone needs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def wheel_folder(tmp_path_factory) -> Path:
     """The project's wheel, built and unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # a build leaves files beside the sources
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "rank_*")
+    source = shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(folder), str(source)], check=True, stdout=subprocess.DEVNULL)
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(folder / "unpacked")
     return folder / "unpacked"

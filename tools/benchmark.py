@@ -25,6 +25,7 @@ import numpy as np
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.errors import UserError
+from mindvlm.tools import cli
 from mindvlm.tools.benchmark_stages import PEERS, STAGES
 from mindvlm.tools.benchmark_workload import MODELS, Workload
 
@@ -171,33 +172,38 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="greedy tokens to decode (default 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pixels")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where every figure of every round goes (default: benchmark_MODEL.json)",
+    )
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `mindvlm-benchmark`; returns the exit status, see `cli.run`."""
+    return cli.run(benchmark, arguments)
+
+
+def benchmark(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
-    try:
-        for flag in ("rounds", "tokens", "threads"):
-            if getattr(options, flag) < 1:
-                raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
-        if options.json:
-            check_writable(options.json)
-        workload = Workload(MODELS[options.model](), seed=options.seed, num_tokens=options.tokens)
-        peers = [options.only] if options.only else [OURS, *options.against]
-        check_machine(workload, peers)
-        results = run_benchmark(workload, peers, num_rounds=options.rounds, num_threads=options.threads)
-        summary = summarize(results, workload)
-        comparison = compare(results, summary)
-        print_report(options, workload, results, summary, comparison)
-        if options.json:
-            report = {"settings": vars(options) | {"json": str(options.json)}, "summary": summary}
-            report |= {"comparison": comparison, "rounds": results, "parameter_bytes": workload.parameter_bytes}
-            with atomic_file(options.json) as file:
-                file.write(json.dumps(report, indent=1).encode())
-    except UserError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
+    for flag in ("rounds", "tokens", "threads"):
+        if getattr(options, flag) < 1:
+            raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
+    options.json = options.json or Path(f"benchmark_{options.model}.json")
+    check_writable(options.json)
+    workload = Workload(MODELS[options.model](), seed=options.seed, num_tokens=options.tokens)
+    peers = [options.only] if options.only else [OURS, *options.against]
+    check_machine(workload, peers)
+    results = run_benchmark(workload, peers, num_rounds=options.rounds, num_threads=options.threads)
+    summary = summarize(results, workload)
+    comparison = compare(results, summary)
+    print_report(options, workload, results, summary, comparison)
+    report = {"settings": vars(options) | {"json": str(options.json)}, "summary": summary}
+    report |= {"comparison": comparison, "rounds": results, "parameter_bytes": workload.parameter_bytes}
+    with atomic_file(options.json) as file:
+        file.write(json.dumps(report, indent=1).encode())
     return 0
 
 

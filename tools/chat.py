@@ -64,6 +64,9 @@ def add_image(model, waiting: list[str], path: str) -> None:
     except UserError as error:
         cli.say(f"error: {error}")
         return
+    except KeyboardInterrupt:
+        cli.say(" [stopped]")
+        return
     waiting.append(path)
     cli.say(f"{Path(path).name} goes with the next question")
 

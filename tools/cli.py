@@ -14,8 +14,8 @@ INTERRUPTED = 130
 def run(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Runs a tool's command and returns its exit status.
 
-    A `UserError` becomes one line on standard error and status 2, Ctrl-C status 130. A reader that went away (a pipe
-    into `head`) ends the tool silently.
+    A `UserError` or `OSError` becomes one line on standard error and status 2, Ctrl-C status 130. A reader that went
+    away (a pipe into `head`) ends the tool silently.
     """
     warnings.showwarning = show_warning
     # a character that the terminal cannot show must not end the tool
@@ -35,11 +35,15 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
         # keeps the interpreter from complaining when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"error: {error}; check the path and its permissions", file=sys.stderr)
+        return 2
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Our own warnings as one line; those of other packages are for developers and stay out of the terminal."""
-    if category is UserWarning and "mindvlm" in filename:
+    # the clone itself may be called mindvlm and hold the environment of all other packages
+    if category is UserWarning and "mindvlm" in filename.rpartition("site-packages")[2]:
         print(f"warning: {message}", file=sys.stderr)
 
 

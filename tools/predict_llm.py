@@ -57,6 +57,8 @@ def predict(argv: list[str] | None) -> int:
     images = find_images(arguments.image_dir or [])
     if not images and not arguments.chat_mode and arguments.query == DEFAULT_QUERY:
         raise UserError("no picture given; add --image_dir FILE (or a --query that needs none, or --chat_mode)")
+    if arguments.output and arguments.chat_mode:
+        raise UserError("--output has no effect with --chat_mode; leave one of them out")
     if arguments.output:
         from mindvlm.checkpoint import check_writable
 
@@ -86,7 +88,7 @@ def predict(argv: list[str] | None) -> int:
     # what holds for every picture is refused before the first one
     prompt = model.processor.prompt(arguments.query, num_images=min(len(images), 1))
     model.engine.check_length(len(prompt.input_ids))
-    if len(images) > 1 or arguments.output:
+    if arguments.output or any(Path(path).is_dir() for path in arguments.image_dir or []) or len(images) > 1:
         return answer_all(model, images or [None], arguments, options)
     print_streamed(model.chat(arguments.query, images or None, stream=True, **options))
     return 0

@@ -19,7 +19,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     early, KeyboardInterrupt included, removes that file and leaves `path` as it was.
 
     Raises:
-        UserError: the folder is missing or not writable, the path is a folder, or the disk is full.
+        UserError: the folder is missing or not writable, the path is a folder or a device, or the disk is full.
     """
     path = Path(path)
     check_writable(path)
@@ -41,6 +41,8 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of the file to write")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file, renaming would replace it; give the name of the file to write")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -112,7 +112,10 @@ class Engine:
         self.check_length(int(totals.max()))
         if not self.lengths.any():
             self.set_alpha(self.alpha_for(int(totals.max())))
-        embeds = self.merged_embeddings(pad_rows(rows, self.padded_length(int(counts.max())), 0), image_features)
+        # near the end of the context the padding gives way, so that the cache need not grow beyond it
+        room = bucket_length(self.max_length) - int(self.lengths.max())
+        padded = max(min(self.padded_length(int(counts.max())), room), int(counts.max()))
+        embeds = self.merged_embeddings(pad_rows(rows, padded, 0), image_features)
         self.ensure_slots(int(self.lengths.max()) + embeds.shape[1])
         logits = None
         for start in range(0, embeds.shape[1], MAX_PREFILL_LENGTH):

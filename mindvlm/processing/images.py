@@ -49,11 +49,14 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         size, stream = len(source), io.BytesIO(source)
     else:
         path = Path(source)
-        if not path.exists():
-            raise UserError(f"{name}: no such file; check the path")
-        if not path.is_file():
-            raise UserError(f"{name}: not a file; give an image file")
-        size, stream = path.stat().st_size, path
+        try:
+            if not path.exists():
+                raise UserError(f"{name}: no such file; check the path")
+            if not path.is_file():
+                raise UserError(f"{name}: not a file; give an image file")
+            size, stream = path.stat().st_size, path
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise UserError(f"{name}: cannot be read ({error.strerror}); check the path") from error
     if size == 0:
         raise UserError(f"{name}: the file is empty (0 bytes); copy it again")
     try:

@@ -8,6 +8,7 @@ from PIL import Image
 MIN_CONTRAST = 24
 INK_SHARE_OF_PEAK = 0.35
 NEIGHBOURS_OF_INK = 3
+MAX_PADDED_PIXELS = 2**26
 
 
 def paper_colour(image: Image.Image) -> tuple[int, int, int]:
@@ -60,16 +61,28 @@ def pad_to_aspect(
 ) -> Image.Image:
     """Adds paper on the right until width / height >= `min_aspect`, or below until it is <= `max_aspect`.
 
+    A picture that would have more than MAX_PADDED_PIXELS then (a tall one beside a wide aspect) is made smaller first.
+
     Args:
         colour: of the added paper; None takes `paper_colour(image)`, which is wrong for a picture that is mostly ink.
     """
-    width = max(image.width, math.ceil(min_aspect * image.height - 1e-6))
-    height = max(image.height, math.ceil(image.width / max_aspect - 1e-6))
+    width, height = padded_size(image, min_aspect, max_aspect)
     if (width, height) == image.size:
         return image
-    padded = Image.new("RGB", (width, height), colour if colour is not None else paper_colour(image))
+    colour = colour if colour is not None else paper_colour(image)
+    if width * height > MAX_PADDED_PIXELS:
+        scale = math.sqrt(MAX_PADDED_PIXELS / (width * height))
+        image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        width, height = padded_size(image, min_aspect, max_aspect)
+    padded = Image.new("RGB", (width, height), colour)
     padded.paste(image, (0, 0))
     return padded
+
+
+def padded_size(image: Image.Image, min_aspect: float, max_aspect: float) -> tuple[int, int]:
+    """Width and height after `pad_to_aspect`."""
+    width = max(image.width, math.ceil(min_aspect * image.height - 1e-6))
+    return width, max(image.height, math.ceil(image.width / max_aspect - 1e-6))
 
 
 def _sum_of_neighbours(mask: np.ndarray) -> np.ndarray:

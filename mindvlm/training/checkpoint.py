@@ -32,6 +32,8 @@ def load_state(folder: Path, parameters: dict[str, Parameter]) -> dict | None:
     with open_checkpoint(path) as checkpoint:
         shapes = {name: tuple(info.shape) for name, info in checkpoint.infos.items()}
         expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        if "progress" not in checkpoint.metadata:
+            raise UserError(f"{path} is not the state of a training run; choose another output_dir")
         if shapes != expected:
             differing = sorted(set(shapes.items()) ^ set(expected.items()))
             raise UserError(

@@ -1,6 +1,7 @@
 """The training loop of Vary-nano."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -40,8 +41,10 @@ class Trainer:
         self.config = config
         self.say = say
         self.folder = Path(config.output_dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
         model_config = read_config(config.model_config)
+        if config.dtype != "float32":
+            raise UserError(f"dtype is {config.dtype!r}; training computes in float32, set that or leave it out")
+        self.folder.mkdir(parents=True, exist_ok=True)
         runtime.start(config)
         self.model = VaryModel(model_config.model)
         self.weights = {parameter.name: parameter for parameter in self.model.get_parameters()}
@@ -107,6 +110,11 @@ class Trainer:
             while self.step < config.schedule.total_steps:
                 batch = source.take(self.curriculum.stage)
                 loss, norm = self.run_step(batch)
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {loss} at step {self.step + 1}; what was saved before in {self.folder} is kept: "
+                        "lower optimizer.learning_rate and start again"
+                    )
                 self.step += 1
                 if self.curriculum.update(loss):
                     self.say(f"step {self.step}: stage {self.curriculum.stage} of {len(STAGES) - 1} begins")

@@ -101,10 +101,16 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(ending, error, tmp_path)
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("out.bin", "end the name with"), ("missing/out.ckpt", "does not exist"), ("folder.ckpt", "is a folder")],
+    [
+        ("out.bin", "end the name with"),
+        ("missing/out.ckpt", "does not exist"),
+        ("folder.ckpt", "is a folder"),
+        ("pipe.ckpt", "no regular file"),
+    ],
 )
 def test_targets_that_cannot_be_written(name, message, tmp_path):
     (tmp_path / "folder.ckpt").mkdir()
+    os.mkfifo(tmp_path / "pipe.ckpt")
     with pytest.raises(UserError, match=message) as caught:
         write_checkpoint(tmp_path / name, MemorySource({"a": np.ones(3)}))
     assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.qwen import inverse_frequencies, logn_multipliers, ntk_alpha
@@ -116,7 +117,6 @@ def test_state_dict_is_strict_and_drops_computed_buffers():
 
 @torch.no_grad()
 def test_clip_equals_transformers():
-    transformers = pytest.importorskip("transformers")
     config = {**vary_toy_config()["vision_config"], "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3}
     config |= {"num_attention_heads": 4, "image_size": 70}
     theirs = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config)).eval()

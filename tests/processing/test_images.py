@@ -140,6 +140,8 @@ def test_unusable_files_are_one_line_that_names_them(tmp_path, content, message)
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="absent.png: no such file"):
         load_image(tmp_path / "absent.png")
+    with pytest.raises(UserError, match="File name too long"):
+        load_image("x" * 300)
     with pytest.raises(UserError, match="not a file"):
         load_image(tmp_path)
 

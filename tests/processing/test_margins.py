@@ -73,5 +73,10 @@ def test_padding_adds_paper_on_the_right_and_below():
     assert pad_to_aspect(image, 2.4) is image
 
 
+def test_a_tall_picture_is_made_smaller_before_it_becomes_huge():
+    padded = pad_to_aspect(Image.new("RGB", (100, 20_000), "grey"), 8)
+    assert padded.width * padded.height <= 1.01 * 2**26 and padded.width >= 8 * padded.height
+
+
 def test_paper_is_the_most_common_ground():
     assert paper_colour(page(paper=(235, 220, 190))) == (235, 220, 190)

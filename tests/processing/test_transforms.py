@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.models import clip
 
 from mindvlm.errors import UserError
 from mindvlm.processing import transforms
@@ -21,7 +22,6 @@ def noise(width: int, height: int) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(131, 90), (90, 131), (56, 56), (300, 57), (20, 31)])
 def test_crop_is_the_clip_image_processor_of_transformers(size):
-    clip = pytest.importorskip("transformers.models.clip")
     processor_class = getattr(clip, "CLIPImageProcessorPil", None) or clip.CLIPImageProcessor
     processor = processor_class(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     expected = np.asarray(processor(noise(*size), return_tensors="np")["pixel_values"][0])

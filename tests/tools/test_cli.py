@@ -20,7 +20,15 @@ def failing(error: BaseException):
 
 @pytest.mark.parametrize(
     "error, status, message",
-    [(UserError("no such thing"), 2, "error: no such thing\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
+    [
+        (UserError("no such thing"), 2, "error: no such thing\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            2,
+            "error: [Errno 13] Permission denied: 'x'; check the path and its permissions\n",
+        ),
+    ],
 )
 def test_statuses(capsys, error, status, message):
     assert cli.run(failing(error)) == status
@@ -49,6 +57,7 @@ def test_only_our_own_warnings_are_shown(capsys):
     def command(argv):
         warnings.warn_explicit("mind this", UserWarning, "/site/mindvlm/runtime.py", 1)
         warnings.warn_explicit("not that", UserWarning, "/site/other/module.py", 1)
+        warnings.warn_explicit("not that either", UserWarning, "/mindvlm/.venv/site-packages/other/module.py", 1)
         warnings.warn_explicit("nor that", DeprecationWarning, "/site/mindvlm/runtime.py", 1)
         return 0
 

@@ -65,6 +65,7 @@ def test_a_query_that_no_picture_can_answer(loaded, run, images, tmp_path, query
         ("--temperature", "0", "temperature is 0"),
         ("--top_p", "1.5", "top_p is 1.5"),
         ("--repetition_penalty", "-1", "repetition_penalty is -1"),
+        ("--seed", "-1", "seed is -1"),
         ("--stop", "", "stop_strings"),
     ],
 )
@@ -89,6 +90,7 @@ def test_an_unwritable_output_is_refused_before_anything_is_loaded(loaded, run, 
 @pytest.mark.parametrize(
     "change, expected",
     [
+        ({"seed": -1}, "'seed' is -1"),
         ({"sed": 1}, "did you mean 'seed'"),
         ({"model__image_token_len": 9}, "image_token_len is 9"),
         ({"processor__vocab_file": "none.tiktoken"}, "none.tiktoken: not found"),
