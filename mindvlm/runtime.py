@@ -8,7 +8,6 @@ import mindspore as ms
 
 from mindvlm.errors import UserError
 
-device_is_set = False
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 
 
@@ -33,21 +32,19 @@ def start(config: RuntimeConfig) -> "ms.dtype":
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config key 'seed' is {config.seed}; expected 0 to {2**32 - 1}")
     device = choose_device(config.device)
-    # MindSpore takes a device once in the life of a process, even the same one again is refused after a kernel ran
-    if not device_is_set or ms.get_context("device_target") != device:
-        set_device(device)
+    set_device(device)
     set_mode(config.mode == "graph")
     ms.set_seed(config.seed)
     return compute_dtype(config.dtype, device)
 
 
 def set_device(device: str) -> None:
-    global device_is_set
+    """Sets the device of the process. MindSpore takes it once: after the first kernel even the same one is refused."""
     try:
         ms.set_device(device)
     except RuntimeError as error:
-        raise UserError(f"device '{device}' cannot be used: {first_line(error)}; start a new process") from None
-    device_is_set = True
+        if ms.get_context("device_target") != device:
+            raise UserError(f"device '{device}' cannot be used: {first_line(error)}; start a new process") from None
 
 
 def set_mode(graph_mode: bool) -> None:

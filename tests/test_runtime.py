@@ -1,5 +1,8 @@
 """Device and dtype choices on a machine without an NPU."""
 
+import subprocess
+import sys
+
 import mindspore as ms
 import pytest
 
@@ -61,3 +64,18 @@ def test_start_sets_the_mode(no_npu):
             assert ms.get_context("mode") == value
     finally:
         ms.set_context(mode=before)
+
+
+def test_start_after_mindspore_has_run_already():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import mindspore as ms; (ms.Tensor([1.0]) + 1).asnumpy()\n"
+            "from mindvlm import runtime; print(runtime.start(runtime.RuntimeConfig(device='cpu')))",
+        ],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout.strip() == "Float32", done.stderr
