@@ -143,7 +143,7 @@ def resolve_path(value: str | None, config_path: Path) -> str | None:
     """A path of a config file made absolute: relative to the file first, then to the working folder."""
     if not value:
         return value
-    beside = config_path.resolve().parent / value
+    beside = (config_path.resolve().parent / value).resolve()
     return str(beside if beside.exists() or not Path(value).exists() else Path(value).resolve())
 
 
