@@ -199,17 +199,27 @@ class Engine:
         self.prefill = PrefillGraph(self.model.language_model, self.caches)
         self.decode = DecodeGraph(self.model.language_model, self.caches)
 
-    def run(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> Tensor:
-        """Runs a graph under the clock of its stage; a new shape is compiled first, under its own clock."""
+    def prepare_step(self) -> None:
+        """Compiles the decode graph, so that nothing is compiled between the first token and the second."""
+        ids = Tensor(np.zeros(len(self.lengths), np.int32))
+        self.compile_once("decode", self.decode, ids, Tensor(self.lengths[:, None]), self.inv_freq)
+
+    def compile_once(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> None:
+        """Compiles a graph for inputs of a new shape, under the clock of compiling."""
         runtime.set_mode(self.graph_mode)
         key = (id(graph), graph.training, tuple((x.shape, x.dtype) for x in inputs))
-        if self.graph_mode and key not in self.compiled:
-            start = time.perf_counter()
-            if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
-                self.on_compile(stage)
-            graph.compile(*inputs)
-            self.compiled.add(key)
-            self.seconds["compile"] += time.perf_counter() - start
+        if not self.graph_mode or key in self.compiled:
+            return
+        start = time.perf_counter()
+        if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
+            self.on_compile(stage)
+        graph.compile(*inputs)
+        self.compiled.add(key)
+        self.seconds["compile"] += time.perf_counter() - start
+
+    def run(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> Tensor:
+        """Runs a graph under the clock of its stage; a new shape is compiled first."""
+        self.compile_once(stage, graph, *inputs)
         start = time.perf_counter()
         result = graph(*inputs)
         runtime.wait_for_device()

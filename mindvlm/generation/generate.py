@@ -69,6 +69,8 @@ class Generator:
         sampler = self.sampler(config, len(prompts))
         if sampler.keeps_history:
             sampler.history.set_data(Tensor.from_numpy(pad_rows(prompts, sampler.num_slots, EMPTY)))
+        if config.max_new_tokens > 1 and engine.lengths.max() < engine.num_slots:
+            engine.prepare_step()
         counts = np.array([len(prompt) for prompt in prompts], np.int32)
         random = np.random.default_rng(seed)
         while True:
