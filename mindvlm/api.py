@@ -193,9 +193,6 @@ class VisionLanguageModel:
 
     def generation_config(self, overrides: dict) -> GenerationConfig:
         """The YAML's generation section with some keys replaced."""
-        without_effect = [key for key in ("temperature", "top_k", "top_p") if key in overrides]
-        if without_effect and not overrides.get("do_sample", self.config.generation.do_sample):
-            warnings.warn(f"{', '.join(without_effect)} without effect: do_sample is false", stacklevel=2)
         return build_config(GenerationConfig, {**dataclasses.asdict(self.config.generation), **overrides}, "generation")
 
     def start_answers(
@@ -203,6 +200,9 @@ class VisionLanguageModel:
     ) -> "Answers":
         """Begins generation behind prompts that are in the KV cache; see `Answers`."""
         config = self.generation_config(generation)
+        without_effect = [key for key in ("temperature", "top_k", "top_p") if key in generation]
+        if without_effect and not config.do_sample:
+            warnings.warn(f"{', '.join(without_effect)} without effect: do_sample is false", stacklevel=2)
         stop_strings = (*self.processor.stop_strings, *config.stop_strings)
         stops = [
             RowStop(self.processor.stop_ids, stop_strings, StreamDecoder(self.processor.tokenizer)) for _ in prompts

@@ -209,3 +209,9 @@ def test_two_streams_do_not_mix(model):
     with pytest.raises(UserError, match="asked something else before this answer had ended"):
         next(first)
     assert model.chat("something else") == other
+
+
+def test_options_of_drawing_without_drawing_are_warned_of_once(model):
+    with pytest.warns(UserWarning, match="top_p without effect: do_sample is false") as caught:
+        model.chat("hello", top_p=0.5, max_new_tokens=1)
+    assert len(caught) == 1
