@@ -6,11 +6,12 @@ are read without executing them. Writers stream and leave a file under its name 
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.checkpoint.dtypes import DTYPES, FLOAT_DTYPES
-from mindvlm.checkpoint.files import check_ending, open_checkpoint, write_checkpoint
-from mindvlm.checkpoint.mindspore_format import write_mindspore
+from mindvlm.checkpoint.files import open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
 from mindvlm.checkpoint.source import CastSource, MemorySource, RawTensor, TensorInfo, TensorSource
 from mindvlm.checkpoint.stored import Checkpoint
+from mindvlm.checkpoint.targets import Target, check_ending, check_target, parse_size, plan_target
+from mindvlm.checkpoint.writing import write_checkpoint
 
 __all__ = [
     "DTYPES",
@@ -19,13 +20,16 @@ __all__ = [
     "Checkpoint",
     "MemorySource",
     "RawTensor",
+    "Target",
     "TensorInfo",
     "TensorSource",
     "atomic_file",
     "check_ending",
+    "check_target",
     "check_writable",
     "open_checkpoint",
+    "parse_size",
+    "plan_target",
     "write_checkpoint",
-    "write_mindspore",
     "write_safetensors",
 ]

@@ -1,11 +1,13 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their names only when all of them are complete."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 from mindvlm.errors import UserError
@@ -22,18 +24,92 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         UserError: the folder is missing or not writable, the path is a folder or a device, or the disk is full.
     """
     path = Path(path)
-    check_writable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "wb") as file:
+        check_writable(path)
+        remove_stale_files(path.parent, re.compile(re.escape(path.name)))
+        with PendingFiles() as files, files.create(path) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was kept") from error
+
+
+class PendingFiles:
+    """Files of one folder that appear together when the `with` block ends without an exception, or not at all.
+
+    Each is written under a hidden name, `.NAME.PID.partial`. At the end they are renamed in the order in which they
+    were created; a failure or an interrupt between two renames puts the earlier files back. Only a killed process
+    leaves hidden files; the next one that writes the same names removes them.
+    """
+
+    def __init__(self) -> None:
+        self._partial: dict[Path, Path] = {}
+        self._obsolete: list[Path] = []
+
+    @contextmanager
+    def create(self, path: Path) -> Iterator[BinaryIO]:
+        """Open the hidden file of `path` for writing; it is on the disk when the block ends.
+
+        Raises:
+            UserError: `path` cannot be created or replaced.
+            OSError: the disk is full.
+        """
+        check_writable(path)
+        self._partial[path] = _hidden(path, "partial")
+        with open(self._partial[path], "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Have these files removed when the new ones appear."""
+        self._obsolete.extend(paths)
+
+    def __enter__(self) -> PendingFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            for partial in self._partial.values():
+                partial.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        if len(self._partial) == 1 and not self._obsolete:
+            ((path, partial),) = self._partial.items()
+            os.replace(partial, path)
+            return
+        replaced = [path for path in (*self._partial, *self._obsolete) if path.exists()]
+        earlier = {path: _hidden(path, "earlier") for path in replaced}
+        try:
+            for path, aside in earlier.items():
+                os.replace(path, aside)
+            for path, partial in self._partial.items():
+                os.replace(partial, path)
+        except BaseException:
+            for path, partial in self._partial.items():
+                if not partial.exists():
+                    path.unlink(missing_ok=True)
+            for path, aside in earlier.items():
+                if aside.exists():
+                    os.replace(aside, path)
+            raise
+        for aside in earlier.values():
+            aside.unlink(missing_ok=True)
+
+
+def remove_stale_files(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what a killed process left in `folder` when it wrote files whose names match `names` as a whole.
+
+    Files of a process that still runs are left alone. Those of this process are stale too: its number was another's
+    before (in a container every run may have the same).
+    """
+    for entry in folder.iterdir():
+        match = re.fullmatch(r"\.(.+)\.(\d{1,9})\.(partial|earlier)", entry.name)
+        if match and names.fullmatch(match[1]) and not _runs_elsewhere(int(match[2])):
+            with suppress(OSError):
+                entry.unlink()
 
 
 def check_writable(path: str | Path) -> None:
@@ -47,3 +123,19 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: the folder {path.parent} is not writable; choose another output")
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,15 +1,13 @@
-"""Opening and writing checkpoints: the format is chosen by the ending of the file's name."""
+"""Opening checkpoints: the format is chosen by the ending of the file's name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mindvlm.checkpoint.folder import find_weights, read_index
-from mindvlm.checkpoint.mindspore_format import read_mindspore, write_mindspore
-from mindvlm.checkpoint.safetensors_format import read_safetensors, write_safetensors
-from mindvlm.checkpoint.source import TensorSource
-from mindvlm.checkpoint.stored import Checkpoint, Contents
+from mindvlm.checkpoint.mindspore_format import read_mindspore
+from mindvlm.checkpoint.safetensors_format import read_safetensors
+from mindvlm.checkpoint.stored import MAX_TENSORS, Checkpoint, Contents, check_info
 from mindvlm.checkpoint.torch_format import read_torch
 from mindvlm.errors import UserError
 
@@ -20,8 +18,6 @@ _READERS = {
     ".pth": read_torch,
     ".ckpt": read_mindspore,
 }
-_WRITERS = {".safetensors": write_safetensors, ".ckpt": write_mindspore}
-WRITABLE_ENDINGS = tuple(_WRITERS)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -43,34 +39,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     if not contents.tensors:
         raise UserError(f"{path}: holds no tensors; give a file of weights")
-    for name in contents.tensors:
-        if not name or not name.isprintable():
-            raise UserError(f"{path}: holds a tensor with the unprintable name {name[:80]!r}; the file is damaged")
     return Checkpoint(path, contents)
-
-
-def write_checkpoint(
-    path: str | Path,
-    source: TensorSource,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    progress: Callable[[str, int], None] | None = None,
-) -> None:
-    """Write `source` to a `.safetensors` or MindSpore `.ckpt` file, streaming; the file appears when complete.
-
-    `metadata` is a table of short texts kept in the file; `progress` is called with tensor name and bytes written.
-
-    Raises:
-        UserError: another ending, an unwritable path, a full disk, or a source that cannot be read.
-    """
-    check_ending(path)
-    _WRITERS[Path(path).suffix](path, source, metadata=metadata, progress=progress)
-
-
-def check_ending(path: str | Path) -> None:
-    """Raise UserError unless checkpoints can be written to a file of this name."""
-    if Path(path).suffix not in _WRITERS:
-        raise UserError(f"{path}: cannot write this kind of file; end the name with {' or '.join(WRITABLE_ENDINGS)}")
 
 
 def _read_file(path: Path) -> Contents:
@@ -85,4 +54,11 @@ def _read_file(path: Path) -> Contents:
     with open(path, "rb") as file:
         if file.read(12) == b"version http":
             raise UserError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its repository")
-    return reader(path)
+    contents = reader(path)
+    if len(contents.tensors) > MAX_TENSORS:
+        raise UserError(
+            f"{path}: holds more than {MAX_TENSORS} tensors; the file is damaged, copy or download it again"
+        )
+    for tensor in contents.tensors.values():
+        check_info(path, tensor.info)
+    return contents

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
-from mindvlm.checkpoint.stored import Contents, StoredTensor
+from mindvlm.checkpoint.json_table import MAX_JSON_BYTES, parse_json_table
+from mindvlm.checkpoint.stored import Contents, StoredTensor, quoted
 from mindvlm.errors import UserError
 
-_MAX_INDEX_BYTES = 64 * 1024 * 1024
 _STANDARD = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -51,38 +49,52 @@ def read_index(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
     Raises:
         UserError: the index is damaged, names a file outside its folder or a missing shard, or disagrees with a shard.
     """
-    weight_map = _parse_index(path)
+    weight_map = read_weight_map(path)
     shards: dict[str, dict[str, StoredTensor]] = {}
     for shard in dict.fromkeys(weight_map.values()):
         file = path.parent / shard
         if not file.is_file():
-            raise UserError(f"{path}: names the shard {shard!r}, which is not in the folder; download the missing file")
+            raise UserError(
+                f"{path}: names the shard {quoted(shard)}, which is not in the folder; download the missing file"
+            )
         shards[shard] = dict(read_file(file).tensors)
     for name, shard in weight_map.items():
         if name not in shards[shard]:
-            raise UserError(f"{path}: says that tensor {name!r} is in {shard!r}, but it is not; download both again")
+            raise UserError(
+                f"{path}: says that tensor {quoted(name)} is in {quoted(shard)}, but it is not; download both again"
+            )
     for shard, tensors in shards.items():
         for name in tensors:
             if weight_map.get(name) != shard:
-                raise UserError(f"{path}: does not list tensor {name!r} of the shard {shard!r}; download both again")
+                raise UserError(
+                    f"{path}: does not list tensor {quoted(name)} of the shard {quoted(shard)}; download both again"
+                )
     return Contents({name: tensor for tensors in shards.values() for name, tensor in tensors.items()})
 
 
-def _parse_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise UserError(f"{path}: larger than {_MAX_INDEX_BYTES} bytes, not an index; download it again")
-    try:
-        index: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON; download the index again") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Return which shard holds which tensor; the shards are plain names of files.
+
+    Raises:
+        UserError: the index is damaged or names a file outside its folder.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file; give the index of the shards")
+    with open(path, "rb") as file:
+        encoded = file.read(MAX_JSON_BYTES + 1)
+    index = parse_json_table(path, encoded, what="the index", remedy="download it again")
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{path}: has no weight_map that says which shard holds which tensor; download it again")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_plain_name(shard):
-            raise UserError(f"{path}: puts tensor {name!r} into {shard!r}; shards must be files in the same folder")
+            raise UserError(
+                f"{path}: puts tensor {quoted(name)} into {quoted(shard)}; shards must be files in the same folder"
+            )
         if not shard.endswith(_ENDINGS):
-            raise UserError(f"{path}: puts tensor {name!r} into {shard!r}; expected one of {', '.join(_ENDINGS)}")
+            raise UserError(
+                f"{path}: puts tensor {quoted(name)} into {quoted(shard)}; expected one of {', '.join(_ENDINGS)}"
+            )
     return weight_map
 
 

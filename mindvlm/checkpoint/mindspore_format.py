@@ -10,16 +10,14 @@ bytes. An optional tail "crc_num" + 10 bytes follows (mindspore/train/serializat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
-from mindvlm.checkpoint.atomic import atomic_file
 from mindvlm.checkpoint.dtypes import item_size
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
-from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, check_info, quoted
+from mindvlm.checkpoint.tensor_file import TensorFile
 from mindvlm.errors import UserError
 
 _NAMES = {
@@ -40,6 +38,8 @@ _NAMES = {
 _CODES = {name: code for code, name in _NAMES.items()}
 _SLICE_BYTES = 512 * 1024 * 1024
 _MAX_TEXT_BYTES = 64 * 1024
+_MAX_ALL_TEXTS_BYTES = 16 * 1024 * 1024
+_MAX_FIELDS = 400_000
 _MAX_DIMS = 32
 _CRC_TAIL_BYTES = 17
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -52,8 +52,10 @@ def read_mindspore(path: Path) -> Contents:
         UserError: the file is truncated, encrypted or damaged, or holds what has no dense values (map tensors).
     """
     size = path.stat().st_size
-    tensors: dict[str, StoredTensor] = {}
+    infos: dict[str, TensorInfo] = {}
+    segments: dict[str, list[Segment]] = {}
     metadata: dict[str, str] = {}
+    text_bytes = 0
     last = None
     with open(path, "rb") as file:
         reader = _WireReader(path, file)
@@ -66,56 +68,57 @@ def read_mindspore(path: Path) -> Contents:
                 raise reader.damaged("holds an unknown entry")
             tag, code, dims, content = _read_value(reader, start, end)
             if code == "str":
+                text_bytes += content.num_bytes
+                if text_bytes > _MAX_ALL_TEXTS_BYTES:
+                    raise reader.damaged("holds too many texts")
                 metadata[tag] = _read_text(reader, content)
                 continue
             if code not in _NAMES:
-                raise UserError(f"{path}: tensor {tag!r} has type {code!r}; readable are {', '.join(_NAMES)}")
-            stored = StoredTensor(TensorInfo(tag, _NAMES[code], dims), (content,))
-            if tag not in tensors:
-                tensors[tag] = stored
-            elif tag == last and tensors[tag].info == stored.info:
-                tensors[tag] = StoredTensor(stored.info, (*tensors[tag].segments, content))
-            else:
-                raise reader.damaged(f"holds tensor {tag!r} twice")
+                raise UserError(
+                    f"{path}: tensor {quoted(tag)} has type {quoted(code)}; readable are {', '.join(_NAMES)}"
+                )
+            info = TensorInfo(tag, _NAMES[code], dims)
+            check_info(path, info)
+            if infos.setdefault(tag, info) != info or tag in segments and tag != last:
+                raise reader.damaged(f"holds tensor {quoted(tag)} twice")
+            segments.setdefault(tag, []).append(content)
             last = tag
-    checked = {tag: _check_size(path, stored) for tag, stored in tensors.items()}
+    checked = {tag: _check_size(path, StoredTensor(info, tuple(segments[tag]))) for tag, info in infos.items()}
     return Contents(checked, metadata)
 
 
-def write_mindspore(
-    path: str | Path,
+def stream_mindspore(
+    file: TensorFile,
     source: TensorSource,
+    names: Sequence[str],
     *,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write all tensors of `source` so that `mindspore.load_checkpoint` reads them, chunk by chunk.
+    """Write the tensors `names` of `source` to `file` so that `mindspore.load_checkpoint` reads them, chunk by chunk.
 
     `metadata` is stored as text entries. `progress` is called with the tensor's name and the bytes just written.
 
     Raises:
-        UserError: the file cannot be written, or the source cannot be read; nothing is left behind.
+        UserError: the disk is full, or the source cannot be read.
     """
-    with atomic_file(path) as file:
-        for name, info in source.infos.items():
-            pending = _slice_sizes(info)
-            left = 0
-            for chunk in source.chunks(name):
-                data = np.ascontiguousarray(chunk).view(np.uint8).data
-                while len(data):
-                    if left == 0:
-                        left = pending.pop(0)
-                        file.write(_value_head(name, info, left))
-                    count = min(left, len(data))
-                    file.write(data[:count])
-                    data, left = data[count:], left - count
-                if progress:
-                    progress(name, chunk.nbytes)
-            for empty in pending:
-                file.write(_value_head(name, info, empty))
-        for key, text in (metadata or {}).items():
-            encoded = text.encode("utf-32-le")
-            file.write(_message(_text_field(1, key), _tensor_head((0,), "str"), encoded))
+    for name in names:
+        info = source.infos[name]
+        pending = _slice_sizes(info)
+        left = 0
+        for data in file.chunks(source, name, progress):
+            while len(data):
+                if left == 0:
+                    left = pending.pop(0)
+                    file.write(_value_head(name, info, left))
+                count = min(left, len(data))
+                file.write(data[:count])
+                data, left = data[count:], left - count
+        for empty in pending:
+            file.write(_value_head(name, info, empty))
+    for key, text in (metadata or {}).items():
+        encoded = text.encode("utf-32-le")
+        file.write(_message(_text_field(1, key), _tensor_head((0,), "str"), encoded))
 
 
 class _WireReader:
@@ -124,6 +127,7 @@ class _WireReader:
     def __init__(self, path: Path, file: BinaryIO):
         self.path = path
         self._file = file
+        self._fields_left = _MAX_FIELDS
 
     def damaged(self, problem: str) -> UserError:
         return UserError(
@@ -154,6 +158,9 @@ class _WireReader:
 
     def field(self, position: int, limit: int) -> tuple[int, int, int]:
         """Return a field's number and where its payload starts and ends (for a varint: the varint itself)."""
+        self._fields_left -= 1
+        if self._fields_left < 0:
+            raise self.damaged(f"holds more than {_MAX_FIELDS} fields")
         key, position = self.varint(position, limit)
         kind = key & 7
         if kind == _VARINT:
@@ -196,13 +203,13 @@ def _read_value(reader: _WireReader, start: int, end: int) -> tuple[str, str, tu
         if field == 1:
             dims.append(reader.varint(begin, position)[0])
             if len(dims) > _MAX_DIMS or dims[-1] >= 1 << 62:
-                raise reader.damaged(f"holds an impossible shape for tensor {tag!r}")
+                raise reader.damaged(f"holds an impossible shape for tensor {quoted(tag)}")
         elif field == 2:
             code = reader.text(begin, position)
         elif field == 3:
             content = Segment(reader.path, begin, position - begin)
     if code is None or content is None:
-        raise reader.damaged(f"holds tensor {tag!r} without a type or values")
+        raise reader.damaged(f"holds tensor {quoted(tag)} without a type or values")
     return tag, code, tuple(dims), content
 
 
@@ -222,7 +229,7 @@ def _check_size(path: Path, stored: StoredTensor) -> StoredTensor:
         return StoredTensor(TensorInfo(info.name, info.dtype, ()), stored.segments)
     if num_bytes != info.num_bytes:
         raise UserError(
-            f"{path}: tensor {info.name!r} of shape {list(info.shape)} needs {info.num_bytes} bytes but has "
+            f"{path}: tensor {quoted(info.name)} of shape {list(info.shape)} needs {info.num_bytes} bytes but has "
             f"{num_bytes}; the file is damaged, copy it again"
         )
     return stored

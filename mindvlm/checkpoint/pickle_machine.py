@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from mindvlm.checkpoint.stored import quoted
+
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_INSTRUCTIONS = 2_000_000
 _MARK = object()
@@ -119,7 +121,7 @@ class Machine:
     def _push_global(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         if full not in self._known:
-            raise PickleRefused(f"wants to use {full[:200]!r}, which weights do not need")
+            raise PickleRefused(f"wants to use {quoted(full)}, which weights do not need")
         self._push(Global(full))
 
     def _stack_global(self) -> None:
@@ -137,8 +139,9 @@ class Machine:
 
     def _set_items(self, values: list[Any]) -> None:
         table = self._container(dict)
-        # Only flat keys: hashing a deeply nested tuple would overflow the C stack.
-        if not all(isinstance(key, (str, int, float, bytes, type(None))) for key in values[::2]):
+        # Only flat keys: hashing a deeply nested tuple would overflow the C stack. Only small numbers: large ones can
+        # be chosen so that all fall into one slot of the table, which then takes hours to fill.
+        if not all(type(key) in (str, bytes) or type(key) is int and abs(key) < 1 << 31 for key in values[::2]):
             raise PickleRefused("uses a table with keys that are not names")
         for index in range(0, len(values), 2):
             table[values[index]] = values[index + 1]

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mindvlm.checkpoint.atomic import atomic_file
+from mindvlm.checkpoint.atomic import PendingFiles
 from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.json_table import MAX_JSON_BYTES, parse_json_table
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
-from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, check_info, quoted
+from mindvlm.checkpoint.tensor_file import TensorFile
 from mindvlm.errors import UserError
 
 _NAMES = {
@@ -37,7 +37,6 @@ _NAMES = {
     "BOOL": "bool",
 }
 _CODES = {name: code for code, name in _NAMES.items()}
-_MAX_HEADER_BYTES = 32 * 1024 * 1024
 _REMEDY = "the file is truncated or damaged, copy or download it again"
 
 
@@ -53,12 +52,12 @@ def read_safetensors(path: Path) -> Contents:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
         if length is None or length > size - 8:
             raise UserError(f"{path}: not a complete safetensors file ({size} bytes); {_REMEDY}")
-        if length > _MAX_HEADER_BYTES:
-            raise UserError(f"{path}: its header claims {length} bytes, more than {_MAX_HEADER_BYTES}; {_REMEDY}")
-        header = _parse_header(path, file.read(length))
+        if length > MAX_JSON_BYTES:
+            raise UserError(f"{path}: its header claims {length} bytes, more than {MAX_JSON_BYTES}; {_REMEDY}")
+        header = parse_json_table(path, file.read(length), what="its header", remedy=_REMEDY)
     metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: the metadata in its header is not a table; {_REMEDY}")
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise UserError(f"{path}: the metadata in its header is not a table of texts; {_REMEDY}")
     begin = 8 + length
     tensors = [_stored(path, name, entry, begin) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.segments[0].offset, tensor.segments[0].num_bytes))
@@ -67,13 +66,11 @@ def read_safetensors(path: Path) -> Contents:
         segment = tensor.segments[0]
         if segment.offset != expected:
             problem = "overlaps another tensor" if segment.offset < expected else "leaves a gap before it"
-            raise UserError(f"{path}: tensor {tensor.info.name!r} {problem}; {_REMEDY}")
+            raise UserError(f"{path}: tensor {quoted(tensor.info.name)} {problem}; {_REMEDY}")
         expected += segment.num_bytes
     if expected != size:
         raise UserError(f"{path}: its header describes {expected} bytes, the file has {size}; {_REMEDY}")
-    return Contents(
-        {tensor.info.name: tensor for tensor in tensors}, {str(key): str(value) for key, value in metadata.items()}
-    )
+    return Contents({tensor.info.name: tensor for tensor in tensors}, metadata)
 
 
 def write_safetensors(
@@ -83,15 +80,32 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write all tensors of `source`, chunk by chunk.
+    """Write all tensors of `source` to one file; see `stream_safetensors`.
+
+    Raises:
+        UserError: the file cannot be written, or the source cannot be read; nothing is left behind.
+    """
+    with PendingFiles() as files, TensorFile(files, Path(path)) as file:
+        stream_safetensors(file, source, tuple(source.infos), metadata=metadata, progress=progress)
+
+
+def stream_safetensors(
+    file: TensorFile,
+    source: TensorSource,
+    names: Sequence[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> None:
+    """Write the tensors `names` of `source` to `file`, chunk by chunk.
 
     Order and alignment are those of the safetensors library (large elements first, then by name). `progress` is
     called with the tensor's name and the bytes just written.
 
     Raises:
-        UserError: the file cannot be written, or the source cannot be read; nothing is left behind.
+        UserError: the header is larger than readers accept, the disk is full, or the source cannot be read.
     """
-    infos = sorted(source.infos.values(), key=lambda info: (-item_size(info.dtype), info.name))
+    infos = sorted((source.infos[name] for name in names), key=lambda info: (-item_size(info.dtype), info.name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for info in infos:
@@ -100,46 +114,30 @@ def write_safetensors(
         offset = end
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with atomic_file(path) as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for info in infos:
-            for chunk in source.chunks(info.name):
-                file.write(np.ascontiguousarray(chunk).view(np.uint8).data)
-                if progress:
-                    progress(info.name, chunk.nbytes)
-
-
-def _parse_header(path: Path, encoded: bytes) -> dict[str, Any]:
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        table: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in table:
-                raise UserError(f"{path}: its header names {key!r} twice; {_REMEDY}")
-            table[key] = value
-        return table
-
-    try:
-        header = json.loads(encoded.decode("utf-8"), object_pairs_hook=unique)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its header is not JSON; {_REMEDY}") from error
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: its header is not a table of tensors; {_REMEDY}")
-    return header
+    if len(encoded) > MAX_JSON_BYTES:
+        raise UserError(f"{file.path}: {len(infos)} tensors are too many for one file; write shards")
+    file.write(struct.pack("<Q", len(encoded)) + encoded)
+    for info in infos:
+        for data in file.chunks(source, info.name, progress):
+            file.write(data)
 
 
 def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     fields = entry if isinstance(entry, dict) else {}
     code, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(code, str) or code not in _NAMES:
-        raise UserError(f"{path}: tensor {name!r} has dtype {code!r}, readable are {', '.join(_NAMES)}; {_REMEDY}")
-    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2 or len(shape) > 32:
-        raise UserError(f"{path}: tensor {name!r} has no valid shape and offsets; {_REMEDY}")
+        raise UserError(
+            f"{path}: tensor {quoted(name)} has dtype {quoted(code)}, readable are {', '.join(_NAMES)}; {_REMEDY}"
+        )
+    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+        raise UserError(f"{path}: tensor {quoted(name)} has no valid shape and offsets; {_REMEDY}")
     info = TensorInfo(name, _NAMES[code], tuple(shape))
     start, end = offsets
+    check_info(path, info)
     if end < start or end - start != math.prod(shape) * item_size(info.dtype):
-        raise UserError(f"{path}: tensor {name!r} of shape {shape} and dtype {code} does not fit its bytes; {_REMEDY}")
+        raise UserError(
+            f"{path}: tensor {quoted(name)} of shape {shape} and dtype {code} does not fit its bytes; {_REMEDY}"
+        )
     return StoredTensor(info, (Segment(path, begin + start, end - start),))
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from mindvlm.checkpoint.dtypes import DTYPES, cast_storage, is_float, item_size, overflows, storage_dtype
 from mindvlm.errors import UserError
 
-CHUNK_BYTES = 16 * 1024 * 1024
+# Small enough to stay in the processor's cache between reading and writing, and for the allocator to reuse it.
+CHUNK_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Name, dtype (a name of `dtypes.DTYPES`) and shape of a tensor, without its values."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,16 @@ import numpy as np
 
 from mindvlm.checkpoint.dtypes import item_size, storage_dtype
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
+from mindvlm.checkpoint.strided import StridedReader
 from mindvlm.errors import UserError
 
+MAX_TENSORS = 100_000
+_MAX_NAME = 512
+_MAX_AXES = 32
+_MAX_BYTES = 1 << 62
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A run of bytes in a file."""
 
@@ -23,7 +30,7 @@ class Segment:
     num_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """Where the values of a tensor lie.
 
@@ -45,6 +52,28 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+def quoted(value: object) -> str:
+    """Return what a file claims in a form for messages: printable and short, whatever it is."""
+    if not isinstance(value, str):
+        return repr(value) if type(value) in (int, float, bool, type(None)) else f"a {type(value).__name__}"
+    return repr(value) if len(value) <= 80 else f"{value[:80]!r}..."
+
+
+def check_info(path: Path, info: TensorInfo) -> None:
+    """Raise UserError unless an array of this shape can exist and its name can be shown."""
+    if not info.name or len(info.name) > _MAX_NAME or not info.name.isprintable():
+        raise UserError(
+            f"{path}: holds a tensor with the empty, overlong or unprintable name {quoted(info.name)}; "
+            f"the file is damaged, copy or download it again"
+        )
+    extent = math.prod(max(axis, 1) for axis in info.shape) * item_size(info.dtype)
+    if len(info.shape) > _MAX_AXES or extent >= _MAX_BYTES:
+        raise UserError(
+            f"{path}: tensor {quoted(info.name)} has an impossible shape; "
+            f"the file is damaged, copy or download it again"
+        )
+
+
 class Checkpoint(TensorSource):
     """A checkpoint on disk. `open_checkpoint` makes one; only names, dtypes and shapes are read up front.
 
@@ -57,6 +86,7 @@ class Checkpoint(TensorSource):
         self.tensors = dict(contents.tensors)
         self.infos = {name: tensor.info for name, tensor in self.tensors.items()}
         self._files: dict[Path, int] = {}
+        self._strided_reader: StridedReader | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -64,59 +94,57 @@ class Checkpoint(TensorSource):
         return tuple(dict.fromkeys(s.path for tensor in self.tensors.values() for s in tensor.segments))
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return elements [start, stop) of the flattened tensor.
+
+        Raises:
+            UserError: the file cannot be read or ends too early; the message names the tensor.
+        """
         tensor = self.tensors[name]
         if tensor.strides is not None:
-            return self._read_strided(tensor, start, stop)
+            return self._strided(tensor).read_range(start, stop)
         result = np.empty(stop - start, dtype=storage_dtype(tensor.info.dtype))
         target = memoryview(result.view(np.uint8))
         skip = start * result.itemsize
         for segment in tensor.segments:
             count = min(max(segment.num_bytes - skip, 0), len(target))
             if count:
-                self._read_into(segment.path, segment.offset + skip, target[:count])
+                self._read_into(name, segment.path, segment.offset + skip, target[:count])
                 target = target[count:]
             skip = max(skip - segment.num_bytes, 0)
         return result
 
     def close(self) -> None:
+        self._strided_reader = None
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
 
-    def _read_into(self, path: Path, offset: int, target: memoryview) -> None:
+    def _strided(self, tensor: StoredTensor) -> StridedReader:
+        name, segment = tensor.info.name, tensor.segments[0]
+        if self._strided_reader is None or self._strided_reader.name != name:
+            self._strided_reader = StridedReader(
+                tensor.info,
+                tensor.strides,
+                tensor.first,
+                lambda offset, target: self._read_into(name, segment.path, segment.offset + offset, target),
+            )
+        return self._strided_reader
+
+    def _read_into(self, name: str, path: Path, offset: int, target: memoryview) -> None:
         while len(target):
             try:
                 count = os.preadv(self._descriptor(path), [target[: 1 << 30]], offset)
             except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and the disk") from error
+                raise UserError(
+                    f"{path}: cannot be read at tensor {name} ({error.strerror}); check the file and the disk"
+                ) from error
             if count == 0:
-                raise UserError(f"{path}: became shorter while it was read; copy or download it again")
+                raise UserError(
+                    f"{path}: became shorter while it was read, at tensor {name}; copy or download it again"
+                )
             target, offset = target[count:], offset + count
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._files:
             self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return self._files[path]
-
-    def _read_strided(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
-        """Gather elements [start, stop) of a tensor whose storage order is not row-major, row by row of axis 0."""
-        info, segment = tensor.info, tensor.segments[0]
-        size = item_size(info.dtype)
-        if stop <= start or not info.shape:
-            return self._element(tensor, segment, size) if stop > start else np.empty(0, storage_dtype(info.dtype))
-        storage = np.memmap(
-            segment.path, dtype=storage_dtype(info.dtype), mode="r", offset=segment.offset,
-            shape=(segment.num_bytes // size,),
-        )  # fmt: skip
-        view = np.lib.stride_tricks.as_strided(
-            storage[tensor.first :], info.shape, [stride * size for stride in tensor.strides], writeable=False
-        )
-        row = info.num_elements // info.shape[0]
-        first_row, last_row = start // row, -(-stop // row)
-        rows = np.array(view[first_row:last_row]).reshape(-1)
-        return rows[start - first_row * row : stop - first_row * row]
-
-    def _element(self, tensor: StoredTensor, segment: Segment, size: int) -> np.ndarray:
-        result = np.empty(1, dtype=storage_dtype(tensor.info.dtype))
-        self._read_into(segment.path, segment.offset + tensor.first * size, memoryview(result.view(np.uint8)))
-        return result

@@ -10,16 +10,16 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.dtypes import DTYPES, item_size
 from mindvlm.checkpoint.pickle_machine import Global, Machine, PickleRefused
 from mindvlm.checkpoint.source import TensorInfo
-from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, quoted
+from mindvlm.checkpoint.zip_directory import read_zip
 from mindvlm.errors import UserError
 
 _STORAGES = {
@@ -34,10 +34,22 @@ _STORAGES = {
     "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool",
 }
+# Tensors of dtypes younger than the typed storages refer to plain bytes and carry the dtype themselves.
+_KINDS = {**_STORAGES, "torch.storage.UntypedStorage": "uint8"}
+_DTYPES = {
+    **{f"torch.{name}": name for name in DTYPES},
+    "torch.double": "float64",
+    "torch.float": "float32",
+    "torch.half": "float16",
+    "torch.long": "int64",
+    "torch.int": "int32",
+    "torch.short": "int16",
+}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_PICKLE_BYTES = 16 * 1024 * 1024
 _MAX_REPEATED_BYTES = 64 * 1024 * 1024
+_MAX_ITEMS = 500_000
 _MAX_AXES = 32
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 _DAMAGED = "the file is truncated or damaged, copy or download it again"
@@ -86,22 +98,7 @@ def read_torch(path: Path) -> Contents:
 
 
 def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]]:
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, struct.error) as error:
-        raise UserError(f"{path}: not a complete PyTorch file; {_DAMAGED}") from error
-    located: dict[str, Segment] = {}
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise UserError(f"{path}: holds compressed entries, which torch.save never writes; save the weights again")
-        if entry.flag_bits & 1 or entry.header_offset < 0:
-            raise UserError(f"{path}: holds entries that torch.save never writes; save the weights again")
-        if entry.filename in located:
-            raise UserError(f"{path}: holds the entry {entry.filename[:200]!r} twice; {_DAMAGED}")
-        located[entry.filename] = _zip_segment(path, file, entry, size)
-    _refuse_overlaps(path, located.values())
+    located = read_zip(path, file)
     pickles = [name for name in located if name == "data.pkl" or name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise UserError(f"{path}: a zip file, but not one of PyTorch weights; give a .bin/.pt that torch.save wrote")
@@ -112,26 +109,6 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]]:
     pickled = _run(io.BytesIO(_bytes_of(file, located[pickles[0]], _MAX_PICKLE_BYTES)))
     prefix = f"{root}data/"
     return pickled, {name.removeprefix(prefix): s for name, s in located.items() if name.startswith(prefix)}
-
-
-def _zip_segment(path: Path, file: BinaryIO, entry: zipfile.ZipInfo, size: int) -> Segment:
-    file.seek(entry.header_offset)
-    header = file.read(30)
-    if len(header) != 30 or header[:4] != b"PK\x03\x04":
-        raise UserError(f"{path}: the entry {entry.filename[:200]!r} is not where it should be; {_DAMAGED}")
-    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-    offset = entry.header_offset + 30 + name_bytes + extra_bytes
-    if offset + entry.file_size > size:
-        raise UserError(f"{path}: the entry {entry.filename[:200]!r} goes beyond the end of the file; {_DAMAGED}")
-    return Segment(path, offset, entry.file_size)
-
-
-def _refuse_overlaps(path: Path, segments: Any) -> None:
-    end = 0
-    for segment in sorted((s for s in segments if s.num_bytes), key=lambda s: s.offset):
-        if segment.offset < end:
-            raise UserError(f"{path}: its entries overlap; {_DAMAGED}")
-        end = segment.offset + segment.num_bytes
 
 
 def _bytes_of(file: BinaryIO, segment: Segment, limit: int) -> bytes:
@@ -150,7 +127,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]
     storages: dict[str, _Storage] = {}
     pickled = _run(file, storages)
     keys = _run(file)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise UserError(f"{path}: its list of storages does not match its tensors; {_DAMAGED}")
     size = path.stat().st_size
     segments: dict[str, Segment] = {}
@@ -160,7 +137,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]
         num_bytes = storage.num_elements * item_size(storage.dtype)
         offset = file.tell()
         if len(head) != 8 or struct.unpack("<q", head)[0] != storage.num_elements or offset + num_bytes > size:
-            raise UserError(f"{path}: the storage {key!r} is not complete; {_DAMAGED}")
+            raise UserError(f"{path}: the storage {quoted(key)} is not complete; {_DAMAGED}")
         segments[key] = Segment(path, offset, num_bytes)
         file.seek(num_bytes, io.SEEK_CUR)
     return pickled, segments
@@ -173,27 +150,32 @@ def _run(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
         _, kind, key, _, num_elements = identifier[:5]
         if len(identifier) == 6 and identifier[5] is not None:
             raise PickleRefused("uses storage views of torch 0.1, load and save it with a newer torch")
-        dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) else None
+        dtype = _KINDS.get(kind.name) if isinstance(kind, Global) else None
         if dtype is None or not isinstance(key, str) or not _is_count(num_elements):
             raise PickleRefused("refers to a storage of an unknown kind")
         found = _Storage(key, dtype, num_elements)
         if storages is not None and storages.setdefault(key, found) != found:
-            raise PickleRefused(f"describes the storage {key[:200]!r} in two ways")
+            raise PickleRefused(f"describes the storage {quoted(key)} in two ways")
         return found
 
+    left = _MAX_ITEMS
+
+    def table(items: Any = ()) -> dict[str, Any]:
+        nonlocal left
+        left -= len(items)
+        if left < 0 or not all(type(item) in (list, tuple) and type(item[0]) is str for item in items):
+            raise PickleRefused("uses a table that is too large or has keys that are not names")
+        return {key: value for key, value in items}
+
     calls = {
-        "collections.OrderedDict": _rebuild_table,
+        "collections.OrderedDict": table,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v3": _rebuild_untyped,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     }
-    return Machine(file, calls=calls, storage=storage, known=set(_STORAGES)).run()
-
-
-def _rebuild_table(items: Any = ()) -> dict[str, Any]:
-    if not all(len(item) == 2 and isinstance(item[0], str) for item in items):
-        raise PickleRefused("uses a table with keys that are not names")
-    return {key: value for key, value in items}
+    return Machine(file, calls=calls, storage=storage, known={*_KINDS, *_DTYPES}).run()
 
 
 def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -204,12 +186,23 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_: Any)
     return _Tensor(storage, first, shape, strides)
 
 
+def _rebuild_untyped(
+    storage: Any, first: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, kind: Any, *_: Any
+) -> _Tensor:
+    dtype = _DTYPES.get(kind.name) if isinstance(kind, Global) else None
+    if dtype is None or not isinstance(storage, _Storage):
+        raise PickleRefused("describes a tensor in an unknown way")
+    num_elements = storage.num_elements * item_size(storage.dtype) // item_size(dtype)
+    return _rebuild_tensor(_Storage(storage.key, dtype, num_elements), first, shape, strides)
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
 def _tensor_table(path: Path, pickled: Any) -> dict[str, _Tensor]:
-    tables = [pickled] + [pickled[key] for key in _WRAPPERS if isinstance(pickled, dict) and key in pickled]
+    # The wrapped table first: tensors beside it are the state of a training run (a step counter, a loss).
+    tables = [pickled[key] for key in _WRAPPERS if isinstance(pickled, dict) and key in pickled] + [pickled]
     for table in tables:
         if isinstance(table, dict):
             found = {k: v for k, v in table.items() if isinstance(k, str) and isinstance(v, _Tensor)}
@@ -223,17 +216,19 @@ def _locate(path: Path, name: str, tensor: _Tensor, segments: Mapping[str, Segme
     segment = segments.get(storage.key)
     size = item_size(storage.dtype)
     if segment is None or segment.num_bytes < storage.num_elements * size:
-        raise UserError(f"{path}: the values of tensor {name!r} are missing or too short; {_DAMAGED}")
+        raise UserError(f"{path}: the values of tensor {quoted(name)} are missing or too short; {_DAMAGED}")
     info = TensorInfo(name, storage.dtype, tensor.shape)
     if info.num_elements == 0:
         return StoredTensor(info, (Segment(path, segment.offset, 0),))
     last = tensor.first + sum((axis - 1) * stride for axis, stride in zip(tensor.shape, tensor.strides, strict=True))
     if last >= storage.num_elements:
-        raise UserError(f"{path}: tensor {name!r} reaches beyond its {storage.num_elements} stored values; {_DAMAGED}")
+        raise UserError(
+            f"{path}: tensor {quoted(name)} reaches beyond its {storage.num_elements} stored values; {_DAMAGED}"
+        )
     if info.num_bytes > max(segment.num_bytes, _MAX_REPEATED_BYTES):
         raise UserError(
-            f"{path}: tensor {name!r} of shape {list(tensor.shape)} repeats {storage.num_elements} stored values; "
-            f"save it with .contiguous()"
+            f"{path}: tensor {quoted(name)} of shape {list(tensor.shape)} repeats {storage.num_elements} stored "
+            f"values; save it with .contiguous()"
         )
     if _is_row_major(tensor):
         return StoredTensor(info, (Segment(path, segment.offset + tensor.first * size, info.num_bytes),))
