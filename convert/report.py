@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.errors import UserError
 
 _MEANING = {
@@ -61,6 +63,22 @@ class ConversionError(UserError):
         return "\n".join([*format_table(cells), "", *(f"{status}: {_MEANING[status]}" for status in used)])
 
 
+def find_conflict(name: str, info: TensorInfo, wanted: TensorInfo, owner: str) -> Finding | None:
+    """Return what is wrong with the shape or the kind of numbers of `info`, given what `owner` has, or None.
+
+    Args:
+        name: the tensor that the finding is about.
+        info: what it is, or becomes.
+        wanted: what it should be; another dtype of the same kind is no conflict.
+        owner: who has the wanted one, for the message.
+    """
+    if info.shape != wanted.shape:
+        return Finding("shape", name, f"{list(info.shape)}, {owner} has {list(wanted.shape)}")
+    if _kind(info.dtype) != _kind(wanted.dtype):
+        return Finding("dtype", name, f"{info.dtype}, {owner} has {wanted.dtype}")
+    return None
+
+
 def fold(findings: Sequence[Finding]) -> list[Row]:
     """Group findings of equal status and detail whose names differ in layer numbers only, in order of appearance."""
     groups: dict[tuple[str, str, str], list[str]] = {}
@@ -75,11 +93,25 @@ def fold_name(name: str) -> str:
     return ".".join("{}" if _is_number(part) else part for part in name.split("."))
 
 
+def fold_label(names: Sequence[str]) -> str:
+    """Write names that differ in numbers only as their pattern, and how many there are; one name stays as it is."""
+    patterns = dict.fromkeys(fold_name(name) for name in names)
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(patterns)} ({len(names)} tensors)"
+
+
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Align the columns of `rows`; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _kind(dtype: str) -> str:
+    if is_float(dtype):
+        return "floating point"
+    return "bool" if dtype == "bool" else "integer"
 
 
 def _is_number(part: str) -> bool:

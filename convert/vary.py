@@ -1,4 +1,4 @@
-"""Names of Vary: those of the Hugging Face files and those of MindOCR, as tables that lead to the names used here.
+"""Names of Vary-toy: those of the Hugging Face files and those of MindOCR, as tables that lead to the names used here.
 
 What is not a plain renaming:
 
@@ -11,21 +11,37 @@ What is not a plain renaming:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
+from mindvlm.convert.model_config import infos_of_folder
+from mindvlm.convert.naming import choose_table
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
 from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, Split, rename_all
+from mindvlm.convert.vary_towers import (
+    COMPUTED,
+    EXAMPLE_VOCABULARY,
+    SAM_NORMS,
+    clip_part,
+    clip_rules,
+    clip_tables,
+    handover_table,
+    projectors_part,
+    renames,
+    sam_table,
+    unchanged,
+    vocabulary_parts,
+    with_parameters,
+)
 from mindvlm.errors import UserError
 
-_COMPUTED = "a buffer that the model computes"
+MODEL_TYPES = ("mmgpt", "MMGPTQwenForCausalLM")
+_PROJECTORS = ("mm_projector", "mm_projector_vary")
 
 
-def _renames(source: str, target: str, names: Mapping[str, str]) -> tuple[Rename, ...]:
-    """Return a `Rename` for each row, both sides under their prefix."""
-    return tuple(Rename(source + left, target + right) for left, right in names.items())
+def _language(rules: tuple[Rule, ...]) -> Part:
+    return Part("language model", rules, "language_model")
 
 
 def _with_norms(names: Mapping[str, str]) -> dict[str, str]:
@@ -35,11 +51,6 @@ def _with_norms(names: Mapping[str, str]) -> dict[str, str]:
         for left, right in names.items()
         for old, new in (("gamma", "weight"), ("beta", "bias"))
     }
-
-
-def _with_parameters(names: Mapping[str, str]) -> dict[str, str]:
-    """Write each row as its weight and bias."""
-    return {f"{left}.{ending}": f"{right}.{ending}" for left, right in names.items() for ending in ("weight", "bias")}
 
 
 _HF_LANGUAGE: tuple[Rule, ...] = (
@@ -59,10 +70,10 @@ _HF_LANGUAGE: tuple[Rule, ...] = (
     Rename("transformer.h.{}.mlp.c_proj.weight", "language_model.layers.{}.mlp.down_proj.weight"),
     Rename("transformer.ln_f.weight", "language_model.norm.weight"),
     Rename("lm_head.weight", "language_model.lm_head.weight"),
-    Drop("transformer.rotary_emb.inv_freq", _COMPUTED),
-    Drop("transformer.h.{}.attn.rotary_emb.inv_freq", _COMPUTED),
-    Drop("transformer.h.{}.attn.bias", _COMPUTED),
-    Drop("transformer.h.{}.attn.masked_bias", _COMPUTED),
+    Drop("transformer.rotary_emb.inv_freq", COMPUTED),
+    Drop("transformer.h.{}.attn.rotary_emb.inv_freq", COMPUTED),
+    Drop("transformer.h.{}.attn.bias", COMPUTED),
+    Drop("transformer.h.{}.attn.masked_bias", COMPUTED),
 )
 
 _MINDOCR_LANGUAGE: tuple[Rule, ...] = (
@@ -84,31 +95,8 @@ _MINDOCR_LANGUAGE: tuple[Rule, ...] = (
     Rename("lm_head.weight", "language_model.lm_head.weight"),
 )
 
-_CLIP_LINEARS = tuple(
-    f"encoder.layers.{{}}.{name}"
-    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-)
-_CLIP_NORMS = ("pre_layrnorm", "encoder.layers.{}.layer_norm1", "encoder.layers.{}.layer_norm2", "post_layernorm")
-_CLIP_EMBEDDINGS = (
-    "embeddings.class_embedding",
-    "embeddings.patch_embedding.weight",
-    "embeddings.position_embedding.weight",
-)
-
-_HF_CLIP: tuple[Rule, ...] = (
-    *_renames(
-        "transformer.vision_tower.vision_model.",
-        "vision_tower.",
-        {
-            **{name: name for name in _CLIP_EMBEDDINGS},
-            **_with_parameters({name: name for name in (*_CLIP_NORMS, *_CLIP_LINEARS)}),
-        },
-    ),
-    Drop("transformer.vision_tower.vision_model.embeddings.position_ids", _COMPUTED),
-)
-
 _MINDOCR_CLIP: tuple[Rule, ...] = (
-    *_renames(
+    *renames(
         "transformer.vision_tower.",
         "vision_tower.",
         {
@@ -122,7 +110,7 @@ _MINDOCR_CLIP: tuple[Rule, ...] = (
                     "transformer.resblocks.{}.ln_2": "encoder.layers.{}.layer_norm2",
                 }
             ),
-            **_with_parameters(
+            **with_parameters(
                 {
                     "transformer.resblocks.{}.attn.q_proj": "encoder.layers.{}.self_attn.q_proj",
                     "transformer.resblocks.{}.attn.k_proj": "encoder.layers.{}.self_attn.k_proj",
@@ -135,97 +123,54 @@ _MINDOCR_CLIP: tuple[Rule, ...] = (
             ),
         },
     ),
-    Drop("transformer.vision_tower.position_ids", _COMPUTED),
-)
-
-_SAM_NORMS = ("blocks.{}.norm1", "blocks.{}.norm2")
-_SAM_OTHERS = {
-    "pos_embed": "pos_embed",
-    **_with_parameters(
-        {
-            name: name
-            for name in (
-                "patch_embed.proj",
-                "blocks.{}.attn.qkv",
-                "blocks.{}.attn.proj",
-                "blocks.{}.mlp.lin1",
-                "blocks.{}.mlp.lin2",
-                "neck.1",
-                "neck.3",
-            )
-        }
-    ),
-    **{
-        name: name
-        for name in (
-            "blocks.{}.attn.rel_pos_h",
-            "blocks.{}.attn.rel_pos_w",
-            "neck.0.weight",
-            "neck.2.weight",
-            "net_2.weight",
-            "net_3.weight",
-        )
-    },
-}
-
-
-def _vocabulary(norms: Mapping[str, str]) -> tuple[Rule, ...]:
-    """The SAM names, which are the same everywhere but for the norms."""
-    return _renames("transformer.vision_tower_high.", "vision_vocabulary.", {**_SAM_OTHERS, **norms})
-
-
-_PROJECTORS: tuple[Rule, ...] = (
-    *rename_all("transformer.mm_projector", "mm_projector"),
-    *rename_all("transformer.mm_projector_vary", "mm_projector_vary"),
+    Drop("transformer.vision_tower.position_ids", COMPUTED),
 )
 
 HF = RuleTable(
     "Hugging Face",
     "vary",
     (
-        Part("language model", _HF_LANGUAGE),
-        Part("CLIP tower", _HF_CLIP),
-        Part("vision vocabulary", _vocabulary(_with_parameters({name: name for name in _SAM_NORMS}))),
-        Part("projectors", _PROJECTORS),
+        _language(_HF_LANGUAGE),
+        clip_part(clip_rules("transformer.vision_tower.")),
+        *vocabulary_parts("transformer.vision_tower_high."),
+        projectors_part("transformer.", _PROJECTORS),
     ),
 )
 MINDOCR = RuleTable(
     "MindOCR",
     "vary",
     (
-        Part("language model", _MINDOCR_LANGUAGE),
-        Part("CLIP tower", _MINDOCR_CLIP),
-        Part("vision vocabulary", _vocabulary(_with_norms({name: name for name in _SAM_NORMS}))),
-        Part("projectors", _PROJECTORS),
+        _language(_MINDOCR_LANGUAGE),
+        clip_part(_MINDOCR_CLIP),
+        *vocabulary_parts("transformer.vision_tower_high.", _with_norms(unchanged(SAM_NORMS))),
+        projectors_part("transformer.", _PROJECTORS),
     ),
 )
+PROJECTORS = RuleTable("projector file", "vary", (projectors_part("model.", _PROJECTORS),))
 NATIVE = HF.identity("native")
-TABLES = (NATIVE, HF, MINDOCR)
+HF_TABLES = (HF, *clip_tables("vary"), sam_table("vary"), PROJECTORS)
+_OF_VARY_TINY = ("model.decoder.*", "model.mm_projector.*", "lm_head.weight")
+TABLES = (
+    NATIVE,
+    HF,
+    MINDOCR,
+    *HF_TABLES[1:],
+    *(
+        handover_table(f"Vary-tiny with {tower}", "vary", f"model.{tower}.", _OF_VARY_TINY)
+        for tower in ("vision_tower_2", "vision_tower")
+    ),
+)
 
 
 def detect(infos: Mapping[str, TensorInfo], *, origin: str = "the checkpoint") -> RuleTable:
-    """Return the table whose names the tensors bear: native, Hugging Face or MindOCR.
-
-    The table that knows most of the names wins; names that it does not know are reported by its plan.
-
-    Raises:
-        UserError: no table knows at least half of the names.
-    """
-    known = {table: sum(bool(table.claims(name)) for name in infos) for table in TABLES}
-    best = max(TABLES, key=lambda table: known[table])
-    if not known[best] or 2 * known[best] < len(infos):
-        names = ", ".join(table.name for table in TABLES)
-        raise UserError(
-            f"{origin} is not a Vary checkpoint: {known[best]} of its {len(infos)} tensors bear names of Vary "
-            f"({names}); the first is {next(iter(infos), None)}; give the weights of Vary-toy"
-        )
-    return best
+    """Return the table whose names the tensors bear; see `choose_table`."""
+    return choose_table(TABLES, infos, model="vary_toy", origin=origin)
 
 
 def native_view(
     source: TensorSource, *, target_infos: Mapping[str, TensorInfo] | None = None, family: str = "vary"
 ) -> TensorSource:
-    """Return the tensors of a Vary checkpoint under native names, whichever of the three namings it has.
+    """Return the tensors of a Vary-toy checkpoint under native names, whichever of the known namings it has.
 
     Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`.
 
@@ -240,26 +185,37 @@ def native_view(
 
 
 def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
-    """Return the native tensors that the config.json in `folder` describes, or None if there is no such file.
-
-    Raises:
-        UserError: config.json is no Vary config.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    try:
-        shapes = parameter_shapes(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no Vary config ({error!r}); move it away or give the folder of Vary-toy") from None
-    return _native_infos(shapes, origin=str(path))
+    """Return the native tensors that the config.json in `folder` describes; see `infos_of_folder`."""
+    return infos_of_folder(folder, infos_of, model_types=MODEL_TYPES, what="Vary-toy")
 
 
 def released_infos() -> dict[str, TensorInfo]:
     """Return the native tensors of the released Vary-toy."""
-    return _native_infos(parameter_shapes(vary_toy_config()), origin="Vary-toy")
+    return infos_of(vary_toy_config())
 
 
-def _native_infos(shapes: Mapping[str, tuple[int, ...]], *, origin: str) -> dict[str, TensorInfo]:
-    infos = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
-    return dict(HF.plan(infos, origin=origin).infos)
+def example_infos() -> dict[str, TensorInfo]:
+    """Return the native tensors of a Vary-toy whose numbers all differ; see `require_consistent_sizes`."""
+    sizes = {
+        "hidden_size": 202,
+        "vocab_size": 997,
+        "num_attention_heads": 3,
+        "kv_channels": 67,
+        "intermediate_size": 614,
+        "num_hidden_layers": 1,
+        "vision_config": {
+            "hidden_size": 211,
+            "intermediate_size": 223,
+            "num_hidden_layers": 1,
+            "patch_size": 5,
+            "image_size": [35, 55],
+        },
+        "vision_high_config": EXAMPLE_VOCABULARY,
+    }
+    return infos_of(sizes)
+
+
+def infos_of(config: Mapping[str, object]) -> dict[str, TensorInfo]:
+    """Return the native tensors of a Vary-toy with this config."""
+    shapes = parameter_shapes(config)
+    return dict(HF.plan({name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}).infos)

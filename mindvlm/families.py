@@ -14,13 +14,13 @@ class Family:
 
     Attributes:
         parse_config: mapping and path of a YAML -> the family's typed run config.
-        model: the model Cell, called with (config.model, dtype).
+        model: builds the model Cell, called with (config.model, dtype).
         processor: from files and text to model inputs, called with (config.processor).
-        native_view: a checkpoint under the model's own names, see `mindvlm.convert.vary.native_view`.
+        native_view: a checkpoint under the model's own names, see `mindvlm.convert.models.native_view`.
     """
 
     parse_config: Callable
-    model: type
+    model: Callable
     processor: type
     native_view: Callable
 
@@ -32,10 +32,10 @@ def get_family(name: str) -> Family:
         UserError: there is none; the message lists those that are.
     """
     if name == "vary":
-        from mindvlm.convert.vary import native_view
+        from mindvlm.convert.models import native_view
         from mindvlm.models.vary.config import parse_config
-        from mindvlm.models.vary.model import VaryModel
+        from mindvlm.models.vary.model import build_model
         from mindvlm.models.vary.processing import VaryProcessor
 
-        return Family(parse_config, VaryModel, VaryProcessor, native_view)
+        return Family(parse_config, build_model, VaryProcessor, native_view)
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")

@@ -100,7 +100,7 @@ def parameter_shapes(config: Mapping[str, Any]) -> Shapes:
     for layer in range(config["num_hidden_layers"]):
         prefix = f"transformer.h.{layer}."
         shapes[prefix + "ln_1.weight"] = (hidden,)
-        shapes |= _linear(prefix + "attn.c_attn", 3 * projection, hidden)
+        shapes |= linear_shapes(prefix + "attn.c_attn", 3 * projection, hidden)
         shapes[prefix + "attn.c_proj.weight"] = (hidden, projection)
         shapes[prefix + "ln_2.weight"] = (hidden,)
         shapes[prefix + "mlp.w1.weight"] = (branch, hidden)
@@ -111,8 +111,8 @@ def parameter_shapes(config: Mapping[str, Any]) -> Shapes:
         clip, vocabulary = clip_config(config), vocabulary_config(config)
         shapes |= clip_shapes(clip, prefix="transformer.vision_tower.")
         shapes |= vocabulary_shapes(vocabulary, prefix="transformer.vision_tower_high.")
-        shapes |= _linear("transformer.mm_projector", hidden // 2, clip["hidden_size"])
-        shapes |= _linear("transformer.mm_projector_vary", hidden // 2, vocabulary["net_3_channels"])
+        shapes |= linear_shapes("transformer.mm_projector", hidden // 2, clip["hidden_size"])
+        shapes |= linear_shapes("transformer.mm_projector_vary", hidden // 2, vocabulary["net_3_channels"])
     shapes["lm_head.weight"] = (vocab_size, hidden)
     return shapes
 
@@ -126,15 +126,15 @@ def clip_shapes(config: Mapping[str, Any], *, prefix: str = "") -> Shapes:
         model + "embeddings.class_embedding": (width,),
         model + "embeddings.patch_embedding.weight": (width, config["num_channels"], patch, patch),
         model + "embeddings.position_embedding.weight": (rows * columns + 1, width),
-        **_norm(model + "pre_layrnorm", width),
+        **norm_shapes(model + "pre_layrnorm", width),
     }
     for layer in range(config["num_hidden_layers"]):
         block = f"{model}encoder.layers.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _linear(f"{block}self_attn.{name}", width, width)
-        shapes |= _norm(block + "layer_norm1", width) | _norm(block + "layer_norm2", width)
-        shapes |= _linear(block + "mlp.fc1", inner, width) | _linear(block + "mlp.fc2", width, inner)
-    return shapes | _norm(model + "post_layernorm", width)
+            shapes |= linear_shapes(f"{block}self_attn.{name}", width, width)
+        shapes |= norm_shapes(block + "layer_norm1", width) | norm_shapes(block + "layer_norm2", width)
+        shapes |= linear_shapes(block + "mlp.fc1", inner, width) | linear_shapes(block + "mlp.fc2", width, inner)
+    return shapes | norm_shapes(model + "post_layernorm", width)
 
 
 def vocabulary_shapes(config: Mapping[str, Any], *, prefix: str = "") -> Shapes:
@@ -152,24 +152,26 @@ def vocabulary_shapes(config: Mapping[str, Any], *, prefix: str = "") -> Shapes:
         block = f"{prefix}blocks.{layer}."
         is_global = layer in config["global_attn_indexes"]
         height, breadth = (rows, columns) if is_global else (window, window)
-        shapes |= _norm(block + "norm1", width)
-        shapes |= _linear(block + "attn.qkv", 3 * width, width) | _linear(block + "attn.proj", width, width)
+        shapes |= norm_shapes(block + "norm1", width)
+        shapes |= linear_shapes(block + "attn.qkv", 3 * width, width) | linear_shapes(block + "attn.proj", width, width)
         shapes[block + "attn.rel_pos_h"] = (2 * height - 1, head_dim)
         shapes[block + "attn.rel_pos_w"] = (2 * breadth - 1, head_dim)
-        shapes |= _norm(block + "norm2", width)
-        shapes |= _linear(block + "mlp.lin1", inner, width) | _linear(block + "mlp.lin2", width, inner)
+        shapes |= norm_shapes(block + "norm2", width)
+        shapes |= linear_shapes(block + "mlp.lin1", inner, width) | linear_shapes(block + "mlp.lin2", width, inner)
     shapes[prefix + "neck.0.weight"] = (out, width, 1, 1)
-    shapes |= _norm(prefix + "neck.1", out)
+    shapes |= norm_shapes(prefix + "neck.1", out)
     shapes[prefix + "neck.2.weight"] = (out, out, 3, 3)
-    shapes |= _norm(prefix + "neck.3", out)
+    shapes |= norm_shapes(prefix + "neck.3", out)
     shapes[prefix + "net_2.weight"] = (middle, out, 3, 3)
     shapes[prefix + "net_3.weight"] = (last, middle, 3, 3)
     return shapes
 
 
-def _linear(name: str, num_out: int, num_in: int) -> Shapes:
+def linear_shapes(name: str, num_out: int, num_in: int) -> Shapes:
+    """Names and shapes of a linear layer with bias."""
     return {name + ".weight": (num_out, num_in), name + ".bias": (num_out,)}
 
 
-def _norm(name: str, width: int) -> Shapes:
+def norm_shapes(name: str, width: int) -> Shapes:
+    """Names and shapes of a norm with weight and bias."""
     return {name + ".weight": (width,), name + ".bias": (width,)}

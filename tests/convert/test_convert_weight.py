@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 
 import mindspore
 import numpy as np
@@ -9,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mindvlm.checkpoint import MemorySource, open_checkpoint
+from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert import convert_weight, vary
 from mindvlm.convert.reference.vary_layout import vary_toy_config
-from mindvlm.convert.verify import verify_conversion
-from mindvlm.errors import UserError
 from tests.convert.vary_names import SMALL, hf_shapes
 
 
@@ -111,7 +111,7 @@ def test_converting_twice_is_converting_once(tensors, tmp_path, capsys):
     assert run("--torch_ckpt_path", tmp_path / "in.bin", "--mindspore_ckpt_path", once) == 0
     assert run("--torch_ckpt_path", once, "--mindspore_ckpt_path", twice) == 0
     assert once.read_bytes() == twice.read_bytes()
-    assert "nothing to rename" in capsys.readouterr().out
+    assert "native names: all 139 tensors stay as they are" in capsys.readouterr().out
 
 
 def test_the_default_target_lies_beside_the_source(tensors, tmp_path):
@@ -134,27 +134,16 @@ def test_a_checkpoint_that_does_not_fit_gets_a_table_and_status_2(tensors, tmp_p
     assert os.listdir(tmp_path) == ["in.bin"]
 
 
-def test_the_model_is_checked_against_its_config(tensors, tmp_path, monkeypatch):
-    def target_infos(folder):
-        assert folder == tmp_path
-        return vary.native_view(MemorySource({n: np.ones((*t.shape, 2)) for n, t in tensors.items()})).infos
-
-    entry = convert_weight.Model(vary.detect, target_infos, vary.released_infos)
-    monkeypatch.setitem(convert_weight.MODELS, "vary_toy", entry)
-    write_source(tmp_path / "in.bin", tensors)
-    assert run("--torch_ckpt_path", tmp_path / "in.bin") == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--mindspore_ckpt_path", "{folder}/out.bin"], "end the name with"),
         (["--mindspore_ckpt_path", "{folder}/none/out.ckpt"], "does not exist"),
-        (["--mindspore_ckpt_path", "{folder}/in.safetensors"], "is the source itself"),
+        (["--mindspore_ckpt_path", "{folder}/in.safetensors"], "is a source and would be replaced"),
         (["--model", "vary_toi"], "'vary_toi' is unknown; expected one of: vary_toy"),
         (["--dtype", "int8"], "expected one of: keep, float32, float16, bfloat16"),
         (["--torch_ckpt_path", "{folder}/absent.bin"], "no such file"),
-        (["--torch_ckpt_path", "{folder}/other.bin"], "not a Vary checkpoint"),
+        (["--torch_ckpt_path", "{folder}/other.bin"], "is of no known model"),
         (["--torch_ckpt_path", "{folder}/damaged.bin"], "damaged"),
     ],
 )
@@ -172,8 +161,8 @@ def test_one_line_errors(arguments, message, tensors, tmp_path, capsys):
 
 def test_the_disk_is_asked_before_writing(tensors, tmp_path, monkeypatch, capsys):
     write_source(tmp_path / "in.bin", tensors)
-    usage = type(convert_weight.shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(convert_weight.shutil, "disk_usage", lambda path: usage(10, 5, 5))
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr("mindvlm.convert.conversion.shutil.disk_usage", lambda path: usage(10, 5, 5))
     assert run("--torch_ckpt_path", tmp_path / "in.bin") == 2
     assert "make room" in capsys.readouterr().err
 
@@ -189,11 +178,14 @@ def test_interruption_leaves_nothing(tensors, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["in.bin"]
 
 
-@pytest.mark.parametrize("change", ["swap", "bit", "lose"])
-def test_verification_finds_a_planted_error(change, tensors, tmp_path):
+@pytest.mark.parametrize("change", ["swap", "bit", "lose", "add"])
+def test_verification_finds_a_planted_error(change, tensors, tmp_path, capsys):
     write_source(tmp_path / "in.safetensors", tensors)
     target = tmp_path / "out.safetensors"
-    assert run("--torch_ckpt_path", tmp_path / "in.safetensors", "--mindspore_ckpt_path", target) == 0
+    arguments = ["--torch_ckpt_path", tmp_path / "in.safetensors", "--mindspore_ckpt_path", target]
+    assert run(*arguments) == 0
+    assert run(*arguments, "--verify_only") == 0
+    assert "nothing was written" in capsys.readouterr().out
     with open_checkpoint(target) as checkpoint:
         written = {name: checkpoint.read(name) for name in checkpoint.infos}
     gate, up = (f"language_model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
@@ -201,12 +193,17 @@ def test_verification_finds_a_planted_error(change, tensors, tmp_path):
         written[gate], written[up] = written[up], written[gate]
     elif change == "bit":
         written[up].data[3, 1] ^= 1
-    else:
+    elif change == "lose":
         del written[up]
-    convert_weight.write_checkpoint(target, MemorySource(written))
-    with open_checkpoint(tmp_path / "in.safetensors") as source:
-        with pytest.raises(UserError, match=r"h\.0\.mlp\.w[12]\.weight|missing .*\.0\.mlp\.up_proj\.weight"):
-            verify_conversion(source, vary.HF.plan(source.infos), target)
+    else:
+        written["mm_projector.stranger"] = written[up]
+    write_checkpoint(target, MemorySource(written))
+    planted = target.read_bytes()
+    assert run(*arguments, "--verify_only") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(r"h\.0\.mlp\.w[12]\.weight|\.0\.mlp\.up_proj\.weight is missing|mm_projector\.stranger", error)
+    assert target.read_bytes() == planted
 
 
 @pytest.mark.parametrize("in_folder", [False, True])

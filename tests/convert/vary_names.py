@@ -1,6 +1,8 @@
-"""The tensors of a Vary model under Hugging Face and MindOCR names, written out from the published shapes."""
+"""The tensors of Vary models under Hugging Face and MindOCR names, written out from the published shapes."""
 
-from mindvlm.checkpoint import TensorInfo
+import numpy as np
+
+from mindvlm.checkpoint import RawTensor, TensorInfo
 
 TOY = dict(
     hidden=2048, layers=24, mlp=5504, vocab=151860,
@@ -11,6 +13,15 @@ SMALL = dict(
     hidden=8, layers=2, mlp=12, vocab=20,
     clip=6, clip_layers=3, clip_mlp=10, clip_patch=2, clip_rows=5,
     sam=8, sam_layers=3, sam_head=4, sam_global=(1,), sam_grid=4, necks=(4, 5, 6), projected=4,
+)  # fmt: skip
+
+TINY = dict(
+    hidden=768, layers=12, mlp=3072, vocab=50268, positions=4098,
+    sam=768, sam_layers=12, sam_head=64, sam_global=(2, 5, 8, 11), sam_grid=64, necks=(256, 512, 1024),
+)  # fmt: skip
+SMALL_TINY = dict(
+    hidden=6, layers=2, mlp=10, vocab=20, positions=14,
+    sam=8, sam_layers=3, sam_head=4, sam_global=(1,), sam_grid=4, necks=(4, 5, 6),
 )  # fmt: skip
 
 
@@ -49,7 +60,20 @@ def hf_shapes(c: dict) -> dict[str, tuple[int, ...]]:
         norm(layer + "layer_norm2", w)
         linear(layer + "mlp.fc1", c["clip_mlp"], w)
         linear(layer + "mlp.fc2", w, c["clip_mlp"])
-    s, e, (n0, n1, n2) = "transformer.vision_tower_high.", c["sam"], c["necks"]
+    return shapes | sam_shapes(c, "transformer.vision_tower_high.")
+
+
+def sam_shapes(c: dict, prefix: str) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+
+    def linear(name, rows, columns):
+        shapes[f"{name}.weight"] = (rows, columns)
+        shapes[f"{name}.bias"] = (rows,)
+
+    def norm(name, size):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (size,)
+
+    s, e, (n0, n1, n2) = prefix, c["sam"], c["necks"]
     shapes[s + "pos_embed"] = (1, c["sam_grid"], c["sam_grid"], e)
     shapes |= {s + "patch_embed.proj.weight": (e, 3, 16, 16), s + "patch_embed.proj.bias": (e,)}
     for i in range(c["sam_layers"]):
@@ -67,6 +91,55 @@ def hf_shapes(c: dict) -> dict[str, tuple[int, ...]]:
     norm(s + "neck.3", n0)
     shapes |= {s + "net_2.weight": (n1, n0, 3, 3), s + "net_3.weight": (n2, n1, 3, 3)}
     return shapes
+
+
+def tiny_shapes(c: dict, tower: str = "vision_tower_2") -> dict[str, tuple[int, ...]]:
+    d, m, shapes = c["hidden"], c["mlp"], {}
+    decoder = "model.decoder."
+    shapes["lm_head.weight"] = shapes[decoder + "embed_tokens.weight"] = (c["vocab"], d)
+    shapes[decoder + "embed_positions.weight"] = (c["positions"], d)
+    shapes |= {decoder + "final_layer_norm.weight": (d,), decoder + "final_layer_norm.bias": (d,)}
+    for i in range(c["layers"]):
+        layer = f"{decoder}layers.{i}."
+        rows = {f"self_attn.{part}_proj": (d, d) for part in ("q", "k", "v", "out")} | {"fc1": (m, d), "fc2": (d, m)}
+        rows |= {"self_attn_layer_norm": (d,), "final_layer_norm": (d,)}
+        for name, shape in rows.items():
+            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[:1]}
+    shapes |= {"model.mm_projector.weight": (d, c["necks"][2]), "model.mm_projector.bias": (d,)}
+    return shapes | sam_shapes(c, f"model.{tower}.")
+
+
+def sam_file_shapes(c: dict) -> dict[str, tuple[int, ...]]:
+    """A SAM as published: no net_2 and net_3, but a prompt encoder and a mask decoder."""
+    shapes = {name: shape for name, shape in sam_shapes(c, "image_encoder.").items() if ".net_" not in name}
+    shapes["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = (2, 4)
+    shapes["prompt_encoder.point_embeddings.3.weight"] = (1, 8)
+    shapes["mask_decoder.transformer.layers.1.self_attn.q_proj.bias"] = (8,)
+    return shapes
+
+
+def clip_file_shapes(c: dict) -> dict[str, tuple[int, ...]]:
+    """A whole CLIP as Hugging Face publishes it."""
+    tower = "transformer.vision_tower."
+    shapes = {name.removeprefix(tower): s for name, s in hf_shapes(c).items() if name.startswith(tower)}
+    shapes["vision_model.embeddings.position_ids"] = (1, c["clip_rows"])
+    shapes |= {"text_model.embeddings.token_embedding.weight": (9, 4), "text_model.final_layer_norm.bias": (4,)}
+    shapes |= {"text_model.encoder.layers.11.mlp.fc1.weight": (4, 4), "logit_scale": ()}
+    shapes |= {"text_projection.weight": (4, 4), "visual_projection.weight": (4, c["clip"])}
+    return shapes
+
+
+def random_tensors(shapes: dict[str, tuple[int, ...]], dtype: str = "bfloat16", seed: int = 3) -> dict[str, RawTensor]:
+    """Random bits of a 16-bit dtype; tied names of Vary-tiny hold the same."""
+    generator = np.random.default_rng(seed)
+    storage = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+    tensors = {
+        name: RawTensor(dtype, shape, generator.integers(0, 2**16, shape, np.uint16).view(storage))
+        for name, shape in shapes.items()
+    }
+    if "model.decoder.embed_tokens.weight" in tensors and "lm_head.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"]
+    return tensors
 
 
 def infos(shapes: dict[str, tuple[int, ...]], dtype: str = "bfloat16") -> dict[str, TensorInfo]:

@@ -1,0 +1,197 @@
+"""The models that can be converted, and how one is recognised. A new model adds its row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindvlm.checkpoint import TensorInfo, TensorSource
+from mindvlm.convert import vary, vary_tiny
+from mindvlm.convert.consistency import require_consistent_sizes
+from mindvlm.convert.model_config import Config, named_types
+from mindvlm.convert.naming import Fit, best_fit, choose_table, targets_of
+from mindvlm.convert.plan import Plan
+from mindvlm.convert.reference.vary_layout import vary_toy_config
+from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
+from mindvlm.convert.report import ConversionError
+from mindvlm.convert.rules import RuleTable
+from mindvlm.errors import UserError
+
+Infos = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class ConvertibleModel:
+    """What converting a model takes.
+
+    Attributes:
+        name: what it is called on the command line.
+        family: the family of `mindvlm.families` that it belongs to.
+        tables: the namings that are understood, the native one first.
+        hf: the names of its published files.
+        hf_tables: `hf` and the namings of published files with parts of it: those that a way back may lead to.
+        model_types: what config.json calls it, as `model_type` or among the `architectures`.
+        target_infos: folder of the weights -> its native tensors, or None if no config.json there describes it.
+        released_infos: the native tensors of the released weights.
+        released_config: the config.json of the released weights.
+        example_infos: the native tensors of an example whose numbers all differ, see consistency.py.
+    """
+
+    name: str
+    family: str
+    tables: tuple[RuleTable, ...]
+    hf: RuleTable
+    hf_tables: tuple[RuleTable, ...]
+    model_types: tuple[str, ...]
+    target_infos: Callable[[Path], dict[str, TensorInfo] | None]
+    released_infos: Callable[[], dict[str, TensorInfo]]
+    released_config: Callable[[], dict[str, Any]]
+    example_infos: Callable[[], dict[str, TensorInfo]]
+
+    @property
+    def native(self) -> RuleTable:
+        """The table of the names used in this library."""
+        return self.tables[0]
+
+    def detect_table(self, infos: Infos, origin: str = "the checkpoint") -> RuleTable:
+        """Return the table whose names the tensors bear; see `choose_table` for the errors."""
+        return choose_table(self.tables, infos, model=self.name, origin=origin)
+
+    def require_consistent_sizes(self, plan: Plan, origin: str = "the checkpoint") -> None:
+        """Check the tensors that a plan leads to against each other; see consistency.py for the errors."""
+        require_consistent_sizes(plan, self.native, self.example_infos(), origin=origin)
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        ConvertibleModel(
+            name="vary_toy",
+            family="vary",
+            tables=vary.TABLES,
+            hf=vary.HF,
+            hf_tables=vary.HF_TABLES,
+            model_types=vary.MODEL_TYPES,
+            target_infos=vary.infos_of_config,
+            released_infos=vary.released_infos,
+            released_config=vary_toy_config,
+            example_infos=vary.example_infos,
+        ),
+        ConvertibleModel(
+            name="vary_tiny",
+            family="vary",
+            tables=vary_tiny.TABLES,
+            hf=vary_tiny.HF,
+            hf_tables=vary_tiny.HF_TABLES,
+            model_types=vary_tiny.MODEL_TYPES,
+            target_infos=vary_tiny.infos_of_config,
+            released_infos=vary_tiny.released_infos,
+            released_config=vary_tiny_config,
+            example_infos=vary_tiny.example_infos,
+        ),
+    )
+}
+
+
+def detect_model(
+    infos: Infos,
+    *,
+    folder_config: Config | None = None,
+    name: str | None = None,
+    origin: str = "the checkpoint",
+) -> ConvertibleModel:
+    """Return the model that the tensors belong to.
+
+    The tensor names decide. Where they leave a choice, as for a part that several models have: the model that
+    config.json names; else, if all lead to the same native tensors, the first; else the only one that the shapes fit.
+
+    Args:
+        infos: the tensors.
+        folder_config: the config.json beside them, if there is one.
+        name: a key of `MODELS` that the user gave, which decides.
+        origin: what to call the checkpoint in messages.
+
+    Raises:
+        UserError: no model, or more than one, is left; the message says for each why. Or `name` is none of them.
+    """
+    if name is not None:
+        if name not in MODELS:
+            raise UserError(f"--model {name!r} is unknown; expected one of: {', '.join(MODELS)}")
+        return MODELS[name]
+    fits = {model: best_fit(model.tables, infos) for model in MODELS.values()}
+    likely = [model for model, fit in fits.items() if fit.is_enough]
+    most = max((fits[model].num_kept for model in likely), default=0)
+    candidates = [model for model in likely if fits[model].num_kept == most]
+    if not candidates:
+        raise UserError(
+            f"{origin}: is of no known model: {_reasons(fits, folder_config)}; {_first_unknown(fits, infos)}"
+        )
+    candidates = _named(candidates, folder_config) or candidates
+    if len(candidates) > 1 and not _agree([fits[model] for model in candidates], infos):
+        failures = {model: _failure(fits[model].table, infos) for model in candidates}
+        candidates = [model for model in candidates if failures[model] is None]
+        if len(candidates) != 1:
+            why = "; ".join(f"{model.name}: {failure or 'it fits'}" for model, failure in failures.items())
+            raise UserError(f"{origin}: cannot tell which model it is ({why}); say it with --model")
+    return candidates[0]
+
+
+def native_view(source: TensorSource, *, target_infos: Infos | None = None, family: str = "vary") -> TensorSource:
+    """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
+
+    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`; with
+    them, the model is the one that has such tensors, without them it is recognised.
+
+    Raises:
+        ConversionError: the tensors do not make up the model.
+        UserError: an unknown family, or not a checkpoint of it at all.
+    """
+    models = [model for model in MODELS.values() if model.family == family]
+    if not models:
+        known = ", ".join(dict.fromkeys(model.family for model in MODELS.values()))
+        raise UserError(f"unknown model family {family!r}; known: {known}")
+    origin = str(source.path)
+    meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
+    model = meant[0] if meant else detect_model(source.infos, origin=origin)
+    return model.detect_table(source.infos, origin).plan(source.infos, target_infos, origin=origin).view(source)
+
+
+def _named(models: Sequence[ConvertibleModel], config: Config | None) -> list[ConvertibleModel]:
+    """Return those of `models` that a config names; by its architectures if they decide, else by `model_type`."""
+    for name in named_types(config or {}):
+        found = [model for model in models if name in model.model_types]
+        if found:
+            return found
+    return []
+
+
+def _agree(fits: Sequence[Fit], infos: Infos) -> bool:
+    """Tell whether all tables lead every tensor to the same targets."""
+    return all(len({targets_of(fit.table, name) for fit in fits}) == 1 for name in infos)
+
+
+def _failure(table: RuleTable, infos: Infos) -> str | None:
+    try:
+        table.plan(infos)
+    except ConversionError as error:
+        return str(error)
+    return None
+
+
+def _reasons(fits: Mapping[ConvertibleModel, Fit], config: Config | None) -> str:
+    reasons = [
+        f"{model.name} knows {fit.num_known} of the {fit.num_tensors} tensors (best as {fit.table.name} names)"
+        for model, fit in fits.items()
+    ]
+    types = named_types(config or {})
+    if types:
+        reasons.append(f"config.json says {' / '.join(types)}")
+    return "; ".join(reasons)
+
+
+def _first_unknown(fits: Mapping[ConvertibleModel, Fit], infos: Infos) -> str:
+    tables = [table for model in fits for table in model.tables]
+    first = next((name for name in infos if not any(table.claims(name) for table in tables)), None)
+    return f"the first unknown tensor is {first}" if first else "give a file that holds weights of one model"

@@ -1,0 +1,199 @@
+"""The sources of a conversion, opened and brought to one model under native names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkpoint
+from mindvlm.convert.layered import LayeredSource, SelectedSource
+from mindvlm.convert.lora import Adapter, MergedSource, open_adapter
+from mindvlm.convert.model_config import read_config
+from mindvlm.convert.models import ConvertibleModel, detect_model
+from mindvlm.convert.plan import Plan
+from mindvlm.errors import UserError
+
+NAMING_KEY, ALIASES_KEY, METADATA_KEY = "mindvlm_naming", "mindvlm_aliases", "mindvlm_source_metadata"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source: the checkpoint, and the plan that gives its tensors native names."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Opened:
+    """All sources of a conversion as one model.
+
+    Attributes:
+        model: what it is.
+        layers: the sources, the base first.
+        source: the tensors under native names, an adapter merged in, restricted to a part if one was asked for.
+        origins: native name -> index of the layer that gives it.
+        modified: native names whose values an adapter changed, with the adapter's tensors that changed them.
+        adapter: what was merged, if anything.
+        sizes: what the shapes were checked against, in words.
+        absent_parts: parts of the model of which nothing is there.
+        config: the config.json beside the base, or None.
+    """
+
+    model: ConvertibleModel
+    layers: tuple[Layer, ...]
+    source: TensorSource
+    origins: Mapping[str, int]
+    modified: Mapping[str, Sequence[str]]
+    adapter: Adapter | None
+    sizes: str
+    absent_parts: tuple[str, ...]
+    config: Mapping[str, Any] | None
+
+    @property
+    def naming(self) -> str:
+        """The naming that the way back leads to: what the base has, or had before it was converted to native names."""
+        base = self.layers[0]
+        if base.plan.table is self.model.native:
+            return base.checkpoint.metadata.get(NAMING_KEY, self.model.hf.name)
+        return base.plan.table.name
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Second names of tied tensors that the base has, or had before it was converted to native names."""
+        base = self.layers[0]
+        if base.plan.table is not self.model.native:
+            return base.plan.aliases
+        if NAMING_KEY not in base.checkpoint.metadata:
+            return self.model.hf.aliases
+        return tuple(filter(None, base.checkpoint.metadata.get(ALIASES_KEY, "").split(",")))
+
+    @property
+    def source_metadata(self) -> dict[str, str]:
+        """The text entries of the base, or those it had before it was converted to native names."""
+        base = self.layers[0]
+        if base.plan.table is not self.model.native:
+            return dict(base.checkpoint.metadata)
+        try:
+            kept = json.loads(base.checkpoint.metadata.get(METADATA_KEY, "null"))
+        except (ValueError, RecursionError):
+            kept = None
+        return {str(k): str(v) for k, v in kept.items()} if isinstance(kept, dict) else {"format": "pt"}
+
+    def way_back(self) -> Plan:
+        """The plan from native names to those of the Hugging Face files: as the base had them, if it had such."""
+        table = next((table for table in self.model.hf_tables if table.name == self.naming), None)
+        if table is None or any(not table.part_of(name) for name in self.source.infos):
+            table = self.model.hf
+        else:
+            table = table.without([alias for alias in table.aliases if alias not in self.aliases])
+        return table.reverse().plan(self.source.infos, partial=True, origin=str(self.source.path))
+
+
+@contextlib.contextmanager
+def open_native(
+    paths: Sequence[str | Path],
+    *,
+    model: str | None = None,
+    merge_lora: str | Path | None = None,
+    only: str | None = None,
+) -> Iterator[Opened]:
+    """Open checkpoints, recognise their model, and lay them over each other under native names.
+
+    Args:
+        paths: files or folders, the base first; a later one overrides tensors of an earlier one.
+        model: a key of `MODELS`, or None to recognise it from names and config.json.
+        merge_lora: folder of a PEFT adapter, whose tensors bear native names or those of the Hugging Face files.
+        only: the key of the part to keep.
+
+    Raises:
+        ConversionError: the tensors do not fit the model.
+        UserError: a source is unreadable or of no known model, an adapter does not fit, the part is not there.
+    """
+    with contextlib.ExitStack() as stack:
+        checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
+        folder = checkpoints[0].path.parent
+        config = read_config(folder)
+        origin = " + ".join(map(str, paths))
+        found = detect_model(
+            {name: info for checkpoint in checkpoints for name, info in checkpoint.infos.items()},
+            folder_config=config,
+            name=model,
+            origin=origin,
+        )
+        target_infos = found.target_infos(folder)
+        layers = tuple(_layer(found, checkpoint, target_infos) for checkpoint in checkpoints)
+        layered = LayeredSource([(str(layer.checkpoint.path), layer.plan.view(layer.checkpoint)) for layer in layers])
+        if target_infos is None:
+            whole = found.native.plan(layered.infos, partial=True)
+            found.require_consistent_sizes(whole, origin)
+        source: TensorSource = layered
+        modified: Mapping[str, Sequence[str]] = {}
+        adapter = None
+        if merge_lora:
+            adapter = stack.enter_context(open_adapter(merge_lora))
+            source, modified = _merge(found, source, adapter)
+        if only:
+            source = SelectedSource(source, _names_of_part(found, source.infos, only))
+        sizes = _sizes(found, source.infos, folder if target_infos else None)
+        absent = [part.name for part in found.native.parts if not any(map(part.produces, source.infos))]
+        yield Opened(found, layers, source, layered.origins, modified, adapter, sizes, tuple(absent), config)
+
+
+def _layer(model: ConvertibleModel, checkpoint: Checkpoint, target_infos: Mapping[str, TensorInfo] | None) -> Layer:
+    origin = str(checkpoint.path)
+    table = model.detect_table(checkpoint.infos, origin)
+    return Layer(checkpoint, table.plan(checkpoint.infos, target_infos, partial=True, origin=origin))
+
+
+def _sizes(model: ConvertibleModel, infos: Mapping[str, TensorInfo], described_in: Path | None) -> str:
+    """What the shapes were checked against, in words."""
+    if described_in:
+        return f"those of {described_in / 'config.json'}"
+    released = model.released_infos()
+    if all(name in released and info.shape == released[name].shape for name, info in infos.items()):
+        return f"those of the released {model.name}"
+    return f"not checked: they are not those of the released {model.name}, and no config.json lies beside the weights"
+
+
+def _merge(
+    model: ConvertibleModel, source: TensorSource, adapter: Adapter
+) -> tuple[TensorSource, Mapping[str, Sequence[str]]]:
+    """Merge an adapter whose names are native, or those of one of the model's Hugging Face namings."""
+    if adapter.fits(source.infos):
+        merged = MergedSource(source, adapter)
+        return merged, merged.merged
+    for table in model.hf_tables:
+        if any(not table.part_of(name) for name in source.infos):
+            continue
+        # A tied tensor has one name here: changed under one of two it would differ from itself.
+        single = table.without(table.aliases)
+        foreign = single.reverse().plan(source.infos, partial=True, origin=str(source.path)).view(source)
+        if adapter.fits(foreign.infos):
+            merged = MergedSource(foreign, adapter)
+            plan = single.plan(merged.infos, partial=True, origin=str(source.path))
+            modified: dict[str, list[str]] = {}
+            for name, keys in merged.merged.items():
+                for target in plan.targets_of(name):
+                    modified.setdefault(target, []).extend(keys)
+            return plan.view(merged), modified
+    raise UserError(
+        f"{adapter.path}: changes tensors that {model.name} has under none of its names, the first is "
+        f"{next(iter(adapter.targets), None)}; give an adapter of this model"
+    )
+
+
+def _names_of_part(model: ConvertibleModel, infos: Mapping[str, TensorInfo], key: str) -> list[str]:
+    names: dict[str, list[str]] = {part.key: [] for part in model.native.parts}
+    if key not in names:
+        raise UserError(f"--only {key!r} is no part of {model.name}; expected one of: {', '.join(names)}")
+    for name in infos:
+        names[model.native.part_of(name).key].append(name)
+    if not names[key]:
+        there = ", ".join(part for part, found in names.items() if found)
+        raise UserError(f"--only {key}: the sources hold nothing of it; they hold: {there}")
+    return names[key]

@@ -1,0 +1,150 @@
+"""How far apart two sets of stage outputs are, read in pieces of bounded size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindvlm.checkpoint import Checkpoint
+
+_CHUNK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one process was and took: framework and device in words, seconds, most resident bytes."""
+
+    framework: str
+    seconds: float
+    peak_memory_bytes: int
+
+    @classmethod
+    def of(cls, outputs: Checkpoint) -> Side:
+        """From the metadata that the process has written beside its outputs."""
+        text = outputs.metadata
+        return cls(text["framework"], float(text["seconds"]), int(text["peak_memory_bytes"]))
+
+    def describe(self) -> str:
+        return f"{self.framework}: {self.seconds:.0f} s, peak memory {self.peak_memory_bytes / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the computation: its title, the tensors that enter there (in words), and whether the first axis of
+    its output counts layers, which are then compared one by one."""
+
+    title: str
+    tensors: str
+    stacked: bool = False
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage on both sides.
+
+    Attributes:
+        key, title, tensors: which one; see `Stage`.
+        shape: of the reference's output, or of the only one there is.
+        relative_error: Frobenius norm of the difference over that of the reference; the largest of all layers.
+        max_difference: largest absolute difference of two elements.
+        passed: whether the relative error is within the bound.
+        note: where it is beyond the bound, or why the outputs cannot be compared; may be "".
+    """
+
+    key: str
+    title: str
+    tensors: str
+    shape: tuple[int, ...]
+    relative_error: float
+    max_difference: float
+    passed: bool
+    note: str = ""
+
+    def finding(self, bound: float) -> str:
+        """What is wrong, in words."""
+        error = f"relative error {self.relative_error:.1e}, allowed {bound:.0e}"
+        return ", ".join(filter(None, (error, self.note)))
+
+
+@dataclass(frozen=True)
+class Token:
+    """One greedy step, both sides having read the same tokens before it.
+
+    Attributes:
+        expected, actual: the ids chosen by the reference and by our model.
+        gap: by how much the reference's logit of `expected` is above that of `actual`.
+        max_difference: largest difference of the two sides' logits at this step.
+        tie: the ids differ though the logits agree within the bound: rounding decided.
+    """
+
+    expected: int
+    actual: int
+    gap: float
+    max_difference: float
+    tie: bool
+
+    @property
+    def equal(self) -> bool:
+        return self.expected == self.actual
+
+
+def compare_stage(key: str, stage: Stage, expected: Checkpoint, actual: Checkpoint, bound: float) -> StageResult:
+    """Compare one output of both sides; one that is missing on a side, or of another shape, does not pass."""
+    wanted, found = expected.infos.get(key), actual.infos.get(key)
+    info = wanted or found
+    note = ""
+    if wanted is None or found is None:
+        note = "only in the source" if found is None else "only in the target"
+    elif wanted.shape != found.shape:
+        note = f"shape {list(found.shape)} in the target"
+    if note:
+        return StageResult(key, stage.title, stage.tensors, info.shape, math.inf, math.inf, False, note)
+    num_rows = info.shape[0] if stage.stacked else 1
+    size = info.num_elements // num_rows
+    rows = [_compare_range(key, row * size, (row + 1) * size, expected, actual) for row in range(num_rows)]
+    beyond = [row for row, (error, _) in enumerate(rows) if error > bound]
+    if stage.stacked and beyond:
+        note = f"from layer {beyond[0]} on"
+    worst, largest = max(error for error, _ in rows), max(difference for _, difference in rows)
+    return StageResult(key, stage.title, stage.tensors, info.shape, worst, largest, not beyond, note)
+
+
+def _compare_range(key: str, start: int, stop: int, expected: Checkpoint, actual: Checkpoint) -> tuple[float, float]:
+    """Relative error and largest difference of elements [start, stop)."""
+    difference = total = largest = 0.0
+    for first in range(start, stop, _CHUNK_ELEMENTS):
+        last = min(first + _CHUNK_ELEMENTS, stop)
+        reference = expected.read_range(key, first, last).astype(np.float64)
+        delta = actual.read_range(key, first, last) - reference
+        difference += float(delta @ delta)
+        total += float(reference @ reference)
+        # a NaN on either side must win
+        largest = float(np.maximum(largest, np.abs(delta).max()))
+    return _ratio(math.sqrt(difference), math.sqrt(total)), largest
+
+
+def compare_tokens(expected: Checkpoint, actual: Checkpoint, ids: str, logits: str, bound: float) -> tuple[Token, ...]:
+    """Compare the ids that both sides chose at each step; none if a side has none."""
+    if ids not in expected.infos or ids not in actual.infos:
+        return ()
+    tokens = []
+    vocab_size = expected.infos[logits].shape[-1]
+    for step, (wanted, found) in enumerate(zip(expected.read(ids).data, actual.read(ids).data, strict=True)):
+        start, stop = step * vocab_size, (step + 1) * vocab_size
+        reference = expected.read_range(logits, start, stop).astype(np.float64)
+        delta = actual.read_range(logits, start, stop) - reference
+        close = _ratio(float(np.linalg.norm(delta)), float(np.linalg.norm(reference))) <= bound
+        gap = float(reference[wanted] - reference[found])
+        different = int(wanted) != int(found)
+        tokens.append(Token(int(wanted), int(found), gap, float(np.abs(delta).max()), different and close))
+    return tuple(tokens)
+
+
+def _ratio(difference: float, total: float) -> float:
+    """Relative error; equal zeros are without error, and what is no number counts as infinitely wrong."""
+    if difference == 0:
+        return 0.0
+    ratio = difference / total if total else math.inf
+    return ratio if math.isfinite(ratio) else math.inf

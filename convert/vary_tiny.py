@@ -1,0 +1,106 @@
+"""Names of Vary-tiny: an OPT decoder, the vision vocabulary and one projector.
+
+The authors' two repositories call the vision vocabulary `model.vision_tower_2.` (so do the published weights) and
+`model.vision_tower.`. The output layer is the token embedding; files may hold it once more as `lm_head.weight`. OPT's
+`final_layer_norm` of a layer stands before its MLP and is called `post_attention_layernorm` here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.convert.model_config import infos_of_folder
+from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes, vary_tiny_config
+from mindvlm.convert.rules import Part, Rename, RuleTable, Tie
+from mindvlm.convert.vary_towers import (
+    EXAMPLE_VOCABULARY,
+    handover_table,
+    projectors_part,
+    renames,
+    sam_table,
+    vocabulary_parts,
+    with_parameters,
+)
+
+MODEL_TYPES = ("vary", "varyOPTForCausalLM")
+_PROJECTORS = ("mm_projector",)
+
+
+def _language(prefix: str) -> Part:
+    """The OPT decoder whose names stand behind `prefix`."""
+    names = {
+        "layers.{}.self_attn_layer_norm": "layers.{}.input_layernorm",
+        "layers.{}.self_attn.q_proj": "layers.{}.self_attn.q_proj",
+        "layers.{}.self_attn.k_proj": "layers.{}.self_attn.k_proj",
+        "layers.{}.self_attn.v_proj": "layers.{}.self_attn.v_proj",
+        "layers.{}.self_attn.out_proj": "layers.{}.self_attn.o_proj",
+        "layers.{}.final_layer_norm": "layers.{}.post_attention_layernorm",
+        "layers.{}.fc1": "layers.{}.mlp.fc1",
+        "layers.{}.fc2": "layers.{}.mlp.fc2",
+        "final_layer_norm": "norm",
+    }
+    rules = (
+        Tie((f"{prefix}embed_tokens.weight", "lm_head.weight"), "language_model.embed_tokens.weight"),
+        Rename(f"{prefix}embed_positions.weight", "language_model.embed_positions.weight"),
+        *renames(prefix, "language_model.", with_parameters(names)),
+    )
+    return Part("language model", rules, "language_model")
+
+
+def _hugging_face(name: str, tower: str) -> RuleTable:
+    """The names of the authors' code with the given name of the vision vocabulary."""
+    parts = (
+        _language("model.decoder."),
+        *vocabulary_parts(f"model.{tower}."),
+        projectors_part("model.", _PROJECTORS),
+    )
+    return RuleTable(name, "vary", parts)
+
+
+HF = _hugging_face("Hugging Face", "vision_tower_2")
+HF_VISION_TOWER = _hugging_face("Hugging Face with vision_tower", "vision_tower")
+OPT = RuleTable("OPT", "vary", (_language("decoder."),))
+NATIVE = HF.identity("native")
+HF_TABLES = (HF, HF_VISION_TOWER, OPT, sam_table("vary"))
+_OF_VARY_TOY = (
+    *(f"transformer.{name}.*" for name in ("wte", "h", "ln_f", "rotary_emb", "vision_tower")),
+    "transformer.mm_projector.*",
+    "transformer.mm_projector_vary.*",
+    "lm_head.weight",
+)
+TABLES = (
+    NATIVE,
+    *HF_TABLES,
+    handover_table("Vary-toy", "vary", "transformer.vision_tower_high.", _OF_VARY_TOY),
+)
+
+
+def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
+    """Return the native tensors that the config.json in `folder` describes; see `infos_of_folder`."""
+    return infos_of_folder(folder, infos_of, model_types=MODEL_TYPES, what="Vary-tiny")
+
+
+def released_infos() -> dict[str, TensorInfo]:
+    """Return the native tensors of the released Vary-tiny."""
+    return infos_of(vary_tiny_config())
+
+
+def example_infos() -> dict[str, TensorInfo]:
+    """Return the native tensors of a Vary-tiny whose numbers all differ; see `require_consistent_sizes`."""
+    sizes = {
+        "hidden_size": 202,
+        "vocab_size": 997,
+        "ffn_dim": 307,
+        "max_position_embeddings": 401,
+        "num_hidden_layers": 1,
+        "vision_high_config": EXAMPLE_VOCABULARY,
+    }
+    return infos_of(sizes)
+
+
+def infos_of(config: Mapping[str, object]) -> dict[str, TensorInfo]:
+    """Return the native tensors of a Vary-tiny with this config."""
+    shapes = parameter_shapes(config)
+    return dict(HF.plan({name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}).infos)
