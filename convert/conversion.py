@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mindvlm.checkpoint import CastSource, TensorInfo, TensorSource, check_ending, plan_target, write_checkpoint
+from mindvlm.convert.companions import copy_companions
 from mindvlm.convert.opened import ALIASES_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
 from mindvlm.convert.parity import ParityReport, ParityRequest, compare_logits
 from mindvlm.convert.plan import Plan
@@ -83,6 +84,7 @@ class Conversion:
         way_out: the plan from native to written names, None where nothing is renamed.
         infos: the written tensors.
         outputs: the files, none in a dry run.
+        copied: files of the source that the written folder needs too, see companions.py.
         seconds: time the whole took.
         statistics: of each written tensor, where they were asked for.
         verified, parity: the proofs, where they were asked for.
@@ -93,6 +95,7 @@ class Conversion:
     way_out: Plan | None
     infos: Mapping[str, TensorInfo]
     outputs: tuple[Path, ...]
+    copied: tuple[Path, ...]
     seconds: float
     statistics: Mapping[str, TensorStatistics]
     verified: Verified | None
@@ -151,9 +154,12 @@ def convert(request: Request, *, show_progress: bool = False, say: Callable[[str
                 for path in reversed(outputs):
                     path.unlink(missing_ok=True)
                 raise
+        copied: tuple[Path, ...] = ()
+        if outputs and request.to == "hf" and request.target.is_dir():
+            copied = copy_companions(opened.layers[0].checkpoint.path.parent, request.target)
     seconds = time.monotonic() - started
     statistics = tap.statistics if tap else {}
-    return Conversion(request, opened, way_out, planned.infos, outputs, seconds, statistics, verified, parity)
+    return Conversion(request, opened, way_out, planned.infos, outputs, copied, seconds, statistics, verified, parity)
 
 
 class ParityFailure(UserError):

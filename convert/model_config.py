@@ -47,7 +47,8 @@ def infos_of_folder(
 ) -> dict[str, TensorInfo] | None:
     """Return the native tensors that the config.json in `folder` describes.
 
-    None if there is no such file, or if it names another model, as beside a tower that was published alone.
+    None if there is no such file, if it names another model, as beside a tower that was published alone, or if it
+    describes nothing but towers.
 
     Args:
         folder: where the weights are.
@@ -63,6 +64,8 @@ def infos_of_folder(
         return None
     types = named_types(config)
     if types and not set(types) & set(model_types):
+        return None
+    if not types and any(isinstance(tower, Mapping) for tower in config.values()) and "hidden_size" not in config:
         return None
     try:
         _check_num_layers(config)

@@ -43,6 +43,8 @@ def summary(conversion: Conversion) -> str:
         lines.append(f"partial: nothing is there of: {', '.join(opened.absent_parts)}")
     lines.append(f"sizes: {opened.sizes}")
     lines.append(_totals(conversion))
+    if conversion.copied:
+        lines.append(f"copied beside it: {', '.join(path.name for path in conversion.copied)}")
     if conversion.verified:
         lines.append(f"verified: {conversion.verified.describe()}")
     if conversion.parity:

@@ -105,6 +105,17 @@ def test_shards_come_back_and_other_readers_open_them(tmp_path):
     assert contents(back) == contents(source)
 
 
+def test_a_model_folder_gets_its_config_and_tokenizer_back(tmp_path):
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    write(folder / "model.safetensors", {n: s for n, s in hf_shapes(SMALL).items() if "mm_projector" in n})
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "modeling.py").write_text("")
+    back = tmp_path / "back"
+    assert run("--torch_ckpt_path", folder, "--mindspore_ckpt_path", back, "--to", "hf") == 0
+    assert sorted(os.listdir(back)) == ["model.safetensors", "tokenizer.json"]
+
+
 def test_later_sources_override_earlier_ones(tmp_path, capsys):
     base = write(tmp_path / "base.safetensors", hf_shapes(SMALL), seed=1)
     tower = write(tmp_path / "tower.safetensors", clip_file_shapes(SMALL), seed=2)

@@ -1,0 +1,43 @@
+"""The small files that make a folder of weights a model folder: config, tokenizer, image processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mindvlm.checkpoint import atomic_file
+from mindvlm.errors import UserError
+
+PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "*.tiktoken",
+)
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+def copy_companions(source: Path, target: Path) -> tuple[Path, ...]:
+    """Copy what `source` has of such files into the folder `target`; files that are there already stay as they are.
+
+    Raises:
+        UserError: a file cannot be read or written.
+    """
+    copied = []
+    for file in sorted({file for pattern in PATTERNS for file in source.glob(pattern)}):
+        written = target / file.name
+        if not file.is_file() or written.exists() or file.stat().st_size > _MAX_BYTES:
+            continue
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+        with atomic_file(written) as opened:
+            opened.write(content)
+        copied.append(written)
+    return tuple(copied)
