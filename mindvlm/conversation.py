@@ -4,7 +4,7 @@ from mindspore import Tensor, ops
 
 from mindvlm.api import VisionLanguageModel, as_list
 from mindvlm.generation.answer import Answer, AnswerStream
-from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
+from mindvlm.processing.tokenizer import Tokenizer
 
 
 class Conversation:
@@ -94,7 +94,7 @@ class Conversation:
         self.ids = prompt + ids + rest
 
 
-def ids_of_text(text: str, ids: list[int], tokenizer: TiktokenTokenizer) -> tuple[list[int], list[int]]:
+def ids_of_text(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The first of the generated ids, as many as `text` begins with, and the ids of its rest."""
     encoded = text.encode()
     for count in range(len(ids), 0, -1):

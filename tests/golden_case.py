@@ -4,7 +4,7 @@
 
 One line per comparison with the relative Frobenius error or "identical", then what was not compared and why. Exit
 status 0: all comparisons of every case hold, and each case has at least one; 1: one does not; 2: a folder is missing or
-of a kind that is not supported.
+of a kind that is not known.
 """
 
 import argparse

@@ -146,7 +146,7 @@ LM, VIT, SAM = "model__language_model__", "model__vision_tower__", "model__visio
         ({LM + "num_hidden_layers": 0}, "num_hidden_layers is 0; expected at least 1"),
         ({LM + "rope_theta": 0}, "rope_theta is 0.0"),
         ({LM + "rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
-        ({VIT + "hidden_act": "relu"}, "hidden_act is 'relu'; expected one of gelu, quick_gelu"),
+        ({VIT + "hidden_act": "tanh"}, "hidden_act is 'tanh'; expected one of gelu, quick_gelu"),
         ({"model__vision_select_layer": -4}, "vision_select_layer is -4; the tower has 2 layers"),
         ({"model__vision_select_layer": 3}, "expected -3..2"),
         ({SAM + "global_attn_indexes": [2]}, "names block 2; expected 0..1"),

@@ -109,9 +109,6 @@ def test_unusable_folders(tmp_path, capsys):
     assert (status, out) == (2, "") and err.count("\n") == 1 and "no such folder" in err
     status, _, err = run(capsys, tmp_path)
     assert status == 2 and "not recognised" in err
-    (tmp_path / "merges.txt").write_text("")
-    status, _, err = run(capsys, tmp_path)
-    assert status == 2 and "'Vary-tiny prompts', which is not supported yet" in err
 
 
 def test_the_optimizer_statement():

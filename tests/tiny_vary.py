@@ -14,8 +14,9 @@ from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.reference.random_weights import random_tensor
 from mindvlm.models.common.weights import parameter_shapes
 from mindvlm.models.vary.config import parse_config
-from mindvlm.models.vary.model import VaryModel
+from mindvlm.models.vary.model import build_model
 from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
+from tests.processing.small_bpe import small_vocabulary, write_bpe_files
 from tests.processing.small_vocabulary import small_ranks, write_rank_file
 
 VOCAB_SIZE = len(small_ranks()) + len(COMPACT_SPECIAL_TOKENS)
@@ -80,13 +81,13 @@ def tiny_config(**changes) -> dict:
         section = config
         for name in sections:
             section = section[name]
-        section[key] = value
+        section[key] = copy.deepcopy(value)
     return config
 
 
 def tiny_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 tensors under native names."""
-    shapes = parameter_shapes(VaryModel(parse_config(config, Path("tiny.yaml")).model))
+    shapes = parameter_shapes(build_model(parse_config(config, Path("tiny.yaml")).model))
     return {name: random_tensor(name, shape, seed) for name, shape in shapes.items()}
 
 
@@ -116,3 +117,46 @@ def tiny_model():
     """One loaded model in graph mode, shared by the tests that leave it as it is."""
     with tempfile.TemporaryDirectory() as folder:
         return load(write_tiny_vary(Path(folder), mode="graph"))
+
+
+TINY_OPT_CHANGES = {
+    "checkpoint": "tiny_opt.safetensors",
+    "model__vision_tower": None,
+    "model__freeze_vision_tower": False,
+    "model__language_model": {
+        "vocab_size": len(small_vocabulary()) + 3,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 48,
+        "norm": "layer_norm",
+        "position": "learned",
+        "max_position_embeddings": 320,
+        "mlp": "plain",
+        "hidden_act": "relu",
+        "o_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "processor": {
+        "vocab_file": ".",
+        "template": "v1",
+        "system": "A page.",
+        "num_image_tokens": IMAGE_TOKEN_LEN,
+        "clip": None,
+        "high": {"size": [32, 64], "resize": "squash"},
+    },
+}
+
+
+def tiny_opt_config(**changes) -> dict:
+    """The YAML's mapping of a Vary-tiny; changes as in `tiny_config`."""
+    return tiny_config(**(TINY_OPT_CHANGES | changes))
+
+
+def write_tiny_opt(folder: Path, *, weights: dict[str, np.ndarray] | None = None, **changes) -> Path:
+    """Writes a complete run of a Vary-tiny into the folder and returns the path of its YAML."""
+    config = tiny_opt_config(**changes)
+    write_bpe_files(folder)
+    write_checkpoint(folder / "tiny_opt.safetensors", MemorySource(weights or tiny_weights(config)))
+    return write_yaml(folder, config, "tiny_opt.yaml")

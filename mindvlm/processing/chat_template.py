@@ -20,12 +20,14 @@ class ChatTemplate:
 
     Attributes:
         style: "chatml": role + message + separator. "colon_single": role + ": " + message + separator.
-            "colon_pair": the same with `answer_separator` after answers.
+            "colon_pair": the same with `answer_separator` after answers. "caption": the images of the user's message,
+            nothing else of it, then the answer.
         system: the system message without its marks. It is never armed.
         system_prefix: control text before the system message.
         roles: the header of the user and of the assistant.
         separator: what closes a turn (in "colon_pair": the user's turn).
         answer_separator: what closes an answer; it is also where generation stops.
+        answer_joint: text between an answer and what closes it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ChatTemplate:
     separator: str
     answer_separator: str
     system_prefix: str = ""
+    answer_joint: str = ""
 
 
 _CHATML = {
@@ -49,6 +52,13 @@ _HUMAN_ASSISTANT = {
     "roles": ("Human", "Assistant"),
     "separator": "###",
     "answer_separator": "###",
+}
+_CAPTION = {
+    "style": "caption",
+    "roles": ("", ""),
+    "separator": "",
+    "answer_separator": "</s>",
+    "answer_joint": "\n",
 }
 _USER_ASSISTANT = {
     "style": "colon_pair",
@@ -103,6 +113,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
         ChatTemplate("simple", system="", **_HUMAN_ASSISTANT),
         ChatTemplate("multimodal", system="", **_HUMAN_ASSISTANT),
         ChatTemplate("simple_legacy", system=_VARY_TEXT_ASSISTANT, **_HUMAN_ASSISTANT),
+        ChatTemplate("opt", system="", **_CAPTION),
     )
 }
 
@@ -133,7 +144,7 @@ def render(template: ChatTemplate, turns: Sequence[Message], *, empty_leaves_ope
 
 def render_system(template: ChatTemplate) -> list[Piece]:
     """What stands before the first turn."""
-    if template.style == "chatml" and not template.system:
+    if template.style == "caption" or (template.style == "chatml" and not template.system):
         return []
     first_joint = template.separator + ("\n" if template.style == "colon_single" else "")
     return [Piece(template.system_prefix, control=True), Piece(template.system), Piece(first_joint, control=True)]
@@ -141,15 +152,29 @@ def render_system(template: ChatTemplate) -> list[Piece]:
 
 def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
     """Header, message and closing mark of one turn. The message and mark of an answer are what training learns."""
-    header = template.roles[is_answer]
-    if template.style != "chatml":
-        header += ":" if message is None else ": "
-    pieces = [Piece(header, control=True)]
+    if template.style == "caption":
+        return render_caption_turn(template, message, is_answer=is_answer)
+    colon = "" if template.style == "chatml" else ":"
+    pieces = [Piece(template.roles[is_answer] + colon, control=True)]
     if message is None:
         return pieces
+    if colon:
+        # learned with the answer, because a token may consist of the space and the answer's first word
+        pieces.append(Piece(" ", control=True, learned=is_answer))
     pieces += [Piece(piece.text, control=piece.control, learned=is_answer) for piece in as_pieces(message)]
     closing = template.answer_separator if is_answer else template.separator
     return [*pieces, Piece(closing, control=True, learned=is_answer)]
+
+
+def render_caption_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
+    """Of what the user says only the images (Vary-tiny is shown pictures and asked nothing); answers whole."""
+    if message is None:
+        return []
+    pieces = as_pieces(message)
+    if not is_answer:
+        return [piece for piece in pieces if piece.control]
+    closing = [Piece(template.answer_joint), Piece(template.answer_separator, control=True)]
+    return [Piece(piece.text, control=piece.control, learned=True) for piece in [*pieces, *closing]]
 
 
 def as_pieces(message: str | Sequence[Piece]) -> Sequence[Piece]:

@@ -2,7 +2,8 @@
 
 Record format and labels are those of the conversation dataset of the original Vary program:
 `{"image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value": "A"}]}`.
-Learned are the tokens of each answer and the mark that closes it.
+Learned are the tokens of each answer and the mark that closes it. Under a caption template (Vary-tiny) the question is
+replaced by the picture alone, and a sample that is cut still ends with the closing mark.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from mindvlm.errors import UserError
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render
 from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
 from mindvlm.processing.pieces import Piece, encode_pieces
-from mindvlm.processing.tiktoken_tokenizer import END_OF_TEXT, TiktokenTokenizer
+from mindvlm.processing.tokenizer import Tokenizer
 
 IGNORED_LABEL = -100
 SPEAKERS = ("human", "gpt")
@@ -46,7 +47,7 @@ class TrainingSample:
 def build_sample(
     record: dict[str, Any] | list[dict[str, Any]],
     *,
-    tokenizer: TiktokenTokenizer,
+    tokenizer: Tokenizer,
     template: ChatTemplate,
     image_span: ImageSpan,
     max_length: int,
@@ -61,25 +62,36 @@ def build_sample(
         original_parse: do what the original program does: special surface forms in the text are armed, an empty answer
             leaves its turn open, and labels come from splitting the prompt at the separator, which drops the whole
             sample (with its warning) when the counts disagree. By default text is disarmed, such samples are learned.
+            A caption without a picture gets an image span all the same.
 
     Raises:
         UserError: the record is malformed, the number of images differs from the number of `<image>` markers, or (both
-            not with `original_parse`) an image span does not fit into `max_length`.
+            not with `original_parse`) an image span does not fit into `max_length`, or a record for a caption template
+            has no picture or more than one answer.
     """
     turns, images = _read_record(record)
+    is_caption = template.style == "caption"
+    if is_caption:
+        turns = _caption_turns(turns, images, original_parse)
     if image_in_front:
         turns[0] = _image_to_front(turns[0], template)
     messages = _expand_images(record, turns, images, image_span, original_parse)
     pieces = render(template, messages, empty_leaves_open=original_parse)
     if original_parse:
         prompt = prompt_text(pieces)
-        ids = np.array(tokenizer.encode(prompt, allow_special=True)[:max_length], dtype=np.int32)
+        prompt_ids = tokenizer.prefix_ids + tokenizer.encode(prompt, allow_special=True)
+        ids = np.array(prompt_ids[:max_length], dtype=np.int32)
+        if is_caption:
+            return TrainingSample(ids, _original_caption_labels(ids, pieces, tokenizer), images, "")
         labels, warning = _original_labels(prompt, ids, tokenizer, template, max_length)
         return TrainingSample(ids, labels, images, warning)
+    pieces = [Piece("".join(tokenizer.prefix_tokens), control=True), *pieces]
     all_ids, owners = encode_pieces(pieces, tokenizer)
     ids = np.array(all_ids[:max_length], dtype=np.int32)
     _check_spans_are_whole(all_ids, max_length, tokenizer.special_id(image_span.end) if images else None)
     is_learned = np.array([pieces[owner].learned for owner in owners[:max_length]], dtype=bool)
+    if is_caption and is_learned[-1]:
+        ids[-1] = tokenizer.special_id(template.answer_separator)
     labels = np.where(is_learned, ids, np.int32(IGNORED_LABEL))
     warning = "" if is_learned.any() else f"no answer within the first {max_length} tokens: nothing of it is learned"
     return TrainingSample(ids, labels, images, warning)
@@ -125,6 +137,27 @@ def _read_record(record: dict[str, Any] | list[dict[str, Any]]) -> tuple[list[st
     return [str(entry["value"]) for entry in entries], images
 
 
+def _caption_turns(turns: list[str], images: tuple[str, ...], original_parse: bool) -> list[str]:
+    """Questions that are nothing but the picture."""
+    if original_parse:
+        return [turn if position % 2 else IMAGE_MARKER for position, turn in enumerate(turns)]
+    if not images or len(turns) != 2:
+        raise UserError(
+            f"training record: {len(images)} images and {len(turns)} turns; a caption template learns one answer to a "
+            "picture"
+        )
+    return [IMAGE_MARKER * len(images), turns[1]]
+
+
+def _original_caption_labels(ids: np.ndarray, pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
+    """Labels behind the first picture; the last id becomes the end mark in both arrays."""
+    labels = ids.copy()
+    first_question = prompt_text([piece for piece in pieces if not piece.learned][:1])
+    labels[: len(tokenizer.prefix_ids) + len(tokenizer.encode(first_question, allow_special=True))] = IGNORED_LABEL
+    ids[-1] = labels[-1] = tokenizer.special_id(tokenizer.end_token)
+    return labels
+
+
 def _image_to_front(question: str, template: ChatTemplate) -> list[Piece | str]:
     if IMAGE_MARKER not in question:
         raise UserError(f"image_in_front: the first question has no {IMAGE_MARKER} marker: add it or switch this off")
@@ -161,7 +194,7 @@ def _check_spans_are_whole(all_ids: list[int], max_length: int, end_id: int | No
 
 
 def _original_labels(
-    prompt: str, ids: np.ndarray, tokenizer: TiktokenTokenizer, template: ChatTemplate, max_length: int
+    prompt: str, ids: np.ndarray, tokenizer: Tokenizer, template: ChatTemplate, max_length: int
 ) -> tuple[np.ndarray, str]:
     if template.style != "chatml":
         raise UserError(f"original_parse: template {template.name!r} has no original label rule; use a chatml template")
@@ -182,7 +215,7 @@ def _original_labels(
         labels[position : position + num_tokens(question + answer_header)] = IGNORED_LABEL
         position += num_tokens(text) + num_tokens(separator)
     labels[position:] = IGNORED_LABEL
-    total = int((ids != tokenizer.special_id(END_OF_TEXT)).sum())
+    total = int((ids != tokenizer.pad_id).sum())
     if position >= max_length or position == total:
         return labels, ""
     labels[:] = IGNORED_LABEL

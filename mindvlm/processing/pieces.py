@@ -1,9 +1,9 @@
 """Pieces of a prompt that know whether their control tokens are armed, and their tokenisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
+from mindvlm.processing.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,35 +21,50 @@ class Piece:
     learned: bool = False
 
 
-def encode_pieces(pieces: Sequence[Piece], tokenizer: TiktokenTokenizer) -> tuple[list[int], list[int]]:
+def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Ids of the pieces, and for every id the index of the piece in which it begins.
 
     Plain text between two control tokens is joined before it is split into tokens, whatever pieces it comes from. For
-    text without special surface forms the ids are therefore those of the whole prompt string.
+    text without special surface forms the ids are therefore those of the whole prompt string. White space beside a
+    token of `tokenizer.stripping_tokens` is left out.
     """
     ids: list[int] = []
     owners: list[int] = []
     pending: list[tuple[int, str]] = []
 
-    def encode_pending() -> None:
+    def encode_pending(before: str | None, after: str | None) -> None:
+        if before in tokenizer.stripping_tokens:
+            _strip(pending, range(len(pending)), str.lstrip)
+        if after in tokenizer.stripping_tokens:
+            _strip(pending, range(len(pending) - 1, -1, -1), str.rstrip)
         text_ids = tokenizer.encode("".join(text for _, text in pending))
         ids.extend(text_ids)
         owners.extend(_first_pieces(pending, text_ids, tokenizer))
         pending.clear()
 
+    previous = None
     for index, piece in enumerate(pieces):
         for part in tokenizer.split_at_special(piece.text) if piece.control else [piece.text]:
             if piece.control and part in tokenizer.special_ids:
-                encode_pending()
+                encode_pending(previous, part)
                 ids.append(tokenizer.special_ids[part])
                 owners.append(index)
+                previous = part
             else:
                 pending.append((index, part))
-    encode_pending()
+    encode_pending(previous, None)
     return ids, owners
 
 
-def _first_pieces(pending: list[tuple[int, str]], text_ids: list[int], tokenizer: TiktokenTokenizer) -> list[int]:
+def _strip(pending: list[tuple[int, str]], order: Iterable[int], strip: Callable[[str], str]) -> None:
+    for position in order:
+        index, text = pending[position]
+        pending[position] = (index, strip(text))
+        if pending[position][1]:
+            return
+
+
+def _first_pieces(pending: list[tuple[int, str]], text_ids: list[int], tokenizer: Tokenizer) -> list[int]:
     ends = []
     prefix = ""
     for _, text in pending:

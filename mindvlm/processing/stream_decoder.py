@@ -2,7 +2,7 @@
 
 import codecs
 
-from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
+from mindvlm.processing.tokenizer import Tokenizer
 
 
 class StreamDecoder:
@@ -11,7 +11,7 @@ class StreamDecoder:
     All pieces plus the last `flush()` joined are the same string as `tokenizer.decode` of all ids.
     """
 
-    def __init__(self, tokenizer: TiktokenTokenizer, *, skip_special: bool = True):
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True):
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import tiktoken
 
 from mindvlm.errors import UserError
+from mindvlm.processing.tokenizer import Tokenizer, replace_surrogates
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,7 +35,7 @@ COMPACT_SPECIAL_TOKENS: tuple[str, ...] = (END_OF_TEXT, TURN_START, TURN_END, "<
 MAX_RANK_FILE_BYTES = 64 * 2**20
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(Tokenizer):
     """Text to ids and back.
 
     Text is NFC-normalised before it is split (so `decode(encode(text))` is the NFC form of `text`). Special tokens take
@@ -45,19 +45,18 @@ class TiktokenTokenizer:
         UserError: a special token is empty or occurs twice.
     """
 
+    end_token = pad_token = END_OF_TEXT
+
     def __init__(
         self, ranks: dict[bytes, int], *, special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS, name: str = "qwen"
     ):
-        if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
-            raise UserError("special_tokens: every entry must be a non-empty string that occurs once")
+        super().__init__(special_tokens)
         self.num_ranks = len(ranks)
         self.special_ids: dict[str, int] = {token: self.num_ranks + i for i, token in enumerate(special_tokens)}
         self.vocab_size = self.num_ranks + len(self.special_ids)
         self._encoding = tiktoken.Encoding(
             name, pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=self.special_ids
         )
-        longest_first = sorted(self.special_ids, key=len, reverse=True)
-        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special_tokens else None
 
     @classmethod
     def from_file(
@@ -85,34 +84,11 @@ class TiktokenTokenizer:
             )
         return cls(ranks, special_tokens=special_tokens, name=path.name)
 
-    def __len__(self) -> int:
-        return self.vocab_size
-
-    def special_id(self, token: str) -> int:
-        """The id of a special token. Raises UserError if the vocabulary does not have it."""
-        if token not in self.special_ids:
-            raise UserError(
-                f"special token {token!r} is not in the vocabulary: add it to special_tokens of the tokenizer"
-            )
-        return self.special_ids[token]
-
-    def split_at_special(self, text: str) -> list[str]:
-        """The text cut before and after every special surface form; empty parts are left out."""
-        parts = self._special_pattern.split(text) if self._special_pattern else [text]
-        return [part for part in parts if part]
-
     def normalize(self, text: str) -> str:
         """The form of the text that is encoded: NFC, and a lone surrogate becomes U+FFFD."""
-        return unicodedata.normalize("NFC", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return unicodedata.normalize("NFC", replace_surrogates(text))
 
     def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
-        """Ids of `text`.
-
-        Args:
-            allow_special: False: control tokens are disarmed, `<|im_end|>` in the text is ordinary characters.
-                True: every special surface form becomes its id, as the original tokenizer does by default.
-                A collection: only these forms do.
-        """
         text = self.normalize(text)
         if allow_special is False:
             return self._encoding.encode_ordinary(text)
@@ -120,18 +96,12 @@ class TiktokenTokenizer:
         return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
-        """The bytes of the ids. Raises UserError for an id outside the vocabulary."""
         kept = []
         for token_id in map(int, ids):
-            if not 0 <= token_id < self.vocab_size:
-                raise UserError(f"token id {token_id}: the vocabulary has ids 0 to {self.vocab_size - 1}")
+            self.check_id(token_id)
             if not (skip_special and token_id >= self.num_ranks):
                 kept.append(token_id)
         return self._encoding.decode_bytes(kept)
-
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
 
 
 def read_rank_file(path: str | Path) -> dict[bytes, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mindvlm.errors import UserError
 from mindvlm.runtime import RuntimeConfig, start
-from tests.golden_readers import language, preprocess, text, towers
+from tests.golden_readers import caption, language, preprocess, text, towers
 from tests.golden_readers.case import Case, UnusableCase
 from tests.golden_readers.report import Report
 
@@ -23,26 +23,22 @@ class Kind:
 
     Attributes:
         recognises: whether a case is of this kind; the first kind that says so reads it.
-        read: compares everything, called with (case, report, mode); None if the library does not have the model yet.
+        read: compares everything, called with (case, report, mode).
     """
 
     name: str
     recognises: Callable[[Case], bool]
-    read: Callable[[Case, Report, str], None] | None
+    read: Callable[[Case, Report, str], None]
 
 
 def has_weights(case: Case) -> bool:
     return case.weights.exists()
 
 
-def is_opt(case: Case) -> bool:
-    return "vision_high_config" in case.config and "ffn_dim" in case.config
-
-
-def is_language(case: Case) -> bool:
-    """A Qwen-1 decoder, with or without towers."""
+def is_language(case: Case, *, config_key: str) -> bool:
+    """A decoder, with or without towers; `config_key` tells its dialect."""
     has_prompts = any(re.fullmatch(r"(gen_)?ids_\w+|(\w+_)?input_ids", name) for name in case.inputs)
-    return has_weights(case) and has_prompts and "rotary_emb_base" in case.config
+    return has_weights(case) and has_prompts and config_key in case.config
 
 
 def is_tower(case: Case, *, config_key: str, pixels: str) -> bool:
@@ -61,9 +57,9 @@ def is_text(case: Case) -> bool:
 
 
 KINDS = (
-    Kind("Vary-tiny", is_opt, None),
-    Kind("Vary-tiny prompts", lambda case: (case.folder / "merges.txt").exists(), None),
-    Kind("language model", is_language, language.read_language),
+    Kind("Vary-tiny", lambda case: is_language(case, config_key="ffn_dim"), language.read_language),
+    Kind("Vary-tiny text", caption.is_caption_text, lambda case, report, mode: caption.read_caption_text(case, report)),
+    Kind("language model", lambda case: is_language(case, config_key="rotary_emb_base"), language.read_language),
     Kind(
         "CLIP tower",
         lambda case: is_tower(case, config_key="vision_config", pixels="pixel_values_clip"),
@@ -87,7 +83,7 @@ def read_case(folder: str | Path, mode: str) -> Report:
     """Runs one folder and compares everything that is recorded in it.
 
     Raises:
-        UnusableCase: no such folder, or of a kind that is not known or not supported yet.
+        UnusableCase: no such folder, or of a kind that is not known.
     """
     begin = time.perf_counter()
     case = Case.open(folder)
@@ -95,8 +91,6 @@ def read_case(folder: str | Path, mode: str) -> Report:
     if kind is None:
         found = ", ".join(sorted(path.name for path in case.folder.iterdir())[:6]) or "nothing"
         raise UnusableCase(f"{case.folder}: the kind of case is not recognised (it has {found})")
-    if kind.read is None:
-        raise UnusableCase(f"{case.folder}: a case of the kind '{kind.name}', which is not supported yet")
     start(RuntimeConfig(device="cpu", mode=mode))
     report = Report(case.folder.resolve().name, kind.name, mode, case.outputs)
     try:

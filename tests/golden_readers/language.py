@@ -18,14 +18,14 @@ from tests.golden_readers.training import compare_training, eval_loss
 
 
 class VisionStages(nn.Cell):
-    """Features of both towers and what the projectors make of them."""
+    """Features of the towers and what the projectors make of them."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
         self.model = model
 
-    def construct(self, clip_pixels, high_pixels):
-        return *self.model.tower_features(clip_pixels, high_pixels), self.model.encode_images(clip_pixels, high_pixels)
+    def construct(self, *pixels):
+        return self.model.tower_features(*pixels), self.model.encode_images(*pixels)
 
 
 class DecoderStates(nn.Cell):
@@ -59,7 +59,7 @@ class LanguageReader:
         self.case, self.report = case, report
         self.loaded = LoadedVary(case)
         self.pictures: PictureInputs | None = picture_inputs(case, self.loaded.config)
-        num_images = len(self.pictures.clip) if self.pictures else 0
+        num_images = len(self.pictures.pixels[0]) if self.pictures else 0
         self.prompts = find_prompts(case, num_images=num_images)
         longest = max(prompt.input_ids.shape[1] for prompt in self.prompts)
         longest += max((self.num_steps(prompt) for prompt in self.prompts), default=0)
@@ -84,10 +84,14 @@ class LanguageReader:
         compare_training(self.case, self.report, self.loaded, self.prompts, self.pictures)
 
     def encode(self) -> None:
-        """Runs both towers and the projectors over all images of the case."""
+        """Runs the towers and the projectors over all images of the case."""
         stages = VisionStages(self.loaded.model)
-        clip, vocabulary, features = stages(Tensor(self.pictures.clip), Tensor(self.pictures.high))
+        towers, features = stages(*map(Tensor, self.pictures.pixels))
         self.features = features.asnumpy()
+        if self.loaded.config.is_tiny:
+            self.towers = {"sam_feature": towers.asnumpy(), "projected": self.features}
+            return
+        clip, vocabulary = towers
         half = self.features.shape[-1] // 2
         self.towers = {
             "clip_feature": clip.asnumpy(),

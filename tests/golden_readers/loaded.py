@@ -4,11 +4,11 @@ import mindspore as ms
 import numpy as np
 
 from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
-from mindvlm.convert.vary import detect, native_view
+from mindvlm.convert.models import MODELS
 from mindvlm.generation.engine import Engine
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.vary.config import from_hf_config
-from mindvlm.models.vary.model import VaryModel
+from mindvlm.models.vary.model import build_model
 from tests.golden_readers.case import Case
 
 
@@ -38,12 +38,13 @@ class LoadedVary:
 
     def __init__(self, case: Case):
         self.config = from_hf_config(case.config)
-        self.model = VaryModel(self.config, ms.float32).set_train(False)
+        self.model = build_model(self.config, ms.float32).set_train(False)
         shapes = parameter_shapes(self.model)
         with open_checkpoint(case.weights) as checkpoint:
-            self.table = detect(checkpoint.infos, origin=str(case.weights))
+            names = MODELS["vary_tiny" if self.config.is_tiny else "vary_toy"]
+            self.table = names.detect_table(checkpoint.infos, str(case.weights))
             expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
-            weights = native_view(checkpoint, target_infos=expected)
+            weights = self.table.plan(checkpoint.infos, expected, origin=str(case.weights)).view(checkpoint)
             fill_parameters(self.model, lambda name: weights.read(name).to_float32())
         self.parameters = dict(self.model.parameters_and_names())
 

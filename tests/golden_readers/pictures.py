@@ -14,12 +14,12 @@ from tests.golden_readers.report import PIXEL_BOUND, Report
 
 
 class PictureInputs:
-    """Pixels of all images of a case: `clip` and `high`, (N, 3, height, width) float32."""
+    """Pixels of all images of a case: (N, 3, height, width) float32 for each tower, in the model's order."""
 
     tokenizer = None
 
-    def __init__(self, clip: np.ndarray, high: np.ndarray):
-        self.clip, self.high = clip, high
+    def __init__(self, *pixels: np.ndarray):
+        self.pixels = pixels
 
     def compare(self, report: Report) -> None:
         """Nothing to compare: the arrays are inputs."""
@@ -52,9 +52,10 @@ class ProcessedPictures(PictureInputs):
     def compare(self, report: Report) -> None:
         """`pixel_values_clip`, `pixel_values_high` and the sampled `pixel_values_high_sample`."""
         sampled = sampled_slice(self.case.meaning("pixel_values_high_sample"))
-        known = {"pixel_values_clip": self.clip, "pixel_values_high": self.high}
+        clip, high = self.pixels
+        known = {"pixel_values_clip": clip, "pixel_values_high": high}
         if sampled:
-            known["pixel_values_high_sample"] = self.high[:, :, sampled, sampled]
+            known["pixel_values_high_sample"] = high[:, :, sampled, sampled]
         for name, pixels in known.items():
             recorded = self.case.outputs.get(name)
             if recorded is not None:
@@ -67,7 +68,7 @@ class ProcessedPictures(PictureInputs):
             return
         *earlier, query = self.messages
         history = list(zip(earlier[::2], earlier[1::2], strict=True))
-        prompt = self.processor.prompt(query, num_images=len(self.clip), history=history)
+        prompt = self.processor.prompt(query, num_images=len(self.pixels[0]), history=history)
         report.same("text.json prompt", [("prompt", prompt.text, self.text["prompt"])])
         if "input_ids" in self.case.inputs:
             ids = self.case.inputs["input_ids"][0].tolist()
@@ -89,12 +90,12 @@ class ProcessedPictures(PictureInputs):
 
 def picture_inputs(case: Case, config: VaryModelConfig) -> PictureInputs | None:
     """The case's pictures; None if it has no vision towers or no picture."""
-    if config.vision_tower is None or config.vision_vocabulary is None:
+    if config.language_model is None or config.vision_vocabulary is None:
         return None
-    if "pixel_values_clip" in case.inputs:
-        arrays = (case.inputs["pixel_values_clip"], case.inputs["pixel_values_high"])
-        return PictureInputs(*(array.astype(np.float32) for array in arrays))
-    return ProcessedPictures(case, config) if case.pictures() else None
+    arrays = ("pixel_values_high",) if config.is_tiny else ("pixel_values_clip", "pixel_values_high")
+    if all(name in case.inputs for name in arrays):
+        return PictureInputs(*(case.inputs[name].astype(np.float32) for name in arrays))
+    return ProcessedPictures(case, config) if case.pictures() and not config.is_tiny else None
 
 
 def parse_prompt(prompt: str, span: ImageSpan) -> tuple[ChatTemplate, list[str]]:

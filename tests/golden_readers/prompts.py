@@ -9,7 +9,7 @@ from tests.golden_readers.case import Case
 from tests.golden_readers.readme_rules import assign_images
 
 FORWARD_ITEMS = (
-    r"(?:clip|sam)_(?:feature|projected)|merged_embeds|hidden_\d+|last_hidden|logits|logits_tail|logits_last_position"
+    r"(?:clip|sam)_(?:feature|projected)|projected|merged_embeds|hidden_\d+|last_hidden|logits|logits_tail|logits_last_position"
     r"|top\d+_(?:values|ids)|cache_(?:key|value)_\d+|ntk_alpha|inv_freq|loss_eval|train_logits"
 )
 GENERATION_ITEMS = r"ids|logits|ntk_alpha|top\d+_(?:values|ids)"

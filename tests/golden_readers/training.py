@@ -81,7 +81,7 @@ def compare_training(case: Case, report: Report, loaded: LoadedVary, prompts: li
         sources = splice_sources(
             prompt.input_ids, len(prompt.images), loaded.config.image_token_len, case.config["im_patch_token"]
         )
-        pixels = (Tensor(pictures.clip[prompt.images]), Tensor(pictures.high[prompt.images]))
+        pixels = [Tensor(branch[prompt.images]) for branch in pictures.pixels]
         module, batch = model, (ids, labels, inv_freq, *pixels, Tensor(sources))
     else:
         module, batch = TextLoss(model).set_train(True), (ids, labels, inv_freq)

@@ -24,4 +24,11 @@ class SiLU(nn.Cell):
         return x * ops.sigmoid(x)
 
 
-ACTIVATIONS = {"gelu": GELU, "quick_gelu": QuickGELU, "silu": SiLU}
+class ReLU(nn.Cell):
+    """max(x, 0)."""
+
+    def construct(self, x):
+        return ops.relu(x)
+
+
+ACTIVATIONS = {"gelu": GELU, "quick_gelu": QuickGELU, "silu": SiLU, "relu": ReLU}

@@ -34,7 +34,8 @@ def lowest(dtype) -> float:
 
 
 class SelfAttention(nn.Cell):
-    """Multi-head self-attention with rotary positions; projections split so that a cache can stand between them.
+    """Multi-head self-attention that knows no positions; projecting and attending are apart, so that a cache can stand
+    between them.
 
     Args:
         config: a `DecoderConfig`.
@@ -48,7 +49,7 @@ class SelfAttention(nn.Cell):
         self.q_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
         self.k_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
-        self.o_proj = Linear(width, config.hidden_size, has_bias=False, dtype=dtype)
+        self.o_proj = Linear(width, config.hidden_size, has_bias=config.o_bias, dtype=dtype)
         self.scale = self.head_dim**-0.5
         self.query_key = ops.BatchMatMul(transpose_b=True)
         self.weighted_values = ops.BatchMatMul()
@@ -61,10 +62,8 @@ class SelfAttention(nn.Cell):
         return permute_rows(x.reshape((batch_size, length, self.num_heads, self.head_dim)), (0, 2, 1))
 
     def project(self, x, cos, sin):
-        """x (B, L, hidden) -> query, key (after rotation) and value, each (B, H, L, D)."""
-        query = apply_rotary(self.split_heads(self.q_proj(x)), cos, sin)
-        key = apply_rotary(self.split_heads(self.k_proj(x)), cos, sin)
-        return query, key, self.split_heads(self.v_proj(x))
+        """x (B, L, hidden) -> query, key and value, each (B, H, L, D); cos and sin are None here."""
+        return self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
 
     def attend(self, query, key, value, mask):
         """query (B, H, L, D), key and value (B, H, S, D), mask (B, H, L, S) additive -> (B, L, hidden)."""
@@ -75,3 +74,13 @@ class SelfAttention(nn.Cell):
         if length > 1:
             out = permute_rows(out, (0, 2, 1))
         return self.o_proj(out.reshape((batch_size, length, self.num_heads * self.head_dim)))
+
+
+class RotarySelfAttention(SelfAttention):
+    """Self-attention whose queries and keys are rotated by their positions."""
+
+    def project(self, x, cos, sin):
+        """x (B, L, hidden), cos and sin (B, H, L, D) -> query, key (after rotation) and value, each (B, H, L, D)."""
+        query = apply_rotary(self.split_heads(self.q_proj(x)), cos, sin)
+        key = apply_rotary(self.split_heads(self.k_proj(x)), cos, sin)
+        return query, key, self.split_heads(self.v_proj(x))

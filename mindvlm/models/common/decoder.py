@@ -4,25 +4,36 @@ B batch, L length, S cache slots, H heads, D head dimension, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindvlm.models.common.attention import SelfAttention, causal_mask
+from mindvlm.models.common.attention import RotarySelfAttention, SelfAttention, causal_mask
 from mindvlm.models.common.kv_cache import LayerKVCache, slot_indices
 from mindvlm.models.common.layout import widen
-from mindvlm.models.common.linear import Embedding, Linear
-from mindvlm.models.common.mlp import GatedMLP
-from mindvlm.models.common.norm import RMSNorm
-from mindvlm.models.common.rotary import logn_scale, rotary_cos_sin
+from mindvlm.models.common.linear import Embedding, Linear, TiedHead
+from mindvlm.models.common.mlp import MLPS
+from mindvlm.models.common.norm import NORMS
+from mindvlm.models.common.positions import LearnedPositions, RotaryPositions
+from mindvlm.models.common.rotary import logn_scale
+
+POSITIONS = {"rotary": (RotaryPositions, RotarySelfAttention), "learned": (LearnedPositions, SelfAttention)}
 
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """Sizes and dialect of a decoder.
+    """Sizes and dialect of a decoder; the defaults are Qwen-1's dialect.
 
-    `training_length` is the sequence length of pre-training (Qwen-1 calls it `seq_length`): dynamic NTK and LogN act
-    beyond it. `intermediate_size` is the width of one MLP branch.
+    Attributes:
+        intermediate_size: the width of one MLP branch.
+        norm: its epsilon is `rms_norm_eps` or `layer_norm_eps`.
+        position: "rotary" with `rope_theta`, or "learned": a table of `max_position_embeddings` rows.
+        mlp: "gated": down(act(gate x) * up x) without biases; "plain": fc2(act(fc1 x)) with biases.
+        qkv_bias, o_bias: biases of the attention's projections into and out of the heads.
+        tie_word_embeddings: the head is the table of token embeddings.
+        training_length: sequence length of pre-training (Qwen-1 calls it `seq_length`); dynamic NTK and LogN act beyond
+            it, with rotary positions.
     """
 
     vocab_size: int
@@ -31,13 +42,31 @@ class DecoderConfig:
     num_attention_heads: int
     head_dim: int
     intermediate_size: int
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
     rms_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    position: Literal["rotary", "learned"] = "rotary"
     rope_theta: float = 10000.0
+    max_position_embeddings: int | None = None
+    mlp: Literal["gated", "plain"] = "gated"
+    hidden_act: str = "silu"
     qkv_bias: bool = True
+    o_bias: bool = False
+    tie_word_embeddings: bool = False
     training_length: int = 8192
     use_dynamic_ntk: bool = True
     use_logn_attn: bool = True
     initializer_range: float = 0.02
+
+    def __post_init__(self):
+        if self.position == "learned":
+            self.use_dynamic_ntk = self.use_logn_attn = False
+
+
+def build_norm(config: DecoderConfig, dtype) -> nn.Cell:
+    """The norm that the config names."""
+    eps = config.rms_norm_eps if config.norm == "rms_norm" else config.layer_norm_eps
+    return NORMS[config.norm](config.hidden_size, eps=eps, dtype=dtype)
 
 
 class DecoderLayer(nn.Cell):
@@ -45,10 +74,13 @@ class DecoderLayer(nn.Cell):
 
     def __init__(self, config: DecoderConfig, dtype):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
-        self.self_attn = SelfAttention(config, dtype)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, dtype=dtype)
+        _, attention = POSITIONS[config.position]
+        self.input_layernorm = build_norm(config, dtype)
+        self.self_attn = attention(config, dtype)
+        self.post_attention_layernorm = build_norm(config, dtype)
+        self.mlp = MLPS[config.mlp](
+            config.hidden_size, config.intermediate_size, hidden_act=config.hidden_act, dtype=dtype
+        )
 
     def construct(self, x, cos, sin, query_scale, mask):
         query, key, value = self.self_attn.project(self.input_layernorm(x), cos, sin)
@@ -76,24 +108,34 @@ class CausalLM(nn.Cell):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        positions, _ = POSITIONS[config.position]
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.embed_positions = positions(config, dtype)
         self.layers = nn.CellList([DecoderLayer(config, dtype) for _ in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, has_bias=False, dtype=dtype)
+        self.norm = build_norm(config, dtype)
+        if config.tie_word_embeddings:
+            self.lm_head = TiedHead(self.embed_tokens)
+            # a parameter is named after the Cell that took it last
+            self.embed_tokens.update_parameters_name("embed_tokens.")
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, has_bias=False, dtype=dtype)
 
     def construct(self, embeds, inv_freq):
-        """embeds (B, L, hidden), inv_freq (D/2,) -> states after the last norm, (B, L, hidden)."""
+        """embeds (B, L, hidden), inv_freq (D/2,) -> states after the last norm, (B, L, hidden).
+
+        Learned positions leave inv_freq aside.
+        """
         return self.norm(self.layer_states(embeds, inv_freq)[-1])
 
     def layer_states(self, embeds, inv_freq):
-        """Every layer's input and the last layer's output, (B, L, hidden) each."""
+        """Every layer's input (learned positions are in the first) and the last layer's output, (B, L, hidden) each."""
         batch_size, length, _ = embeds.shape
         slots = ops.arange(length).astype(ms.int32)
         positions = ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
-        cos, sin = rotary_cos_sin(positions, inv_freq, self.config.num_attention_heads)
+        cos, sin = self.embed_positions.rotation(positions, inv_freq)
         mask = causal_mask(positions, slots, self.config.num_attention_heads, self.dtype)
         scale = self.query_scale(positions, length)
-        states = (embeds,)
+        states = (self.embed_positions(embeds, positions),)
         for layer in self.layers:
             states = states + (layer(states[-1], cos, sin, scale, mask),)
         return states
@@ -111,12 +153,12 @@ class CausalLM(nn.Cell):
             States after the last norm, (B, L, hidden).
         """
         num_slots = caches[0].key.shape[2]
-        cos, sin = rotary_cos_sin(positions, inv_freq, self.config.num_attention_heads)
+        cos, sin = self.embed_positions.rotation(positions, inv_freq)
         num_heads = self.config.num_attention_heads
         mask = causal_mask(positions, ops.arange(num_slots).astype(ms.int32), num_heads, self.dtype)
         indices = slot_indices(positions, num_heads)
         scale = self.query_scale(positions, num_slots)
-        x = embeds
+        x = self.embed_positions(embeds, positions)
         for i in range(len(self.layers)):
             x = self.layers[i].with_cache(x, cos, sin, scale, mask, caches[i], indices)
         return self.norm(x)

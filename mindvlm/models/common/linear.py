@@ -47,3 +47,20 @@ class Embedding(nn.Cell):
 
     def construct(self, ids):
         return self.gather(self.weight, ids, 0)
+
+
+class TiedHead(nn.Cell):
+    """The head whose matrix is the table of token embeddings; it has no parameter of its own.
+
+    x (..., embedding_dim) -> (..., num_embeddings).
+    """
+
+    def __init__(self, embedding: Embedding):
+        super().__init__(auto_prefix=False)
+        self.embedding = embedding
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x):
+        table = self.embedding.weight
+        y = self.matmul(x.reshape((-1, table.shape[1])), table)
+        return y.reshape(x.shape[:-1] + (table.shape[0],))

@@ -19,3 +19,19 @@ class GatedMLP(nn.Cell):
 
     def construct(self, x):
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class PlainMLP(nn.Cell):
+    """fc2(act(fc1 x)), with biases. x (..., hidden_size) -> the same shape."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, hidden_act: str = "relu", dtype=ms.float32):
+        super().__init__()
+        self.fc1 = Linear(hidden_size, intermediate_size, dtype=dtype)
+        self.fc2 = Linear(intermediate_size, hidden_size, dtype=dtype)
+        self.act = ACTIVATIONS[hidden_act]()
+
+    def construct(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+MLPS = {"gated": GatedMLP, "plain": PlainMLP}

@@ -37,3 +37,6 @@ class LayerNorm(nn.Cell):
     def construct(self, x):
         h, _, _ = self.layer_norm(x.astype(ms.float32), self.weight.astype(ms.float32), self.bias.astype(ms.float32))
         return h.astype(x.dtype)
+
+
+NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}

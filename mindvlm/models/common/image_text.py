@@ -1,0 +1,39 @@
+"""What image-text models share: image features in the places of their placeholders, and the loss.
+
+N images, T tokens an image, B batch, L length, V vocabulary.
+"""
+
+from mindspore import nn, ops
+
+from mindvlm.models.common.loss import next_token_loss
+
+
+class ImageTextModel(nn.Cell):
+    """Base of a family's model; a subclass sets `language_model` (a `CausalLM`) and defines `encode_images`."""
+
+    def merge(self, input_ids, image_features, sources):
+        """Token embeddings with image features in their places.
+
+        Args:
+            input_ids: (B, L) int32.
+            image_features: (N, T, hidden).
+            sources: (B, L) int32 from `splice_sources`: the row of [token embeddings; image features] to take.
+
+        Returns:
+            (B, L, hidden).
+        """
+        embeds = self.language_model.embed_tokens(input_ids)
+        hidden_size = embeds.shape[-1]
+        rows = ops.concat((embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size))), 0)
+        return ops.gather(rows, sources.reshape((-1,)), 0).reshape(embeds.shape)
+
+    def text_loss(self, embeds, labels, inv_freq):
+        """Mean next-token loss from merged embeddings (B, L, hidden), labels (B, L) with -100 to ignore."""
+        logits = self.language_model.lm_head(self.language_model(embeds, inv_freq))
+        return next_token_loss(logits, labels)
+
+
+def freeze(cell: nn.Cell) -> None:
+    """Takes a Cell's parameters out of training, weight decay included."""
+    for parameter in cell.get_parameters():
+        parameter.requires_grad = False

@@ -1,0 +1,216 @@
+"""Byte-level BPE tokenizer of the GPT-2 kind, as OPT and Vary-tiny use it (the tokenizers library merges)."""
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mindvlm.errors import UserError
+from mindvlm.processing.tokenizer import Tokenizer, replace_surrogates
+
+OPT_SPECIAL_TOKENS: tuple[str, ...] = ("</s>", "<pad>", "<imgpad>", "<img>", "</img>")
+"""Special tokens of Vary-tiny. OPT's vocabulary has the first two; the others get the next ids: 50265, 50266, 50267."""
+
+IMAGE_TOKENS = frozenset(("<imgpad>", "<img>", "</img>"))
+MAX_VOCABULARY_BYTES = 64 * 2**20
+
+
+class BpeTokenizer(Tokenizer):
+    """Text to ids and back.
+
+    A special token that the vocabulary has keeps its id, the others take the next ids in the order given.
+
+    Args:
+        definition: the contents of a tokenizer.json of the library; its added tokens become part of the vocabulary and
+            are armed only where `special_tokens` names them.
+        special_tokens: control tokens.
+        prefix_tokens, end_token, pad_token, stripping_tokens: see `Tokenizer`; the defaults are those of Vary-tiny,
+            which was trained with a tokenizer that drops white space beside the tokens of an image.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: a special token is empty or occurs twice, or the definition is no complete byte-level BPE.
+    """
+
+    def __init__(
+        self,
+        definition: dict[str, Any],
+        *,
+        special_tokens: Sequence[str] = OPT_SPECIAL_TOKENS,
+        prefix_tokens: Sequence[str] = ("</s>",),
+        end_token: str = "</s>",
+        pad_token: str = "<pad>",
+        stripping_tokens: Collection[str] = IMAGE_TOKENS,
+        name: str = "tokenizer",
+    ):
+        super().__init__(special_tokens)
+        self.prefix_tokens, self.stripping_tokens = tuple(prefix_tokens), frozenset(stripping_tokens)
+        self.end_token, self.pad_token = end_token, pad_token
+        ids = _vocabulary(definition, name)
+        self.num_file_tokens = len(ids)
+        for token in special_tokens:
+            ids.setdefault(token, len(ids))
+        self.special_ids = {token: ids[token] for token in special_tokens}
+        self.vocab_size = len(ids)
+        self._tokens = {token_id: token for token, token_id in ids.items()}
+        self._special_id_set = frozenset(self.special_ids.values())
+        # added tokens would be armed in every text
+        plain = {**definition, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        except Exception as error:  # the library raises no class of its own
+            raise UserError(f"tokenizer file {name}: {' '.join(str(error).split())}; copy it again") from None
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        special_tokens: Sequence[str] = OPT_SPECIAL_TOKENS,
+        expected_vocab_size: int | None = None,
+    ) -> "BpeTokenizer":
+        """Reads a tokenizer.json, or a vocab.json with merges.txt (and added_tokens.json, if there is one) beside it.
+
+        Args:
+            path: one of these files, or the folder that has them.
+            expected_vocab_size: rows of the model's embedding; the vocabulary and the special tokens that it lacks
+                must give just that.
+
+        Raises:
+            UserError: a file is missing or damaged, or the vocabulary has another size than expected.
+        """
+        path = find_definition(Path(path))
+        tokenizer = cls(read_definition(path), special_tokens=special_tokens, name=str(path))
+        if expected_vocab_size is not None and tokenizer.vocab_size != expected_vocab_size:
+            num_added = tokenizer.vocab_size - tokenizer.num_file_tokens
+            raise UserError(
+                f"tokenizer file {path}: {tokenizer.num_file_tokens} tokens, expected "
+                f"{expected_vocab_size - num_added} (vocabulary of {expected_vocab_size} less {num_added} special "
+                "tokens): use the file that belongs to the model, or copy it again"
+            )
+        return tokenizer
+
+    def normalize(self, text: str) -> str:
+        """The form of the text that is encoded: a lone surrogate becomes U+FFFD, all else stays."""
+        return replace_surrogates(text)
+
+    def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
+        text = self.normalize(text)
+        if allow_special is False:
+            return self._encode_ordinary(text)
+        allowed = set(self.special_ids) if allow_special is True else set(allow_special)
+        ids: list[int] = []
+        pending, before = "", None
+        for part in [*self.split_at_special(text), None]:
+            if part is not None and part not in allowed:
+                pending += part
+                continue
+            if before in self.stripping_tokens:
+                pending = pending.lstrip()
+            if part in self.stripping_tokens:
+                pending = pending.rstrip()
+            ids += self._encode_ordinary(pending)
+            if part is not None:
+                ids.append(self.special_ids[part])
+            pending, before = "", part
+        return ids
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
+        parts = []
+        for token_id in map(int, ids):
+            self.check_id(token_id)
+            if token_id in self._special_id_set:
+                parts.append(b"" if skip_special else self._tokens[token_id].encode())
+            else:
+                parts.append(_token_bytes(self._tokens[token_id]))
+        return b"".join(parts)
+
+
+def byte_characters() -> dict[str, int]:
+    """GPT-2's printable character for each byte, as character -> byte: printable Latin-1 stands for itself, the other
+    bytes in order are U+0100, U+0101, ..."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(0x100 + position): byte for position, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | shifted
+
+
+_BYTES = byte_characters()
+
+
+def _token_bytes(token: str) -> bytes:
+    if all(character in _BYTES for character in token):
+        return bytes(_BYTES[character] for character in token)
+    return token.encode()
+
+
+def _vocabulary(definition: dict[str, Any], name: str) -> dict[str, int]:
+    """Token -> id of a definition, its added tokens included, checked for completeness."""
+    model = definition.get("model")
+    kind = model.get("type") if isinstance(model, dict) and isinstance(model.get("vocab"), dict) else None
+    if kind != "BPE" or "ByteLevel" not in json.dumps(definition.get("pre_tokenizer")):
+        raise UserError(f"tokenizer file {name}: is no byte-level BPE; give the tokenizer of an OPT model")
+    ids = dict(model["vocab"])
+    ids |= {token["content"]: token["id"] for token in definition.get("added_tokens") or ()}
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise UserError(f"tokenizer file {name}: its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")
+    num_bytes = sum(character in ids for character in _BYTES)
+    if num_bytes != 256:
+        raise UserError(f"tokenizer file {name}: {num_bytes} of 256 single bytes, expected all; copy it again")
+    return ids
+
+
+def find_definition(path: Path) -> Path:
+    """tokenizer.json or vocab.json of a folder; a file is returned as it is."""
+    if not path.is_dir():
+        return path
+    for name in ("tokenizer.json", "vocab.json"):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"tokenizer folder {path}: has neither tokenizer.json nor vocab.json; give the model's folder")
+
+
+def read_definition(path: Path) -> dict[str, Any]:
+    """The contents of a tokenizer.json; a vocab.json and its merges.txt are written in the same form."""
+    contents = _read_json(path)
+    if "model" in contents and isinstance(contents["model"], dict):
+        return contents
+    merges = [line for line in _read_text(path.with_name("merges.txt")).splitlines() if line.strip()]
+    merges = [line for line in merges if not line.startswith("#version")]
+    added_path = path.with_name("added_tokens.json")
+    added = _read_json(added_path) if added_path.exists() else {}
+    return {
+        "version": "1.0",
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": None,
+        "added_tokens": [{"content": token, "id": token_id} for token, token_id in added.items()],
+        "model": {"type": "BPE", "vocab": contents, "merges": merges},
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        contents = json.loads(_read_text(path))
+    except ValueError as error:
+        raise UserError(f"tokenizer file {path}: is no JSON ({error}); copy it again") from None
+    if not isinstance(contents, dict):
+        raise UserError(f"tokenizer file {path}: holds no mapping of tokens to ids; give vocab.json or tokenizer.json")
+    return contents
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"tokenizer file {path}: not found; give vocab.json and merges.txt, or tokenizer.json")
+    size = path.stat().st_size
+    if not 0 < size <= MAX_VOCABULARY_BYTES:
+        raise UserError(f"tokenizer file {path}: {size} bytes, expected 1 to {MAX_VOCABULARY_BYTES}; copy it again")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer file {path}: cannot be read ({' '.join(str(error).split())})") from None
