@@ -43,7 +43,9 @@ def test_the_wheel_reads_a_picture_without_the_clone(wheel_folder, tmp_path):
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["tools.train", "convert.convert_weight", "tools.benchmark"])
+@pytest.mark.parametrize(
+    "module", ["tools.train", "convert.convert_weight", "tools.check_model", "tools.make_data", "tools.benchmark"]
+)
 def test_the_other_commands_start_from_the_wheel(wheel_folder, tmp_path, module):
     environment = {**os.environ, "PYTHONPATH": str(wheel_folder)}
     command = [sys.executable, "-m", f"mindvlm.{module}", "--help"]
@@ -59,5 +61,5 @@ def test_the_wheel_names_the_console_scripts(wheel_folder):
 
     scripts = entry_points.read_text()
 
-    for name in ("predict", "train", "convert", "benchmark"):
+    for name in ("predict", "train", "convert", "check", "make-data", "benchmark"):
         assert f"mindvlm-{name} = " in scripts

@@ -1,0 +1,150 @@
+"""The data section of a training job, and how it becomes a loader."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mindvlm.config import resolve_path
+from mindvlm.errors import UserError
+from mindvlm.training.datasets.annotation_index import AnnotationIndex
+from mindvlm.training.datasets.augment import AugmentConfig
+from mindvlm.training.datasets.collate import Collator
+from mindvlm.training.datasets.loader import BadSamples, BatchLoader
+from mindvlm.training.datasets.mixture import Mixture
+from mindvlm.training.datasets.registry import choose_datasets, read_registry
+from mindvlm.training.datasets.samples import Processor, SampleOptions
+from mindvlm.training.datasets.skip_log import SkipLog
+from mindvlm.training.datasets.truncation import LongAnswers
+
+
+@dataclass(kw_only=True)
+class DatasetsConfig:
+    """Annotated data sets.
+
+    Attributes:
+        registry: YAML of data sets, relative to the job's file.
+        datasets: names joined by "+", or a list of names.
+        weights: by name, in place of the registry's.
+        batch_size: rows of a device in one pass.
+        max_length: tokens of a sample; longer ones end with an earlier answer.
+        long_answers: whether a first answer that is too long is cut, or its sample skipped.
+        lengths: padded lengths in rising order, one graph each; empty for multiples of `pad_multiple`.
+        image_slots: pictures a batch is filled up to, or to multiples of; null takes `batch_size`, 0 fills nothing.
+        bad_samples: "skip" or "stop".
+        num_workers: processes that make samples; 0 makes them in the trainer.
+        look_ahead: batches made ahead.
+        index_folder: of the indexes of annotation files; null is beside them.
+        augment: probabilities of changes to pictures; {} for those of the original, null for none.
+    """
+
+    registry: str
+    datasets: str | list[str]
+    weights: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 4
+    max_length: int = 4096
+    long_answers: LongAnswers = "cut"
+    lengths: list[int] = field(default_factory=list)
+    pad_multiple: int = 64
+    image_slots: int | None = None
+    bad_samples: BadSamples = "skip"
+    num_workers: int = 2
+    look_ahead: int = 4
+    index_folder: str | None = None
+    augment: AugmentConfig | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "max_length", "pad_multiple", "look_ahead"):
+            if getattr(self, key) < 1:
+                raise UserError(f"data.{key} is {getattr(self, key)}; expected at least 1")
+        for key in ("num_workers", "image_slots"):
+            if (getattr(self, key) or 0) < 0:
+                raise UserError(f"data.{key} is {getattr(self, key)}; expected 0 or more")
+        if self.lengths and (sorted(set(self.lengths)) != self.lengths or self.lengths[0] < 1):
+            raise UserError(f"data.lengths is {self.lengths}; expected rising numbers")
+        if self.lengths and self.lengths[-1] < self.max_length:
+            raise UserError(
+                f"data.lengths ends with {self.lengths[-1]}; expected at least max_length, {self.max_length}"
+            )
+
+    def resolve_paths(self, config_path: Path) -> None:
+        """Makes paths that are relative to the job's file absolute."""
+        self.registry = resolve_path(self.registry, config_path)
+        self.index_folder = resolve_path(self.index_folder, config_path)
+
+
+def sample_options(
+    config: DatasetsConfig,
+    make_processor: Callable[[], Processor],
+    *,
+    seed: int,
+    shuffle: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> SampleOptions:
+    """Reads the registry and indexes the annotation files.
+
+    Args:
+        make_processor: can be pickled, such as `partial(VaryProcessor, processor_config)`.
+        shuffle: False for evaluation, in the order of the files.
+
+    Raises:
+        UserError: see `read_registry`, `choose_datasets`, `AnnotationIndex`, `Mixture`.
+    """
+    entries = choose_datasets(read_registry(config.registry), config.datasets, weights=config.weights)
+    sizes = [len(AnnotationIndex(entry.annotations, folder=config.index_folder, say=say)) for entry in entries]
+    names, weights = [entry.name for entry in entries], [entry.weight for entry in entries]
+    return SampleOptions(
+        entries=entries,
+        mixture=Mixture(names, sizes, weights, seed=seed, shuffle=shuffle),
+        make_processor=make_processor,
+        max_length=config.max_length,
+        long_answers=config.long_answers,
+        augment=config.augment,
+        index_folder=config.index_folder,
+    )
+
+
+def make_collator(config: DatasetsConfig, processor: Processor) -> Collator:
+    """The collator of a job."""
+    blank = Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8))
+    branches = vars(processor.pixels(blank))
+    span = processor.image_span
+    return Collator(
+        pad_id=processor.tokenizer.pad_id,
+        placeholder_id=processor.tokenizer.special_id(span.placeholder),
+        image_token_len=span.num_tokens,
+        pixel_shapes={name: array.shape for name, array in branches.items() if array is not None},
+        lengths=tuple(config.lengths),
+        pad_multiple=config.pad_multiple,
+        image_slots=config.batch_size if config.image_slots is None else config.image_slots,
+    )
+
+
+def open_loader(
+    config: DatasetsConfig,
+    make_processor: Callable[[], Processor],
+    *,
+    seed: int,
+    shard: int = 0,
+    num_shards: int = 1,
+    accumulation: int = 1,
+    skip_list: str | Path | None = None,
+    state: dict | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> BatchLoader:
+    """The loader of one device of a job; arguments as of `BatchLoader`, `skip_list` is a file of JSON lines."""
+    return BatchLoader(
+        sample_options(config, make_processor, seed=seed, say=say),
+        make_collator(config, make_processor()),
+        batch_size=config.batch_size,
+        shard=shard,
+        num_shards=num_shards,
+        accumulation=accumulation,
+        num_workers=config.num_workers,
+        look_ahead=config.look_ahead,
+        bad_samples=config.bad_samples,
+        skip_log=SkipLog(skip_list, say=say),
+        state=state,
+    )

@@ -1,0 +1,87 @@
+"""The annotation formats, brought to one form: turns by human and gpt in alternation, and the pictures they show."""
+
+from typing import Any
+
+from mindvlm.errors import UserError
+from mindvlm.processing.conversation import SPEAKERS
+from mindvlm.processing.image_span import IMAGE_MARKER
+
+LINE_BREAK_MARK = "<lb>"
+
+
+def read_conversation(record: Any, format: str, *, images_in_front: bool = False) -> dict[str, Any]:
+    """A record as `{"image": [names], "conversations": [turns]}` that `build_sample` takes.
+
+    "vary": as it is; a bare list is a conversation without pictures, a leading turn of gpt is dropped.
+    "vary_tiny_600k": picture and question are asked, the caption is the answer, its `<lb>` become newlines.
+
+    Args:
+        images_in_front: pictures that no question marks stand before the first one, as caption templates show them.
+
+    Raises:
+        UserError: something is missing or of another type, turns do not alternate, no answer, pictures and `<image>`
+            markers in the questions differ in number.
+    """
+    if format == "vary_tiny_600k":
+        images, turns = _caption(record)
+    else:
+        images, turns = _conversation(record)
+    is_marked = any(IMAGE_MARKER in str(turn["value"]) for turn in turns[::2])
+    if images_in_front and not is_marked:
+        turns = [{**turns[0], "value": IMAGE_MARKER * len(images) + str(turns[0]["value"])}, *turns[1:]]
+    num_markers = sum(str(turn["value"]).count(IMAGE_MARKER) for turn in turns[::2])
+    if num_markers != len(images):
+        remedy = "name a picture for each" if num_markers > len(images) else f"mark its place with {IMAGE_MARKER}"
+        raise UserError(f"{len(images)} pictures for {num_markers} {IMAGE_MARKER} markers in the questions; {remedy}")
+    return {"image": images, "conversations": turns}
+
+
+def _caption(record: Any) -> tuple[list[str], list[dict]]:
+    if not isinstance(record, dict) or not isinstance(record.get("caption"), str):
+        raise UserError(
+            "expected {'image': name, 'question': text, 'caption': text}; is the format of the registry right?"
+        )
+    images = _image_names(record.get("image"))
+    question = str(record.get("question") or "")
+    markers = "" if IMAGE_MARKER in question else (IMAGE_MARKER + "\n") * len(images)
+    answer = record["caption"].replace(LINE_BREAK_MARK, "\n")
+    return images, [
+        {"from": SPEAKERS[0], "value": markers + question},
+        {"from": SPEAKERS[1], "value": answer},
+    ]
+
+
+def _conversation(record: Any) -> tuple[list[str], list[dict]]:
+    record = {"conversations": record} if isinstance(record, list) else record
+    turns = record.get("conversations") if isinstance(record, dict) else None
+    if not isinstance(turns, list) or not turns:
+        raise UserError("expected {'image': name, 'conversations': [{'from', 'value'}, ...]} with at least one turn")
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS or _is_no_text(turn.get("value")):
+            raise UserError(
+                f"turn {number}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {_short(turn)}"
+            )
+    first = 0 if turns[0]["from"] == SPEAKERS[0] else 1
+    for number, turn in enumerate(turns[first:]):
+        if turn["from"] != SPEAKERS[number % 2]:
+            speakers = f"spoken by {turn['from']!r}, expected {SPEAKERS[number % 2]!r}"
+            raise UserError(f"turn {number + first}: {speakers}; turns must alternate")
+    if len(turns) - first < 2:
+        raise UserError("no answer of 'gpt' to a question of 'human' in it; nothing to learn")
+    return _image_names(record.get("image")), turns[first:]
+
+
+def _image_names(value: Any) -> list[str]:
+    names = [] if value is None or value == "" else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"'image' is {_short(value)}; expected the name of a picture, or a list of names")
+    return names
+
+
+def _is_no_text(value: Any) -> bool:
+    return not isinstance(value, str | int | float) or isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

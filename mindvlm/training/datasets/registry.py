@@ -1,0 +1,99 @@
+"""The registry of training data: a YAML that gives each data set its name, pictures, annotation file and weight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mindvlm.config import build_config, read_yaml, unknown_key
+from mindvlm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """One data set.
+
+    Attributes:
+        annotations: JSON list, or one JSON record a line. Relative to the registry file, as is `images`.
+        images: folder that the image names of the records are relative to; None for text alone.
+        format: "vary": `{"image": name, "conversations": [{"from": "human" or "gpt", "value": text}, ...]}`.
+            "vary_tiny_600k": `{"image": name, "question": text, "caption": text}`.
+        weight: how many times an epoch goes through the data set; 0.5 is half of it, another half in the next epoch.
+        name: the key in the registry.
+    """
+
+    annotations: str
+    images: str | None = None
+    format: Literal["vary", "vary_tiny_600k"] = "vary"
+    weight: float = 1.0
+    name: str = ""
+
+
+def read_registry(path: str | Path) -> dict[str, DatasetEntry]:
+    """Reads `name: {images: FOLDER, annotations: FILE, format: vary, weight: 1.0}` entries, paths made absolute.
+
+    Raises:
+        UserError: the file is missing or no YAML, or an entry has an unknown key or an impossible value.
+    """
+    path = Path(path)
+    folder = path.resolve().parent
+    entries = {}
+    for name, values in read_yaml(path).items():
+        where = f"{path}, data set {name!r}"
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: is {values!r}; expected {{images: FOLDER, annotations: FILE}}")
+        try:
+            entry = build_config(DatasetEntry, {**values, "name": str(name)})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        _check_weight(entry.weight, where)
+        images = str(folder / entry.images) if entry.images is not None else None
+        entries[str(name)] = replace(entry, annotations=str(folder / entry.annotations), images=images)
+    return entries
+
+
+def choose_datasets(
+    registry: dict[str, DatasetEntry], names: str | Sequence[str], *, weights: dict[str, float] | None = None
+) -> list[DatasetEntry]:
+    """The entries of a job in the order given.
+
+    Args:
+        names: list of names, or names joined by "+".
+        weights: in place of those of the registry.
+
+    Raises:
+        UserError: a name is unknown, given twice, or none is given; its annotation file or images folder is missing.
+    """
+    chosen = [name.strip() for name in (names.split("+") if isinstance(names, str) else names)]
+    weights = weights or {}
+    if not any(chosen):
+        raise UserError(f"data.datasets is {names!r}; name at least one of {', '.join(registry)}")
+    for name in chosen:
+        if name not in registry:
+            raise UserError(f"data.datasets: {_hint(unknown_key(name, registry, ''))}")
+    for name, weight in weights.items():
+        if name not in chosen:
+            raise UserError(f"data.weights names {name!r}, which is not one of data.datasets ({', '.join(chosen)})")
+        _check_weight(weight, f"data.weights.{name}")
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"data.datasets is {names!r}; name each once and give it a weight instead")
+    entries = [replace(registry[name], weight=float(weights.get(name, registry[name].weight))) for name in chosen]
+    for entry in entries:
+        _check_paths(entry)
+    return entries
+
+
+def _hint(error: UserError) -> str:
+    return str(error).replace("unknown config key", "unknown data set").replace("known keys", "the registry has")
+
+
+def _check_weight(weight: object, where: str) -> None:
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < float("inf"):
+        raise UserError(f"{where}: weight is {weight!r}; expected a number above 0, or leave the data set out")
+
+
+def _check_paths(entry: DatasetEntry) -> None:
+    if not Path(entry.annotations).is_file():
+        raise UserError(f"data set {entry.name!r}: annotation file {entry.annotations} not found; correct the registry")
+    if entry.images is not None and not Path(entry.images).is_dir():
+        raise UserError(f"data set {entry.name!r}: images folder {entry.images} not found; correct the registry")

@@ -1,0 +1,104 @@
+"""Looks at everything that a run needs before anything heavy starts: `mindvlm-check --config_path vary_toy.yaml`."""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mindvlm.errors import UserError
+from mindvlm.tools import cli, preflight
+from mindvlm.tools.preflight import FAILED, SKIPPED, WARNING, Lines, Run
+from mindvlm.tools.preflight_memory import check_memory
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. `needs` are attributes of `Run`; `look` yields status and text of its lines, a UserError is FAILED."""
+
+    name: str
+    needs: tuple[str, ...]
+    look: Callable[[Run], Lines]
+
+
+CHECKS = (
+    Check("config", (), preflight.check_config),
+    Check("files", ("config",), preflight.check_files),
+    Check("tokenizer", ("config", "tokenizer_file"), preflight.check_tokenizer),
+    Check("model", ("config",), preflight.check_model),
+    Check("weights", ("checkpoint", "model_parameters"), preflight.check_weights),
+    Check("device", ("config",), preflight.check_device),
+    Check("dtype", ("weights", "device"), preflight.check_dtype),
+    Check("memory", ("model_parameters", "device"), check_memory),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mindvlm-check",
+        description="Check config, files, tokenizer, weights, dtypes, device and memory of a model in seconds, before "
+        "anything is loaded. Exit status 0 if it can run, 2 if not.",
+    )
+    parser.add_argument("--config_path", metavar="YAML", help="the model (default: the shipped Vary-nano)")
+    parser.add_argument("--device", choices=["auto", "cpu", "ascend"], help="instead of the one in the YAML")
+    parser.add_argument("--num_images", type=int, default=1, help="pictures in the prompt (default: %(default)s)")
+    parser.add_argument(
+        "--num_prompt_tokens", type=int, help="length of the prompt with its pictures (default: the usual question)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `mindvlm-check`; returns the exit status."""
+    return cli.run(check, argv)
+
+
+def check(argv: list[str] | None) -> int:
+    """Runs all checks; one that needs what an earlier one could not find is skipped.
+
+    Raises:
+        UserError: at the end, if any failed.
+    """
+    arguments = build_parser().parse_args(argv)
+    if arguments.num_images < 0:
+        raise UserError(f"--num_images is {arguments.num_images}; expected 0 or more")
+    if arguments.num_prompt_tokens is not None and arguments.num_prompt_tokens < 1:
+        raise UserError(f"--num_prompt_tokens is {arguments.num_prompt_tokens}; expected at least 1")
+    run = Run(arguments)
+    try:
+        statuses = {one.name: run_check(one, run) for one in CHECKS}
+    finally:
+        if run.checkpoint is not None:
+            run.checkpoint.close()
+    failed = [name for name, found in statuses.items() if FAILED in found]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(CHECKS)} checks failed: {', '.join(failed)}; the lines above say why")
+    warned = [name for name, found in statuses.items() if WARNING in found]
+    print("ready" + (f", but mind the warnings: {', '.join(warned)}" if warned else ""))
+    return 0
+
+
+def run_check(one: Check, run: Run) -> list[str]:
+    """Prints the lines of one check and returns their statuses."""
+    statuses = []
+
+    def show(status: str, text: str) -> None:
+        statuses.append(status)
+        print(f"{status:7}  {one.name:9}  {text}", flush=True)
+
+    missing = [name.replace("_", " ") for name in one.needs if getattr(run, name) is None]
+    if missing:
+        show(SKIPPED, f"needs the {' and the '.join(missing)}")
+        return statuses
+    try:
+        for status, text in one.look(run):
+            show(status, text)
+    except (UserError, OSError) as error:
+        show(FAILED, str(error))
+        if hasattr(error, "table"):
+            print(textwrap.indent(error.table(), " " * 4), flush=True)
+    return statuses
+
+
+if __name__ == "__main__":
+    sys.exit(main())

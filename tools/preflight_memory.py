@@ -1,0 +1,92 @@
+"""The memory check of `mindvlm-check`: what a run will take against what is free."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from mindvlm.errors import UserError
+from mindvlm.tools.predict_llm import DEFAULT_QUERY
+from mindvlm.tools.preflight import OK, WARNING, Lines, Run, mib
+
+
+def check_memory(run: Run) -> Lines:
+    """What loading, the first token and a full context take, against what is free."""
+    from mindvlm import memory
+    from mindvlm.checkpoint import TensorInfo
+    from mindvlm.checkpoint.dtypes import item_size
+
+    num_tokens = prompt_length(run)
+    infos = {} if run.weights is None else run.weights.infos
+    weights = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
+
+    def estimate(model_config) -> memory.MemoryEstimate:
+        return memory.estimate_memory(
+            model_config,
+            weights,
+            num_images=run.arguments.num_images,
+            num_prompt_tokens=num_tokens,
+            item_size=item_size(run.dtype),
+            on_host=run.device == "CPU",
+        )
+
+    config = run.config.model
+    needed = estimate(config)
+    free = memory.free_host_memory() if run.device == "CPU" else memory.free_device_memory()
+    text = (
+        f"load {mib(needed.load)}, prompt of {num_tokens} tokens with {pictures(run.arguments.num_images)} "
+        f"{mib(needed.prefill)}, context of {config.max_length} tokens {mib(needed.decode)}"
+    )
+    if run.device != "CPU":
+        text += " (never measured on an NPU; its runtime comes on top)"
+    if free is None:
+        yield OK, f"{text}; how much is free cannot be told here"
+    elif needed.peak <= free:
+        yield OK, f"{text}; {mib(free)} are free"
+    else:
+        length = longest_context(config, lambda changed: estimate(changed).peak <= free, at_least=num_tokens)
+        if length:
+            remedy = f"set model.max_length to {length} or less, or end other programs"
+        elif run.device == "CPU":
+            remedy = "end other programs, or take a machine with more memory or a smaller model"
+        else:
+            remedy = "take a smaller model" + (", or set dtype: float16" if run.dtype == "float32" else "")
+        yield WARNING, f"{text}, but {mib(free)} are free: {remedy}"
+
+
+def longest_context(config, fits: Callable[[Any], bool], *, at_least: int) -> int | None:
+    """The largest half, quarter, ... of `max_length` that fits and still holds the prompt; None if none does."""
+    length = config.max_length // 2
+    while length >= at_least:
+        if fits(dataclasses.replace(config, max_length=length)):
+            return length
+        length //= 2
+    return None
+
+
+def prompt_length(run: Run) -> int:
+    """Tokens of the prompt to reckon with: the option, or the usual question with its pictures.
+
+    Raises:
+        UserError: the pictures alone are longer than the option says, or the prompt is longer than the context.
+    """
+    num_images, num_tokens = run.arguments.num_images, run.arguments.num_prompt_tokens
+    num_placeholders = num_images * run.config.model.image_token_len
+    if num_tokens is None and run.processor:
+        num_tokens = len(run.processor.prompt(DEFAULT_QUERY, num_images=num_images).input_ids)
+    elif num_tokens is None:
+        num_tokens = num_placeholders + 64
+    if num_tokens < num_placeholders:
+        raise UserError(
+            f"--num_prompt_tokens is {num_tokens} but {pictures(num_images)} take {num_placeholders} tokens; raise it"
+        )
+    max_length = run.config.model.max_length
+    if num_tokens > max_length:
+        raise UserError(
+            f"a prompt of {num_tokens} tokens with {pictures(num_images)} is longer than the context of {max_length}; "
+            "raise model.max_length or give fewer pictures"
+        )
+    return num_tokens
+
+
+def pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
