@@ -23,7 +23,7 @@ _MAX_BYTES = 64 * 1024 * 1024
 
 
 def copy_companions(source: Path, target: Path) -> tuple[Path, ...]:
-    """Copy what `source` has of such files into the folder `target`; files that are there already stay as they are.
+    """Copy what `source` has of such files into the folder `target`.
 
     Raises:
         UserError: a file cannot be read or written.
@@ -31,7 +31,7 @@ def copy_companions(source: Path, target: Path) -> tuple[Path, ...]:
     copied = []
     for file in sorted({file for pattern in PATTERNS for file in source.glob(pattern)}):
         written = target / file.name
-        if not file.is_file() or written.exists() or file.stat().st_size > _MAX_BYTES:
+        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
             continue
         try:
             content = file.read_bytes()

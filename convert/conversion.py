@@ -6,9 +6,9 @@ below when it is asked, so memory does not grow with the model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mindvlm.checkpoint import CastSource, TensorInfo, TensorSource, check_ending, plan_target, write_checkpoint
+from mindvlm.checkpoint import (
+    CastSource,
+    MemorySource,
+    TensorInfo,
+    TensorSource,
+    check_ending,
+    plan_target,
+    staging_folder,
+    write_checkpoint,
+)
+from mindvlm.convert.buffers import unpack_buffers
 from mindvlm.convert.companions import copy_companions
-from mindvlm.convert.opened import ALIASES_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
+from mindvlm.convert.layered import LayeredSource
+from mindvlm.convert.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
 from mindvlm.convert.parity import ParityReport, ParityRequest, compare_logits
 from mindvlm.convert.plan import Plan
+from mindvlm.convert.publishing import Output, check_place, publish
 from mindvlm.convert.tensor_statistics import StatisticsTap, TensorStatistics
 from mindvlm.convert.verify import Verified, verify_conversion
 from mindvlm.errors import UserError
@@ -83,83 +95,25 @@ class Conversion:
         opened: the sources; closed, but their names, plans and origins stay.
         way_out: the plan from native to written names, None where nothing is renamed.
         infos: the written tensors.
-        outputs: the files, none in a dry run.
+        outputs: the files of tensors, none in a dry run.
         copied: files of the source that the written folder needs too, see companions.py.
         seconds: time the whole took.
         statistics: of each written tensor, where they were asked for.
         verified, parity: the proofs, where they were asked for.
+        failure: what the proofs found wrong; then no file appears.
     """
 
     request: Request
     opened: Opened
     way_out: Plan | None
     infos: Mapping[str, TensorInfo]
-    outputs: tuple[Path, ...]
-    copied: tuple[Path, ...]
+    outputs: tuple[Output, ...]
+    copied: tuple[Output, ...]
     seconds: float
     statistics: Mapping[str, TensorStatistics]
     verified: Verified | None
     parity: ParityReport | None
-
-
-def convert(request: Request, *, show_progress: bool = False, say: Callable[[str], None] | None = None) -> Conversion:
-    """Convert checkpoints as `request` says; files appear when they are complete.
-
-    Args:
-        show_progress: draw progress bars on stderr.
-        say: called with one line before each slow step of the comparison of logits.
-
-    Raises:
-        ConversionError: the tensors do not fit the model; nothing is written.
-        UserError: unreadable source, unwritable target, values out of the dtype's range, failed proof. What was written
-            but did not pass its proof is removed.
-    """
-    started = time.monotonic()
-    with open_native(request.sources, model=request.model, merge_lora=request.merge_lora, only=request.only) as opened:
-        if request.target is None:
-            beside = opened.layers[0].checkpoint.path.with_name(f"{opened.model.name}.ckpt")
-            request = dataclasses.replace(request, target=beside)
-        config = _parity_config(opened) if request.verify == "logits" else None
-        way_out = opened.way_back() if request.to == "hf" else None
-        planned: TensorSource = way_out.view(opened.source) if way_out else opened.source
-        cast_to = None if request.dtype == "keep" else request.dtype
-        if cast_to:
-            planned = CastSource(planned, cast_to)
-        tap = StatisticsTap(planned) if request.statistics else None
-        outputs: tuple[Path, ...] = ()
-        if request.write:
-            _check_target(request, opened, planned)
-        if request.write and not request.dry_run:
-            with _progress(planned, "writing", show_progress) as bar:
-                outputs = write_checkpoint(
-                    request.target,
-                    tap or planned,
-                    metadata=_metadata(request, opened),
-                    progress=lambda _, size: bar.update(size),
-                    max_shard_size=request.max_shard_size,
-                )
-        verified = parity = None
-        if request.verify and not request.dry_run:
-            try:
-                with _progress(planned, "verifying", show_progress) as bar:
-                    progress = lambda _, size: bar.update(size)  # noqa: E731
-                    verified = verify_conversion(
-                        opened, request.target, way_out=way_out, dtype=cast_to, progress=progress
-                    )
-                if config is not None:
-                    parity = compare_logits(_parity_request(request, opened, config), progress=say)
-                    if not parity.passed:
-                        raise ParityFailure(parity, request.target)
-            except (UserError, KeyboardInterrupt):
-                for path in reversed(outputs):
-                    path.unlink(missing_ok=True)
-                raise
-        copied: tuple[Path, ...] = ()
-        if outputs and request.to == "hf" and request.target.is_dir():
-            copied = copy_companions(opened.layers[0].checkpoint.path.parent, request.target)
-    seconds = time.monotonic() - started
-    statistics = tap.statistics if tap else {}
-    return Conversion(request, opened, way_out, planned.infos, outputs, copied, seconds, statistics, verified, parity)
+    failure: str | None
 
 
 class ParityFailure(UserError):
@@ -170,22 +124,99 @@ class ParityFailure(UserError):
         super().__init__(f"{target}: --verify logits failed: {report.failure()}; convert again, or report the rule")
 
 
-def _check_target(request: Request, opened: Opened, planned: TensorSource) -> None:
-    """Raise UserError if the target would replace a source, or does not fit on the disk."""
-    target = plan_target(request.target, planned.infos, max_shard_size=request.max_shard_size)
-    touched = [file for file in (*target.files, *target.obsolete) if file.exists()]
-    for source in (file for layer in opened.layers for file in layer.checkpoint.files):
-        if any(file.samefile(source) for file in touched):
-            raise UserError(f"{source}: is a source and would be replaced; give another --mindspore_ckpt_path")
-    folder = target.folder
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    needed = sum(info.num_bytes for info in planned.infos.values())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{request.target}: needs {needed:,} bytes, the disk has {free:,} free; make room or choose another"
+def convert(
+    request: Request,
+    *,
+    show_progress: bool = False,
+    say: Callable[[str], None] | None = None,
+    record: Callable[[Conversion], None] | None = None,
+) -> Conversion:
+    """Convert checkpoints as `request` says.
+
+    Files are made and proved in a hidden folder beside the target; they appear together at the end, or not at all.
+
+    Args:
+        show_progress: draw progress bars on stderr.
+        say: called with one line before each slow step of the comparison of logits.
+        record: called when everything is decided and before the files appear, also if a proof failed.
+
+    Raises:
+        ConversionError: the tensors do not fit the model.
+        UserError: unreadable source, unwritable target, values out of the dtype's range, failed proof.
+    """
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(
+            open_native(request.sources, model=request.model, merge_lora=request.merge_lora, only=request.only)
         )
+        if request.target is None:
+            request = dataclasses.replace(request, target=opened.default_target())
+        config = opened.parity_config() if request.verify == "logits" else None
+        back = opened.way_back() if request.to == "hf" else None
+        planned: TensorSource = back.view(opened.source) if back else opened.source
+        buffers = _restored_buffers(opened) if back and not request.only else None
+        if buffers:
+            planned = LayeredSource([("the weights", planned), ("their buffers", buffers)])
+        if request.dtype != "keep":
+            planned = CastSource(planned, request.dtype)
+        tap = StatisticsTap(planned) if request.statistics else None
+        target = plan_target(request.target, planned.infos, max_shard_size=request.max_shard_size)
+        place, outputs, copied = request.target, (), ()
+        if request.write:
+            check_place(target, planned, sources=opened.files)
+        if request.write and not request.dry_run:
+            staging = stack.enter_context(staging_folder(request.target))
+            place = staging / request.target.name
+            with _progress(planned, "writing", show_progress) as bar:
+                made = write_checkpoint(
+                    place,
+                    tap or planned,
+                    metadata=_metadata(request, opened),
+                    progress=lambda _, size: bar.update(size),
+                    max_shard_size=request.max_shard_size,
+                )
+            outputs = tuple(map(Output, target.files, made))
+            if target.whole_folder:
+                companions = copy_companions(opened.layers[0].checkpoint.path.parent, place)
+                copied = tuple(Output(target.folder / file.name, file) for file in companions)
+        verified = parity = error = None
+        if request.verify and not request.dry_run:
+            try:
+                with _progress(planned, "verifying", show_progress) as bar:
+                    verified = verify_conversion(
+                        opened,
+                        place,
+                        shown_as=request.target,
+                        way_out=back,
+                        buffers=buffers,
+                        dtype=None if request.dtype == "keep" else request.dtype,
+                        progress=lambda _, size: bar.update(size),
+                    )
+                if config is not None:
+                    parity = compare_logits(_parity_request(request, opened, place, config), progress=say)
+                    if not parity.passed:
+                        error = ParityFailure(parity, request.target)
+            except UserError as failure:
+                error = failure
+        conversion = Conversion(
+            request,
+            opened,
+            back,
+            planned.infos,
+            outputs,
+            copied,
+            time.monotonic() - started,
+            tap.statistics if tap else {},
+            verified,
+            parity,
+            str(error) if error else None,
+        )
+        if record:
+            record(conversion)
+        if error:
+            raise error
+        publish((*copied, *outputs), target)
+    return conversion
 
 
 def _metadata(request: Request, opened: Opened) -> dict[str, str]:
@@ -193,23 +224,21 @@ def _metadata(request: Request, opened: Opened) -> dict[str, str]:
     if request.to == "hf":
         return opened.source_metadata
     kept = {"format": "ms", NAMING_KEY: opened.naming, METADATA_KEY: json.dumps(opened.source_metadata)}
-    return kept | ({ALIASES_KEY: ",".join(opened.aliases)} if opened.aliases else {})
+    optional = {ALIASES_KEY: ",".join(opened.aliases), BUFFERS_KEY: opened.packed_buffers}
+    return kept | {key: text for key, text in optional.items() if text}
 
 
-def _parity_config(opened: Opened) -> Mapping[str, Any]:
-    if opened.config is not None:
-        return opened.config
-    released = opened.model.released_infos()
-    if all(name in released and info.shape == released[name].shape for name, info in opened.source.infos.items()):
-        return opened.model.released_config()
-    raise UserError(f"{opened.source.path}: --verify logits needs the model's config.json; put it beside the weights")
+def _restored_buffers(opened: Opened) -> MemorySource | None:
+    """The small tensors that the base had, or had before it was converted to native names, beside the model's own."""
+    found = unpack_buffers(opened.packed_buffers)
+    return MemorySource(found) if found else None
 
 
-def _parity_request(request: Request, opened: Opened, config: Mapping[str, Any]) -> ParityRequest:
+def _parity_request(request: Request, opened: Opened, place: Path, config: Mapping[str, Any]) -> ParityRequest:
     return ParityRequest(
         model=opened.model.name,
         source_paths=[str(path) for path in request.sources],
-        target=str(request.target),
+        target=str(place),
         config=dict(config),
         merge_lora=str(request.merge_lora) if request.merge_lora else None,
         only=request.only,

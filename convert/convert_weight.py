@@ -11,34 +11,36 @@ fit the model (a table says where) or anything else that the caller can mend; 13
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from mindvlm.checkpoint import check_writable, open_checkpoint, parse_size
 from mindvlm.convert.account import write_report
-from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, ParityFailure, Request, convert
+from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ParityFailure, Request, convert
 from mindvlm.convert.inspection import inspect_table
 from mindvlm.convert.models import MODELS
 from mindvlm.convert.report import ConversionError
 from mindvlm.convert.summary import report_of, summary
 from mindvlm.errors import UserError
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if not arguments.inspect and not arguments.torch_ckpt_path:
-        parser.error("give --torch_ckpt_path with the weights to convert, or --inspect with a file to look at")
-    earlier = signal.signal(signal.SIGTERM, _interrupt)
+    arguments = _parse(argv)
+    earlier = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
     try:
-        if arguments.inspect:
+        if arguments.inspect is not None:
             with open_checkpoint(arguments.inspect) as checkpoint:
                 print(inspect_table(checkpoint))
         else:
             _convert(arguments)
+        sys.stdout.flush()
     except UserError as error:
         if isinstance(error, ConversionError):
             print(error.table())
@@ -49,14 +51,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # the reader of the table went away; keeps the interpreter from complaining when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: the output cannot be printed ({error.strerror})", file=sys.stderr)
+        return 2
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     return 0
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.inspect is None and not arguments.torch_ckpt_path:
+        parser.error("give --torch_ckpt_path with the weights to convert, or --inspect with a file to look at")
+    if arguments.verify_only and arguments.dry_run:
+        parser.error("--verify_only reads the whole file and --dry_run nothing; give one of them")
+    return arguments
+
+
 def _convert(arguments: argparse.Namespace) -> None:
-    if arguments.report:
-        check_writable(arguments.report)
+    report = arguments.report and Path(arguments.report)
+
+    def record(conversion: Conversion) -> None:
+        touched = [*conversion.opened.files, *(output.path for output in conversion.outputs), conversion.request.target]
+        if any(report.resolve() == path.resolve() for path in touched):
+            raise UserError(f"--report {report}: is a source or the target; give the report a name of its own")
+        write_report(report, report_of(conversion))
+
+    if report:
+        check_writable(report)
     request = Request(
         sources=tuple(map(Path, arguments.torch_ckpt_path)),
         target=Path(arguments.mindspore_ckpt_path) if arguments.mindspore_ckpt_path else None,
@@ -71,9 +98,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         dry_run=arguments.dry_run,
         statistics=bool(arguments.report),
     )
-    conversion = convert(request, show_progress=sys.stderr.isatty(), say=_say)
-    if arguments.report:
-        write_report(arguments.report, report_of(conversion))
+    conversion = convert(request, show_progress=sys.stderr.isatty(), say=_say, record=record if report else None)
     print(summary(conversion))
 
 
@@ -85,11 +110,26 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a value or leave the option out")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mindvlm-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    parser = _Parser(prog="mindvlm-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(*names: str, **options: Any) -> None:
+        if "action" not in options:
+            options["type"] = _filled
+        parser.add_argument(*names, **options)
+
     add(
         "--torch_ckpt_path",
         "--source",

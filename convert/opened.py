@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkpoint
+from mindvlm.convert.buffers import pack_buffers
 from mindvlm.convert.layered import LayeredSource, SelectedSource
 from mindvlm.convert.lora import Adapter, MergedSource, open_adapter
 from mindvlm.convert.model_config import read_config
 from mindvlm.convert.models import ConvertibleModel, detect_model
 from mindvlm.convert.plan import Plan
+from mindvlm.convert.vary_towers import COMPUTED
 from mindvlm.errors import UserError
 
-NAMING_KEY, ALIASES_KEY, METADATA_KEY = "mindvlm_naming", "mindvlm_aliases", "mindvlm_source_metadata"
+NAMING_KEY, ALIASES_KEY = "mindvlm_naming", "mindvlm_aliases"
+METADATA_KEY, BUFFERS_KEY = "mindvlm_source_metadata", "mindvlm_source_buffers"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Opened:
     config: Mapping[str, Any] | None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that something is read from."""
+        paths = [path for layer in self.layers for path in (layer.checkpoint.path, *layer.checkpoint.files)]
+        return tuple(dict.fromkeys((*paths, *(self.adapter.files if self.adapter else ()))))
+
+    @property
     def naming(self) -> str:
         """The naming that the way back leads to: what the base has, or had before it was converted to native names."""
         base = self.layers[0]
@@ -83,6 +92,30 @@ class Opened:
         except (ValueError, RecursionError):
             kept = None
         return {str(k): str(v) for k, v in kept.items()} if isinstance(kept, dict) else {"format": "pt"}
+
+    @property
+    def packed_buffers(self) -> str:
+        """Small computed tensors of the base that are dropped here, as a text for the converted file."""
+        base = self.layers[0]
+        if base.plan.table is self.model.native:
+            return base.checkpoint.metadata.get(BUFFERS_KEY, "")
+        return pack_buffers(base.checkpoint, [n for n, reason in base.plan.dropped.items() if reason == COMPUTED])
+
+    def default_target(self) -> Path:
+        """MODEL.ckpt beside the base, for a folder beside its weights."""
+        return self.layers[0].checkpoint.path.with_name(f"{self.model.name}.ckpt")
+
+    def parity_config(self) -> Mapping[str, Any]:
+        """The config.json that the reference is built from.
+
+        Raises:
+            UserError: none lies beside the base, and the sizes are not the released ones.
+        """
+        if self.config is not None:
+            return self.config
+        if _is_released(self.model, self.source.infos):
+            return self.model.released_config()
+        raise UserError(f"{self.source.path}: --verify logits needs the model's config.json; put it beside the weights")
 
     def way_back(self) -> Plan:
         """The plan from native names to those of the Hugging Face files: as the base had them, if it had such."""
@@ -139,7 +172,7 @@ def open_native(
             source, modified = _merge(found, source, adapter)
         if only:
             source = SelectedSource(source, _names_of_part(found, source.infos, only))
-        sizes = _sizes(found, source.infos, folder if target_infos else None)
+        sizes = _sizes(found, source.infos, folder, target_infos is not None)
         absent = [part.name for part in found.native.parts if not any(map(part.produces, source.infos))]
         yield Opened(found, layers, source, layered.origins, modified, adapter, sizes, tuple(absent), config)
 
@@ -150,14 +183,20 @@ def _layer(model: ConvertibleModel, checkpoint: Checkpoint, target_infos: Mappin
     return Layer(checkpoint, table.plan(checkpoint.infos, target_infos, partial=True, origin=origin))
 
 
-def _sizes(model: ConvertibleModel, infos: Mapping[str, TensorInfo], described_in: Path | None) -> str:
-    """What the shapes were checked against, in words."""
-    if described_in:
-        return f"those of {described_in / 'config.json'}"
+def _is_released(model: ConvertibleModel, infos: Mapping[str, TensorInfo]) -> bool:
     released = model.released_infos()
-    if all(name in released and info.shape == released[name].shape for name, info in infos.items()):
+    return all(name in released and info.shape == released[name].shape for name, info in infos.items())
+
+
+def _sizes(model: ConvertibleModel, infos: Mapping[str, TensorInfo], folder: Path, described: bool) -> str:
+    """What the shapes were checked against, in words."""
+    config = folder / "config.json"
+    if described:
+        return f"those of {config}"
+    if _is_released(model, infos):
         return f"those of the released {model.name}"
-    return f"not checked: they are not those of the released {model.name}, and no config.json lies beside the weights"
+    why = f"{config} does not describe a {model.name}" if config.exists() else "no config.json lies beside the weights"
+    return f"checked against each other only; they are not those of the released {model.name}, and {why}"
 
 
 def _merge(

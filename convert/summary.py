@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +45,9 @@ def summary(conversion: Conversion) -> str:
     lines.append(f"sizes: {opened.sizes}")
     lines.append(_totals(conversion))
     if conversion.copied:
-        lines.append(f"copied beside it: {', '.join(path.name for path in conversion.copied)}")
+        lines.append(f"copied beside it: {', '.join(copy.path.name for copy in conversion.copied)}")
+    elif conversion.request.to == "hf" and conversion.outputs:
+        lines.append("config.json and tokenizer do not lie beside the source; a model folder needs them too")
     if conversion.verified:
         lines.append(f"verified: {conversion.verified.describe()}")
     if conversion.parity:
@@ -82,7 +85,7 @@ def report_of(conversion: Conversion) -> dict[str, Any]:
             origins=_origins(conversion),
             statistics=conversion.statistics,
             absent_parts=opened.absent_parts,
-            outputs=[file_record(path) for path in conversion.outputs],
+            outputs=[dataclasses.replace(file_record(out.made), path=str(out.path)) for out in conversion.outputs],
             verification=_verification(conversion),
             seconds=conversion.seconds,
         )
@@ -98,7 +101,10 @@ def _origins(conversion: Conversion) -> Origins:
     origins: Origins = {name: layers[opened.origins[name]][name] for name in opened.source.infos}
     if opened.adapter:
         origins = add_origins(origins, opened.modified, len(layers))
-    return carry_origins(origins, conversion.way_out) if conversion.way_out else origins
+    if not conversion.way_out:
+        return origins
+    kept = {name: (Origin(0, (name,)),) for name in conversion.infos}
+    return kept | carry_origins(origins, conversion.way_out)
 
 
 def _options(conversion: Conversion) -> dict[str, Any]:
@@ -115,12 +121,12 @@ def _options(conversion: Conversion) -> dict[str, Any]:
 
 
 def _verification(conversion: Conversion) -> dict[str, Any] | None:
-    if conversion.verified is None:
+    if conversion.verified is None and conversion.failure is None:
         return None
-    record: dict[str, Any] = {
-        "source_tensors_equal": conversion.verified.num_source_tensors,
-        "planned_tensors_equal": conversion.verified.num_planned_tensors,
-    }
+    record: dict[str, Any] = {"passed": conversion.failure is None, "failure": conversion.failure}
+    if conversion.verified:
+        record["source_tensors_equal"] = conversion.verified.num_source_tensors
+        record["planned_tensors_equal"] = conversion.verified.num_planned_tensors
     if conversion.parity:
         record["logits"] = conversion.parity.record()
     return record
@@ -176,8 +182,8 @@ def _totals(conversion: Conversion) -> str:
     if not conversion.outputs:
         return f"nothing was written; {conversion.request.target} holds {totals}"
     if len(conversion.outputs) > 1:
-        return f"wrote {len(conversion.outputs)} files to {conversion.outputs[0].parent}: {totals}"
-    return f"wrote {conversion.outputs[0]}: {totals}"
+        return f"wrote {len(conversion.outputs)} files to {conversion.outputs[0].path.parent}: {totals}"
+    return f"wrote {conversion.outputs[0].path}: {totals}"
 
 
 def join_names(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def verify_conversion(
     opened: Opened,
     written: str | Path,
     *,
+    shown_as: str | Path | None = None,
     way_out: Plan | None = None,
+    buffers: TensorSource | None = None,
     dtype: str | None = None,
     progress: Progress | None = None,
 ) -> Verified:
@@ -60,7 +62,9 @@ def verify_conversion(
     Args:
         opened: the sources.
         written: what was written from them.
+        shown_as: what to call it in messages, if it lies elsewhere for the time being.
         way_out: the plan from native to written names; None if they are native.
+        buffers: tensors that were written beside those of `way_out`.
         dtype: what floating-point tensors were cast to; None if they were kept.
         progress: called with a name and the bytes compared.
 
@@ -68,10 +72,14 @@ def verify_conversion(
         UserError: a tensor is missing or superfluous, has another dtype or shape, or differs in a bit.
     """
     with open_checkpoint(written) as checkpoint:
+        written = shown_as or written
         native: TensorSource = checkpoint
         if way_out:
+            added = set(buffers.infos if buffers else ())
+            _Comparison(written, "kept from the source", dtype, progress)(buffers, checkpoint, sorted(added))
+            native = SelectedSource(checkpoint, [name for name in checkpoint.infos if name not in added])
             forward = way_out.table.reverse()
-            native = forward.plan(checkpoint.infos, partial=True, origin=str(written)).view(checkpoint)
+            native = forward.plan(native.infos, partial=True, origin=str(written)).view(native)
         _compare_names(opened.source, native, written)
         proved: set[str] = set()
         num_source_tensors = 0
@@ -94,7 +102,9 @@ class _Comparison:
     dtype: str | None
     progress: Progress | None
 
-    def __call__(self, expected: TensorSource, found: TensorSource, names: Iterable[str]) -> None:
+    def __call__(self, expected: TensorSource | None, found: TensorSource, names: Sequence[str]) -> None:
+        if not names:
+            return
         expected = CastSource(expected, self.dtype) if self.dtype else expected
         for name in names:
             if found.infos.get(name) != expected.infos[name]:

@@ -4,7 +4,7 @@ Readers list names, dtypes and shapes from headers and hand out one tensor, or a
 are read without executing them. Writers stream and leave a file under its name only when it is complete.
 """
 
-from mindvlm.checkpoint.atomic import atomic_file, check_writable
+from mindvlm.checkpoint.atomic import PendingFiles, atomic_file, check_writable, staging_folder
 from mindvlm.checkpoint.dtypes import DTYPES, FLOAT_DTYPES
 from mindvlm.checkpoint.files import open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
@@ -19,6 +19,7 @@ __all__ = [
     "CastSource",
     "Checkpoint",
     "MemorySource",
+    "PendingFiles",
     "RawTensor",
     "Target",
     "TensorInfo",
@@ -30,6 +31,7 @@ __all__ = [
     "open_checkpoint",
     "parse_size",
     "plan_target",
+    "staging_folder",
     "write_checkpoint",
     "write_safetensors",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +62,11 @@ class PendingFiles:
             file.flush()
             os.fsync(file.fileno())
 
+    def adopt(self, path: Path, made: Path) -> None:
+        """Have `made`, a complete file on the same disk, become `path`."""
+        check_writable(path)
+        self._partial[path] = made
+
     def remove(self, paths: Iterable[Path]) -> None:
         """Have these files removed when the new ones appear."""
         self._obsolete.extend(paths)
@@ -97,6 +104,34 @@ class PendingFiles:
             raise
         for aside in earlier.values():
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(beside: Path) -> Iterator[Path]:
+    """Make a hidden folder on the same disk as `beside`, a file or folder to come; it is removed at the end.
+
+    Files can be made and looked at there before `PendingFiles.adopt` lets them appear. One that a killed process left
+    for the same name is removed first.
+
+    Raises:
+        UserError: there is no place for it.
+    """
+    parent = beside.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    for entry in parent.glob(f".{glob.escape(beside.name)}.*.staging"):
+        number = entry.name.split(".")[-2]
+        if number.isdecimal() and not _runs_elsewhere(int(number)) and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+    folder = _hidden(parent / beside.name, "staging")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"{beside}: cannot be written ({error.strerror}); choose another output") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_stale_files(folder: Path, names: re.Pattern[str]) -> None:

@@ -22,7 +22,8 @@ _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler
 def find_weights(folder: Path) -> Path:
     """Return the weights file of a folder, or the index of its shards.
 
-    The four standard Hugging Face names come first; otherwise the one file with a weights ending.
+    The four standard Hugging Face names come first; otherwise the one file with a weights ending, beside which a
+    MindSpore .ckpt may lie.
 
     Raises:
         UserError: there is none, or several and no index says how they belong together.
@@ -35,8 +36,10 @@ def find_weights(folder: Path) -> Path:
         for entry in folder.iterdir()
         if entry.suffix in _ENDINGS and entry.name not in _NOT_WEIGHTS and not entry.name.startswith(".")
     )
-    if len(names) == 1:
-        return folder / names[0]
+    # a .ckpt may have been made here from the other file
+    originals = [name for name in names if not name.endswith(".ckpt")]
+    if len(names) == 1 or len(originals) == 1:
+        return folder / (originals or names)[0]
     if not names:
         raise UserError(f"{folder}: holds no weights; expected one of {', '.join(_STANDARD)} or a single weights file")
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -44,20 +47,24 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_index(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
-    """Read an index and the headers of all shards that it names.
+    """Read an index and the headers of all shards that it names; texts on which the shards agree become metadata.
 
     Raises:
         UserError: the index is damaged, names a file outside its folder or a missing shard, or disagrees with a shard.
     """
     weight_map = read_weight_map(path)
     shards: dict[str, dict[str, StoredTensor]] = {}
+    texts: dict[str, set[str]] = {}
     for shard in dict.fromkeys(weight_map.values()):
         file = path.parent / shard
         if not file.is_file():
             raise UserError(
                 f"{path}: names the shard {quoted(shard)}, which is not in the folder; download the missing file"
             )
-        shards[shard] = dict(read_file(file).tensors)
+        contents = read_file(file)
+        shards[shard] = dict(contents.tensors)
+        for key, text in contents.metadata.items():
+            texts.setdefault(key, set()).add(text)
     for name, shard in weight_map.items():
         if name not in shards[shard]:
             raise UserError(
@@ -69,7 +76,8 @@ def read_index(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
                 raise UserError(
                     f"{path}: does not list tensor {quoted(name)} of the shard {quoted(shard)}; download both again"
                 )
-    return Contents({name: tensor for tensors in shards.values() for name, tensor in tensors.items()})
+    tensors = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+    return Contents(tensors, {key: next(iter(found)) for key, found in texts.items() if len(found) == 1})
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

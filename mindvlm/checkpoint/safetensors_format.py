@@ -118,8 +118,7 @@ def stream_safetensors(
         raise UserError(f"{file.path}: {len(infos)} tensors are too many for one file; write shards")
     file.write(struct.pack("<Q", len(encoded)) + encoded)
     for info in infos:
-        for data in file.chunks(source, info.name, progress):
-            file.write(data)
+        file.write_tensor(source, info.name, 0, info.num_elements, progress)
 
 
 def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
@@ -127,7 +126,7 @@ def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
     code, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(code, str) or code not in _NAMES:
         raise UserError(
-            f"{path}: tensor {quoted(name)} has dtype {quoted(code)}, readable are {', '.join(_NAMES)}; {_REMEDY}"
+            f"{path}: tensor {quoted(name)} has dtype {quoted(code)}, readable are {', '.join(_NAMES)}; save it in one"
         )
     if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
         raise UserError(f"{path}: tensor {quoted(name)} has no valid shape and offsets; {_REMEDY}")

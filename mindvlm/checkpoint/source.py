@@ -14,7 +14,7 @@ from mindvlm.checkpoint.dtypes import DTYPES, cast_storage, is_float, item_size,
 from mindvlm.errors import UserError
 
 # Small enough to stay in the processor's cache between reading and writing, and for the allocator to reuse it.
-CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ _MAX_AXES = 32
 _MAX_BYTES = 1 << 62
 
 
+_MAX_OPEN_FILES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of bytes in a file."""
@@ -146,5 +149,7 @@ class Checkpoint(TensorSource):
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._files:
+            if len(self._files) == _MAX_OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
             self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return self._files[path]

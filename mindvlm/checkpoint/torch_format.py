@@ -178,7 +178,11 @@ def _run(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
     return Machine(file, calls=calls, storage=storage, known={*_KINDS, *_DTYPES}).run()
 
 
-def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: Any, first: Any, shape: Any, strides: Any, _grad: Any = None, _hooks: Any = None, flags: Any = None
+) -> _Tensor:
+    if flags:
+        raise PickleRefused("holds a negated or conjugated view, save it with .resolve_neg().resolve_conj()")
     if not (isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
         raise PickleRefused("describes a tensor in an unknown way")
     if len(shape) != len(strides) or len(shape) > _MAX_AXES or not all(map(_is_count, (first, *shape, *strides))):
@@ -187,13 +191,13 @@ def _rebuild_tensor(storage: Any, first: Any, shape: Any, strides: Any, *_: Any)
 
 
 def _rebuild_untyped(
-    storage: Any, first: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, kind: Any, *_: Any
+    storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, kind: Any, flags: Any = None
 ) -> _Tensor:
     dtype = _DTYPES.get(kind.name) if isinstance(kind, Global) else None
     if dtype is None or not isinstance(storage, _Storage):
         raise PickleRefused("describes a tensor in an unknown way")
     num_elements = storage.num_elements * item_size(storage.dtype) // item_size(dtype)
-    return _rebuild_tensor(_Storage(storage.key, dtype, num_elements), first, shape, strides)
+    return _rebuild_tensor(_Storage(storage.key, dtype, num_elements), first, shape, strides, grad, hooks, flags)
 
 
 def _is_count(value: Any) -> bool:

@@ -1,12 +1,13 @@
 """Folders: which file is the checkpoint, shards with an index, and indexes that lie."""
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mindvlm.checkpoint import open_checkpoint
+from mindvlm.checkpoint import open_checkpoint, write_checkpoint
 from mindvlm.errors import UserError
 
 SHARDS = {
@@ -56,6 +57,36 @@ def test_a_single_file_of_any_name(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"2 weights files \(other.safetensors, weights.safetensors\)"):
         open_checkpoint(tmp_path)
+
+
+def test_a_ckpt_made_from_the_one_other_file_is_not_meant(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "weights.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        write_checkpoint(tmp_path / "vary_toy.ckpt", checkpoint)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path.name == "weights.safetensors"
+
+
+def test_texts_on_which_the_shards_agree_are_kept(tmp_path):
+    for number, tensors in enumerate(SHARDS.items()):
+        save_file(tensors[1], tmp_path / tensors[0], metadata={"format": "pt", "number": str(number)})
+    weight_map = {name: file for file, tensors in SHARDS.items() for name in tensors}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.metadata == {"format": "pt"}
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    names = [f"model-{i:05}.safetensors" for i in range(40)]
+    for i, name in enumerate(names):
+        save_file({f"t{i}": torch.full((2,), i)}, tmp_path / name)
+    weight_map = {f"t{i}": name for i, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(2):
+            assert [int(checkpoint.read(f"t{i}").data[0]) for i in range(40)] == list(range(40))
+        assert len(os.listdir("/proc/self/fd")) <= before + 16
 
 
 def test_an_empty_folder(tmp_path):

@@ -74,7 +74,7 @@ def test_tied_weights_parameters_and_wrappers(protocol, legacy, tmp_path):
         ("parameters", parameters, parameters),
         ("attribute", {"a": marked}, {"a": marked.data}),
         ("wrapped", {"state_dict": state, "epoch": 1, "optimizer": {"state": {0: {"exp": torch.ones(2)}}}}, state),
-        ("tensor beside", {"model": state, "loss": torch.tensor(1.0), "args": [None, True, 1.5, b"x", "y"]}, state),
+        ("tensor beside", {"model": state, "loss": torch.tensor(1.0), "args": [None, True, 1.5, "y"]}, state),
         ("ordered", collections.OrderedDict(module=collections.OrderedDict(state)), state),
     ]:
         torch.save(saved, tmp_path / f"{name}.pt", **options)
@@ -92,6 +92,12 @@ def test_untyped_storages_shared_and_strided(dtype, legacy, tmp_path):
     with open_checkpoint(tmp_path / "x.pt") as checkpoint:
         for name, tensor in views.items():
             assert np.array_equal(checkpoint.read(name).data, tensor.contiguous().numpy()), name
+
+
+def test_a_negated_view_is_refused(tmp_path):
+    torch.save({"a": torch._neg_view(torch.ones(3))}, tmp_path / "in.pt")
+    with pytest.raises(UserError, match="negated"):
+        open_checkpoint(tmp_path / "in.pt")
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.complex64), torch.ones(2).to(torch.float8_e4m3fn),

@@ -71,6 +71,22 @@ def test_the_way_back_gives_the_same_file(naming, middle, tmp_path):
     assert back.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.parametrize("middle", ["middle.safetensors", "middle.ckpt"])
+def test_computed_buffers_come_back_too(middle, tmp_path):
+    tensors = dict(random_tensors(hf_shapes(SMALL)))
+    position_ids = np.arange(257, dtype=np.int64)[None]
+    tensors["transformer.vision_tower.vision_model.embeddings.position_ids"] = position_ids
+    tensors["transformer.rotary_emb.inv_freq"] = np.linspace(1, 0, 64, dtype=np.float32)
+    for layer in range(2):
+        tensors[f"transformer.h.{layer}.attn.masked_bias"] = np.float16(-1e4)
+    source, back = tmp_path / "in.safetensors", tmp_path / "back.safetensors"
+    write_checkpoint(source, MemorySource(tensors))
+    assert run("--torch_ckpt_path", source, "--mindspore_ckpt_path", tmp_path / middle, "--verify") == 0
+    arguments = ["--torch_ckpt_path", tmp_path / middle, "--mindspore_ckpt_path", back, "--to", "hf", "--verify"]
+    assert run(*arguments, "--report", tmp_path / "report.json") == 0
+    assert contents(back) == contents(source)
+
+
 def test_mindocr_files_become_hugging_face_files(tmp_path):
     tensors = random_tensors(hf_shapes(SMALL))
     back = tmp_path / "back.safetensors"
@@ -308,7 +324,7 @@ def test_a_stopped_conversion_leaves_nothing(kind, tmp_path):
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "out.ckpt")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "reading\n"
-        assert any(name.endswith(".partial") for name in os.listdir(tmp_path))
+        assert any(name.endswith(".staging") for name in os.listdir(tmp_path))
         process.send_signal(kind)
         assert process.wait(20) == 130
         assert process.stderr.read() == "interrupted: nothing was kept\n"
@@ -319,9 +335,58 @@ def test_a_killed_conversion_is_cleaned_up_by_the_next(tmp_path):
     source = write(tmp_path / "in.safetensors", hf_shapes(SMALL))
     stale = subprocess.Popen(["true"])
     stale.wait()
-    (tmp_path / f".out.ckpt.{stale.pid}.partial").write_bytes(b"half")
+    (tmp_path / f".out.ckpt.{stale.pid}.staging").mkdir()
+    (tmp_path / f".out.ckpt.{stale.pid}.staging" / "out.ckpt").write_bytes(b"half")
     convert(Request(sources=(source,), target=tmp_path / "out.ckpt"))
     assert sorted(os.listdir(tmp_path)) == ["in.safetensors", "out.ckpt"]
+
+
+@pytest.mark.parametrize("kind", ["in.safetensors", "out.safetensors"])
+def test_a_report_never_replaces_weights(kind, tmp_path, capsys):
+    source = write(tmp_path / "in.safetensors", hf_shapes(SMALL))
+    before = source.read_bytes()
+    arguments = ["--torch_ckpt_path", source, "--mindspore_ckpt_path", tmp_path / "out.safetensors"]
+    assert run(*arguments, "--report", tmp_path / kind) == 2
+    assert "give the report a name of its own" in capsys.readouterr().err
+    assert source.read_bytes() == before and os.listdir(tmp_path) == ["in.safetensors"]
+
+
+def test_what_fails_its_proof_replaces_nothing_and_is_reported(tmp_path, monkeypatch, capsys):
+    source = write(tmp_path / "in.safetensors", hf_shapes(SMALL))
+    target, report = tmp_path / "out.safetensors", tmp_path / "report.json"
+    target.write_bytes(b"an earlier one")
+
+    def refuse(*arguments, **options):
+        raise UserError("tensor x differs")
+
+    monkeypatch.setattr("mindvlm.convert.conversion.verify_conversion", refuse)
+    arguments = ["--torch_ckpt_path", source, "--mindspore_ckpt_path", target, "--verify", "--report", report]
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == "error: tensor x differs\n"
+    assert target.read_bytes() == b"an earlier one"
+    assert json.loads(report.read_text())["verification"] == {"passed": False, "failure": "tensor x differs"}
+    assert sorted(os.listdir(tmp_path)) == ["in.safetensors", "out.safetensors", "report.json"]
+
+
+def test_the_companions_belong_to_the_weights_they_lie_beside(tmp_path):
+    target = tmp_path / "hf"
+    for text in ('{"first": 1}', '{"second": 2}'):
+        folder = tmp_path / f"source{len(text)}"
+        folder.mkdir()
+        write(folder / "model.safetensors", {n: s for n, s in hf_shapes(SMALL).items() if "mm_projector" in n})
+        (folder / "tokenizer.json").write_text(text)
+        assert run("--torch_ckpt_path", folder, "--mindspore_ckpt_path", target, "--to", "hf") == 0
+        assert (target / "tokenizer.json").read_text() == text
+
+
+@pytest.mark.parametrize("option", ["--target", "--merge_lora", "--max_shard_size", "--report", "--only"])
+def test_an_empty_value_is_an_error(option, tmp_path, capsys):
+    source = write(tmp_path / "in.safetensors", hf_shapes(SMALL))
+    with pytest.raises(SystemExit) as stop:
+        run("--torch_ckpt_path", source, option, "")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "is empty" in error and error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["in.safetensors"]
 
 
 def test_two_models_in_one_file_are_an_error(tmp_path):

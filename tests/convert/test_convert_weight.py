@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert import convert_weight, vary
+from mindvlm.convert import convert_weight
+from mindvlm.convert.models import native_view
 from mindvlm.convert.reference.vary_layout import vary_toy_config
 from tests.convert.vary_names import SMALL, hf_shapes
 
@@ -44,7 +45,7 @@ def write_source(path, tensors):
 
 
 def native(tensors, dtype=torch.float32) -> dict[str, np.ndarray]:
-    view = vary.native_view(MemorySource({name: tensor.to(dtype).numpy() for name, tensor in tensors.items()}))
+    view = native_view(MemorySource({name: tensor.to(dtype).numpy() for name, tensor in tensors.items()}))
     return {name: view.read(name).data for name in view.infos}
 
 
@@ -162,7 +163,7 @@ def test_one_line_errors(arguments, message, tensors, tmp_path, capsys):
 def test_the_disk_is_asked_before_writing(tensors, tmp_path, monkeypatch, capsys):
     write_source(tmp_path / "in.bin", tensors)
     usage = type(shutil.disk_usage(tmp_path))
-    monkeypatch.setattr("mindvlm.convert.conversion.shutil.disk_usage", lambda path: usage(10, 5, 5))
+    monkeypatch.setattr("mindvlm.convert.publishing.shutil.disk_usage", lambda path: usage(10, 5, 5))
     assert run("--torch_ckpt_path", tmp_path / "in.bin") == 2
     assert "make room" in capsys.readouterr().err
 
