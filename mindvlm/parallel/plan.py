@@ -1,0 +1,191 @@
+"""Which Cells of a model are divided over tensor-parallel ranks, and how: applied to a model that is built already."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mindspore import Parameter, nn
+
+from mindvlm.errors import UserError
+from mindvlm.models.common.linear import TiedHead
+from mindvlm.models.common.norm import LayerNorm, RMSNorm
+from mindvlm.parallel.layers import (
+    ColumnParallelLinear,
+    EnteringLayerNorm,
+    EnteringRMSNorm,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    VocabParallelHead,
+    VocabParallelTiedHead,
+)
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.sharding import ShardSpec
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the Cells whose dotted name matches `pattern` to its end.
+
+    Kinds: "enter" a norm before column-parallel layers; "column", "row" Linears; "vocabulary" the token embedding;
+    "head" a Linear or TiedHead over the vocabulary; "heads" anything with `num_heads` or a config of
+    `num_attention_heads`, which is divided; "partial" parameters of a Cell that every rank holds whole and uses for its
+    own heads, so that their gradients are summed over the ranks.
+    """
+
+    pattern: str
+    kind: Literal["enter", "column", "row", "vocabulary", "head", "heads", "partial"]
+    num_sections: int = 1
+
+
+DECODER = (
+    Rule(r"language_model", "heads"),
+    Rule(r"language_model\.embed_positions", "heads"),
+    Rule(r"language_model\.embed_tokens", "vocabulary"),
+    Rule(r"language_model\.layers\.\d+\.(input|post_attention)_layernorm", "enter"),
+    Rule(r"language_model\.layers\.\d+\.self_attn", "heads"),
+    Rule(r"language_model\.layers\.\d+\.self_attn\.[qkv]_proj", "column"),
+    Rule(r"language_model\.layers\.\d+\.mlp\.(gate_proj|up_proj|fc1)", "column"),
+    Rule(r"language_model\.layers\.\d+\.(self_attn\.o_proj|mlp\.(down_proj|fc2))", "row"),
+    Rule(r"language_model\.norm", "enter"),
+    Rule(r"language_model\.lm_head", "head"),
+)
+"""The causal language model of every family."""
+
+VISION_TRANSFORMER = (
+    Rule(r"vision_tower\.encoder\.layers\.\d+\.layer_norm[12]", "enter"),
+    Rule(r"vision_tower\.encoder\.layers\.\d+\.self_attn", "heads"),
+    Rule(r"vision_tower\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|mlp\.fc1)", "column"),
+    Rule(r"vision_tower\.encoder\.layers\.\d+\.(self_attn\.out_proj|mlp\.fc2)", "row"),
+)
+"""CLIP's tower."""
+
+VISION_VOCABULARY = (
+    Rule(r"vision_vocabulary\.blocks\.\d+\.norm[12]", "enter"),
+    Rule(r"vision_vocabulary\.blocks\.\d+\.attn", "heads"),
+    Rule(r"vision_vocabulary\.blocks\.\d+\.attn", "partial"),
+    Rule(r"vision_vocabulary\.blocks\.\d+\.attn\.qkv", "column", num_sections=3),
+    Rule(r"vision_vocabulary\.blocks\.\d+\.mlp\.lin1", "column"),
+    Rule(r"vision_vocabulary\.blocks\.\d+\.(attn\.proj|mlp\.lin2)", "row"),
+)
+"""The SAM tower of Vary; its tables of relative positions are the same for all heads."""
+
+
+@dataclass
+class ParallelModel:
+    """What the rest of the program needs to know about a divided model.
+
+    Attributes:
+        specs: for each divided parameter, the rank's part; parameters that are missing are whole on every rank.
+        partial: names of whole parameters whose gradients must be summed over the tensor-parallel ranks.
+    """
+
+    specs: dict[str, ShardSpec] = field(default_factory=dict)
+    partial: set[str] = field(default_factory=set)
+
+
+def apply_tensor_parallel(model: nn.Cell, plan: tuple[Rule, ...], mesh: Mesh) -> ParallelModel:
+    """Replaces the Cells that the plan names by their parallel kind, before weights are filled.
+
+    Order and `requires_grad` of the parameters stay, and they are named after their place in the model, on one rank,
+    too. A replaced Cell is replaced wherever the model refers to it.
+    Rules that match nothing are allowed: a model may lack a tower.
+
+    Raises:
+        UserError: a size cannot be divided by `mesh.tp`.
+    """
+    result = ParallelModel()
+    name_by_place(model)
+    if mesh.tp == 1:
+        return result
+    cells = list(model.cells_and_names())
+    # embeddings first: a tied head needs the new one
+    order = sorted(plan, key=lambda rule: rule.kind == "head")
+    for rule in order:
+        for name, cell in cells:
+            if not re.fullmatch(rule.pattern, name):
+                continue
+            if rule.kind == "heads":
+                divide_heads(name, cell, mesh)
+            elif rule.kind == "partial":
+                result.partial.update(parameter.name for parameter in own_parameters(cell))
+            else:
+                result.specs.update(divided_parameters(cell, rule, mesh))
+                new = build_parallel_cell(cell, rule.kind, mesh)
+                for before, after in zip(own_parameters(cell), own_parameters(new), strict=True):
+                    after.requires_grad = before.requires_grad
+                replace_everywhere(model, cell, new)
+    name_by_place(model)
+    return result
+
+
+def name_by_place(model: nn.Cell) -> None:
+    """Names every parameter after the first place it has in the model; MindSpore names it after the last one."""
+    for name, parameter in model.parameters_and_names():
+        parameter.name = name
+
+
+def own_parameters(cell: nn.Cell) -> list[Parameter]:
+    return list(cell.get_parameters(expand=False))
+
+
+AXES = {
+    "enter": {},
+    "column": {"weight": 0, "bias": 0},
+    "row": {"weight": 1},
+    "vocabulary": {"weight": 0},
+    "head": {"weight": 0, "bias": 0},
+}
+"""The axis along which each kind divides its parameters."""
+
+
+def divided_parameters(cell: nn.Cell, rule: Rule, mesh: Mesh) -> dict[str, ShardSpec]:
+    """Name and part of every parameter of the Cell that the rule divides, checked against its size."""
+    specs = {}
+    for parameter in own_parameters(cell):
+        axis = AXES[rule.kind].get(parameter.name.rsplit(".", 1)[-1])
+        if axis is not None:
+            spec = ShardSpec(axis=axis, index=mesh.tp_rank, count=mesh.tp, num_sections=rule.num_sections)
+            spec.check(parameter.name, parameter.shape[axis])
+            specs[parameter.name] = spec
+    return specs
+
+
+def build_parallel_cell(cell: nn.Cell, kind: str, mesh: Mesh) -> nn.Cell:
+    """The parallel Cell of the same sizes as a plain one."""
+    if isinstance(cell, TiedHead):
+        return VocabParallelTiedHead(cell.embedding, mesh=mesh)
+    dtype = cell.weight.dtype
+    if kind == "enter":
+        norms = {RMSNorm: EnteringRMSNorm, LayerNorm: EnteringLayerNorm}
+        return norms[type(cell)](cell.weight.shape[0], eps=norm_epsilon(cell), mesh=mesh, dtype=dtype)
+    if kind == "vocabulary":
+        return VocabParallelEmbedding(*cell.weight.shape, mesh=mesh, dtype=dtype)
+    linears = {"column": ColumnParallelLinear, "row": RowParallelLinear, "head": VocabParallelHead}
+    return linears[kind](cell.in_features, cell.out_features, mesh=mesh, has_bias=cell.has_bias, dtype=dtype)
+
+
+def norm_epsilon(norm: RMSNorm | LayerNorm) -> float:
+    return norm.layer_norm.epsilon if isinstance(norm, LayerNorm) else norm.eps
+
+
+def replace_everywhere(model: nn.Cell, old: nn.Cell, new: nn.Cell) -> None:
+    """Puts `new` wherever a Cell of the model refers to `old`."""
+    for _, parent in list(model.cells_and_names()):
+        for attribute, child in list(parent.name_cells().items()):
+            if child is old:
+                setattr(parent, attribute, new)
+
+
+def divide_heads(name: str, cell: nn.Cell, mesh: Mesh) -> None:
+    """Leaves the rank its part of the heads, in the Cell and in its own copy of the config."""
+    config = getattr(cell, "config", None)
+    num_heads = getattr(cell, "num_heads", None) or getattr(config, "num_attention_heads", None)
+    if num_heads is None:
+        return
+    if num_heads % mesh.tp:
+        raise UserError(f"parallel.tp is {mesh.tp} but {name} has {num_heads} heads; choose a tp that divides them")
+    if hasattr(cell, "num_heads"):
+        cell.num_heads = num_heads // mesh.tp
+    if hasattr(config, "num_attention_heads"):
+        cell.config = dataclasses.replace(config, num_attention_heads=num_heads // mesh.tp)

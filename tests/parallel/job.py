@@ -1,0 +1,55 @@
+"""What the processes of a test do: msrun ... job.py <folder> <layouts>; without msrun, one process is a layout, too.
+
+Each layout trains and leaves its full tensors in `<layout>.safetensors` and what it measured in `<layout>.json`. One
+whose name ends in "_resumed" starts from `half_way.safetensors` and trains the second half.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from mindvlm.parallel.environment import limit_threads
+from mindvlm.parallel.failure import ends_all_ranks
+
+LAYOUTS = {
+    "single": ("qwen", {}),
+    "single_opt": ("opt", {}),
+    "dp2": ("qwen", {"dp": 2}),
+    "dp2_zero2": ("qwen", {"dp": 2, "zero": 2}),
+    "tp2": ("qwen", {"tp": 2}),
+    "tp2_opt": ("opt", {"tp": 2}),
+    "dp2_tp2": ("qwen", {"dp": 2, "tp": 2}),
+    "dp2_tp2_zero1_resumed": ("qwen", {"dp": 2, "tp": 2, "zero": 1}),
+    "dp4_zero1": ("qwen", {"dp": 4, "zero": 1}),
+    "dp2_tp2_zero2_opt": ("opt", {"dp": 2, "tp": 2, "zero": 2}),
+    "tp4": ("qwen", {"tp": 4}),
+}
+NUM_STEPS = 20
+HALF_WAY = "half_way.safetensors"
+
+
+def main(folder: Path, names: list[str]) -> None:
+    from mindvlm import runtime
+    from mindvlm.parallel.config import ParallelConfig
+    from mindvlm.parallel.mesh import create_mesh, init_parallel
+    from tests.parallel.tiny_training import TinyTraining
+
+    runtime.start(runtime.RuntimeConfig(device="cpu"))
+    configs = [ParallelConfig(**LAYOUTS[name][1]) for name in names]
+    rank = init_parallel(configs[0]).rank
+    for name, parallel in zip(names, configs, strict=True):
+        training = TinyTraining(LAYOUTS[name][0], parallel, create_mesh(parallel, rank=rank, device="CPU"))
+        is_resumed = name.endswith("_resumed")
+        if is_resumed:
+            training.load(folder / HALF_WAY)
+        results = training.run(NUM_STEPS // 2 if is_resumed else 0, NUM_STEPS)
+        report = {"results": results, "state_bytes": training.state_bytes}
+        training.save(folder / f"{name}.safetensors")
+        if rank == 0:
+            (folder / f"{name}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    limit_threads()
+    with ends_all_ranks():
+        main(Path(sys.argv[1]), sys.argv[2:])

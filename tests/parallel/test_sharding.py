@@ -1,0 +1,93 @@
+"""Parts of tensors: taken, read from a file, joined again."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindvlm.checkpoint import MemorySource
+from mindvlm.config import build_config
+from mindvlm.errors import UserError
+from mindvlm.parallel import sharding
+from mindvlm.parallel.config import ParallelConfig
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.sharding import ShardSpec, read_shard
+
+
+@given(
+    axis=st.integers(0, 2),
+    count=st.integers(1, 4),
+    num_sections=st.integers(1, 3),
+    sizes=st.tuples(*[st.integers(1, 3)] * 3),
+)
+def test_parts_are_disjoint_cover_all_and_can_be_read_alone(axis, count, num_sections, sizes):
+    shape = tuple(size * (count * num_sections if i == axis else 1) for i, size in enumerate(sizes))
+    full = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    specs = [ShardSpec(axis=axis, index=i, count=count, num_sections=num_sections) for i in range(count)]
+    parts = [spec.take(full) for spec in specs]
+    np.testing.assert_array_equal(specs[0].join(parts), full)
+    source = MemorySource({"x": full})
+    for spec, part in zip(specs, parts, strict=True):
+        np.testing.assert_array_equal(read_shard(source, "x", spec), part)
+        assert spec.full_shape(part.shape) == shape
+
+
+def test_every_section_gives_its_part():
+    full = np.arange(12)  # query 0..3, key 4..7, value 8..11
+    assert ShardSpec(axis=0, index=1, count=2, num_sections=3).take(full).tolist() == [2, 3, 6, 7, 10, 11]
+
+
+def test_columns_are_read_in_blocks_of_rows(monkeypatch):
+    monkeypatch.setattr(sharding, "CHUNK_BYTES", 100)
+    full = np.arange(60, dtype=np.float32).reshape(10, 6)
+    source = MemorySource({"x": full})
+    largest = []
+    read_range = source.read_range
+    monkeypatch.setattr(source, "read_range", lambda name, a, b: largest.append(b - a) or read_range(name, a, b))
+    part = read_shard(source, "x", ShardSpec(axis=1, index=2, count=3))
+    np.testing.assert_array_equal(part, full[:, 4:])
+    assert max(largest) * 4 <= 100
+
+
+def test_a_size_that_cannot_be_divided_is_refused():
+    with pytest.raises(UserError, match=r"parallel.tp is 4 but w is 6 long on axis 0; choose a tp that divides it"):
+        ShardSpec(axis=0, index=0, count=4).check("w", 6)
+
+
+def test_neighbouring_ranks_share_a_replica():
+    meshes = [Mesh(dp=2, tp=3, rank=rank) for rank in range(6)]
+    assert [(m.dp_rank, m.tp_rank) for m in meshes] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert meshes[4].dp_ranks == [1, 4] and meshes[4].tp_ranks == [3, 4, 5]
+    assert meshes[1].dp_group == meshes[4].dp_group != meshes[3].dp_group
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"dp": 0}, "parallel: dp is 0 and tp is 1; expected at least 1 each"),
+        ({"zero": 1}, "parallel.zero is 1 but dp is 1"),
+        ({"dp": 2, "zero": 3}, "config key 'parallel.zero' is 3; expected 0 or 1 or 2"),
+        ({"pp": 2}, "unknown config key 'parallel.pp'; did you mean"),
+    ],
+)
+def test_impossible_sections_are_refused(section, message):
+    with pytest.raises(UserError) as error:
+        build_config(ParallelConfig, section, "parallel")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "section, num_processes, message",
+    [
+        ({"dp": 2, "tp": 2}, 2, "dp 2 x tp 2 needs 4 processes but 2 run; .* --worker_num=4"),
+        ({"tp": 2}, 1, "dp 1 x tp 2 needs 2 processes but only this one runs; .* --worker_num=2"),
+        ({}, 2, "dp 1 x tp 1 needs 1 process but 2 run; .* without msrun"),
+    ],
+)
+def test_another_number_of_processes_is_refused(section, num_processes, message):
+    with pytest.raises(UserError, match=message):
+        ParallelConfig(**section).check_world_size(num_processes)
+
+
+def test_the_right_number_of_processes_is_accepted():
+    ParallelConfig(dp=2, tp=4).check_world_size(8)

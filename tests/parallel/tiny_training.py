@@ -1,0 +1,199 @@
+"""A decoder of a few thousand weights and its training on any mesh."""
+
+import zlib
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindvlm.checkpoint import MemorySource, open_checkpoint
+from mindvlm.checkpoint.safetensors_format import write_safetensors
+from mindvlm.models.common.decoder import CausalLM, DecoderConfig
+from mindvlm.models.common.loss import IGNORED_LABEL
+from mindvlm.models.common.rotary import inverse_frequencies
+from mindvlm.parallel.buckets import make_buckets
+from mindvlm.parallel.config import ParallelConfig
+from mindvlm.parallel.gradients import GradientSync
+from mindvlm.parallel.loss import VocabParallelNextTokenLoss
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.plan import DECODER, ParallelModel, apply_tensor_parallel, name_by_place
+from mindvlm.parallel.sharding import ShardSpec, read_shard
+from mindvlm.parallel.state import HostGather, full_optimizer_state, full_weights, load_optimizer_state
+from mindvlm.parallel.zero import ShardedAdamW
+from mindvlm.training.optimizer import AdamW, OptimizerConfig
+
+BATCH_SIZE, LENGTH, LEARNING_RATE = 4, 12, 2e-3
+MAX_GRAD_NORM = 0.5
+SIZES = dict(vocab_size=44, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, head_dim=4)
+CONFIGS = {
+    "qwen": DecoderConfig(**SIZES, intermediate_size=24),
+    "opt": DecoderConfig(
+        **SIZES,
+        intermediate_size=24,
+        norm="layer_norm",
+        position="learned",
+        max_position_embeddings=LENGTH,
+        mlp="plain",
+        hidden_act="relu",
+        o_bias=True,
+        tie_word_embeddings=True,
+    ),
+}
+# Without a rotation the key biases have no gradient but rounding errors; a larger eps keeps AdamW from amplifying them.
+OPTIMIZER = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1, eps=1e-5)
+
+
+class SummedLoss(nn.Cell):
+    """Sum of the token losses and their number, from the states before the head."""
+
+    def __init__(self, head: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.head = head
+
+    def construct(self, states, labels):
+        log_probabilities = ops.log_softmax(self.head(states[:, :-1]).reshape((-1, SIZES["vocab_size"])), -1)
+        target = labels[:, 1:].reshape((-1, 1))
+        counted = (target != IGNORED_LABEL).astype(ms.float32)
+        picked = ops.gather_elements(log_probabilities, 1, ops.clamp(target, 0, SIZES["vocab_size"] - 1))
+        return -(picked * counted).sum(), counted.sum()
+
+
+class TinyModel(nn.Cell):
+    """ids, labels (B, L) int32 -> sum of the token losses, their number."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.language_model = CausalLM(config)
+        self.loss = SummedLoss(self.language_model.lm_head)
+
+    def construct(self, ids, labels, inv_freq):
+        return self.loss(self.language_model(self.language_model.embed_tokens(ids), inv_freq), labels)
+
+
+class TinyStep(nn.Cell):
+    """One step as a trainer writes it: sum over replicas, divide by all labels, clip, update."""
+
+    def __init__(self, model: nn.Cell, parallel: ParallelConfig, mesh: Mesh, divided: ParallelModel):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        parameters = model.trainable_params()
+        buckets = make_buckets(
+            parameters,
+            decays=[OPTIMIZER.decays(p.name) for p in parameters],
+            is_divided=[p.name in divided.specs for p in parameters],
+            mesh=mesh,
+            max_elements=1000,
+        )
+        takes_chunks = parallel.zero == 2
+        self.sync = GradientSync(parameters, buckets, mesh, partial=divided.partial, keep_chunks=takes_chunks)
+        if parallel.zero:
+            self.optimizer = ShardedAdamW(parameters, buckets, OPTIMIZER, mesh, takes_chunks=takes_chunks)
+        else:
+            self.optimizer = AdamW(parameters, OPTIMIZER)
+        self.loss_and_gradients = ops.value_and_grad(model, None, self.optimizer.parameters, has_aux=True)
+
+    def construct(self, learning_rate, ids, labels, inv_freq):
+        (loss, count), gradients = self.loss_and_gradients(ids, labels, inv_freq)
+        count = self.sync.total(count)
+        gradients = self.sync(gradients)
+        norm = self.sync.norm(gradients) / count
+        scale = ops.minimum(MAX_GRAD_NORM / (norm + 1e-6), ops.ones_like(norm)) / count
+        scaled = ()
+        for gradient in gradients:
+            scaled = scaled + (gradient * scale,)
+        return ops.depend(self.sync.total(loss) / count, self.optimizer(scaled, learning_rate)), norm
+
+
+class TinyTraining:
+    """A model on a mesh, ready to train; weights and batches depend on names and numbers alone."""
+
+    def __init__(self, dialect: str, parallel: ParallelConfig, mesh: Mesh):
+        self.mesh = mesh
+        config = CONFIGS[dialect]
+        self.model = TinyModel(config)
+        self.divided = apply_tensor_parallel(self.model, DECODER, mesh)
+        if mesh.tp > 1:
+            self.model.loss = VocabParallelNextTokenLoss(self.model.language_model.lm_head, config.vocab_size, mesh)
+            name_by_place(self.model)
+        for parameter in self.model.get_parameters():
+            parameter.set_data(Tensor(self.initial(parameter)))
+        self.model.set_train()
+        self.step = TinyStep(self.model, parallel, mesh, self.divided)
+        self.inv_freq = Tensor(inverse_frequencies(config.head_dim, config.rope_theta))
+
+    def initial(self, parameter: ms.Parameter) -> np.ndarray:
+        spec = self.divided.specs.get(parameter.name)
+        shape = tuple(parameter.shape) if spec is None else spec.full_shape(tuple(parameter.shape))
+        values = np.random.default_rng(zlib.crc32(parameter.name.encode())).standard_normal(shape) * 0.3
+        values = (values + ("norm" in parameter.name)).astype(np.float32)
+        return values if spec is None else spec.take(values)
+
+    def run(self, first: int, last: int) -> list[tuple[float, float]]:
+        """Loss and gradient norm of the steps [first, last)."""
+        results = []
+        for number in range(first, last):
+            ids, labels = batch(number)
+            rows = slice(
+                self.mesh.dp_rank * BATCH_SIZE // self.mesh.dp, (self.mesh.dp_rank + 1) * BATCH_SIZE // self.mesh.dp
+            )
+            rate = Tensor(LEARNING_RATE * (1 + number % 3), ms.float32)
+            loss, norm = self.step(rate, Tensor(ids[rows]), Tensor(labels[rows]), self.inv_freq)
+            results.append((float(loss.asnumpy()), float(norm.asnumpy())))
+        return results
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the moments in this process."""
+        return sum(p.nbytes for kind in (self.optimizer.moment1, self.optimizer.moment2) for p in kind)
+
+    @property
+    def optimizer(self) -> AdamW | ShardedAdamW:
+        return self.step.optimizer
+
+    def undivided_state(self) -> list[ms.Parameter]:
+        """The moments of an optimizer that every replica holds, under the names they have in files."""
+        named = []
+        for kind in ("moment1", "moment2"):
+            for parameter, moment in zip(self.optimizer.parameters, getattr(self.optimizer, kind), strict=True):
+                moment.name = f"{kind}.{parameter.name}"
+                named.append(moment)
+        return named
+
+    def save(self, path: Path) -> None:
+        """Full weights and optimizer state; every rank takes part, the first one writes."""
+        host = HostGather(self.mesh)
+        tensors = dict(full_weights(list(self.model.get_parameters()), self.divided.specs, host))
+        if isinstance(self.optimizer, ShardedAdamW):
+            tensors.update(full_optimizer_state(self.optimizer, self.divided.specs, host))
+        else:
+            tensors.update(full_weights(self.undivided_state(), self.state_specs, host))
+        tensors["num_updates"] = self.optimizer.num_updates.asnumpy().reshape((1,))
+        if self.mesh.is_first:
+            write_safetensors(path, MemorySource(tensors), metadata={})
+
+    def load(self, path: Path) -> None:
+        """The rank's part of what any layout saved."""
+        with open_checkpoint(path) as source:
+            for parameter in self.model.get_parameters():
+                part = read_shard(source, parameter.name, self.divided.specs.get(parameter.name))
+                parameter.set_data(Tensor(part))
+            if isinstance(self.optimizer, ShardedAdamW):
+                load_optimizer_state(self.optimizer, self.divided.specs, self.mesh, lambda name: source.read(name).data)
+            else:
+                for moment in self.undivided_state():
+                    moment.set_data(Tensor(read_shard(source, moment.name, self.state_specs.get(moment.name))))
+            self.optimizer.num_updates.set_data(Tensor(source.read("num_updates").data[0]))
+
+    @property
+    def state_specs(self) -> dict[str, ShardSpec]:
+        return {f"{kind}.{name}": s for kind in ("moment1", "moment2") for name, s in self.divided.specs.items()}
+
+
+def batch(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels of step `number`; the rows have 2, 4, 7 and 11 labels, so that replicas must be weighted."""
+    ids = np.random.default_rng(number).integers(0, SIZES["vocab_size"], (BATCH_SIZE, LENGTH)).astype(np.int32)
+    labels = ids.copy()
+    for row, num_labels in enumerate((2, 4, 7, 11)):
+        labels[row, : LENGTH - num_labels] = IGNORED_LABEL
+    return ids, labels
