@@ -5,18 +5,18 @@ Source of the fields and of their meaning: peft/tuners/lora/config.py and layer.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindvlm.convert.model_config import read_config_file, shown, shown_name
 from mindvlm.errors import UserError
 
 CONFIG_NAME = "adapter_config.json"
-_MAX_CONFIG_BYTES = 1024 * 1024
 _MAX_PATTERN_CHARACTERS = 512
 _MAX_REPETITIONS = 3
 _PLAIN_INITIALISATIONS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -102,23 +102,25 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     Raises:
         UserError: missing, unreadable, not a LoRA adapter, or one of a kind whose merge is not a sum with B @ A.
     """
-    fields = _read_object(path)
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: no such file; a PEFT adapter needs it beside its weights")
+    fields = read_config_file(path, remedy="copy the adapter again")
     kind = fields.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{path}: peft_type is {_shown(kind)}, only 'LORA' can be merged; {_MERGE_WITH_PEFT}")
+        raise UserError(f"{path}: peft_type is {shown(kind)}, only 'LORA' can be merged; {_MERGE_WITH_PEFT}")
     for name, value in fields.items():
         if value in (None, False) or value == {} or value == []:
             continue
         if name not in _UNDERSTOOD | _WITHOUT_EFFECT:
-            raise UserError(f"{path}: {name} is set to {_shown(value)}, which cannot be merged; {_MERGE_WITH_PEFT}")
+            raise UserError(f"{path}: {shown_name(name)} is {shown(value)}, which cannot be merged; {_MERGE_WITH_PEFT}")
     start = fields.get("init_lora_weights", True)
     if start not in _PLAIN_INITIALISATIONS:
         raise UserError(
-            f"{path}: init_lora_weights is {_shown(start)}, which changes the base weights before training; "
+            f"{path}: init_lora_weights is {shown(start)}, which changes the base weights before training; "
             f"save the adapter as plain LoRA (path_initial_model_for_weight_conversion) or {_MERGE_WITH_PEFT}"
         )
     if fields.get("bias", "none") not in ("none", "all", "lora_only"):
-        raise UserError(f"{path}: bias is {_shown(fields['bias'])}; expected 'none', 'all' or 'lora_only'")
+        raise UserError(f"{path}: bias is {shown(fields['bias'])}; expected 'none', 'all' or 'lora_only'")
     return AdapterConfig(
         path=path,
         rank=_rank(path, "r", fields.get("r")),
@@ -132,46 +134,28 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_CONFIG_BYTES} bytes, not a config; copy the adapter again")
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a PEFT adapter needs it beside its weights") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check path and permissions") from error
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON; copy the adapter again") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: not a table of settings; copy the adapter again")
-    return fields
-
-
 def _rank(path: Path, name: str, value: Any) -> int:
     if type(value) is not int or not 0 < value < 1 << 31:
-        raise UserError(f"{path}: {name} is {_shown(value)}; expected a positive whole number")
+        raise UserError(f"{path}: {name} is {shown(value)}; expected a positive whole number")
     return value
 
 
 def _alpha(path: Path, name: str, value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) < 1e30:
-        raise UserError(f"{path}: {name} is {_shown(value)}; expected a number")
+        raise UserError(f"{path}: {name} is {shown(value)}; expected a number")
     return float(value)
 
 
 def _flag(path: Path, fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
-        raise UserError(f"{path}: {name} is {_shown(value)}; expected true or false")
+        raise UserError(f"{path}: {name} is {shown(value)}; expected true or false")
     return bool(value)
 
 
 def _names(path: Path, name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise UserError(f"{path}: {name} is {_shown(value)}; expected a list of module names")
+        raise UserError(f"{path}: {name} is {shown(value)}; expected a list of module names")
     return tuple(value)
 
 
@@ -187,21 +171,21 @@ def _listed_targets(path: Path, fields: Mapping[str, Any]) -> tuple[str, ...] | 
 def _patterns(path: Path, fields: Mapping[str, Any], name: str, read: Callable[..., Any]) -> dict[str, Any]:
     value = fields.get(name) or {}
     if not isinstance(value, dict):
-        raise UserError(f"{path}: {name} is {_shown(value)}; expected a table of module names")
+        raise UserError(f"{path}: {name} is {shown(value)}; expected a table of module names")
     for pattern in value:
         _check_pattern(path, name, pattern)
-    return {pattern: read(path, f"{name} of {_shown(pattern)}", item) for pattern, item in value.items()}
+    return {pattern: read(path, f"{name} of {shown(pattern)}", item) for pattern, item in value.items()}
 
 
 def _check_pattern(path: Path, name: str, pattern: str) -> None:
     """Refuse regular expressions whose matching could take longer than polynomial time of a low degree."""
     repetitions = len(re.findall(r"[*+{]", pattern))
     if len(pattern) > _MAX_PATTERN_CHARACTERS or repetitions > _MAX_REPETITIONS or re.search(r"\)[*+{?]", pattern):
-        raise UserError(f"{path}: {name} has the pattern {_shown(pattern)}, too involved to match; write module names")
+        raise UserError(f"{path}: {name} has the pattern {shown(pattern)}, too involved to match; write module names")
     try:
         re.compile(_anchored(pattern))
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: {name} has the pattern {_shown(pattern)}, no regular expression") from error
+        raise UserError(f"{path}: {name} has the pattern {shown(pattern)}, no regular expression") from error
 
 
 def _first_match(table: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -214,8 +198,3 @@ def _first_match(table: Mapping[str, Any], module: str, default: Any) -> Any:
 def _anchored(pattern: str) -> str:
     """As PEFT matches: the whole name, or its end behind a dot."""
     return rf"(.*\.)?({pattern})$"
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

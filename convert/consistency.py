@@ -8,7 +8,7 @@ that most tensors have is taken for right.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.convert.plan import Plan
@@ -19,7 +19,12 @@ Axes = tuple[int | None, ...]
 
 
 def require_consistent_sizes(
-    plan: Plan, native: RuleTable, example: Mapping[str, TensorInfo], *, origin: str = "the checkpoint"
+    plan: Plan,
+    native: RuleTable,
+    example: Mapping[str, TensorInfo],
+    *,
+    origin: str = "the checkpoint",
+    sources_of: Callable[[str], Sequence[str]] | None = None,
 ) -> None:
     """Check the targets of a plan against each other.
 
@@ -28,11 +33,13 @@ def require_consistent_sizes(
         native: the table of native names.
         example: native tensors of a model of this kind whose numbers all differ.
         origin: what to call the source in messages.
+        sources_of: native name -> the names that findings about it carry; those of the plan if not given.
 
     Raises:
         ConversionError: a tensor has another number of axes, another size along one, or another kind of numbers than
             the rest of the model asks for; where as many tensors ask for one size as for another, all are named.
     """
+    sources_of = sources_of or plan.sources_of
     axes = _axes_of_patterns(native, example)
     dtypes = {_pattern(native, name): info.dtype for name, info in example.items()}
     votes: dict[int, Counter[int]] = defaultdict(Counter)
@@ -45,7 +52,7 @@ def require_consistent_sizes(
     findings: dict[str, Finding] = {}
     for name, info in plan.infos.items():
         pattern = _pattern(native, name)
-        finding = _find(plan.sources_of(name)[0], info, axes[pattern], sizes, dtypes[pattern])
+        finding = _find(sources_of(name)[0], info, axes[pattern], sizes, dtypes[pattern])
         if finding:
             findings.setdefault(finding.name, finding)
     if findings:

@@ -10,13 +10,14 @@ from typing import Any
 from mindvlm.checkpoint import TensorInfo, TensorSource
 from mindvlm.convert import vary, vary_tiny
 from mindvlm.convert.consistency import require_consistent_sizes
-from mindvlm.convert.model_config import Config, named_types
-from mindvlm.convert.naming import Fit, best_fit, choose_table, targets_of
+from mindvlm.convert.model_config import Config, named_types, shown_name
+from mindvlm.convert.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
 from mindvlm.convert.plan import Plan
 from mindvlm.convert.reference.vary_layout import vary_toy_config
 from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
 from mindvlm.convert.report import ConversionError
 from mindvlm.convert.rules import RuleTable
+from mindvlm.convert.vary_towers import FAMILY
 from mindvlm.errors import UserError
 
 Infos = Mapping[str, TensorInfo]
@@ -59,17 +60,31 @@ class ConvertibleModel:
         """Return the table whose names the tensors bear; see `choose_table` for the errors."""
         return choose_table(self.tables, infos, model=self.name, origin=origin)
 
-    def require_consistent_sizes(self, plan: Plan, origin: str = "the checkpoint") -> None:
-        """Check the tensors that a plan leads to against each other; see consistency.py for the errors."""
-        require_consistent_sizes(plan, self.native, self.example_infos(), origin=origin)
+    def require_own_names(self, table: RuleTable, infos: Infos, origin: str = "the checkpoint") -> None:
+        """Raise UserError if `table` takes the vision vocabulary out of another model, and there is more of that."""
+        if table.hands_over and any(not targets_of(table, name) for name in infos):
+            raise UserError(
+                f"{origin}: holds a model with the names of {table.name}, of which {self.name} takes only the vision "
+                f"vocabulary; give weights of {self.name}, or convert it as what it is or with --only vision_vocabulary"
+            )
+
+    def require_consistent_sizes(
+        self,
+        plan: Plan,
+        origin: str = "the checkpoint",
+        *,
+        sources_of: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        """Check the tensors that a plan leads to against each other; see consistency.py for arguments and errors."""
+        require_consistent_sizes(plan, self.native, self.example_infos(), origin=origin, sources_of=sources_of)
 
 
 MODELS = {
     model.name: model
     for model in (
         ConvertibleModel(
-            name="vary_toy",
-            family="vary",
+            name=vary.NAME,
+            family=FAMILY,
             tables=vary.TABLES,
             hf=vary.HF,
             hf_tables=vary.HF_TABLES,
@@ -80,8 +95,8 @@ MODELS = {
             example_infos=vary.example_infos,
         ),
         ConvertibleModel(
-            name="vary_tiny",
-            family="vary",
+            name=vary_tiny.NAME,
+            family=FAMILY,
             tables=vary_tiny.TABLES,
             hf=vary_tiny.HF,
             hf_tables=vary_tiny.HF_TABLES,
@@ -105,7 +120,8 @@ def detect_model(
     """Return the model that the tensors belong to.
 
     The tensor names decide. Where they leave a choice, as for a part that several models have: the model that
-    config.json names; else, if all lead to the same native tensors, the first; else the only one that the shapes fit.
+    config.json names; else those whose own names the tensors bear; else, if all lead to the same native tensors, the
+    first that they are complete for; else the only one that they fit.
 
     Args:
         infos: the tensors.
@@ -120,7 +136,14 @@ def detect_model(
         if name not in MODELS:
             raise UserError(f"--model {name!r} is unknown; expected one of: {', '.join(MODELS)}")
         return MODELS[name]
-    fits = {model: best_fit(model.tables, infos) for model in MODELS.values()}
+    return _recognise(tuple(MODELS.values()), infos, folder_config, origin)
+
+
+def _recognise(
+    models: Sequence[ConvertibleModel], infos: Infos, folder_config: Config | None, origin: str
+) -> ConvertibleModel:
+    require_size_of_model(infos, origin)
+    fits = {model: best_fit(model.tables, infos) for model in models}
     likely = [model for model, fit in fits.items() if fit.is_enough]
     most = max((fits[model].num_kept for model in likely), default=0)
     candidates = [model for model in likely if fits[model].num_kept == most]
@@ -129,16 +152,20 @@ def detect_model(
             f"{origin}: is of no known model: {_reasons(fits, folder_config)}; {_first_unknown(fits, infos)}"
         )
     candidates = _named(candidates, folder_config) or candidates
-    if len(candidates) > 1 and not _agree([fits[model] for model in candidates], infos):
-        failures = {model: _failure(fits[model].table, infos) for model in candidates}
-        candidates = [model for model in candidates if failures[model] is None]
-        if len(candidates) != 1:
-            why = "; ".join(f"{model.name}: {failure or 'it fits'}" for model, failure in failures.items())
-            raise UserError(f"{origin}: cannot tell which model it is ({why}); say it with --model")
-    return candidates[0]
+    candidates = [model for model in candidates if not fits[model].table.hands_over] or candidates
+    if len(candidates) == 1:
+        return candidates[0]
+    failures = {model: _failure(fits[model].table, infos) for model in candidates}
+    complete = [model for model in candidates if failures[model] is None]
+    if _agree([fits[model] for model in candidates], infos):
+        return (complete or candidates)[0]
+    if len(complete) != 1:
+        why = "; ".join(f"{model.name}: {failure or 'it fits'}" for model, failure in failures.items())
+        raise UserError(f"{origin}: cannot tell which model it is ({why}); say it with --model")
+    return complete[0]
 
 
-def native_view(source: TensorSource, *, target_infos: Infos | None = None, family: str = "vary") -> TensorSource:
+def native_view(source: TensorSource, *, target_infos: Infos | None = None, family: str = FAMILY) -> TensorSource:
     """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
 
     Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`; with
@@ -146,7 +173,7 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
 
     Raises:
         ConversionError: the tensors do not make up the model.
-        UserError: an unknown family, or not a checkpoint of it at all.
+        UserError: an unknown family, not a checkpoint of it at all, or of another model that has a part in common.
     """
     models = [model for model in MODELS.values() if model.family == family]
     if not models:
@@ -154,8 +181,10 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
         raise UserError(f"unknown model family {family!r}; known: {known}")
     origin = str(source.path)
     meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
-    model = meant[0] if meant else detect_model(source.infos, origin=origin)
-    return model.detect_table(source.infos, origin).plan(source.infos, target_infos, origin=origin).view(source)
+    model = meant[0] if len(meant) == 1 else _recognise(meant or models, source.infos, None, origin)
+    table = model.detect_table(source.infos, origin)
+    model.require_own_names(table, source.infos, origin)
+    return table.plan(source.infos, target_infos, origin=origin).view(source)
 
 
 def _named(models: Sequence[ConvertibleModel], config: Config | None) -> list[ConvertibleModel]:
@@ -187,7 +216,7 @@ def _reasons(fits: Mapping[ConvertibleModel, Fit], config: Config | None) -> str
     ]
     types = named_types(config or {})
     if types:
-        reasons.append(f"config.json says {' / '.join(types)}")
+        reasons.append(f"config.json says {' / '.join(map(shown_name, types[:3]))}")
     return "; ".join(reasons)
 
 

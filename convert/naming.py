@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mindvlm.checkpoint import TensorInfo
+from mindvlm.checkpoint.stored import quoted
+from mindvlm.convert.model_config import MAX_NUM_LAYERS
 from mindvlm.convert.report import ConversionError, Finding, fold_name
 from mindvlm.convert.rules import RuleTable
 from mindvlm.errors import UserError
+
+MAX_NUM_TENSORS = 20_000
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ def choose_table(
         origin: what to call the checkpoint in messages.
 
     Raises:
-        UserError: no table knows at least half of the names.
+        UserError: no table knows at least half of the names, or there are more than a model has.
         ConversionError: some names are those of another table, so the checkpoint mixes two namings.
     """
+    require_size_of_model(infos, origin)
     fit = best_fit(tables, infos)
     table = fit.table
     if not fit.is_enough:
@@ -59,6 +64,21 @@ def choose_table(
     if findings:
         raise ConversionError(f"{origin} mixes {table.name} names with others", findings)
     return table
+
+
+def require_size_of_model(infos: Mapping[str, TensorInfo], origin: str) -> None:
+    """Raise UserError if there are so many tensors, or layers, that looking at each would take long."""
+    if len(infos) > MAX_NUM_TENSORS:
+        raise UserError(
+            f"{origin}: holds {len(infos):,} tensors, a model has at most {MAX_NUM_TENSORS:,}; give weights of a model"
+        )
+    for name in infos:
+        for part in name.split("."):
+            if part.isdecimal() and len(part) > 3 and (len(part) > 9 or int(part) >= MAX_NUM_LAYERS):
+                raise UserError(
+                    f"{origin}: tensor {quoted(name)} is of a layer behind the {MAX_NUM_LAYERS} that a model may have; "
+                    f"give weights of a model"
+                )
 
 
 def targets_of(table: RuleTable, name: str) -> tuple[str, ...]:

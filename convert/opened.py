@@ -160,10 +160,14 @@ def open_native(
         )
         target_infos = found.target_infos(folder)
         layers = tuple(_layer(found, checkpoint, target_infos) for checkpoint in checkpoints)
+        if only != "vision_vocabulary":
+            found.require_own_names(layers[0].plan.table, checkpoints[0].infos, str(checkpoints[0].path))
         layered = LayeredSource([(str(layer.checkpoint.path), layer.plan.view(layer.checkpoint)) for layer in layers])
         if target_infos is None:
             whole = found.native.plan(layered.infos, partial=True)
-            found.require_consistent_sizes(whole, origin)
+            found.require_consistent_sizes(
+                whole, origin, sources_of=lambda name: layers[layered.origins[name]].plan.sources_of(name)
+            )
         source: TensorSource = layered
         modified: Mapping[str, Sequence[str]] = {}
         adapter = None

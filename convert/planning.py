@@ -68,7 +68,8 @@ def make_plan(
             if name not in target_infos:
                 draft.add("unexpected", draft.pieces[name][0].source, _NO_PARAMETER)
     if draft.findings:
-        raise ConversionError(f"{origin} does not fit the {table.family} model", list(draft.findings.values()))
+        what = f"{origin} does not fit the {table.model or table.family} model"
+        raise ConversionError(what, list(draft.findings.values()))
     return Plan(
         table=table,
         infos=draft.infos,

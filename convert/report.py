@@ -75,7 +75,7 @@ def find_conflict(name: str, info: TensorInfo, wanted: TensorInfo, owner: str) -
     if info.shape != wanted.shape:
         return Finding("shape", name, f"{list(info.shape)}, {owner} has {list(wanted.shape)}")
     if _kind(info.dtype) != _kind(wanted.dtype):
-        return Finding("dtype", name, f"{info.dtype}, {owner} has {wanted.dtype}")
+        return Finding("dtype", name, f"{info.dtype}, expected {_kind(wanted.dtype)}")
     return None
 
 

@@ -52,12 +52,15 @@ class Part:
 class RuleTable:
     """An ordered set of rules for one family and one naming.
 
-    `name` says which naming is read, `family` names the model family.
+    `name` says which naming is read, `family` names the model family and `model` the model, where the table belongs to
+    one. A table that `hands_over` takes only the vision vocabulary of another model's file and drops the rest.
     """
 
     name: str
     family: str
     parts: tuple[Part, ...]
+    model: str = ""
+    hands_over: bool = False
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
@@ -109,7 +112,7 @@ class RuleTable:
             replace(part, rules=tuple(back for rule in part.rules if (back := rule.reverse()) is not None))
             for part in self.parts
         )
-        return RuleTable(f"{self.name} (reversed)", self.family, parts)
+        return replace(self, name=f"{self.name} (reversed)", parts=parts)
 
     def without(self, aliases: Collection[str]) -> RuleTable:
         """Return the table for files that lack the given optional names (those of `Tie` rules)."""
@@ -117,7 +120,7 @@ class RuleTable:
             replace(part, rules=tuple(rule.without(aliases) if isinstance(rule, Tie) else rule for rule in part.rules))
             for part in self.parts
         )
-        return RuleTable(self.name, self.family, parts)
+        return replace(self, parts=parts)
 
     def identity(self, name: str) -> RuleTable:
         """Return the table that recognises this table's targets and leaves them as they are."""
@@ -125,7 +128,7 @@ class RuleTable:
             replace(part, rules=tuple(Rename(target, target) for rule in part.rules for target in rule.targets))
             for part in self.parts
         )
-        return RuleTable(name, self.family, parts)
+        return replace(self, name=name, parts=parts)
 
     @cached_property
     def _sources(self) -> PatternIndex[tuple[Rule, int]]:

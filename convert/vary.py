@@ -14,15 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mindvlm.checkpoint import TensorInfo, TensorSource
-from mindvlm.convert.model_config import infos_of_folder
-from mindvlm.convert.naming import choose_table
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.convert.model_config import NUM_LAYERS, SIZE, Layout, infos_of_folder
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
 from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, Split, rename_all
 from mindvlm.convert.vary_towers import (
+    CLIP_FIELDS,
     COMPUTED,
     EXAMPLE_VOCABULARY,
+    FAMILY,
     SAM_NORMS,
+    VOCABULARY_FIELDS,
     clip_part,
     clip_rules,
     clip_tables,
@@ -34,10 +36,15 @@ from mindvlm.convert.vary_towers import (
     vocabulary_parts,
     with_parameters,
 )
-from mindvlm.errors import UserError
 
+NAME = "vary_toy"
 MODEL_TYPES = ("mmgpt", "MMGPTQwenForCausalLM")
 _PROJECTORS = ("mm_projector", "mm_projector_vary")
+_FIELDS = {
+    **dict.fromkeys(("hidden_size", "vocab_size", "num_attention_heads", "kv_channels", "intermediate_size"), SIZE),
+    "num_hidden_layers": NUM_LAYERS,
+}
+_TOWERS = {"vision_config": CLIP_FIELDS, "vision_high_config": VOCABULARY_FIELDS}
 
 
 def _language(rules: tuple[Rule, ...]) -> Part:
@@ -128,27 +135,29 @@ _MINDOCR_CLIP: tuple[Rule, ...] = (
 
 HF = RuleTable(
     "Hugging Face",
-    "vary",
+    FAMILY,
     (
         _language(_HF_LANGUAGE),
         clip_part(clip_rules("transformer.vision_tower.")),
         *vocabulary_parts("transformer.vision_tower_high."),
         projectors_part("transformer.", _PROJECTORS),
     ),
+    NAME,
 )
 MINDOCR = RuleTable(
     "MindOCR",
-    "vary",
+    FAMILY,
     (
         _language(_MINDOCR_LANGUAGE),
         clip_part(_MINDOCR_CLIP),
         *vocabulary_parts("transformer.vision_tower_high.", _with_norms(unchanged(SAM_NORMS))),
         projectors_part("transformer.", _PROJECTORS),
     ),
+    NAME,
 )
-PROJECTORS = RuleTable("projector file", "vary", (projectors_part("model.", _PROJECTORS),))
+PROJECTORS = RuleTable("projector file", FAMILY, (projectors_part("model.", _PROJECTORS),), NAME)
 NATIVE = HF.identity("native")
-HF_TABLES = (HF, *clip_tables("vary"), sam_table("vary"), PROJECTORS)
+HF_TABLES = (HF, *clip_tables(NAME), sam_table(NAME), PROJECTORS)
 _OF_VARY_TINY = ("model.decoder.*", "model.mm_projector.*", "lm_head.weight")
 TABLES = (
     NATIVE,
@@ -156,37 +165,16 @@ TABLES = (
     MINDOCR,
     *HF_TABLES[1:],
     *(
-        handover_table(f"Vary-tiny with {tower}", "vary", f"model.{tower}.", _OF_VARY_TINY)
+        handover_table(f"Vary-tiny with {tower}", NAME, f"model.{tower}.", _OF_VARY_TINY)
         for tower in ("vision_tower_2", "vision_tower")
     ),
 )
 
 
-def detect(infos: Mapping[str, TensorInfo], *, origin: str = "the checkpoint") -> RuleTable:
-    """Return the table whose names the tensors bear; see `choose_table`."""
-    return choose_table(TABLES, infos, model="vary_toy", origin=origin)
-
-
-def native_view(
-    source: TensorSource, *, target_infos: Mapping[str, TensorInfo] | None = None, family: str = "vary"
-) -> TensorSource:
-    """Return the tensors of a Vary-toy checkpoint under native names, whichever of the known namings it has.
-
-    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`.
-
-    Raises:
-        ConversionError: the tensors do not make up the model.
-        UserError: another family, or not a Vary checkpoint at all.
-    """
-    if family != "vary":
-        raise UserError(f"unknown model family {family!r}; known: vary")
-    table = detect(source.infos, origin=str(source.path))
-    return table.plan(source.infos, target_infos, origin=str(source.path)).view(source)
-
-
 def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
     """Return the native tensors that the config.json in `folder` describes; see `infos_of_folder`."""
-    return infos_of_folder(folder, infos_of, model_types=MODEL_TYPES, what="Vary-toy")
+    layout = Layout("Vary-toy", MODEL_TYPES, _FIELDS, towers=_TOWERS)
+    return infos_of_folder(folder, infos_of, layout)
 
 
 def released_infos() -> dict[str, TensorInfo]:

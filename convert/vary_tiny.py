@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mindvlm.checkpoint import TensorInfo
-from mindvlm.convert.model_config import infos_of_folder
+from mindvlm.convert.model_config import FLAG, NUM_LAYERS, SIZE, Layout, infos_of_folder
 from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes, vary_tiny_config
 from mindvlm.convert.rules import Part, Rename, RuleTable, Tie
 from mindvlm.convert.vary_towers import (
     EXAMPLE_VOCABULARY,
+    FAMILY,
+    VOCABULARY_FIELDS,
     handover_table,
     projectors_part,
     renames,
@@ -24,8 +26,19 @@ from mindvlm.convert.vary_towers import (
     with_parameters,
 )
 
+NAME = "vary_tiny"
 MODEL_TYPES = ("vary", "varyOPTForCausalLM")
 _PROJECTORS = ("mm_projector",)
+_FIELDS = {
+    **dict.fromkeys(("hidden_size", "vocab_size", "ffn_dim", "max_position_embeddings"), SIZE),
+    "num_hidden_layers": NUM_LAYERS,
+}
+_OPTIONAL = {
+    "word_embed_proj_dim": SIZE,
+    **dict.fromkeys(
+        ("do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings"), FLAG
+    ),
+}
 
 
 def _language(prefix: str) -> Part:
@@ -56,14 +69,14 @@ def _hugging_face(name: str, tower: str) -> RuleTable:
         *vocabulary_parts(f"model.{tower}."),
         projectors_part("model.", _PROJECTORS),
     )
-    return RuleTable(name, "vary", parts)
+    return RuleTable(name, FAMILY, parts, NAME)
 
 
 HF = _hugging_face("Hugging Face", "vision_tower_2")
 HF_VISION_TOWER = _hugging_face("Hugging Face with vision_tower", "vision_tower")
-OPT = RuleTable("OPT", "vary", (_language("decoder."),))
+OPT = RuleTable("OPT", FAMILY, (_language("decoder."),), NAME)
 NATIVE = HF.identity("native")
-HF_TABLES = (HF, HF_VISION_TOWER, OPT, sam_table("vary"))
+HF_TABLES = (HF, HF_VISION_TOWER, OPT, sam_table(NAME))
 _OF_VARY_TOY = (
     *(f"transformer.{name}.*" for name in ("wte", "h", "ln_f", "rotary_emb", "vision_tower")),
     "transformer.mm_projector.*",
@@ -73,13 +86,14 @@ _OF_VARY_TOY = (
 TABLES = (
     NATIVE,
     *HF_TABLES,
-    handover_table("Vary-toy", "vary", "transformer.vision_tower_high.", _OF_VARY_TOY),
+    handover_table("Vary-toy", NAME, "transformer.vision_tower_high.", _OF_VARY_TOY),
 )
 
 
 def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
     """Return the native tensors that the config.json in `folder` describes; see `infos_of_folder`."""
-    return infos_of_folder(folder, infos_of, model_types=MODEL_TYPES, what="Vary-tiny")
+    towers = {"vision_high_config": VOCABULARY_FIELDS}
+    return infos_of_folder(folder, infos_of, Layout("Vary-tiny", MODEL_TYPES, _FIELDS, _OPTIONAL, towers))
 
 
 def released_infos() -> dict[str, TensorInfo]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from mindvlm.convert.model_config import IMAGE_SIZE, LAYER_NUMBERS, NUM_LAYERS, RATIO, SIZE
 from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, rename_all
 
+FAMILY = "vary"
 COMPUTED = "a buffer that the model computes"
 _CLIP_TEXT = "CLIP's text half and its projections; the model takes the vision tower only"
 _OTHER_MODEL = "of the model that only its vision vocabulary is taken from"
@@ -37,6 +39,20 @@ _SAM_LAYERS = (
 )
 _SAM_TENSORS = ("pos_embed", "blocks.{}.attn.rel_pos_h", "blocks.{}.attn.rel_pos_w", "neck.0.weight", "neck.2.weight")
 _CONVOLUTIONS = ("net_2.weight", "net_3.weight")
+
+CLIP_FIELDS = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "patch_size", "num_channels"), SIZE),
+    "num_hidden_layers": NUM_LAYERS,
+    "image_size": IMAGE_SIZE,
+}
+VOCABULARY_FIELDS = {
+    **dict.fromkeys(("embed_dim", "num_heads", "window_size", "patch_size", "out_chans"), SIZE),
+    **dict.fromkeys(("net_2_channels", "net_3_channels"), SIZE),
+    "depth": NUM_LAYERS,
+    "global_attn_indexes": LAYER_NUMBERS,
+    "image_size": IMAGE_SIZE,
+    "mlp_ratio": RATIO,
+}
 
 EXAMPLE_VOCABULARY = {
     "embed_dim": 228,
@@ -111,25 +127,25 @@ def projectors_part(prefix: str, names: Iterable[str]) -> Part:
     return Part("projectors", tuple(rule for name in names for rule in rename_all(prefix + name, name)), "projectors")
 
 
-def clip_tables(family: str) -> tuple[RuleTable, ...]:
-    """Tables for a CLIP as published, vision tower or whole, and for one saved under `vision_tower.`."""
+def clip_tables(model: str) -> tuple[RuleTable, ...]:
+    """Tables of a model for a CLIP as published, vision tower or whole, and for one saved under `vision_tower.`."""
     text = tuple(
         Drop(name, _CLIP_TEXT)
         for name in ("text_model.*", "text_projection.weight", "visual_projection.weight", "logit_scale")
     )
     return (
-        RuleTable("CLIP", family, (clip_part((*clip_rules(""), *text)),)),
-        RuleTable("CLIP under vision_tower", family, (clip_part(clip_rules("vision_tower.")),)),
+        RuleTable("CLIP", FAMILY, (clip_part((*clip_rules(""), *text)),), model),
+        RuleTable("CLIP under vision_tower", FAMILY, (clip_part(clip_rules("vision_tower.")),), model),
     )
 
 
-def sam_table(family: str) -> RuleTable:
-    """Table for a SAM as published; Vary's two convolutions are not in it."""
+def sam_table(model: str) -> RuleTable:
+    """Table of a model for a SAM as published; Vary's two convolutions are not in it."""
     extra = tuple(Drop(name, _SAM_PROMPTS) for name in ("prompt_encoder.*", "mask_decoder.*"))
-    return RuleTable("SAM", family, vocabulary_parts("image_encoder.", extra=extra))
+    return RuleTable("SAM", FAMILY, vocabulary_parts("image_encoder.", extra=extra), model)
 
 
-def handover_table(name: str, family: str, prefix: str, others: Iterable[str]) -> RuleTable:
-    """Table that takes the vision vocabulary behind `prefix` out of another model, whose `others` are dropped."""
+def handover_table(name: str, model: str, prefix: str, others: Iterable[str]) -> RuleTable:
+    """Table of `model` that takes the vision vocabulary behind `prefix` out of another, whose `others` are dropped."""
     extra = tuple(Drop(other, _OTHER_MODEL) for other in others)
-    return RuleTable(name, family, vocabulary_parts(prefix, extra=extra))
+    return RuleTable(name, FAMILY, vocabulary_parts(prefix, extra=extra), model, hands_over=True)

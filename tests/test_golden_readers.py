@@ -96,7 +96,7 @@ def test_weights_of_another_model_do_not_hold(clip_case, capsys):
     config = {"vision_config": {**CLIP, "num_hidden_layers": 3}, "vision_select_layer": -2}
     (clip_case / "config.json").write_text(json.dumps(config))
     status, out, _ = run(capsys, clip_case, "--mode", "pynative")
-    assert status == 1 and "does not fit the vary model" in out
+    assert status == 1 and "does not fit the vary_toy model" in out
 
 
 def test_nothing_compared_does_not_hold(clip_case, capsys):

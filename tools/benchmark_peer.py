@@ -11,9 +11,9 @@ from mindspore import Tensor
 
 from mindvlm import runtime
 from mindvlm.config import GenerationConfig
+from mindvlm.convert.models import native_view
 from mindvlm.convert.reference.random_weights import RandomSource
 from mindvlm.convert.reference.vary_layout import parameter_shapes
-from mindvlm.convert.vary import native_view
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.models.common.weights import fill_parameters

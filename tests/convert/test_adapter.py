@@ -136,6 +136,10 @@ def test_a_module_that_should_be_saved_and_is_not(tmp_path):
         {"target_parameters": ["experts.gate_up_proj"]},
         {"alora_invocation_tokens": [1, 2]},
         {"some_future_variant": {"on": True}},
+        {"variant": "a\nb" * 1000},
+        {"variant": 10**400},
+        {"r": 10**400},
+        {"lora_alpha": 10**400},
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "pissa_niter_4"},
         {"init_lora_weights": "loftq"},
@@ -169,7 +173,13 @@ def test_settings_that_are_refused(tmp_path, setting):
         open_adapter(folder)
     message = str(caught.value)
     assert message.startswith(str(folder / "adapter_config.json")) and "\n" not in message and len(message) < 400
-    assert any(str(word) in message for item in setting.items() for word in item)
+    assert next(iter(setting)) in message and "None" not in message and "True" not in message
+
+
+def test_an_unknown_setting_whose_name_is_no_word(tmp_path):
+    with pytest.raises(UserError, match=r"'line\\nline.*\.\.\. is 1, which cannot be merged") as caught:
+        open_adapter(write_adapter(tmp_path, PAIR, **{"line\n" * 1000: 1}))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_settings_that_change_nothing(tmp_path):

@@ -79,6 +79,20 @@ def test_wrong_kind_of_numbers_is_named():
     name = "transformer.h.0.mlp.w1.weight"
     source[name] = replace(source[name], dtype="int8")
     with pytest.raises(
-        ConversionError, match="file.bin does not fit together: 1 dtype; first: dtype transformer.h.0.mlp.w1"
+        ConversionError,
+        match=r"file.bin does not fit together: 1 dtype; first: dtype transformer.h.0.mlp.w1.weight "
+        r"\(int8, expected floating point\)",
     ):
         check("vary_toy", source)
+
+
+def test_findings_bear_the_names_of_the_files():
+    """Layers are checked together under native names; what is found is told by the names that the user's files have."""
+    model, source = MODELS["vary_toy"], infos(SHAPES["vary_toy"])
+    name = "transformer.h.0.attn.c_attn.weight"
+    source[name] = replace(source[name], shape=(24, 9))
+    layer = model.hf.plan(source, partial=True)
+    whole = model.native.plan(layer.infos, partial=True)
+    with pytest.raises(ConversionError) as caught:
+        model.require_consistent_sizes(whole, sources_of=layer.sources_of)
+    assert [(finding.status, finding.name) for finding in caught.value.findings] == [("shape", name)]

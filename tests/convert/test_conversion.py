@@ -389,6 +389,13 @@ def test_an_empty_value_is_an_error(option, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["in.safetensors"]
 
 
+def test_a_wrong_model_does_not_silently_drop_the_rest(tmp_path, capsys):
+    source = write(tmp_path / "in.safetensors", hf_shapes(SMALL))
+    assert run("--torch_ckpt_path", source, "--model", "vary_tiny") == 2
+    assert "vision_vocabulary" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["in.safetensors"]
+
+
 def test_two_models_in_one_file_are_an_error(tmp_path):
     shapes = {**hf_shapes(SMALL), **{f"model.{n}": s for n, s in hf_shapes(SMALL).items()}}
     source = write(tmp_path / "in.safetensors", shapes)

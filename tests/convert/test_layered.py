@@ -34,7 +34,7 @@ def test_dtypes_may_differ_within_a_kind():
     ("upper", "message"),
     [
         (source(1, "a", shape=(3, 2)), r"tower does not .*: 1 shape; first: shape a \(\[3, 2\], base has \[2, 3\]\)"),
-        (source(1, "b", "a", dtype=np.int64), r"1 dtype; first: dtype a \(int64, base has float32\)"),
+        (source(1, "b", "a", dtype=np.int64), r"1 dtype; first: dtype a \(int64, expected floating point\)"),
     ],
 )
 def test_what_does_not_fit_over_the_layers_below_is_named(upper, message):

@@ -1,9 +1,8 @@
 """Every model and every naming is recognised, and leads back to the bytes that it came from."""
 
-import numpy as np
 import pytest
 
-from mindvlm.checkpoint import MemorySource, TensorInfo
+from mindvlm.checkpoint import MemorySource
 from mindvlm.convert.models import MODELS, detect_model, native_view
 from mindvlm.convert.naming import best_fit
 from mindvlm.convert.report import ConversionError
@@ -47,7 +46,7 @@ def native_shapes(name, shapes):
     return {info.name: info.shape for info in model.hf.plan(infos(shapes)).infos.values()}
 
 
-TOY, TINY = hf_shapes(SMALL), tiny_shapes(SMALL_TINY)
+TOY, TINY, OTHER_TINY = hf_shapes(SMALL), tiny_shapes(SMALL_TINY), tiny_shapes(SMALL_TINY, "vision_tower")
 CLIP = only(clip_file_shapes(SMALL), "vision_model.")
 DECODER = only(TINY, "model.decoder.")
 PROJECTORS = renamed(only(TOY, "transformer.mm_projector"), "transformer.", "")
@@ -58,7 +57,7 @@ FILES = {
     "Vary-tiny": ("vary_tiny", "Hugging Face", TINY),
     "Vary-tiny without lm_head": ("vary_tiny", "Hugging Face", {n: s for n, s in TINY.items() if n[:2] != "lm"}),
     "Vary-tiny of the other repository": (
-        "vary_tiny", "Hugging Face with vision_tower", tiny_shapes(SMALL_TINY, "vision_tower"),
+        "vary_tiny", "Hugging Face with vision_tower", OTHER_TINY,
     ),
     "Vary-tiny, native": ("vary_tiny", "native", native_shapes("vary_tiny", TINY)),
     "language model of Vary-toy": (
@@ -71,9 +70,14 @@ FILES = {
     "CLIP under vision_tower": ("vary_toy", "CLIP under vision_tower", renamed(CLIP, "", "vision_tower.")),
     "SAM": ("vary_toy", "SAM", sam_file_shapes(SMALL)),
     "vocabulary of Vary-toy": ("vary_toy", "Hugging Face", only(TOY, "transformer.vision_tower_high.")),
-    "vocabulary of Vary-tiny": ("vary_toy", "Vary-tiny with vision_tower_2", only(TINY, "model.vision_tower_2.")),
+    "vocabulary of Vary-tiny": ("vary_tiny", "Hugging Face", only(TINY, "model.vision_tower_2.")),
+    "vocabulary of Vary-tiny of the other repository": (
+        "vary_tiny", "Hugging Face with vision_tower", only(OTHER_TINY, "model.vision_tower."),
+    ),
     "vocabulary, native": ("vary_toy", "native", sam_shapes(SMALL, "vision_vocabulary.")),
     "projectors": ("vary_toy", "Hugging Face", only(TOY, "transformer.mm_projector")),
+    "projector of Vary-tiny": ("vary_tiny", "Hugging Face", only(TINY, "model.mm_projector.")),
+    "projector of Vary-tiny, native": ("vary_tiny", "native", only(PROJECTORS, "mm_projector.")),
     "projectors under model": ("vary_toy", "projector file", renamed(PROJECTORS, "", "model.")),
     "projectors, native": ("vary_toy", "native", PROJECTORS),
 }  # fmt: skip
@@ -126,6 +130,8 @@ def test_names_of_parts_are_those_of_the_command_line():
         for table in model.tables:
             assert {part.key for part in table.parts} <= keys
             assert {target for rule in table.rules for target in rule.targets} <= native, table.name
+            assert table.model == model.name and table.family == model.family
+            assert table.hands_over == table.name.startswith("Vary-")
         assert model.hf in model.tables and set(model.hf_tables) < set(model.tables)
 
 
@@ -226,6 +232,39 @@ class TestDetection:
         assert detect_model(infos(TOY), folder_config={"model_type": "vary"}).name == "vary_toy"
         assert detect_model(infos(TINY), folder_config={"model_type": "mmgpt"}).name == "vary_tiny"
 
+    def test_of_equals_the_first_that_it_is_complete_for(self):
+        projector = only(TINY, "model.mm_projector.")
+        assert detect_model(infos(projector)).name == "vary_tiny"
+        assert detect_model(infos(projector), folder_config={"model_type": "mmgpt"}).name == "vary_toy"
+        assert detect_model(infos({"model.mm_projector.weight": (2, 2)})).name == "vary_toy"
+
+    @pytest.mark.parametrize("known", [MODELS["vary_toy"].detect_table, detect_model])
+    def test_too_many_tensors_or_layers_are_refused_at_once(self, known):
+        for names, message in (
+            ((f"a{i}" for i in range(20_001)), "holds 20,001 tensors, a model has at most 20,000; give"),
+            (
+                (f"transformer.h.{i}.ln_1.weight" for i in range(1001)),
+                "h.1000.ln_1.weight' is of a layer behind the 1000",
+            ),
+            ((f"a.{'9' * 5000}" for _ in range(1)), "is of a layer behind"),
+        ):
+            with pytest.raises(UserError, match=f"file.bin: .*{message}") as caught:
+                known(infos({name: (0,) for name in names}), origin="file.bin")
+            assert len(str(caught.value)) < 300
+
+    def test_the_most_that_is_looked_at_takes_seconds(self):
+        """One tensor of each of 1000 layers of every kind, of 8: the others are all missing."""
+        shapes = {f"transformer.h.{i}.ln_1.weight": (0,) for i in range(1000)}
+        with pytest.raises(ConversionError) as caught:
+            detect_model(infos(shapes)).detect_table(infos(shapes)).plan(infos(shapes), partial=True)
+        assert len(caught.value.findings) < 10_000 and len(caught.value.rows) < 20
+
+    @pytest.mark.parametrize("name", ["a\nb", "x" * 1000])
+    def test_what_a_config_calls_a_model_is_shown_short(self, name):
+        with pytest.raises(UserError) as caught:
+            detect_model(infos({"x": (1,)}), folder_config={"model_type": name, "architectures": [name] * 99})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
     def test_a_name_given_decides(self):
         assert detect_model(infos(TOY), name="vary_tiny").name == "vary_tiny"
         with pytest.raises(UserError, match="--model 'vary_toi' is unknown; expected one of: vary_toy, vary_tiny"):
@@ -256,27 +295,3 @@ class TestDetection:
     def test_another_model_than_the_one_given(self):
         with pytest.raises(UserError, match="not a Vary checkpoint of the model vary_tiny"):
             MODELS["vary_tiny"].detect_table(infos(CLIP), "file.bin")
-
-
-class TestNativeView:
-    def test_the_targets_say_which_model_is_meant(self):
-        for name, shapes in (("vary_toy", TOY), ("vary_tiny", TINY)):
-            source = MemorySource({key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
-            targets = MODELS[name].hf.plan(source.infos).infos
-            assert native_view(source, target_infos=targets).infos.keys() == targets.keys()
-        with pytest.raises(UserError, match="not a Vary checkpoint|does not fit"):
-            native_view(source, target_infos=MODELS["vary_toy"].hf.plan(infos(TOY)).infos)
-
-    def test_what_is_ambiguous_without_targets(self):
-        source = MemorySource({"lm_head.weight": np.zeros((2, 2), np.float32)})
-        with pytest.raises(ConversionError, match="missing"):
-            native_view(source, target_infos=MODELS["vary_toy"].hf.plan(infos(TOY)).infos)
-
-    def test_an_unknown_family(self):
-        with pytest.raises(UserError, match="unknown model family 'delvm'; known: vary"):
-            native_view(MemorySource({}), family="delvm")
-
-    def test_everything_is_needed_for_a_model(self):
-        source = MemorySource({"vision_vocabulary.pos_embed": np.zeros(1)})
-        with pytest.raises(ConversionError, match="missing"):
-            native_view(source, target_infos={"mm_projector.bias": TensorInfo("mm_projector.bias", "float32", (1,))})

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import CastSource, MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert import parity_process, vary
+from mindvlm.convert import parity_process
+from mindvlm.convert.models import native_view
 from mindvlm.convert.parity import MODELS, STEP_LOGITS, ParityRequest, compare_logits, read_report
 from mindvlm.convert.reference.random_weights import RandomSource
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
@@ -175,7 +176,7 @@ def test_full_size_within_memory(tmp_path):
     source, target = tmp_path / "model.safetensors", tmp_path / "vary_toy.safetensors"
     write_checkpoint(source, CastSource(RandomSource(parameter_shapes(config), 0), "bfloat16"))
     with open_checkpoint(source) as checkpoint:
-        write_checkpoint(target, vary.native_view(checkpoint))
+        write_checkpoint(target, native_view(checkpoint))
 
     report = compare_logits(request(str(source), str(target), config, num_tokens=32))
 

@@ -5,9 +5,12 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, TensorInfo
 from mindvlm.convert import vary
+from mindvlm.convert.models import MODELS, native_view
 from mindvlm.convert.report import ConversionError
 from mindvlm.errors import UserError
 from tests.convert.vary_names import SMALL, TOY, hf_shapes, infos, mindocr_name
+
+VARY_TOY = MODELS["vary_toy"]
 
 
 def hf_tensors() -> dict[str, np.ndarray]:
@@ -28,7 +31,7 @@ def to_mindocr(tensors):
 
 
 def native(tensors) -> dict[str, np.ndarray]:
-    view = vary.native_view(MemorySource(tensors))
+    view = native_view(MemorySource(tensors))
     return {name: view.read(name).data for name in view.infos}
 
 
@@ -36,7 +39,7 @@ def test_vary_toy_is_fully_accounted_for():
     source = infos(hf_shapes(TOY))
     assert len(source) == 769
     assert sum(info.num_elements for info in source.values()) == 2_237_365_504
-    plan = vary.detect(source).plan(source)
+    plan = VARY_TOY.detect_table(source).plan(source)
     assert plan.table is vary.HF and not plan.dropped
     assert sum(info.num_elements for info in plan.infos.values()) == 2_237_365_504
     assert len(plan.infos) == 769 + 24 * 2 * 2
@@ -86,7 +89,7 @@ def test_what_is_not_a_plain_renaming():
 @pytest.mark.parametrize("table", [vary.HF, vary.MINDOCR])
 def test_the_way_back(table):
     tensors = hf_tensors() if table is vary.HF else to_mindocr(hf_tensors())
-    there = vary.native_view(MemorySource(tensors))
+    there = native_view(MemorySource(tensors))
     back = table.reverse().plan(there.infos).view(there)
     assert set(back.infos) == set(tensors)
     assert all(np.array_equal(back.read(name).data, array) for name, array in tensors.items())
@@ -99,7 +102,7 @@ def test_optional_buffers_are_dropped():
         "transformer.h.0.attn.bias": np.ones((1, 1, 4, 4), bool),
         "transformer.h.1.attn.masked_bias": np.float32(-1e4),
     }
-    view = vary.native_view(MemorySource({**hf_tensors(), **extra}))
+    view = native_view(MemorySource({**hf_tensors(), **extra}))
     assert set(view.plan.dropped) == set(extra)
     assert set(view.infos) == set(native(hf_tensors()))
 
@@ -129,7 +132,7 @@ def test_a_lost_tensor_is_named_even_without_a_config():
     tensors = hf_tensors()
     del tensors["transformer.vision_tower_high.blocks.1.attn.rel_pos_w"]
     with pytest.raises(ConversionError, match="missing transformer.vision_tower_high.blocks.1.attn.rel_pos_w"):
-        vary.native_view(MemorySource(tensors))
+        native_view(MemorySource(tensors))
 
 
 def test_a_lost_part_is_named_with_the_model():
@@ -137,8 +140,8 @@ def test_a_lost_part_is_named_with_the_model():
     targets = MemorySource(native(tensors)).infos
     rest = {name: array for name, array in tensors.items() if "vision_tower_high" not in name}
     with pytest.raises(ConversionError, match="missing transformer.vision_tower_high"):
-        vary.native_view(MemorySource(rest), target_infos=targets)
-    assert vary.native_view(MemorySource(tensors), target_infos=targets).infos.keys() == targets.keys()
+        native_view(MemorySource(rest), target_infos=targets)
+    assert native_view(MemorySource(tensors), target_infos=targets).infos.keys() == targets.keys()
 
 
 def test_other_sizes_are_refused():
@@ -154,5 +157,5 @@ def test_other_sizes_are_refused():
 @pytest.mark.parametrize("names", [["model.layers.0.mlp.up_proj.weight"], ["lm_head.weight", "model.a", "model.b"]])
 def test_another_model_is_recognised_as_such(names):
     with pytest.raises(UserError, match="not a Vary checkpoint") as caught:
-        vary.detect({name: TensorInfo(name, "float32", (1,)) for name in names}, origin="file.bin")
+        VARY_TOY.detect_table({name: TensorInfo(name, "float32", (1,)) for name in names}, "file.bin")
     assert str(caught.value).startswith("file.bin") and "\n" not in str(caught.value)

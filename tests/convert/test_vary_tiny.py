@@ -1,13 +1,20 @@
 """Vary-tiny: sizes of the released weights, both spellings, the tied output layer and the recorded checkpoint."""
 
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
-from mindvlm.convert import vary_tiny
+from mindvlm.convert import vary, vary_tiny
+from mindvlm.convert.adapter_config import read_adapter_config
+from mindvlm.convert.model_config import read_config
 from mindvlm.convert.models import detect_model
+from mindvlm.convert.reference.vary_layout import vary_toy_config
 from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes, vary_tiny_config
 from mindvlm.convert.report import ConversionError
 from mindvlm.errors import UserError
@@ -99,24 +106,94 @@ class TestConfigBesideTheWeights:
         [
             {"hidden_size": "large"},
             {"hidden_size": None},
+            {"hidden_size": 0},
+            {"hidden_size": True},
+            {"hidden_size": 768.0},
+            {"hidden_size": 10**400},
+            {"ffn_dim": "a\nb" * 1000},
+            {"vocab_size": {"a": 1}},
             {"num_hidden_layers": 10**12},
+            {"num_hidden_layers": -1},
             {"word_embed_proj_dim": 512},
+            {"word_embed_proj_dim": 10**400},
             {"do_layer_norm_before": False},
+            {"do_layer_norm_before": "yes"},
             {"tie_word_embeddings": False},
             {"vision_high_config": {"depth": 10**12}},
             {"vision_high_config": {"num_heads": 0}},
             {"vision_high_config": {"image_size": 1000}},
+            {"vision_high_config": {"image_size": [1024, "1024"]}},
+            {"vision_high_config": {"image_size": [1024] * 3}},
+            {"vision_high_config": {"mlp_ratio": float("nan")}},
+            {"vision_high_config": {"mlp_ratio": float("inf")}},
+            {"vision_high_config": {"global_attn_indexes": 2}},
+            {"vision_high_config": {"global_attn_indexes": [1] * 10_000}},
             {"vision_high_config": 3},
+            {"vision_high_config": None},
         ],
     )
-    def test_what_it_cannot_describe_is_one_line(self, tmp_path, change):
+    def test_what_it_cannot_describe_is_one_line_that_names_the_key(self, tmp_path, change):
         with pytest.raises(UserError, match="is no Vary-tiny config") as caught:
             vary_tiny.infos_of_config(self.write(tmp_path, {**vary_tiny_config(), **change}))
-        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+        message = str(caught.value).removeprefix(str(tmp_path))
+        key = next(iter(change))
+        inner = change[key] if key == "vision_high_config" and isinstance(change[key], dict) else {key: None}
+        assert next(iter(inner)) in message
+        assert "\n" not in message and len(message) < 300 and "Error" not in message and "None" not in message
 
-    @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\udcff"])
+    @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers"])
+    def test_a_missing_key_is_named(self, tmp_path, key):
+        config = {name: value for name, value in vary_tiny_config().items() if name != key}
+        with pytest.raises(UserError, match=rf"config.json: is no Vary-tiny config \({key} is missing\); move it"):
+            vary_tiny.infos_of_config(self.write(tmp_path, config))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.data())
+    def test_any_values_are_described_or_one_line(self, tmp_path_factory, data):
+        values = st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.integers(-2, 2000)
+        values |= st.lists(values, max_size=3)
+        module, config = data.draw(st.sampled_from([(vary, vary_toy_config()), (vary_tiny, vary_tiny_config())]))
+        for _ in range(data.draw(st.integers(1, 4))):
+            section = data.draw(st.sampled_from([config, *(v for v in config.values() if isinstance(v, dict))]))
+            section[data.draw(st.sampled_from([key for key in section if key != "model_type"]))] = data.draw(values)
+        try:
+            module.infos_of_config(self.write(tmp_path_factory.mktemp("config"), config))
+        except UserError as error:
+            assert "\n" not in str(error)
+
+    @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, "\udcff", '{"a": 1, "a": 2}', " " * 2**20 + "{}"])
     def test_what_is_no_json_object_is_one_line(self, tmp_path, text):
         (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-        with pytest.raises(UserError, match="config.json: (cannot be read as JSON|holds a list)") as caught:
+        with pytest.raises(UserError, match="config.json: .*repair it or move it away$") as caught:
             vary_tiny.infos_of_config(tmp_path)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+    @pytest.mark.parametrize("kind", ["device", "fifo", "folder", "link to nothing"])
+    def test_special_files_are_refused_unread(self, tmp_path, name, kind):
+        path = tmp_path / name
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else "nothing")
+        with pytest.raises(UserError, match=f"{name}: not a regular file; "):
+            read_config(tmp_path) if name == "config.json" else read_adapter_config(path)
+
+    @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+    def test_a_small_memory_for_nested_tables(self, tmp_path, name):
+        path = tmp_path / name
+        path.write_text('{"a": [' + ",".join(["{}"] * 300_000) + "]}")
+        tracemalloc.start()
+        try:
+            with pytest.raises(UserError, match=f"{name}: "):
+                read_config(tmp_path) if name == "config.json" else read_adapter_config(path)
+            assert tracemalloc.get_traced_memory()[1] < 8e6
+        finally:
+            tracemalloc.stop()
+
+    def test_a_link_to_a_file_is_followed(self, tmp_path):
+        self.write(tmp_path, {"model_type": "vary"}).joinpath("config.json").rename(tmp_path / "blob")
+        (tmp_path / "config.json").symlink_to("blob")
+        assert read_config(tmp_path) == {"model_type": "vary"}

@@ -99,7 +99,7 @@ def test_an_unwritable_output_is_refused_before_anything_is_loaded(loaded, run, 
         ({"checkpoint": "none.safetensors"}, "none.safetensors: no such file"),
         ({"checkpoint": "small.tiktoken"}, "small.tiktoken"),
         ({"checkpoint": "cut.safetensors"}, "cut.safetensors"),
-        ({"model__language_model__intermediate_size": 40}, "does not fit the vary model"),
+        ({"model__language_model__intermediate_size": 40}, "does not fit the vary_toy model"),
         ({"device": "ascend"}, "no Ascend NPU"),
     ],
 )
