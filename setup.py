@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 library = find_packages(include=["mindvlm", "mindvlm.*"])
 mapped = {
     "mindvlm.convert": "convert",
-    "mindvlm.convert.reference": "convert/reference",
+    **{f"mindvlm.convert.{name}": f"convert/{name}" for name in ("lora", "parity", "reference", "report", "rules")},
     "mindvlm.tools": "tools",
     "mindvlm.configs": "configs",
     "mindvlm.examples": "examples",

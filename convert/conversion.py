@@ -29,12 +29,12 @@ from mindvlm.checkpoint import (
 )
 from mindvlm.convert.buffers import unpack_buffers
 from mindvlm.convert.companions import copy_companions
-from mindvlm.convert.layered import LayeredSource
 from mindvlm.convert.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
-from mindvlm.convert.parity import ParityReport, ParityRequest, compare_logits
-from mindvlm.convert.plan import Plan
+from mindvlm.convert.parity.comparison import ParityReport, ParityRequest, compare_logits
 from mindvlm.convert.publishing import Output, check_place, publish
-from mindvlm.convert.tensor_statistics import StatisticsTap, TensorStatistics
+from mindvlm.convert.report.tensor_statistics import StatisticsTap, TensorStatistics
+from mindvlm.convert.rules.layered import LayeredSource
+from mindvlm.convert.rules.plan import Plan
 from mindvlm.convert.verify import Verified, verify_conversion
 from mindvlm.errors import UserError
 

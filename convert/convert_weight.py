@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mindvlm.checkpoint import check_writable, open_checkpoint, parse_size
-from mindvlm.convert.account import write_report
 from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ParityFailure, Request, convert
 from mindvlm.convert.inspection import inspect_table
 from mindvlm.convert.models import MODELS
-from mindvlm.convert.report import ConversionError
+from mindvlm.convert.report.account import write_report
+from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.convert.summary import report_of, summary
 from mindvlm.errors import UserError
 

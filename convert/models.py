@@ -9,14 +9,14 @@ from typing import Any
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
 from mindvlm.convert import vary, vary_tiny
-from mindvlm.convert.consistency import require_consistent_sizes
 from mindvlm.convert.model_config import Config, named_types, shown_name
-from mindvlm.convert.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
-from mindvlm.convert.plan import Plan
 from mindvlm.convert.reference.vary_layout import vary_toy_config
 from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
-from mindvlm.convert.report import ConversionError
-from mindvlm.convert.rules import RuleTable
+from mindvlm.convert.rules.consistency import require_consistent_sizes
+from mindvlm.convert.rules.findings import ConversionError
+from mindvlm.convert.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
+from mindvlm.convert.rules.plan import Plan
+from mindvlm.convert.rules.table import RuleTable
 from mindvlm.convert.vary_towers import FAMILY
 from mindvlm.errors import UserError
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkpoint
 from mindvlm.convert.buffers import pack_buffers
-from mindvlm.convert.layered import LayeredSource, SelectedSource
-from mindvlm.convert.lora import Adapter, MergedSource, open_adapter
+from mindvlm.convert.lora.adapter import Adapter, open_adapter
+from mindvlm.convert.lora.merging import MergedSource
 from mindvlm.convert.model_config import read_config
 from mindvlm.convert.models import ConvertibleModel, detect_model
-from mindvlm.convert.plan import Plan
+from mindvlm.convert.rules.layered import LayeredSource, SelectedSource
+from mindvlm.convert.rules.plan import Plan
 from mindvlm.convert.vary_towers import COMPUTED
 from mindvlm.errors import UserError
 

@@ -7,21 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mindvlm.convert.account import (
-    Account,
-    SourceRecord,
-    Step,
-    add_origins,
-    build_report,
-    carry_origins,
-    file_record,
-    origins_of,
-)
 from mindvlm.convert.conversion import Conversion
 from mindvlm.convert.inspection import describe_format
-from mindvlm.convert.origins import Origin
-from mindvlm.convert.plan import Plan
-from mindvlm.convert.report import fold_label, format_table
+from mindvlm.convert.report.account import Account, SourceRecord, Step, build_report, file_record
+from mindvlm.convert.report.origins import Origin, add_origins, carry_origins, origins_of
+from mindvlm.convert.rules.findings import fold_label, format_table
+from mindvlm.convert.rules.plan import Plan
 
 Origins = Mapping[str, Sequence[Origin]]
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.convert.model_config import NUM_LAYERS, SIZE, Layout, infos_of_folder
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
-from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, Split, rename_all
+from mindvlm.convert.rules.operations import Drop, Rename, Rule, Split
+from mindvlm.convert.rules.table import Part, RuleTable, rename_all
 from mindvlm.convert.vary_towers import (
     CLIP_FIELDS,
     COMPUTED,

@@ -13,7 +13,8 @@ from pathlib import Path
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.convert.model_config import FLAG, NUM_LAYERS, SIZE, Layout, infos_of_folder
 from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes, vary_tiny_config
-from mindvlm.convert.rules import Part, Rename, RuleTable, Tie
+from mindvlm.convert.rules.operations import Rename, Tie
+from mindvlm.convert.rules.table import Part, RuleTable
 from mindvlm.convert.vary_towers import (
     EXAMPLE_VOCABULARY,
     FAMILY,

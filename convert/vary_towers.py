@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mindvlm.convert.model_config import IMAGE_SIZE, LAYER_NUMBERS, NUM_LAYERS, RATIO, SIZE
-from mindvlm.convert.rules import Drop, Part, Rename, Rule, RuleTable, rename_all
+from mindvlm.convert.rules.operations import Drop, Rename, Rule
+from mindvlm.convert.rules.table import Part, RuleTable, rename_all
 
 FAMILY = "vary"
 COMPUTED = "a buffer that the model computes"

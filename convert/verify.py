@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.checkpoint import CastSource, TensorSource, open_checkpoint
-from mindvlm.convert.layered import SelectedSource
 from mindvlm.convert.opened import Layer, Opened
-from mindvlm.convert.plan import Plan
+from mindvlm.convert.rules.layered import SelectedSource
+from mindvlm.convert.rules.plan import Plan
 from mindvlm.errors import UserError
 
 Progress = Callable[[str, int], None]

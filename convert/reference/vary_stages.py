@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mindvlm.checkpoint import CastSource, TensorSource
 from mindvlm.convert.opened import open_native
-from mindvlm.convert.parity import GREEDY_IDS, STEP_LOGITS, ParityRequest
-from mindvlm.convert.parity_inputs import VaryInputs, VaryScope, vary_config, vary_inputs
+from mindvlm.convert.parity.comparison import GREEDY_IDS, STEP_LOGITS, ParityRequest
+from mindvlm.convert.parity.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
 from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary, default_device

@@ -16,7 +16,7 @@ from mindvlm.checkpoint import MemorySource, TensorSource, open_checkpoint, writ
 from mindvlm.convert import convert_weight
 from mindvlm.convert.conversion import Request, convert
 from mindvlm.errors import UserError
-from tests.convert.adapters import write_adapter
+from tests.convert.lora.adapters import write_adapter
 from tests.convert.vary_names import (
     SMALL,
     SMALL_TINY,

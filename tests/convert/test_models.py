@@ -4,9 +4,10 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource
 from mindvlm.convert.models import MODELS, detect_model, native_view
-from mindvlm.convert.naming import best_fit
-from mindvlm.convert.report import ConversionError
-from mindvlm.convert.rules import Drop, Part, Rename, RuleTable
+from mindvlm.convert.rules.findings import ConversionError
+from mindvlm.convert.rules.naming import best_fit
+from mindvlm.convert.rules.operations import Drop, Rename
+from mindvlm.convert.rules.table import Part, RuleTable
 from mindvlm.errors import UserError
 from tests.convert.vary_names import (
     SMALL,

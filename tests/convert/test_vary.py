@@ -6,7 +6,7 @@ import pytest
 from mindvlm.checkpoint import MemorySource, TensorInfo
 from mindvlm.convert import vary
 from mindvlm.convert.models import MODELS, native_view
-from mindvlm.convert.report import ConversionError
+from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.errors import UserError
 from tests.convert.vary_names import SMALL, TOY, hf_shapes, infos, mindocr_name
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
 from mindvlm.convert import vary, vary_tiny
-from mindvlm.convert.adapter_config import read_adapter_config
+from mindvlm.convert.lora.config import read_adapter_config
 from mindvlm.convert.model_config import read_config
 from mindvlm.convert.models import detect_model
 from mindvlm.convert.reference.vary_layout import vary_toy_config
 from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes, vary_tiny_config
-from mindvlm.convert.report import ConversionError
+from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.errors import UserError
 from tests.convert.vary_names import SMALL_TINY, TINY, infos, random_tensors, tiny_shapes
 

@@ -1,0 +1,1 @@
+"""PEFT adapters: reading them and merging them into their base."""

@@ -1,0 +1,1 @@
+"""The record of a conversion: statistics of tensors, their origins, the JSON file."""

@@ -1,0 +1,148 @@
+"""Tiny models for the logits check: configs, tensors under every naming, and both sides in one process."""
+
+import numpy as np
+
+from mindvlm.checkpoint import MemorySource, write_checkpoint
+from mindvlm.convert.models import native_view
+from mindvlm.convert.parity.comparison import GREEDY_IDS, MODELS, ParityReport, ParityRequest, read_report
+from mindvlm.convert.parity.inputs import vary_inputs
+from mindvlm.convert.parity.vary import VaryStages, load_target
+from mindvlm.convert.reference import vary_stages, vary_tiny_layout
+from mindvlm.convert.reference.random_weights import RandomSource
+from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
+from mindvlm.families import get_family
+from mindvlm.models.vary.config import from_hf_config
+from tests.convert.vary_names import mindocr_name
+
+NUM_TOKENS = 4
+LANGUAGE = vary_toy_config() | {
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "kv_channels": 16,
+    "vocab_size": 64,
+    "seq_length": 512,
+}
+TOWERS = {
+    "image_token_len": 8,
+    "im_patch_token": 63,
+    "im_start_token": 61,
+    "im_end_token": 62,
+    "vision_config": {
+        "hidden_size": 20,
+        "intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": [28, 56],
+    },
+    "vision_high_config": {
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "global_attn_indexes": [1],
+        "window_size": 6,
+        "image_size": [128, 256],
+        "out_chans": 8,
+        "net_2_channels": 12,
+        "net_3_channels": 20,
+    },
+}
+CONFIG = LANGUAGE | TOWERS
+TINY_CONFIG = vary_tiny_layout.vary_tiny_config() | {
+    "hidden_size": 24,
+    "word_embed_proj_dim": 24,
+    "ffn_dim": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 60,
+    "vocab_size": 64,
+    "im_patch_token": 61,
+    "im_start_token": 62,
+    "im_end_token": 63,
+    "image_token_len": 8,
+    "vision_high_config": TOWERS["vision_high_config"],
+}
+TEXT_CONFIG = {
+    key: value for key, value in LANGUAGE.items() if not key.startswith("im_") and not key.endswith("_config")
+}
+
+
+def source_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tensors under Hugging Face names."""
+    shapes = vary_tiny_layout.parameter_shapes(config) if "ffn_dim" in config else parameter_shapes(config)
+    source = RandomSource(shapes, seed)
+    tensors = {name: source.read(name).data for name in source.infos}
+    if "ffn_dim" in config:
+        tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"]
+    return tensors
+
+
+def native_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    view = native_view(MemorySource(tensors))
+    return {name: view.read(name).data for name in view.infos}
+
+
+def mindocr_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """MindOCR's names; it keeps q, k and v apart."""
+    found = {}
+    for name, value in tensors.items():
+        if ".c_attn." in name:
+            renamed = mindocr_name(name.replace(".attn.c_attn.", ".attention.w#."))
+            found |= {renamed.replace("#", part): third for part, third in zip("qkv", np.split(value, 3), strict=True)}
+        else:
+            found[mindocr_name(name)] = value
+    return found
+
+
+def swapped(tensors: dict[str, np.ndarray], first: str, second: str) -> dict[str, np.ndarray]:
+    assert tensors[first].shape == tensors[second].shape and not np.array_equal(tensors[first], tensors[second])
+    return tensors | {first: tensors[second], second: tensors[first]}
+
+
+def write(path, tensors: dict[str, np.ndarray]) -> str:
+    write_checkpoint(path, MemorySource(tensors))
+    return str(path)
+
+
+def part(tensors: dict[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray]:
+    return {name: value for name, value in tensors.items() if name.startswith(prefixes)}
+
+
+def request(source: str, target: str, config: dict, **options) -> ParityRequest:
+    options = {"num_tokens": NUM_TOKENS} | options
+    model = "vary_tiny" if "ffn_dim" in config else "vary_toy"
+    return ParityRequest(model=model, source_paths=[source], target=target, config=config, **options)
+
+
+class Bench:
+    """The reference's stages of one source, and graphs that run any target of the same parts and shapes.
+
+    Args:
+        folder: for the files of both sides.
+        tensors: the source, of any naming.
+    """
+
+    def __init__(self, folder, config: dict, tensors: dict[str, np.ndarray]):
+        self.folder, self.config = folder, config
+        self.expected = self.reference(tensors)
+        self.model = get_family("vary").model(from_hf_config(config)).set_train(False)
+        self.stages = None
+        self.keep("reference", self.expected)
+
+    def reference(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Stages of a source by the torch side."""
+        path = write(self.folder / "source.safetensors", tensors)
+        return vary_stages.run(request(path, "", self.config), say=lambda line: None)[1]
+
+    def keep(self, side: str, stages: dict[str, np.ndarray]) -> None:
+        metadata = {"framework": side, "seconds": "1", "peak_memory_bytes": "1"}
+        write_checkpoint(self.folder / f"{side}.safetensors", MemorySource(stages), metadata=metadata)
+
+    def report(self, target: dict[str, np.ndarray]) -> ParityReport:
+        """Run our side over a target and compare."""
+        scope = load_target(self.model, write(self.folder / "target.safetensors", target), self.config)
+        self.stages = self.stages or VaryStages(self.model, scope, self.config, NUM_TOKENS, say=lambda line: None)
+        inputs = vary_inputs(self.config, 0, image=scope.images)
+        self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
+        return read_report(self.folder, MODELS[request("", "", self.config).model], 1e-5)

@@ -1,0 +1,98 @@
+"""Without a config.json, a tensor of wrong size is found by what the others ask for."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mindvlm.convert.models import MODELS
+from mindvlm.convert.reference.vary_layout import parameter_shapes as toy_shapes
+from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes as tiny_layout_shapes
+from mindvlm.convert.rules.findings import ConversionError
+from tests.convert.vary_names import SMALL, SMALL_TINY, TINY, TOY, hf_shapes, infos, tiny_shapes
+
+SHAPES = {"vary_toy": hf_shapes(SMALL), "vary_tiny": tiny_shapes(SMALL_TINY)}
+# Tensors with an axis whose size nothing else asks for.
+UNKNOWN = ("pos_embed", "position", "rel_pos", "patch_embed")
+
+
+def check(model, source):
+    plan = MODELS[model].hf.plan(source, partial=True)
+    MODELS[model].require_consistent_sizes(plan, "file.bin")
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [*SHAPES.items(), ("vary_toy", hf_shapes(TOY)), ("vary_tiny", tiny_shapes(TINY))],
+    ids=["small toy", "small tiny", "toy", "tiny"],
+)
+def test_whole_models_and_parts_fit_together(model, shapes):
+    check(model, infos(shapes))
+    for part in MODELS[model].hf.parts:
+        targets = MODELS[model].hf.plan(infos(shapes)).infos
+        native = {name: info for name, info in targets.items() if part.produces(name)}
+        plan = MODELS[model].native.plan(native, partial=True)
+        assert plan.infos
+        MODELS[model].require_consistent_sizes(plan)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(sorted(MODELS)), st.lists(st.integers(1, 9), min_size=20, max_size=20))
+def test_models_of_any_sizes_fit_together(model, n):
+    """No two numbers of the example are equal by accident: whichever is changed alone, nothing is found."""
+    vocabulary = {
+        "embed_dim": 4 * n[0], "num_heads": 4, "depth": n[1], "global_attn_indexes": [0, 2], "window_size": n[2],
+        "image_size": [n[3] * n[4], n[3] * n[5]], "patch_size": n[3], "out_chans": n[6], "net_2_channels": n[7],
+        "net_3_channels": n[8],
+    }  # fmt: skip
+    clip = {"hidden_size": n[9], "intermediate_size": n[10], "num_hidden_layers": n[11], "patch_size": n[12]}
+    config = {
+        "hidden_size": 2 * n[13], "vocab_size": n[14], "num_attention_heads": n[15], "kv_channels": n[16],
+        "intermediate_size": 2 * n[17], "num_hidden_layers": n[18], "ffn_dim": n[17], "max_position_embeddings": n[19],
+        "vision_high_config": vocabulary, "vision_config": {**clip, "image_size": 3 * n[12]},
+    }  # fmt: skip
+    shapes = {"vary_toy": toy_shapes, "vary_tiny": tiny_layout_shapes}[model](config)
+    check(model, infos(shapes))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("change", ["size", "axis"])
+def test_any_misshapen_tensor_is_named(model, change):
+    source = infos(SHAPES[model])
+    num_named = 0
+    for name, info in source.items():
+        shape = (3 * info.shape[0], *info.shape[1:]) if change == "size" else (*info.shape, 1)
+        changed = {**source, name: replace(info, shape=shape)}
+        if change == "size" and any(part in name for part in UNKNOWN):
+            continue
+        with pytest.raises(ConversionError) as caught:
+            check(model, changed)
+        assert name in {finding.name for finding in caught.value.findings}, name
+        assert len(caught.value.findings) <= 2, name
+        num_named += 1
+    assert num_named > 0.8 * len(source)
+
+
+def test_wrong_kind_of_numbers_is_named():
+    source = infos(SHAPES["vary_toy"])
+    name = "transformer.h.0.mlp.w1.weight"
+    source[name] = replace(source[name], dtype="int8")
+    with pytest.raises(
+        ConversionError,
+        match=r"file.bin does not fit together: 1 dtype; first: dtype transformer.h.0.mlp.w1.weight "
+        r"\(int8, expected floating point\)",
+    ):
+        check("vary_toy", source)
+
+
+def test_findings_bear_the_names_of_the_files():
+    """Layers are checked together under native names; what is found is told by the names that the user's files have."""
+    model, source = MODELS["vary_toy"], infos(SHAPES["vary_toy"])
+    name = "transformer.h.0.attn.c_attn.weight"
+    source[name] = replace(source[name], shape=(24, 9))
+    layer = model.hf.plan(source, partial=True)
+    whole = model.native.plan(layer.infos, partial=True)
+    with pytest.raises(ConversionError) as caught:
+        model.require_consistent_sizes(whole, sources_of=layer.sources_of)
+    assert [(finding.status, finding.name) for finding in caught.value.findings] == [("shape", name)]
