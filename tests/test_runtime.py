@@ -56,6 +56,28 @@ def test_a_device_that_cannot_be_set_is_one_line(monkeypatch):
     assert str(caught.value) == "device 'Ascend' cannot be used: busy; start a new process"
 
 
+def test_a_rank_table_gives_each_process_its_card(monkeypatch):
+    calls = []
+    monkeypatch.setattr(ms, "set_device", lambda *args: calls.append(args))
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    monkeypatch.setenv("RANK_TABLE_FILE", "table.json")
+    monkeypatch.setenv("DEVICE_ID", "3")
+    runtime.set_device("Ascend")
+    runtime.set_device("CPU")
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+    runtime.set_device("Ascend")
+
+    assert calls == [("Ascend", 3), ("CPU",), ("Ascend",)]
+
+
+def test_a_rank_table_without_a_card(monkeypatch):
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    monkeypatch.delenv("DEVICE_ID", raising=False)
+    monkeypatch.setenv("RANK_TABLE_FILE", "table.json")
+    with pytest.raises(UserError, match="RANK_TABLE_FILE is set but DEVICE_ID is ''; set DEVICE_ID"):
+        runtime.set_device("Ascend")
+
+
 def test_start_sets_the_mode(no_npu):
     before = ms.get_context("mode")
     try:
@@ -64,6 +86,30 @@ def test_start_sets_the_mode(no_npu):
             assert ms.get_context("mode") == value
     finally:
         ms.set_context(mode=before)
+
+
+@pytest.mark.parametrize(
+    ("choice", "device", "npu", "expected"),
+    [
+        ("auto", "Ascend", "ascend910b", "auto"),
+        ("auto", "Ascend", "ascend910_93", "auto"),
+        ("auto", "Ascend", "ascend910", "eager"),
+        ("auto", "Ascend", "ascend310p", "eager"),
+        ("auto", "CPU", "", "eager"),
+        ("fused", "Ascend", "ascend910b", "fused"),
+        ("eager", "Ascend", "ascend910b", "eager"),
+    ],
+)
+def test_choice_of_attention(choice, device, npu, expected):
+    assert runtime.choose_attention(choice, device, npu) == expected
+
+
+def test_fused_attention_where_there_is_none(no_npu):
+    with pytest.raises(UserError, match="'fused' but the NPU is an ascend910; .* set attention: auto or eager"):
+        runtime.choose_attention("fused", "Ascend", "ascend910")
+    with pytest.raises(UserError, match="attention is 'fused' but the device is CPU"):
+        runtime.start(RuntimeConfig(device="cpu", attention="fused"))
+    assert runtime.attention() == "eager"
 
 
 def test_start_after_mindspore_has_run_already():

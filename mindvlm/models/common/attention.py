@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, later_keys
 from mindvlm.models.common.layout import permute_rows
 from mindvlm.models.common.linear import Linear
 from mindvlm.models.common.rotary import apply_rotary
@@ -30,7 +31,28 @@ def causal_mask(query_positions, key_positions, num_heads: int, dtype):
 
 def lowest(dtype) -> float:
     """The most negative finite number of a MindSpore float type."""
+    if dtype == ms.bfloat16:
+        return -3.3895313892515355e38
     return float(np.finfo(np.float16).min) if dtype == ms.float16 else float(np.finfo(np.float32).min)
+
+
+class EagerAttention(nn.Cell):
+    """softmax(q k^T + mask) v, the softmax in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.query_key = ops.BatchMatMul(transpose_b=True)
+        self.weighted_values = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def construct(self, query, key, value, mask=None):
+        """query (B, H, L, D) scaled already, key and value (B, H, S, D), mask (B, H, L, S) additive or None ->
+        (B, H, L, D)."""
+        scores = self.query_key(query, key)
+        if mask is not None:
+            scores = scores + mask
+        weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
+        return self.weighted_values(weights, value)
 
 
 class SelfAttention(nn.Cell):
@@ -51,9 +73,15 @@ class SelfAttention(nn.Cell):
         self.v_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
         self.o_proj = Linear(width, config.hidden_size, has_bias=config.o_bias, dtype=dtype)
         self.scale = self.head_dim**-0.5
-        self.query_key = ops.BatchMatMul(transpose_b=True)
-        self.weighted_values = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.dtype = dtype
+        self.is_fused = can_fuse(dtype, self.head_dim)
+        self.core = FusedAttention() if self.is_fused else EagerAttention()
+
+    def mask(self, query_positions, key_positions):
+        """The causal mask for `attend`, the same for every layer; positions as in `causal_mask`."""
+        if self.is_fused:
+            return later_keys(query_positions, key_positions)
+        return causal_mask(query_positions, key_positions, self.num_heads, self.dtype)
 
     def split_heads(self, x):
         batch_size, length, _ = x.shape
@@ -66,11 +94,9 @@ class SelfAttention(nn.Cell):
         return self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
 
     def attend(self, query, key, value, mask):
-        """query (B, H, L, D), key and value (B, H, S, D), mask (B, H, L, S) additive -> (B, L, hidden)."""
+        """query (B, H, L, D), key and value (B, H, S, D), mask from `mask` -> (B, L, hidden)."""
         batch_size, _, length, _ = query.shape
-        scores = self.query_key(query * self.scale, key) + mask
-        weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
-        out = self.weighted_values(weights, value)
+        out = self.core(query * self.scale, key, value, mask)
         if length > 1:
             out = permute_rows(out, (0, 2, 1))
         return self.o_proj(out.reshape((batch_size, length, self.num_heads * self.head_dim)))

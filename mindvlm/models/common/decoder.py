@@ -9,7 +9,7 @@ from typing import Literal
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindvlm.models.common.attention import RotarySelfAttention, SelfAttention, causal_mask
+from mindvlm.models.common.attention import RotarySelfAttention, SelfAttention
 from mindvlm.models.common.kv_cache import LayerKVCache, slot_indices
 from mindvlm.models.common.layout import widen
 from mindvlm.models.common.linear import Embedding, Linear, TiedHead
@@ -133,7 +133,7 @@ class CausalLM(nn.Cell):
         slots = ops.arange(length).astype(ms.int32)
         positions = ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
         cos, sin = self.embed_positions.rotation(positions, inv_freq)
-        mask = causal_mask(positions, slots, self.config.num_attention_heads, self.dtype)
+        mask = self.layers[0].self_attn.mask(positions, slots)
         scale = self.query_scale(positions, length)
         states = (self.embed_positions(embeds, positions),)
         for layer in self.layers:
@@ -154,9 +154,8 @@ class CausalLM(nn.Cell):
         """
         num_slots = caches[0].key.shape[2]
         cos, sin = self.embed_positions.rotation(positions, inv_freq)
-        num_heads = self.config.num_attention_heads
-        mask = causal_mask(positions, ops.arange(num_slots).astype(ms.int32), num_heads, self.dtype)
-        indices = slot_indices(positions, num_heads)
+        mask = self.layers[0].self_attn.mask(positions, ops.arange(num_slots).astype(ms.int32))
+        indices = slot_indices(positions, self.config.num_attention_heads)
         scale = self.query_scale(positions, num_slots)
         x = self.embed_positions(embeds, positions)
         for i in range(len(self.layers)):

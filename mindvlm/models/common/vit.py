@@ -10,6 +10,8 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.models.common.activation import ACTIVATIONS
+from mindvlm.models.common.attention import EagerAttention
+from mindvlm.models.common.fused_attention import FusedAttention, can_fuse
 from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Embedding, Linear
 from mindvlm.models.common.norm import LayerNorm
@@ -65,19 +67,15 @@ class VitAttention(nn.Cell):
         self.k_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
-        self.query_key = ops.BatchMatMul(transpose_b=True)
-        self.weighted_values = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.core = FusedAttention() if can_fuse(dtype, self.head_dim) else EagerAttention()
 
     def split_heads(self, x):
         return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)), (0, 2, 1))
 
     def construct(self, x):
         query = self.split_heads(self.q_proj(x) * self.scale)
-        scores = self.query_key(query, self.split_heads(self.k_proj(x)))
-        weights = self.softmax(scores.astype(ms.float32)).astype(x.dtype)
-        out = self.weighted_values(weights, self.split_heads(self.v_proj(x)))
-        return self.out_proj(permute_rows(out, (0, 2, 1)).reshape(x.shape))
+        out = self.core(query, self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x)))
+        return self.out_proj(permute_rows(out, (0, 2, 1)).reshape(x.shape[:2] + (-1,)))
 
 
 class VitMLP(nn.Cell):

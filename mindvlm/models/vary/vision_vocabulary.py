@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.models.common.activation import GELU
+from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, pad_head_dim, padded_head_dim
 from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Linear
 from mindvlm.models.common.norm import LayerNorm
@@ -50,7 +51,6 @@ class RelativePositionAttention(nn.Cell):
         self.rows, self.columns = grid
         self.num_heads = num_heads
         self.head_dim = width // num_heads
-        self.width = width
         self.scale = self.head_dim**-0.5
         self.qkv = Linear(width, 3 * width, dtype=dtype)
         self.proj = Linear(width, width, dtype=dtype)
@@ -72,6 +72,13 @@ class RelativePositionAttention(nn.Cell):
         qkv = permute_rows(qkv, (2, 0, 3, 1)).reshape((3 * batch, tokens, self.head_dim))
         query, key, value = ops.split(qkv, batch)
         query, key = self.append_positions(query, key)
+        out = self.attend(query, key, value)
+        out = permute_rows(out.reshape((num_images, self.num_heads, tokens, self.head_dim)), (0, 2, 1))
+        return self.proj(out.reshape((num_images, self.rows, self.columns, self.num_heads * self.head_dim)))
+
+    def attend(self, query, key, value):
+        """query, key (B, T, D + R + C) and value (B, T, D) -> (B, T, D), slice by slice of the queries."""
+        tokens = query.shape[1]
         parts = ()
         for start in range(0, tokens, self.slice_length):
             part = query[:, start : start + self.slice_length]
@@ -80,9 +87,7 @@ class RelativePositionAttention(nn.Cell):
                 part = ops.depend(part, parts[-1])
             weights = self.softmax(self.product(part, key).astype(ms.float32)).astype(value.dtype)
             parts = parts + (self.weighted_values(weights, value),)
-        out = parts[0] if len(parts) == 1 else ops.concat(parts, 1)
-        out = permute_rows(out.reshape((num_images, self.num_heads, tokens, self.head_dim)), (0, 2, 1))
-        return self.proj(out.reshape((num_images, self.rows, self.columns, self.width)))
+        return parts[0] if len(parts) == 1 else ops.concat(parts, 1)
 
     def append_positions(self, query, key):
         """query, key (B, T, D) -> (B, T, D + R + C) each, whose product is the biased score.
@@ -109,6 +114,22 @@ class RelativePositionAttention(nn.Cell):
         )
         one_hots = ops.broadcast_to(self.cell_one_hots, (batch, tokens, self.rows + self.columns))
         return query, ops.concat((key, one_hots), -1)
+
+
+class FusedRelativePositionAttention(RelativePositionAttention):
+    """The same through the NPU's fused operator, which wants values as wide as the keys with their positions."""
+
+    def __init__(self, width: int, num_heads: int, grid: tuple[int, int], dtype):
+        super().__init__(width, num_heads, grid, dtype)
+        self.core = FusedAttention()
+
+    def attend(self, query, key, value):
+        batch, tokens, width = query.shape
+        padded = padded_head_dim(width)
+        shape = (batch // self.num_heads, self.num_heads, tokens, padded)
+        query, key = pad_head_dim(query, padded).reshape(shape), pad_head_dim(key, padded).reshape(shape)
+        out = self.core(query, key, pad_head_dim(value, padded).reshape(shape))
+        return out[..., : self.head_dim].reshape((batch, tokens, self.head_dim))
 
 
 def cell_one_hots(grid: tuple[int, int]) -> np.ndarray:
@@ -147,7 +168,9 @@ class VocabularyBlock(nn.Cell):
         width = config.embed_dim
         attended = (window_size, window_size) if window_size else grid
         self.norm1 = LayerNorm(width, eps=1e-6, dtype=dtype)
-        self.attn = RelativePositionAttention(width, config.num_heads, attended, dtype)
+        fused_width = padded_head_dim(width // config.num_heads + sum(attended))
+        attention = FusedRelativePositionAttention if can_fuse(dtype, fused_width) else RelativePositionAttention
+        self.attn = attention(width, config.num_heads, attended, dtype)
         self.norm2 = LayerNorm(width, eps=1e-6, dtype=dtype)
         self.mlp = VocabularyMLP(width, int(width * config.mlp_ratio), dtype)
         if window_size:

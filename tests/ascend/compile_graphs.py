@@ -1,0 +1,168 @@
+"""Compiles graphs as they are on Ascend and runs none: python -m tests.ascend.compile_graphs JSON
+
+JSON is {"config": YAML, "dtype": name, "attention": "fused" or "eager", "graphs": names}. Each graph gives one line of
+JSON: its name, the error or null, and how many fused attentions it holds, forward and backward. Widths and picture
+sizes are the config's own, but of every stack only as many layers as differ from each other are built.
+
+Needs MS_SIMULATION_LEVEL=0, and RANK_SIZE=2 for the parallel step, in the environment.
+"""
+
+import json
+import re
+import sys
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from mindvlm import runtime
+from mindvlm.api import read_config
+from mindvlm.families import get_family
+from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
+from mindvlm.generation.sampling import Sampler
+from mindvlm.models.common.patches import height_and_width
+from mindvlm.parallel.buckets import make_buckets
+from mindvlm.parallel.gradients import GradientSync
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER, VISION_VOCABULARY, apply_tensor_parallel
+from mindvlm.parallel.zero import ShardedAdamW
+from mindvlm.training.optimizer import OptimizerConfig
+from mindvlm.training.step import TrainStep
+
+BATCH_SIZE, NUM_IMAGES, LENGTH, NUM_SLOTS = 2, 2, 320, 512
+NUM_LAYERS = 2
+FUSED_OPERATORS = (b"FlashAttentionScore", b"FlashAttentionScoreGrad")
+
+
+class Checked(nn.Cell):
+    """A graph whose result must have one shape and dtype; a silent promotion to float32 ends here."""
+
+    def __init__(self, graph, shape, dtype):
+        super().__init__(auto_prefix=False)
+        self.graph = graph
+        self.shape = shape
+        self.result_dtype = dtype
+
+    def construct(self, *inputs):
+        result = self.graph(*inputs)
+        if result.shape != self.shape or result.dtype != self.result_dtype:
+            raise ValueError("the graph's result has another shape or dtype than expected")
+        return result
+
+
+def small_config(path: str):
+    """The config with every stack cut to `NUM_LAYERS`: of the vision vocabulary one windowed and one global block."""
+    config = read_config(path)
+    model = config.model
+    model.language_model.num_hidden_layers = NUM_LAYERS
+    model.vision_vocabulary.depth = 2
+    model.vision_vocabulary.global_attn_indexes = [1]
+    if model.vision_tower:
+        model.vision_tower.num_hidden_layers = NUM_LAYERS
+    return config
+
+
+def blank(*shape: int, dtype) -> Tensor:
+    """A tensor that has shape and dtype and no memory."""
+    return Tensor(shape=shape, dtype=dtype)
+
+
+def pixels(model_config, dtype) -> list[Tensor]:
+    towers = [tower for tower in (model_config.vision_tower, model_config.vision_vocabulary) if tower]
+    return [blank(NUM_IMAGES, 3, *height_and_width(tower.image_size), dtype=dtype) for tower in towers]
+
+
+def predict_graphs(config, model, dtype) -> dict:
+    """name -> (graph, its inputs) of everything that predict runs."""
+    model.set_train(False)
+    decoder, sizes = model.language_model, config.model.language_model
+    hidden, vocab_size = sizes.hidden_size, sizes.vocab_size
+    caches = decoder.new_caches(BATCH_SIZE, NUM_SLOTS)
+    tokens = blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
+    embeds = blank(BATCH_SIZE, LENGTH, hidden, dtype=dtype)
+    counts = blank(BATCH_SIZE, dtype=ms.int32)
+    inv_freq = blank(sizes.head_dim // 2, dtype=ms.float32)
+    features = (NUM_IMAGES, config.model.image_token_len, hidden)
+    logits = (BATCH_SIZE, vocab_size)
+    sampler = Sampler(config.generation, batch_size=BATCH_SIZE, vocab_size=vocab_size, num_slots=NUM_SLOTS)
+    return {
+        "vision": (Checked(VisionGraph(model), features, dtype), pixels(config.model, dtype)),
+        "merge": (Checked(MergeGraph(model), embeds.shape, dtype), [tokens, blank(*features, dtype=dtype), tokens]),
+        "prefill": (Checked(PrefillGraph(decoder, caches), logits, dtype), [embeds, tokens, inv_freq, counts]),
+        "decode": (
+            Checked(DecodeGraph(decoder, caches), logits, dtype),
+            [counts, blank(BATCH_SIZE, 1, dtype=ms.int32), inv_freq],
+        ),
+        "score": (Checked(ScoreGraph(decoder), (BATCH_SIZE, LENGTH, vocab_size), dtype), [embeds, inv_freq]),
+        "sample": (
+            Checked(sampler, (BATCH_SIZE,), ms.int32),
+            [blank(*logits, dtype=dtype), counts, blank(BATCH_SIZE, dtype=ms.float32)],
+        ),
+    }
+
+
+def train_graphs(config, model, dtype, *, parallel: bool) -> dict:
+    """name -> (graph, its inputs) of a training step, alone or as one of dp 2 x tp 2 processes with ZeRO-2."""
+    model.set_train()
+    optimizer = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1)
+    if parallel:
+        # the front end takes the size of every group from RANK_SIZE
+        step = ParallelStep(model, optimizer, Mesh(dp=2, tp=2, device="Ascend"))
+    else:
+        step = TrainStep(model, optimizer)
+    tokens = blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
+    inv_freq = blank(config.model.language_model.head_dim // 2, dtype=ms.float32)
+    batch = [tokens, tokens, inv_freq, *pixels(config.model, dtype), tokens]
+    name = "parallel step" if parallel else "step"
+    return {name: (step, [blank(dtype=ms.float32), *batch])}
+
+
+class ParallelStep(nn.Cell):
+    """Gradients on a divided model, their ReduceScatter, the update of this rank's chunks and their AllGather."""
+
+    def __init__(self, model: nn.Cell, optimizer: OptimizerConfig, mesh: Mesh):
+        super().__init__(auto_prefix=False)
+        divided = apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
+        parameters = model.trainable_params()
+        buckets = make_buckets(
+            parameters,
+            decays=[optimizer.decays(p.name) for p in parameters],
+            is_divided=[p.name in divided.specs for p in parameters],
+            mesh=mesh,
+        )
+        self.loss_and_gradients = ops.value_and_grad(model, None, ms.ParameterTuple(parameters))
+        self.sync = GradientSync(parameters, buckets, mesh, partial=divided.partial, keep_chunks=True)
+        self.optimizer = ShardedAdamW(parameters, buckets, optimizer, mesh, takes_chunks=True)
+
+    def construct(self, learning_rate, *batch):
+        loss, gradients = self.loss_and_gradients(*batch)
+        return ops.depend(loss, self.optimizer(self.sync(gradients), learning_rate))
+
+
+def compile_one(graph: nn.Cell, inputs: list[Tensor]) -> dict:
+    try:
+        graph.compile(*inputs)
+    except Exception as error:
+        return {"error": str(error)[:3000]}
+    graph_text = graph.get_func_graph_proto()
+    names = {kind: set(re.findall(rb"/%s-op\d+" % kind, graph_text)) for kind in FUSED_OPERATORS}
+    return {"error": None, "num_fused": [len(names[kind]) for kind in FUSED_OPERATORS]}
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    ms.set_context(mode=ms.GRAPH_MODE)
+    runtime.set_attention(request["attention"])
+    config = small_config(request["config"])
+    dtype = runtime.DTYPES[request["dtype"]]
+    model = get_family(config.family).model(config.model, dtype)
+    names = request["graphs"]
+    if names[0].endswith("step"):
+        graphs = train_graphs(config, model, dtype, parallel=names == ["parallel step"])
+    else:
+        graphs = predict_graphs(config, model, dtype)
+    for name in names:
+        print(json.dumps({"name": name, **compile_one(*graphs[name])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The graphs of predict and training on Ascend pass the compiler's front end: shapes and dtypes of every operator."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs/vary"
+PREDICT = ["vision", "merge", "prefill", "decode", "score", "sample"]
+
+
+def compile_graphs(folder: Path, config: str, dtype: str, attention: str, graphs: list[str]) -> dict[str, list[int]]:
+    """Fused attentions, forward and backward, of each graph by name; fails where one does not compile."""
+    request = {"config": str(CONFIGS / config), "dtype": dtype, "attention": attention, "graphs": graphs}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ascend.compile_graphs", json.dumps(request)],
+        # the compiler leaves a folder of what failed where it runs
+        cwd=folder,
+        env={**os.environ, "MS_SIMULATION_LEVEL": "0", "RANK_SIZE": "2", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    errors = {result["name"]: result["error"] for result in results if result["error"]}
+    assert not errors, "\n".join(f"{name}: {error}" for name, error in errors.items())
+    assert [result["name"] for result in results] == graphs
+    return {result["name"]: result["num_fused"] for result in results}
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "num_in_vision"), [("vary_toy.yaml", "bfloat16", 3), ("vary_tiny.yaml", "float16", 2)]
+)
+def test_predict_with_fused_attention(tmp_path, config, dtype, num_in_vision):
+    num_fused = compile_graphs(tmp_path, config, dtype, "fused", PREDICT)
+
+    assert num_fused["vision"] == [num_in_vision, 0]
+    assert num_fused["prefill"] == num_fused["decode"] == num_fused["score"] == [2, 0]
+    assert num_fused["merge"] == num_fused["sample"] == [0, 0]
+
+
+def test_predict_with_eager_attention(tmp_path):
+    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "eager", ["prefill", "decode"])
+
+    assert num_fused == {"prefill": [0, 0], "decode": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "expected"),
+    # Vary-toy's towers are frozen: their attentions have no gradient
+    [("vary_toy.yaml", "float16", [5, 2]), ("vary_tiny.yaml", "float16", [4, 4])],
+)
+def test_training_step(tmp_path, config, dtype, expected):
+    assert compile_graphs(tmp_path, config, dtype, "fused", ["step"]) == {"step": expected}
+
+
+def test_training_step_of_one_among_four_processes(tmp_path):
+    """dp 2 x tp 2 with ZeRO-2: the collectives that the CPU backend lacks."""
+    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "fused", ["parallel step"])
+
+    assert num_fused == {"parallel step": [5, 2]}
