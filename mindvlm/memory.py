@@ -34,10 +34,11 @@ from pathlib import Path
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.generation.engine import MAX_PREFILL_LENGTH
 from mindvlm.generation.graphs import bucket_length, cache_capacity
+from mindvlm.models.common.attention_core import MAX_SCORES_PER_HEAD
 from mindvlm.models.common.decoder import DecoderConfig
 from mindvlm.models.common.patches import grid_size, height_and_width
 from mindvlm.models.common.vit import VitConfig
-from mindvlm.models.vary.vision_vocabulary import MAX_SCORES_PER_HEAD, VisionVocabularyConfig
+from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
 
 MIB = 1024**2
 FLOAT32 = 4

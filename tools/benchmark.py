@@ -27,6 +27,7 @@ from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.errors import UserError
 from mindvlm.tools import cli
 from mindvlm.tools.benchmark_stages import PEERS, STAGES
+from mindvlm.tools.benchmark_training import benchmark_training
 from mindvlm.tools.benchmark_workload import MODELS, Workload
 
 OURS = "mindvlm"
@@ -143,15 +144,20 @@ def check_machine(workload: Workload, peers: Sequence[str]) -> None:
         UserError: a framework is not installed, or the weights do not fit into the free memory.
     """
     for name in peers:
-        if importlib.util.find_spec(PEERS[name].requires) is None:
-            package = PEERS[name].requires
-            raise UserError(f"peer {name} needs the package {package}, which is not installed: pip install {package}")
+        check_installed(name)
     needed, available = workload.parameter_bytes * 1.3, available_bytes()
     if needed > available:
         raise UserError(
             f"the model needs about {needed / GIB:.1f} GiB of memory but {available / GIB:.1f} GiB are free; "
             "end other programs or choose a smaller --model"
         )
+
+
+def check_installed(name: str) -> None:
+    """Raises UserError if the framework of a peer is not installed."""
+    package = PEERS[name].requires
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"peer {name} needs the package {package}, which is not installed: pip install {package}")
 
 
 def available_bytes() -> int:
@@ -168,6 +174,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--against", choices=others, nargs="*", default=[], help="other implementations to run")
     parser.add_argument("--only", choices=sorted(PEERS), help="run this one alone")
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="measure training steps of a Vary-toy of 50 million parameters (with --model smoke: a tiny one)",
+    )
+    parser.add_argument("--steps", type=int, default=10, help="training steps per implementation (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes per implementation (default 3)")
     parser.add_argument("--tokens", type=int, default=64, help="greedy tokens to decode (default 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
@@ -188,11 +200,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
-    for flag in ("rounds", "tokens", "threads"):
+    for flag in ("rounds", "tokens", "threads", "steps"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
-    options.json = options.json or Path(f"benchmark_{options.model}.json")
+    options.json = options.json or Path(f"benchmark_{'train_' if options.train else ''}{options.model}.json")
     check_writable(options.json)
+    settings = {"settings": vars(options) | {"json": str(options.json)}}
+    if options.train:
+        for name in [options.only] if options.only else [OURS, *options.against]:
+            check_installed(name)
+        write_report(options.json, settings | benchmark_training(options, format_table))
+        return 0
     workload = Workload(MODELS[options.model](), seed=options.seed, num_tokens=options.tokens)
     peers = [options.only] if options.only else [OURS, *options.against]
     check_machine(workload, peers)
@@ -200,11 +218,14 @@ def benchmark(arguments: list[str] | None) -> int:
     summary = summarize(results, workload)
     comparison = compare(results, summary)
     print_report(options, workload, results, summary, comparison)
-    report = {"settings": vars(options) | {"json": str(options.json)}, "summary": summary}
-    report |= {"comparison": comparison, "rounds": results, "parameter_bytes": workload.parameter_bytes}
-    with atomic_file(options.json) as file:
-        file.write(json.dumps(report, indent=1).encode())
+    report = {"summary": summary, "comparison": comparison, "rounds": results}
+    write_report(options.json, settings | report | {"parameter_bytes": workload.parameter_bytes})
     return 0
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(report, indent=1).encode())
 
 
 def print_report(

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 from mindvlm.tools import cli
 
@@ -25,7 +26,8 @@ def evaluate(argv: list[str] | None) -> int:
     from mindvlm.training.metrics import character_error_rate
     from mindvlm.training.rendered_text import sample
 
-    model = mindvlm.load(options.config_path, progress=cli.say)
+    overrides = {"checkpoint": str(Path(options.checkpoint).resolve())} if options.checkpoint else {}
+    model = mindvlm.load(options.config_path, progress=cli.say, **overrides)
     started = time.perf_counter()
     texts, references = [], []
     for first in range(0, options.num_images, options.batch_size):
@@ -55,6 +57,7 @@ def evaluate(argv: list[str] | None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_path", help="model YAML; default: the shipped Vary-nano")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the YAML's, as of a training run")
     parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")
     parser.add_argument("--num_images", type=at_least(1), default=1000, help="how many (default 1000)")
     parser.add_argument("--batch_size", type=at_least(1), default=20, help="pictures read together (default 20)")

@@ -4,28 +4,52 @@ import argparse
 import sys
 
 
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mindvlm-train",
+        description="Train a model. The same command again goes on from the newest checkpoint in output_dir.",
+    )
+    parser.add_argument("--config_path", required=True, metavar="YAML", help="the training job")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="where checkpoints and logs go, instead of the config's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a key, as parallel.dp=8"
+    )
+    parser.add_argument(
+        "--accept_changes", action="store_true", help="go on from a checkpoint although the config differs from its own"
+    )
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line of the trainer. Returns the exit status, see `cli.run`."""
+    from mindvlm.parallel.environment import limit_threads
+    from mindvlm.parallel.failure import ends_all_ranks
     from mindvlm.tools import cli
 
-    return cli.run(train, argv)
+    limit_threads()
+
+    def command(arguments: list[str] | None) -> int:
+        with ends_all_ranks():
+            return train(arguments)
+
+    return cli.run(command, argv)
 
 
 def train(argv: list[str] | None) -> int:
     """Trains until the schedule ends; what was saved before an interruption is where the same command goes on."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config_path", required=True, help="YAML of the training job")
-    parser.add_argument("--output_dir", help="folder of state and weights instead of the config's")
-    options = parser.parse_args(argv)
-    # imported here: the processes that render the pictures start from this file and need no MindSpore
+    options = build_parser().parse_args(argv)
+    # imported here: the processes that make samples start from this file and need no MindSpore
     from mindvlm.tools.cli import say
-    from mindvlm.training.config import read_train_config
+    from mindvlm.training.config import parse_overrides, read_job
+
+    overrides = parse_overrides(options.set)
+    if options.output_dir:
+        overrides["output_dir"] = options.output_dir
+    job = read_job(options.config_path, overrides)
+
     from mindvlm.training.trainer import Trainer
 
-    config = read_train_config(options.config_path)
-    if options.output_dir:
-        config.output_dir = options.output_dir
-    Trainer(config, say=say).train()
+    Trainer(job, say=say, accept_changes=options.accept_changes).train()
     return 0
 
 

@@ -15,15 +15,26 @@ class Bucket(nn.Cell):
     Attributes:
         indices: places of the bucket's parameters in the list of all.
         decays: whether they have weight decay.
+        learning_rate_factor: what their learning rate is multiplied by.
         is_divided: whether they are divided over the tensor-parallel ranks.
         sizes: elements of each parameter (of the rank's part of it), in order.
         chunk_size: elements that each replica keeps of it.
     """
 
-    def __init__(self, indices: list[int], parameters: list[Parameter], *, decays: bool, is_divided: bool, mesh: Mesh):
+    def __init__(
+        self,
+        indices: list[int],
+        parameters: list[Parameter],
+        *,
+        decays: bool,
+        learning_rate_factor: float,
+        is_divided: bool,
+        mesh: Mesh,
+    ):
         super().__init__(auto_prefix=False)
         self.indices = tuple(indices)
         self.decays = decays
+        self.learning_rate_factor = learning_rate_factor
         self.is_divided = is_divided
         self.dp = mesh.dp
         self.shapes = tuple(tuple(parameters[i].shape) for i in indices)
@@ -62,7 +73,8 @@ def make_buckets(
     decays: list[bool],
     is_divided: list[bool],
     mesh: Mesh,
-    max_elements: int = MAX_BUCKET_ELEMENTS,
+    learning_rate_factors: list[float] | None = None,
+    max_elements: int | None = None,
 ) -> nn.CellList:
     """Divides the parameters, in their order, into buckets of one kind each; a parameter is never cut.
 
@@ -71,12 +83,15 @@ def make_buckets(
         decays: whether each has weight decay.
         is_divided: whether each is divided over the tensor-parallel ranks.
         mesh: of this process.
-        max_elements: of a bucket with more than one parameter.
+        learning_rate_factors: what the learning rate of each is multiplied by; 1 if not given.
+        max_elements: of a bucket with more than one parameter; if not given, `MAX_BUCKET_ELEMENTS`.
     """
-    open_buckets: dict[tuple[bool, bool], list[int]] = {}
+    max_elements = max_elements or MAX_BUCKET_ELEMENTS
+    factors = learning_rate_factors or [1.0] * len(parameters)
+    open_buckets: dict[tuple[bool, bool, float], list[int]] = {}
     done: list[list[int]] = []
     for i, parameter in enumerate(parameters):
-        kind = (decays[i], is_divided[i])
+        kind = (decays[i], is_divided[i], factors[i])
         members = open_buckets.setdefault(kind, [])
         if members and sum(parameters[j].size for j in members) + parameter.size > max_elements:
             done.append(members)
@@ -85,7 +100,14 @@ def make_buckets(
     done.extend(open_buckets.values())
     done.sort(key=lambda members: members[0])
     buckets = [
-        Bucket(members, parameters, decays=decays[members[0]], is_divided=is_divided[members[0]], mesh=mesh)
+        Bucket(
+            members,
+            parameters,
+            decays=decays[members[0]],
+            learning_rate_factor=factors[members[0]],
+            is_divided=is_divided[members[0]],
+            mesh=mesh,
+        )
         for members in done
     ]
     cells = nn.CellList(buckets, auto_prefix=False)

@@ -95,7 +95,7 @@ class GradientSync(nn.Cell):
         whole, divided = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
         if self.keep_chunks:
             for k in range(len(self.buckets)):
-                square = (synced[k] * synced[k]).sum()
+                square = sum_of_squares(synced[k])
                 if self.buckets[k].is_divided:
                     divided = divided + square
                 else:
@@ -103,12 +103,18 @@ class GradientSync(nn.Cell):
             whole, divided = self.over_dp(whole), self.over_dp(divided)
         else:
             for i in range(len(synced)):
-                square = (synced[i] * synced[i]).sum()
+                square = sum_of_squares(synced[i])
                 if self.is_divided[i]:
                     divided = divided + square
                 else:
                     whole = whole + square
         return ops.sqrt(whole + self.over_tp(divided))
+
+
+def sum_of_squares(x):
+    """Float32 scalar. First over the last axis: the CPU backend is slow where all axes are reduced at once."""
+    x = x.astype(ms.float32)
+    return (x * x).sum(-1).sum()
 
 
 def positions(buckets: nn.CellList, num_parameters: int) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from mindvlm.models.common.layout import widen
 from mindvlm.models.common.linear import Embedding, Linear, TiedHead
 from mindvlm.models.common.norm import LayerNorm, RMSNorm
 from mindvlm.parallel.collectives import CopyToRanks, GatherColumns, ReduceFromRanks, over_group
+from mindvlm.parallel.loss import VocabParallelTokenLoss
 from mindvlm.parallel.mesh import Mesh
 
 
@@ -86,18 +87,20 @@ class VocabParallelEmbedding(Embedding):
 class VocabParallelHead(ColumnParallelLinear):
     """The head with its rows divided; called as it is, it gives the logits of all ranks, as the plain one does.
 
-    x (..., in_features) -> (..., V). `local_logits` leaves them where they are: (..., V / n), for the loss.
+    x (..., in_features) -> (..., V). The loss leaves the logits where they are: (..., V / n).
     """
 
-    def __init__(self, in_features: int, out_features: int, *, mesh: Mesh, has_bias: bool = False, dtype=ms.float32):
-        super().__init__(in_features, out_features, mesh=mesh, has_bias=has_bias, dtype=dtype)
+    def __init__(self, in_features: int, out_features: int, *, mesh: Mesh, dtype=ms.float32):
+        super().__init__(in_features, out_features, mesh=mesh, has_bias=False, dtype=dtype)
         self.gather_columns = GatherColumns(mesh.tp_group, mesh.tp_rank, mesh.tp)
+        self.token_loss = VocabParallelTokenLoss(out_features, mesh)
 
     def construct(self, x):
         return self.gather_columns(super().construct(x))
 
-    def local_logits(self, x):
-        return super().construct(x)
+    def loss_sum(self, states, labels):
+        """As that of the plain head; the same on every rank."""
+        return self.token_loss.sum_and_count(super().construct(states), labels)
 
 
 class VocabParallelTiedHead(TiedHead):
@@ -106,9 +109,10 @@ class VocabParallelTiedHead(TiedHead):
     def __init__(self, embedding: VocabParallelEmbedding, *, mesh: Mesh):
         super().__init__(embedding)
         self.gather_columns = GatherColumns(mesh.tp_group, mesh.tp_rank, mesh.tp)
+        self.token_loss = VocabParallelTokenLoss(embedding.num_rows * mesh.tp, mesh)
 
     def construct(self, x):
         return self.gather_columns(super().construct(x))
 
-    def local_logits(self, x):
-        return super().construct(x)
+    def loss_sum(self, states, labels):
+        return self.token_loss.sum_and_count(super().construct(states), labels)

@@ -45,26 +45,13 @@ class VocabParallelTokenLoss(nn.Cell):
         counted = (target != IGNORED_LABEL).astype(ms.float32)
         return (ops.log(total).reshape((-1,)) - picked) * counted
 
+    def sum_and_count(self, logits, labels):
+        """Sum of the next-token losses and their number, float32 scalars.
 
-class VocabParallelNextTokenLoss(nn.Cell):
-    """Sum of the token losses and their number, from the states before the head.
-
-    It refers to the head, so that MindSpore names the head's parameter after this Cell when a model takes it:
-    `plan.name_by_place` afterwards.
-
-    Args:
-        head: a `VocabParallelHead` or `VocabParallelTiedHead`.
-        vocab_size: of the whole vocabulary.
-        mesh: of this process.
-    """
-
-    def __init__(self, head: nn.Cell, vocab_size: int, mesh: Mesh):
-        super().__init__(auto_prefix=False)
-        self.head = head
-        self.token_loss = VocabParallelTokenLoss(vocab_size, mesh)
-
-    def construct(self, states, labels):
-        """states (B, L, hidden), those at l predict label l + 1; labels (B, L) int32 -> two float32 scalars."""
-        logits = self.head.local_logits(states[:, :-1].reshape((-1, states.shape[-1])))
+        Args:
+            logits: (B, L, V / tp), those at position l predict label l + 1.
+            labels: (B, L) int32, -100 to ignore.
+        """
         target = labels[:, 1:].reshape((-1,))
-        return self.token_loss(logits, target).sum(), (target != IGNORED_LABEL).astype(ms.float32).sum()
+        losses = self.construct(logits[:, :-1].reshape((-1, logits.shape[-1])), target)
+        return losses.sum(), (target != IGNORED_LABEL).astype(ms.float32).sum()

@@ -60,8 +60,14 @@ class ShardedAdamW(nn.Cell):
         self.beta2 = Tensor(config.betas[1], ms.float32)
         self.gather = GatherChunks(mesh)
 
-    def construct(self, gradients, learning_rate):
-        """One update; gradients whole in the order of the parameters, or chunks in the order of the buckets."""
+    def construct(self, gradients, learning_rate, scale=1.0):
+        """One update.
+
+        Args:
+            gradients: whole in the order of the parameters, or chunks in the order of the buckets.
+            learning_rate: float32 scalar.
+            scale: what the gradients are multiplied by.
+        """
         count = self.num_updates + 1.0
         corrections = self.corrections(count)
         done = count
@@ -76,9 +82,10 @@ class ShardedAdamW(nn.Cell):
                 chunk = self.master[k]
             else:
                 chunk = bucket.own_chunk(bucket.flatten(self.parameters))
+            rate = learning_rate * bucket.learning_rate_factor
             if bucket.decays:
-                chunk = chunk * (1.0 - learning_rate * self.weight_decay)
-            new_chunk = chunk - self.step(k, gradient, learning_rate, corrections)
+                chunk = chunk * (1.0 - rate * self.weight_decay)
+            new_chunk = chunk - self.step(k, gradient * scale, rate, corrections)
             if self.has_master[k]:
                 done = ops.depend(done, ops.assign(self.master[k], new_chunk))
             values = bucket.unflatten(self.gather(new_chunk))

@@ -1,51 +1,161 @@
-"""The state of a training run: one safetensors file, replaced as a whole."""
+"""The checkpoints of a run: folders `step-N` that appear when they are complete, and which of them are kept."""
 
+import fcntl
 import json
+import os
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
-import numpy as np
-from mindspore import Parameter, Tensor
-
-from mindvlm.checkpoint.files import open_checkpoint
-from mindvlm.checkpoint.safetensors_format import write_safetensors
-from mindvlm.checkpoint.source import MemorySource
+from mindvlm.checkpoint import atomic_file
 from mindvlm.errors import UserError
 
-STATE_FILE = "state.safetensors"
+WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE, BEST_FILE = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "best.json",
+)
+_NAME = re.compile(r"step-(\d{1,12})")
+_HIDDEN = re.compile(r"\.step-\d{1,12}\.\d+\.(partial|obsolete)")
 
 
-def save_state(folder: Path, parameters: dict[str, Parameter], progress: dict) -> None:
-    """Writes parameters (weights and optimizer alike) and `progress` (anything JSON can hold) to the state file."""
-    tensors = {name: np.asarray(parameter.asnumpy()) for name, parameter in parameters.items()}
-    write_safetensors(folder / STATE_FILE, MemorySource(tensors), metadata={"progress": json.dumps(progress)})
+class CheckpointFolder:
+    """The checkpoints in the output folder of a run.
 
-
-def load_state(folder: Path, parameters: dict[str, Parameter]) -> dict | None:
-    """Fills the parameters from the state file and returns its progress; None if there is no state.
+    Args:
+        folder: is created.
 
     Raises:
-        UserError: the file belongs to another model or optimizer.
+        UserError: it cannot be created.
     """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._lock: TextIO | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir {folder}: cannot be created ({error.strerror}); choose another") from None
+
+    def lock(self) -> None:
+        """Keeps other processes from training into the same folder; the lock ends with the process.
+
+        Raises:
+            UserError: another process does.
+        """
+        self._lock = open(self.folder / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            raise UserError(f"output_dir {self.folder}: another process trains into it; choose another") from None
+        except OSError:
+            # a file system without locks
+            pass
+
+    def unlock(self) -> None:
+        """Gives the lock back, if this holds it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, rising."""
+        found = []
+        for entry in self.folder.iterdir():
+            match = _NAME.fullmatch(entry.name)
+            if match and (entry / STATE_FILE).is_file():
+                found.append(int(match[1]))
+        return sorted(found)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.folder / f"step-{step}"
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint."""
+        steps = self.steps()
+        return self.path(steps[-1]) if steps else None
+
+    def write(self, step: int, fill: Callable[[Path], None]) -> Path:
+        """Makes the checkpoint of a step: `fill` writes into a hidden folder, which then gets its name.
+
+        Whatever ends it early, nothing but earlier checkpoints is there.
+
+        Raises:
+            UserError: a file cannot be written, as on a full disk.
+        """
+        target = self.path(step)
+        hidden = self._hidden(target, "partial")
+        try:
+            self._remove_leftovers()
+            hidden.mkdir()
+            fill(hidden)
+            sync_folder(hidden)
+            if target.exists():
+                os.replace(target, self._hidden(target, "obsolete"))
+            os.replace(hidden, target)
+            sync_folder(self.folder)
+        except BaseException as error:
+            shutil.rmtree(hidden, ignore_errors=True)
+            if isinstance(error, OSError | UserError):
+                last = self.latest()
+                kept = f"{last} is kept, the same command goes on from it" if last else "no earlier one is there"
+                reason = error.strerror or error if isinstance(error, OSError) else error
+                raise UserError(f"checkpoint of step {step}: {reason}; {kept}: make room first") from None
+            raise
+        self._remove_leftovers()
+        return target
+
+    def prune(self, num_kept: int, *, besides: int | None = None) -> None:
+        """Removes all but the newest `num_kept` checkpoints and that of the step `besides`."""
+        for step in self.steps()[:-num_kept]:
+            if step != besides:
+                obsolete = self._hidden(self.path(step), "obsolete")
+                # half removed it must not look like a checkpoint
+                os.replace(self.path(step), obsolete)
+                shutil.rmtree(obsolete, ignore_errors=True)
+
+    def write_best(self, best: dict[str, Any]) -> None:
+        """Names the best checkpoint and its figures in a file of its own."""
+        with atomic_file(self.folder / BEST_FILE) as file:
+            file.write((json.dumps(best, indent=2) + "\n").encode())
+
+    def _hidden(self, target: Path, kind: str) -> Path:
+        return target.with_name(f".{target.name}.{os.getpid()}.{kind}")
+
+    def _remove_leftovers(self) -> None:
+        for entry in self.folder.iterdir():
+            if _HIDDEN.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Writes what is no tensor."""
+    with atomic_file(folder / STATE_FILE) as file:
+        file.write((json.dumps(state, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Reads it again. Raises UserError if the file is damaged."""
     path = folder / STATE_FILE
-    if not path.exists():
-        return None
-    with open_checkpoint(path) as checkpoint:
-        shapes = {name: tuple(info.shape) for name, info in checkpoint.infos.items()}
-        expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        if "progress" not in checkpoint.metadata:
-            raise UserError(f"{path} is not the state of a training run; choose another output_dir")
-        if shapes != expected:
-            differing = sorted(set(shapes.items()) ^ set(expected.items()))
-            raise UserError(
-                f"{path} is the state of another model ({len(differing)} tensors differ, such as {differing[0][0]}); "
-                "choose another output_dir"
-            )
-        for name, parameter in parameters.items():
-            parameter.set_data(Tensor(checkpoint.read(name).data.copy()))
-        return json.loads(checkpoint.metadata["progress"])
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove {folder} to go on from an earlier one") from None
+    keys = {"step": int, "source": dict, "job": dict, "rng": list}
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), kind) for key, kind in keys.items()):
+        raise UserError(f"{path}: is no state of a training run; remove {folder} to go on from an earlier one")
+    return state
 
 
-def save_weights(path: Path, parameters: dict[str, Parameter], dtype: str) -> None:
-    """Writes weights alone, in `dtype`, as `mindvlm.load` reads them."""
-    tensors = {name: np.asarray(parameter.asnumpy()).astype(dtype) for name, parameter in parameters.items()}
-    write_safetensors(path, MemorySource(tensors), metadata={"format": "pt"})
+def sync_folder(folder: Path) -> None:
+    """Has the names in the folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

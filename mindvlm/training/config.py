@@ -1,12 +1,17 @@
 """Typed config of a training job."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 from mindvlm.config import build_config, read_yaml, resolve_path
 from mindvlm.errors import UserError
+from mindvlm.parallel.config import ParallelConfig
 from mindvlm.runtime import RuntimeConfig
+from mindvlm.training.datasets.config import DatasetsConfig
+from mindvlm.training.loss_scale import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.schedule import ScheduleConfig
 
@@ -16,7 +21,7 @@ class RenderedTextConfig:
     """Pictures of text, rendered as they are needed.
 
     Attributes:
-        batch_size: pictures a step.
+        batch_size: pictures of a device in one pass.
         queries: questions to train with; the answer is always the text.
         main_query_share: share of the samples with the first question; the others share the rest.
         max_answer_tokens: characters of the longest text and the mark that ends it.
@@ -37,45 +42,205 @@ class RenderedTextConfig:
         numbers = (self.batch_size, self.max_answer_tokens, self.num_workers, self.num_evaluation_images)
         if min(numbers) < 1 or not self.queries:
             raise UserError(
-                "data: batch_size, max_answer_tokens, num_workers and num_evaluation_images must be at least 1, "
-                "and queries needs an entry"
+                "rendered_text: batch_size, max_answer_tokens, num_workers and num_evaluation_images must be at least "
+                "1, and queries needs an entry"
             )
 
 
 @dataclass(kw_only=True)
+class EvaluationConfig:
+    """Held-out records that are read while training.
+
+    Attributes:
+        datasets: names joined by "+", or a list of names.
+        registry: YAML of data sets, relative to the job's file; null takes that of `data`.
+        num_samples: the first ones, in the order of the files; fewer if there are not so many.
+        batch_size: read together.
+        max_new_tokens: longest answer.
+        num_shown: answers that are printed.
+    """
+
+    datasets: str | list[str]
+    registry: str | None = None
+    num_samples: int = 64
+    batch_size: int = 8
+    max_new_tokens: int = 512
+    num_shown: int = 2
+
+    def __post_init__(self):
+        for key in ("num_samples", "batch_size", "max_new_tokens"):
+            check_at_least(f"evaluation.{key}", getattr(self, key), 1)
+        check_at_least("evaluation.num_shown", self.num_shown, 0)
+
+
+@dataclass(kw_only=True)
+class InitConfig:
+    """What a new run starts from; a resumed one takes everything from its checkpoint.
+
+    Attributes:
+        weights: checkpoints of any known naming, relative to the job's file; a later one overrides an earlier one.
+            Empty: everything is random.
+        random: regular expressions; parameters that no checkpoint has may be made at random where one is found in
+            their name.
+    """
+
+    weights: list[str] = field(default_factory=list)
+    random: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
 class TrainConfig(RuntimeConfig):
-    """A training job.
+    """A training job. Exactly one of `data` and `rendered_text` says what is learned.
 
     Attributes:
         model_config: YAML of the model to train, relative to this file.
-        output_dir: where state and weights go, relative to the working folder.
-        resume: "auto" goes on from the state in `output_dir` if there is one, "never" refuses to find one.
-        log_every, evaluate_every, save_every: in steps.
+        output_dir: where checkpoints and logs go, relative to the working folder.
+        resume: "auto" goes on from the newest checkpoint in `output_dir` if there is one, "never" refuses to find one.
+        accumulation: passes of one optimizer step; 1 if neither it nor `rows_per_step` is given.
+        rows_per_step: rows of one optimizer step over all devices and passes, in place of `accumulation`.
+        loss_scale: of float16.
+        parallel: processes that train together.
+        log_every, evaluate_every, save_every: in steps; the last step is evaluated and saved too.
+        keep_checkpoints: newest ones that are kept; the best one is kept besides.
+        best: which figure of the evaluation chooses the best checkpoint; null for none.
+        max_nan_steps: steps in a row whose loss is not finite before the run stops.
+        tensorboard: also write event files.
     """
 
     family: Literal["vary"] = "vary"
     model_config: str
     output_dir: str
     resume: Literal["auto", "never"] = "auto"
-    data: RenderedTextConfig = field(default_factory=RenderedTextConfig)
+    data: DatasetsConfig | None = None
+    rendered_text: RenderedTextConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    init: InitConfig = field(default_factory=InitConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    accumulation: int | None = None
+    rows_per_step: int | None = None
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log_every: int = 50
     evaluate_every: int = 1000
     save_every: int = 500
+    keep_checkpoints: int = 2
+    best: Literal["cer", "edit_distance"] | None = None
+    max_nan_steps: int = 5
+    tensorboard: bool = False
 
     def __post_init__(self):
-        if min(self.log_every, self.evaluate_every, self.save_every) < 1:
-            raise UserError("log_every, evaluate_every and save_every must be at least 1")
+        for key in ("log_every", "evaluate_every", "save_every", "keep_checkpoints", "max_nan_steps"):
+            check_at_least(key, getattr(self, key), 1)
+        if (self.data is None) == (self.rendered_text is None):
+            raise UserError("give one of the sections 'data' (annotated data sets) and 'rendered_text', and only one")
+        if self.rendered_text and self.evaluation:
+            raise UserError("evaluation belongs to 'data'; rendered_text evaluates num_evaluation_images, take it out")
+        if self.best and not (self.evaluation or self.rendered_text):
+            raise UserError(f"best is {self.best!r} but nothing is evaluated; add the section 'evaluation'")
+        if self.accumulation is not None and self.rows_per_step is not None:
+            raise UserError("give one of accumulation and rows_per_step, not both")
+        if self.accumulation is not None:
+            check_at_least("accumulation", self.accumulation, 1)
+        if self.rows_per_step is not None:
+            check_at_least("rows_per_step", self.rows_per_step, 1)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a device in one pass."""
+        return (self.data or self.rendered_text).batch_size
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of one optimizer step. Raises UserError if `rows_per_step` is no multiple of what one pass takes."""
+        if self.rows_per_step is None:
+            return self.accumulation or 1
+        rows = self.batch_size * self.parallel.dp
+        if self.rows_per_step % rows:
+            raise UserError(
+                f"rows_per_step is {self.rows_per_step} but one pass takes {rows} rows (batch_size {self.batch_size} x "
+                f"parallel.dp {self.parallel.dp}); expected a multiple of it"
+            )
+        return self.rows_per_step // rows
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one optimizer step over all devices and passes."""
+        return self.batch_size * self.parallel.dp * self.num_passes
 
 
-def read_train_config(path: str | Path) -> TrainConfig:
+def check_at_least(key: str, value: int, least: int) -> None:
+    """Raises UserError for a value that is too small."""
+    if value < least:
+        raise UserError(f"{key} is {value}; expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it was written and as it runs.
+
+    Attributes:
+        config: with paths made absolute.
+        written: the same as plain data with its paths as written, to compare runs by.
+    """
+
+    config: TrainConfig
+    written: dict[str, Any]
+
+
+def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     """Reads a job's YAML.
+
+    Args:
+        overrides: values by dotted key ("parallel.dp": 8), in place of those of the file.
 
     Raises:
         UserError: the file is missing or malformed, or a key or value is impossible.
     """
     path = Path(path)
-    config = build_config(TrainConfig, read_yaml(path))
+    data = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        set_dotted(data, key, value)
+    config = build_config(TrainConfig, data)
+    config.num_passes  # noqa: B018 (refuses rows that cannot be divided before anything is built)
+    written = asdict(config)
     config.model_config = resolve_path(config.model_config, path)
-    return config
+    config.init.weights = [resolve_path(weights, path) for weights in config.init.weights]
+    if config.data:
+        config.data.resolve_paths(path)
+    if config.evaluation:
+        config.evaluation.registry = (
+            resolve_path(config.evaluation.registry, path) if config.evaluation.registry else config.data.registry
+        )
+    return Job(config, written)
+
+
+def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `data["a"]["b"]` for the key "a.b"; sections that are missing or null are made."""
+    *sections, last = key.split(".")
+    for name in sections:
+        section = data.get(name)
+        if section is None:
+            section = data[name] = {}
+        if not isinstance(section, dict):
+            raise UserError(f"--set {key}: {name} is {section!r} and no section; correct the key")
+        data = section
+    data[last] = value
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """`key=value` texts of the command line; values are YAML ("null", "[1, 2]", "0.1").
+
+    Raises:
+        UserError: a text has no "=" or its value is no YAML.
+    """
+    overrides = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UserError(f"--set {text!r}; expected KEY=VALUE, such as parallel.dp=8")
+        try:
+            overrides[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {value!r} is not valid YAML; quote it") from None
+    return overrides

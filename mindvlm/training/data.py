@@ -3,8 +3,6 @@
 B batch, L length (the same for every batch of a job), H and W of the processor's pictures.
 """
 
-import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from PIL import Image
 from mindvlm.errors import UserError
 from mindvlm.models.vary.processing import VaryPixels, VaryProcessor, VaryProcessorConfig
 from mindvlm.processing.conversation import IGNORED_LABEL
+from mindvlm.training.processes import ProcessPool
 from mindvlm.training.rendered_text import Stage, sample
 
 
@@ -120,16 +119,25 @@ class BackgroundBatches:
         stages: of the curriculum.
         first: number of the first batch.
         ordered_stages: stage numbers of the first batches.
+        shard, num_shards: of `num_shards` replicas this one, whose batch n is number n * num_shards + shard of all.
     """
 
     AHEAD = 4
 
     def __init__(
-        self, options: dict, *, stages: Sequence[Stage], num_workers: int, first: int, ordered_stages: Sequence[int]
+        self,
+        options: dict,
+        *,
+        stages: Sequence[Stage],
+        num_workers: int,
+        first: int,
+        ordered_stages: Sequence[int],
+        shard: int = 0,
+        num_shards: int = 1,
     ):
-        context = multiprocessing.get_context("spawn")
-        self.stages = stages
-        self.pool = context.Pool(num_workers, initializer=_start_worker, initargs=(options,))
+        self.stages, self.shard, self.num_shards = stages, shard, num_shards
+        remedy = "lower rendered_text.num_workers"
+        self.pool = ProcessPool(num_workers, _start_worker, (options,), remedy=remedy)
         self.next_number = first
         self.results: deque = deque()
         self.ordered_stages: deque[int] = deque()
@@ -141,17 +149,17 @@ class BackgroundBatches:
         while len(self.results) <= self.AHEAD:
             self._order(stage)
         self.ordered_stages.popleft()
-        return self.results.popleft().get()
+        return self.pool.result(self.results.popleft())
 
     def _order(self, stage: int) -> None:
-        self.results.append(self.pool.apply_async(_make, (self.next_number, self.stages[stage])))
+        number = self.next_number * self.num_shards + self.shard
+        self.results.append(self.pool.submit(_make, number, self.stages[stage]))
         self.ordered_stages.append(stage)
         self.next_number += 1
 
     def close(self) -> None:
         """Ends the processes."""
-        self.pool.terminate()
-        self.pool.join()
+        self.pool.close()
 
 
 _maker: RenderedTextBatches | None = None
@@ -159,8 +167,6 @@ _maker: RenderedTextBatches | None = None
 
 def _start_worker(options: dict) -> None:
     global _maker
-    # Ctrl-C reaches every process of the terminal; the trainer ends this one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _maker = RenderedTextBatches(**options)
 
 

@@ -1,6 +1,7 @@
 """AdamW as torch computes it (Loshchilov and Hutter, arXiv 1711.05101), on the backend's fused Adam kernel."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mindspore as ms
@@ -9,90 +10,168 @@ from mindspore.common.initializer import initializer
 
 from mindvlm.errors import UserError
 
-NO_DECAY = [r"\.bias$", r"norm[^.]*\.weight$", r"layrnorm\.weight$", r"neck\.[13]\.weight$"]
-"""Patterns of the parameters without weight decay: biases and the weights of normalisations."""
-
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """AdamW and clipping. `no_decay` holds regular expressions that are searched in parameter names."""
+    """AdamW and clipping.
+
+    Attributes:
+        no_decay: regular expressions; parameters in whose name one is found have no weight decay. null takes the
+            original's exceptions: biases and the parameters of LayerNorm (RMSNorm weights do decay).
+        learning_rate_factors: regular expressions and what the learning rate of the parameters in whose name one is
+            found is multiplied by; the first one that is found holds.
+        max_grad_norm: gradients are scaled down to this norm over all of them; null leaves them as they are.
+    """
 
     learning_rate: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0
     bias_correction: bool = True
-    max_grad_norm: float = 1.0
-    no_decay: list[str] = field(default_factory=lambda: list(NO_DECAY))
+    max_grad_norm: float | None = 1.0
+    no_decay: list[str] | None = None
+    learning_rate_factors: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; expected two numbers from 0 to below 1")
-        if self.learning_rate <= 0 or self.eps <= 0 or self.weight_decay < 0 or self.max_grad_norm <= 0:
-            raise UserError("optimizer: learning_rate, eps and max_grad_norm must be above 0, weight_decay at least 0")
+        if self.learning_rate <= 0 or self.eps <= 0 or self.weight_decay < 0:
+            raise UserError("optimizer: learning_rate and eps must be above 0, weight_decay at least 0")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(f"optimizer.max_grad_norm is {self.max_grad_norm}; expected a number above 0, or null")
+        check_patterns("optimizer.no_decay", self.no_decay or ())
+        check_patterns("optimizer.learning_rate_factors", self.learning_rate_factors)
+        for pattern, factor in self.learning_rate_factors.items():
+            if factor < 0:
+                raise UserError(f"optimizer.learning_rate_factors: {pattern!r} has {factor}; expected at least 0")
 
-    def decays(self, name: str) -> bool:
-        """Whether the parameter of that name is in the group with weight decay."""
+    def learning_rate_factor(self, name: str) -> float:
+        """What the learning rate of the parameter of that name is multiplied by."""
+        factors = self.learning_rate_factors
+        return next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
+
+    def decays(self, name: str, layer_norms: frozenset[str] = frozenset()) -> bool:
+        """Whether the parameter of that name is in the group with weight decay.
+
+        Args:
+            layer_norms: names of the parameters of LayerNorm, which matter where `no_decay` is null.
+        """
+        if self.no_decay is None:
+            return "bias" not in name and name not in layer_norms
         return not any(re.search(pattern, name) for pattern in self.no_decay)
+
+
+def check_patterns(key: str, patterns) -> None:
+    """Raises UserError unless all are regular expressions."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{key}: {pattern!r} is no regular expression ({error}); correct it") from None
+
+
+update_parameter = ops.MultitypeFuncGraph("update_parameter")
+
+
+@update_parameter.register(
+    "Function", "Tuple", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Number", "Bool", "Bool"
+)
+def _update_parameter(adam, shared, parameter, master, moment1, moment2, gradient, factor, decays, is_float32):
+    """Updates one parameter, where it has a master copy that one; `factor` is that of its learning rate."""
+    beta1, beta2, beta1_power, beta2_power, eps, learning_rate, weight_decay, scale = shared
+    rate = learning_rate * factor
+    gradient = gradient.astype(ms.float32) * scale
+    if decays:
+        kept = ops.depend(master, gradient) * (1.0 - rate * weight_decay)
+        gradient = ops.depend(gradient, ops.assign(master, kept))
+    done = adam(master, moment1, moment2, beta1_power, beta2_power, rate, beta1, beta2, eps, gradient)
+    if not is_float32:
+        done = ops.assign(parameter, ops.depend(master, done).astype(parameter.dtype))
+    return done
 
 
 class AdamW(nn.Cell):
     """Updates `parameters` in place: p *= 1 - lr * weight_decay, then Adam with bias correction.
 
     The kernel computes p -= lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + e); torch's p -= lr/(1-b1^t) m / (sqrt(v/(1-b2^t))
-    + eps) is the same with e = eps sqrt(1-b2^t).
+    + eps) is the same with e = eps sqrt(1-b2^t). Parameters of 16 bits have a float32 master copy that is updated in
+    their place; `fill_masters` fills it.
 
     Args:
         parameters: what to update.
         config: betas, eps, decay and its exceptions.
+        layer_norms: names of the parameters of LayerNorm, see `OptimizerConfig.decays`.
     """
 
-    def __init__(self, parameters: list[Parameter], config: OptimizerConfig):
+    def __init__(
+        self, parameters: Sequence[Parameter], config: OptimizerConfig, *, layer_norms: frozenset[str] = frozenset()
+    ):
         super().__init__(auto_prefix=False)
         self.parameters = ms.ParameterTuple(parameters)
-        self.moment1 = ms.ParameterTuple([moment(p, "moment1") for p in parameters])
-        self.moment2 = ms.ParameterTuple([moment(p, "moment2") for p in parameters])
+        self.moment1 = ms.ParameterTuple([float_state(p, "moment1") for p in parameters])
+        self.moment2 = ms.ParameterTuple([float_state(p, "moment2") for p in parameters])
+        self.is_float32 = tuple(p.dtype == ms.float32 for p in parameters)
+        masters = [p if p.dtype == ms.float32 else float_state(p, "master") for p in parameters]
+        self.updated = ms.ParameterTuple(masters)
         self.num_updates = Parameter(Tensor(0, ms.float32), name="num_updates", requires_grad=False)
-        self.decays = tuple(config.weight_decay > 0 and config.decays(p.name) for p in parameters)
+        self.decays = tuple(config.weight_decay > 0 and config.decays(p.name, layer_norms) for p in parameters)
+        self.factors = tuple(config.learning_rate_factor(p.name) for p in parameters)
         self.weight_decay = config.weight_decay
         self.eps = config.eps
         self.bias_correction = config.bias_correction
         self.beta1 = Tensor(config.betas[0], ms.float32)
         self.beta2 = Tensor(config.betas[1], ms.float32)
         self.adam = ops.Adam()
+        # compiles in a tenth of the time of a loop
+        self.for_all = ops.HyperMap()
 
-    def construct(self, gradients, learning_rate):
-        """One update; gradients in the order of the parameters, learning_rate a float32 scalar Tensor."""
+    def construct(self, gradients, learning_rate, scale=1.0):
+        """One update.
+
+        Args:
+            gradients: in the order of the parameters.
+            learning_rate: float32 scalar.
+            scale: what the gradients are multiplied by.
+        """
         count = self.num_updates + 1.0
         beta1_power = ops.pow(self.beta1, count)
         beta2_power = ops.pow(self.beta2, count)
         if not self.bias_correction:
             beta1_power, beta2_power = ops.zeros_like(beta1_power), ops.zeros_like(beta2_power)
         eps = self.eps * ops.sqrt(1.0 - beta2_power)
-        keep = 1.0 - learning_rate * self.weight_decay
-        done = count
-        for i in range(len(self.parameters)):
-            parameter = self.parameters[i]
-            if self.decays[i]:
-                done = ops.depend(done, ops.assign(parameter, parameter * keep))
-            gradient = ops.depend(gradients[i], done)
-            updated = self.adam(
-                parameter,
-                self.moment1[i],
-                self.moment2[i],
-                beta1_power,
-                beta2_power,
-                learning_rate,
-                self.beta1,
-                self.beta2,
-                eps,
-                gradient,
-            )
-            done = ops.depend(done, updated)
-        return ops.assign(self.num_updates, done)
+        shared = (self.beta1, self.beta2, beta1_power, beta2_power, eps, learning_rate, self.weight_decay, scale)
+        updated = self.for_all(
+            ops.Partial()(update_parameter, self.adam, shared),
+            self.parameters,
+            self.updated,
+            self.moment1,
+            self.moment2,
+            gradients,
+            self.factors,
+            self.decays,
+            self.is_float32,
+        )
+        return ops.assign(self.num_updates, ops.depend(count, updated))
+
+    @property
+    def masters(self) -> list[tuple[Parameter, Parameter]]:
+        """Each 16-bit parameter with its float32 copy."""
+        pairs = zip(self.parameters, self.updated, strict=True)
+        return [(parameter, master) for parameter, master in pairs if parameter is not master]
+
+    def fill_masters(self) -> None:
+        """Makes the master copies equal to the parameters, once these are filled."""
+        for parameter, master in self.masters:
+            master.set_data(parameter.astype(ms.float32))
+
+    @property
+    def state(self) -> dict[str, Parameter]:
+        """Everything that a checkpoint keeps besides the parameters, by name."""
+        kept = (*self.moment1, *self.moment2, *(master for _, master in self.masters), self.num_updates)
+        return {parameter.name: parameter for parameter in kept}
 
 
-def moment(parameter: Parameter, kind: str) -> Parameter:
-    """A zero Parameter of the same shape, named after the other one."""
+def float_state(parameter: Parameter, kind: str) -> Parameter:
+    """A float32 Parameter of zeros of the same shape, named after the other one."""
     zeros = initializer("zeros", parameter.shape, ms.float32)
     return Parameter(zeros, name=f"{kind}.{parameter.name}", requires_grad=False)

@@ -1,38 +1,93 @@
 """Learning rate by step."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from mindvlm.errors import UserError
 
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up, a plateau, and a cosine descent over the last `decay_steps` to `final_ratio` of the peak."""
+    """Linear warm-up to the peak, a plateau if `decay_steps` leaves room for one, and the way down to `final_ratio`.
 
-    total_steps: int
-    warmup_steps: int = 100
-    decay_steps: int = 0
+    Attributes:
+        total_steps: length of the training in optimizer steps; or
+        epochs: its length in passes over the data.
+        warmup_steps: 100 if neither it nor `warmup_ratio` is given; or
+        warmup_ratio: its share of all steps.
+        decay: shape of the way down; "constant" stays at the peak.
+        decay_steps: length of the way down; null begins it right after the warm-up.
+        final_ratio: share of the peak that is left at the end.
+    """
+
+    total_steps: int | None = None
+    epochs: float | None = None
+    warmup_steps: int | None = None
+    warmup_ratio: float | None = None
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_steps: int | None = None
     final_ratio: float = 0.0
 
     def __post_init__(self):
-        if self.total_steps < 1 or self.warmup_steps < 0 or self.decay_steps < 0:
-            raise UserError(
-                f"schedule: total_steps {self.total_steps}, warmup_steps {self.warmup_steps}, decay_steps "
-                f"{self.decay_steps}; expected at least 1, 0 and 0"
-            )
-        if self.warmup_steps + self.decay_steps > self.total_steps:
-            raise UserError(
-                f"schedule: warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} exceed total_steps "
-                f"{self.total_steps}; shorten them"
-            )
+        if (self.total_steps is None) == (self.epochs is None):
+            raise UserError("schedule: give one of total_steps and epochs, and only one")
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise UserError("schedule: give one of warmup_steps and warmup_ratio, not both")
+        least = {"total_steps": 1, "epochs": 1e-9, "warmup_steps": 0, "warmup_ratio": 0, "decay_steps": 0}
+        for key, lowest in {**least, "final_ratio": 0}.items():
+            value = getattr(self, key)
+            if value is not None and not lowest <= value < math.inf:
+                raise UserError(
+                    f"schedule.{key} is {value}; expected {'more than 0' if key == 'epochs' else f'at least {lowest}'}"
+                )
+        for key in ("warmup_ratio", "final_ratio"):
+            if (getattr(self, key) or 0) > 1:
+                raise UserError(f"schedule.{key} is {getattr(self, key)}; expected 0 to 1")
+        if self.decay == "constant" and self.decay_steps:
+            raise UserError("schedule.decay_steps has no effect with decay: constant; take it out")
+        if self.total_steps is not None:
+            warmup, decay = self.num_warmup_steps, self.decay_steps or 0
+            if warmup + decay > self.total_steps:
+                raise UserError(
+                    f"schedule: warmup_steps {warmup} and decay_steps {decay} exceed total_steps {self.total_steps}; "
+                    "shorten them"
+                )
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps of the warm-up; the length must be known."""
+        if self.warmup_ratio is not None:
+            return math.ceil(self.warmup_ratio * self.total_steps)
+        return min(100, self.total_steps) if self.warmup_steps is None else self.warmup_steps
+
+    def resolved(self, rows_per_epoch: int | None, rows_per_step: int) -> "ScheduleConfig":
+        """The same with its length in steps.
+
+        Args:
+            rows_per_epoch: None for data without an end.
+            rows_per_step: over all devices.
+
+        Raises:
+            UserError: the length is in epochs and the data have none.
+        """
+        if self.epochs is None:
+            return self
+        if rows_per_epoch is None:
+            raise UserError("schedule.epochs: rendered text has no end; set total_steps instead")
+        steps = max(1, math.ceil(self.epochs * rows_per_epoch / rows_per_step))
+        return dataclasses.replace(self, epochs=None, total_steps=steps)
 
     def factor(self, step: int) -> float:
-        """Share of the peak learning rate at `step` (the first is 0)."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        """Share of the peak learning rate at `step` (the first is 0); the length must be known."""
+        warmup = self.num_warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        decay_steps = self.total_steps - warmup if self.decay_steps is None else self.decay_steps
         left = self.total_steps - step
-        if left >= self.decay_steps:
+        if self.decay == "constant" or left >= decay_steps:
             return 1.0
-        progress = 1 - max(left, 0) / self.decay_steps
-        return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        progress = 1 - max(left, 0) / decay_steps
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1 - progress
+        return self.final_ratio + (1 - self.final_ratio) * fall

@@ -1,179 +1,274 @@
-"""The training loop of Vary-nano."""
+"""The training loop of every job."""
 
 import json
-import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor
 
 from mindvlm import runtime
 from mindvlm.api import read_config
 from mindvlm.errors import UserError
+from mindvlm.families import get_family
 from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.vary.model import VaryModel
-from mindvlm.training.checkpoint import load_state, save_state, save_weights
-from mindvlm.training.config import TrainConfig
-from mindvlm.training.curriculum import STAGES, TRAINING_STAGES, Curriculum
-from mindvlm.training.data import BackgroundBatches, Batch, RenderedTextBatches
-from mindvlm.training.evaluate import Reader, image_sources, pixel_tensors
-from mindvlm.training.initialize import initialize
-from mindvlm.training.step import TrainStep
+from mindvlm.parallel.mesh import init_parallel
+from mindvlm.training import building, checkpoint
+from mindvlm.training.checkpoint import CheckpointFolder
+from mindvlm.training.config import Job
+from mindvlm.training.evaluate import Evaluation
+from mindvlm.training.metrics_log import drop_after
+from mindvlm.training.progress import Progress, duration
+from mindvlm.training.ranks import Ranks
+from mindvlm.training.resume import differences, fingerprint, require_same_job
+from mindvlm.training.sources import PassInputs
+from mindvlm.training.state import RunTensors
+from mindvlm.training.stepping import Outcome, Stepper
 
-EVALUATION_SEED = 20_000
+SAMPLES_FILE = "samples.jsonl"
 
 
 class Trainer:
-    """A job from its config: builds everything, resumes if there is a state, trains to the last step.
+    """A job: builds everything, goes on from the newest checkpoint if there is one, trains to the last step.
 
     Args:
-        config: the job.
+        job: see `read_job`.
         say: takes each line of progress.
+        accept_changes: go on from a checkpoint of another config, and say what differs.
 
     Raises:
-        UserError: the config, its files or the state cannot be used.
+        UserError: the config, its files, the data or the checkpoint cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, *, say: Callable[[str], None] = print):
+    def __init__(self, job: Job, *, say: Callable[[str], None] = print, accept_changes: bool = False):
+        self.job, config = job, job.config
         self.config = config
-        self.say = say
-        self.folder = Path(config.output_dir)
         model_config = read_config(config.model_config)
-        if config.dtype != "float32":
-            raise UserError(f"dtype is {config.dtype!r}; training computes in float32, set that or leave it out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        runtime.start(config)
-        self.model = VaryModel(model_config.model)
-        self.weights = {parameter.name: parameter for parameter in self.model.get_parameters()}
-        initialize(list(self.weights.values()), config.seed)
+        family = get_family(model_config.family)
+        self.checkpoints = CheckpointFolder(config.output_dir)
+        dtype = runtime.start(config)
+        self.mesh = init_parallel(config.parallel)
+        self.ranks = Ranks(self.mesh)
+        self.say = say if self.mesh.is_first else lambda line: None
+        self.resumed_from = self.find_checkpoint()
+        self.source = building.open_source(config, model_config, family, self.mesh, say=self.say)
+        self.fingerprint = fingerprint(job, model_config) | self.source.identity
+        state = self.read_state(accept_changes)
+        self.source_state = state.get("source")
+        self.schedule = config.schedule.resolved(self.source.rows_per_epoch, config.num_rows)
+        self.model = family.model(model_config.model, dtype)
+        divided = building.divide(self.model, self.mesh)
+        if self.resumed_from is None:
+            building.start_weights(self.model, config, family, divided.specs, say=self.say)
         self.model.set_train()
-        self.step_graph = TrainStep(self.model, config.optimizer)
-        self.options = dict(
-            processor_config=model_config.processor,
-            queries=config.data.queries,
-            main_query_share=config.data.main_query_share,
-            batch_size=config.data.batch_size,
-            max_answer_tokens=config.data.max_answer_tokens,
-            seed=config.seed,
-        )
-        self.batches = RenderedTextBatches(**self.options)
         decoder = model_config.model.language_model
-        self.inv_freq = Tensor(inverse_frequencies(decoder.head_dim, decoder.rope_theta))
-        self.reader = Reader(self.model, self.batches, graph_mode=config.mode == "graph")
-        self.curriculum = Curriculum(threshold=config.data.curriculum_threshold)
-        self.step = 0
-        self.ordered_stages: list[int] = []
-        self.resume()
+        inv_freq = Tensor(inverse_frequencies(decoder.head_dim, decoder.rope_theta))
+        self.stepper = Stepper(self.model, config, inv_freq=inv_freq, mesh=self.mesh, divided=divided, dtype=dtype)
+        self.tensors = RunTensors(
+            dict(self.model.parameters_and_names()),
+            self.stepper.optimizer_state,
+            sharded=self.stepper.sharded,
+            specs=divided.specs,
+            host=self.ranks.host,
+        )
+        self.evaluator = building.open_evaluator(config, model_config, family, self.source, self.model, say=self.say)
+        self.progress = Progress(self.schedule.total_steps)
+        self.step: int = state.get("step", 0)
+        self.best: dict[str, Any] | None = state.get("best")
+        self.window: list[float] = state.get("window", [])
+        self.num_overflows: int = state.get("num_overflows", 0)
+        self.num_skipped_before: int = state.get("num_skipped", 0)
+        self.nan_steps = 0
+        self.seen_shapes: set = set()
+        if self.resumed_from is None:
+            self.stepper.fill_masters()
+        else:
+            self.tensors.read(self.resumed_from)
+            self.say(f"goes on from {self.resumed_from}, step {self.step} of {self.schedule.total_steps}")
 
-    @property
-    def state(self) -> dict:
-        """Everything that a resumed job needs, by name."""
-        optimizer = self.step_graph.optimizer
-        moments = zip(optimizer.parameters, optimizer.moment1, optimizer.moment2, strict=True)
-        names = {id(parameter): name for name, parameter in self.weights.items()}
-        state = {f"model.{name}": parameter for name, parameter in self.weights.items()}
-        for parameter, moment1, moment2 in moments:
-            state[f"moment1.{names[id(parameter)]}"] = moment1
-            state[f"moment2.{names[id(parameter)]}"] = moment2
-        return {**state, "num_updates": optimizer.num_updates}
+    def find_checkpoint(self) -> Path | None:
+        """The newest checkpoint. Raises UserError if there is one and there should be none."""
+        steps = self.ranks.from_first(self.checkpoints.steps())
+        latest = self.checkpoints.path(steps[-1]) if steps else None
+        if latest is not None and self.config.resume == "never":
+            raise UserError(
+                f"output_dir {self.config.output_dir} holds {latest.name} of another run; set resume: auto to go on "
+                "from it, or choose another output_dir"
+            )
+        return latest
 
-    def resume(self) -> None:
-        """Goes on where the state in the output folder ends, if there is one."""
-        if self.config.resume == "never":
-            if (self.folder / "state.safetensors").exists():
-                raise UserError(f"{self.folder} holds the state of another run; set resume: auto or choose another one")
-            return
-        progress = load_state(self.folder, self.state)
-        if progress is None:
-            return
-        self.step = progress["step"]
-        self.curriculum = Curriculum(**{**progress["curriculum"], "threshold": self.config.data.curriculum_threshold})
-        self.ordered_stages = progress["ordered_stages"]
-        self.say(f"resumed at step {self.step}, stage {self.curriculum.stage}")
+    def read_state(self, accept_changes: bool) -> dict[str, Any]:
+        """What the checkpoint holds besides tensors. Raises UserError if it is of another job."""
+        if self.resumed_from is None:
+            return {}
+        state = checkpoint.read_state(self.resumed_from)
+        if accept_changes:
+            for change in differences(state["job"], self.fingerprint):
+                self.say(f"changed: {change}")
+        else:
+            require_same_job(state["job"], self.fingerprint, str(self.resumed_from))
+        ms.set_rng_state(Tensor(np.array(state["rng"], dtype=np.uint8)))
+        return state
 
     def train(self) -> None:
-        """Trains up to `schedule.total_steps` and writes the weights; progress goes to `say` and `metrics.jsonl`."""
+        """Trains to the last step; progress goes to `say` and into the output folder."""
         config = self.config
-        source = BackgroundBatches(
-            self.options,
-            stages=TRAINING_STAGES,
-            num_workers=config.data.num_workers,
-            first=self.step,
-            ordered_stages=self.ordered_stages,
-        )
+        if self.mesh.is_first:
+            self.checkpoints.lock()
+            drop_after(self.checkpoints.folder / SAMPLES_FILE, self.step)
+        self.metrics = building.open_metrics(config, self.mesh, step=self.step)
+        self.source.start(self.step, self.source_state)
         try:
-            started, timed_from = time.perf_counter(), None
-            self.say("compiling the training graph")
-            while self.step < config.schedule.total_steps:
-                batch = source.take(self.curriculum.stage)
-                loss, norm = self.run_step(batch)
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"the loss is {loss} at step {self.step + 1}; what was saved before in {self.folder} is kept: "
-                        "lower optimizer.learning_rate and start again"
-                    )
-                self.step += 1
-                if self.curriculum.update(loss):
-                    self.say(f"step {self.step}: stage {self.curriculum.stage} of {len(STAGES) - 1} begins")
-                if timed_from is None:
-                    self.say(f"compiled in {time.perf_counter() - started:.0f} s")
-                    started, timed_from = time.perf_counter(), self.step
-                if self.step % config.log_every == 0:
-                    seconds = (time.perf_counter() - started) / max(self.step - timed_from, 1)
-                    self.log(loss=self.curriculum.smoothed_loss, norm=norm, seconds_per_step=seconds)
-                is_end = self.step == config.schedule.total_steps
-                if is_end or self.step % config.evaluate_every == 0:
-                    self.evaluate()
-                if is_end or self.step % config.save_every == 0:
-                    self.ordered_stages = list(source.ordered_stages)
-                    self.save()
+            while self.step < self.schedule.total_steps:
+                self.train_step()
         finally:
-            source.close()
+            self.source.close()
+            if self.metrics:
+                self.metrics.close()
+            self.checkpoints.unlock()
 
-    def run_step(self, batch: Batch) -> tuple[float, float]:
-        """One update; returns the loss and the norm of the gradients before clipping."""
-        rate = self.config.optimizer.learning_rate * self.config.schedule.factor(self.step)
-        clip, high = pixel_tensors(batch)
-        loss, norm = self.step_graph(
-            Tensor(rate, ms.float32),
-            Tensor(batch.input_ids),
-            Tensor(batch.labels),
-            self.inv_freq,
-            clip,
-            high,
-            image_sources(self.batches, batch.input_ids),
-        )
-        return float(loss.asnumpy()), float(norm.asnumpy())
+    def train_step(self) -> None:
+        """One step and everything that is due after it."""
+        config = self.config
+        passes = self.source.take()
+        outcome = self.run_step(passes)
+        self.step += 1
+        is_end = self.step == self.schedule.total_steps
+        if not outcome.is_finite and not outcome.is_overflow:
+            self.meet_nan(outcome, passes, is_end=is_end)
+            return
+        self.nan_steps = 0
+        self.num_overflows += outcome.is_overflow
+        self.window.append(outcome.loss)
+        news = self.source.observe(outcome.loss)
+        if news:
+            self.say(f"step {self.step}: {news}")
+        if is_end or self.step % config.log_every == 0:
+            self.log(outcome)
+        is_best = False
+        if self.evaluator and (is_end or self.step % config.evaluate_every == 0):
+            is_best = self.note_best(self.evaluate())
+        if is_end or is_best or self.step % config.save_every == 0:
+            self.save()
 
-    def evaluate(self) -> float:
-        """Error rate on unseen words over everything the model is meant to read, and over the present stage."""
-        count = -(-self.config.data.num_evaluation_images // self.config.data.batch_size)
-        rates = {}
-        for name, stage in (("stage", STAGES[self.curriculum.stage]), ("full", STAGES[-1])):
-            tests = [self.batches.make(EVALUATION_SEED + i, stage, "evaluation") for i in range(count)]
-            rates[name] = self.reader.error_rate(tests)
-            if self.curriculum.stage == len(STAGES) - 1:
-                rates["full"] = rates["stage"]
-                break
-        self.log(cer_stage=rates["stage"], cer=rates["full"])
-        return rates["full"]
+    def run_step(self, passes: list[PassInputs]) -> Outcome:
+        """The update of the present step."""
+        shapes = {(one.input_ids.shape, tuple(array.shape for array in one.pixels)) for one in passes}
+        is_new = bool(shapes - self.seen_shapes) and self.config.mode == "graph"
+        if is_new:
+            self.seen_shapes |= shapes
+            self.say(f"compiling the training graph for {sorted(shape for shape, _ in shapes)} tokens")
+        self.progress.start_step()
+        outcome = self.stepper.run(self.learning_rate, passes)
+        num_tokens = sum(one.num_tokens for one in passes) * self.mesh.dp
+        seconds = self.progress.end_step(num_tokens, is_counted=not is_new)
+        if is_new:
+            self.say(f"compiled and run in {duration(seconds)}")
+        return outcome
 
-    def log(self, **values: float) -> None:
-        """One line on the terminal and one in `metrics.jsonl`."""
-        record = {"step": self.step, "stage": self.curriculum.stage, **{k: round(v, 5) for k, v in values.items()}}
-        self.say("  ".join(f"{key} {value}" for key, value in record.items()))
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    @property
+    def learning_rate(self) -> float:
+        """Of the present step."""
+        return self.config.optimizer.learning_rate * self.schedule.factor(self.step)
+
+    def meet_nan(self, outcome: Outcome, passes: list[PassInputs], *, is_end: bool) -> None:
+        """A loss that is not finite: the batch is kept; too many in a row are an error."""
+        self.nan_steps += 1
+        path = building.save_batch(self.checkpoints.folder, self.step, passes, self.mesh)
+        what = f"the loss is {outcome.loss} and the norm of the gradients {outcome.norm}"
+        self.say(f"step {self.step}: {what}; nothing was updated, the batch is in {path}")
+        if self.nan_steps >= self.config.max_nan_steps or is_end:
+            last = self.checkpoints.latest()
+            kept = f"the last checkpoint, {last}, is kept" if last else "no checkpoint was written yet"
+            raise UserError(
+                f"{what} after {self.nan_steps} such steps, at step {self.step}; the last batch is in {path}; {kept}: "
+                "lower optimizer.learning_rate (and go on with --accept_changes) or mend the data"
+            )
+
+    def log(self, outcome: Outcome) -> None:
+        """The progress line and its record; the loss is the mean since the last one."""
+        figures = {
+            "loss": sum(self.window) / len(self.window),
+            "norm": outcome.norm,
+            "learning_rate": self.config.optimizer.learning_rate * self.schedule.factor(self.step - 1),
+            **self.source.figures,
+            **self.progress.speed,
+            "skipped": self.num_skipped(),
+        }
+        if self.stepper.has_loss_scale:
+            figures["overflows"] = self.num_overflows
+        self.say(self.progress.line(self.step, figures))
+        self.record(figures)
+        self.window = []
+        self.progress.restart()
+
+    def record(self, figures: dict[str, float]) -> None:
+        """One line of `metrics.jsonl`."""
+        if self.metrics:
+            self.metrics.write(self.step, **figures)
+
+    def num_skipped(self) -> int:
+        """Samples that could not be used since the run began, in all replicas."""
+        return self.num_skipped_before + sum(self.ranks.of_replicas(self.source.num_skipped))
+
+    def evaluate(self) -> dict[str, float]:
+        """Reads what was held out; figures and answers are logged."""
+        # the ranks that share a replica compute together; of the replicas one is enough
+        evaluation = self.evaluator.evaluate() if self.mesh.dp_rank == 0 else Evaluation({})
+        figures = self.ranks.from_first({name: float(value) for name, value in evaluation.figures.items()})
+        self.say(self.progress.line(self.step, figures))
+        self.record(figures)
+        if self.mesh.is_first:
+            write_readings(self.checkpoints.folder / SAMPLES_FILE, self.step, evaluation)
+        num_shown = self.config.evaluation.num_shown if self.config.evaluation else 0
+        for reading in evaluation.readings[:num_shown]:
+            self.say(f"  {reading.origin}: {reading.text!r}, expected {reading.reference!r}")
+        return figures
+
+    def note_best(self, figures: dict[str, float]) -> bool:
+        """Whether the model is the best so far by the figure of the config."""
+        name = self.config.best
+        if name is None or (self.best and figures[name] >= self.best[name]):
+            return False
+        self.best = {"step": self.step, **figures}
+        return True
 
     def save(self) -> None:
-        """State to go on from, and the weights alone in 16 bit."""
-        progress = {
+        """Writes a checkpoint and removes those that are not kept."""
+        state = {
             "step": self.step,
-            "curriculum": asdict(self.curriculum),
-            "ordered_stages": self.ordered_stages,
+            "source": self.source.merge(self.ranks.of_replicas(self.source.state)),
+            "best": self.best,
+            "window": self.window,
+            "num_overflows": self.num_overflows,
+            "num_skipped": self.num_skipped(),
+            "rng": ms.get_rng_state().asnumpy().tolist(),
+            "job": self.fingerprint,
+            "config": self.job.written,
         }
-        save_state(self.folder, self.state, progress)
-        save_weights(self.folder / "weights.safetensors", self.weights, "float16")
+        if not self.mesh.is_first:
+            self.tensors.write(None)
+            return
+
+        def fill(folder: Path) -> None:
+            self.tensors.write(folder)
+            checkpoint.write_state(folder, state)
+
+        path = self.checkpoints.write(self.step, fill)
+        if self.best:
+            self.checkpoints.write_best({"checkpoint": f"step-{self.best['step']}", **self.best})
+        self.checkpoints.prune(self.config.keep_checkpoints, besides=self.best and self.best["step"])
+        self.say(f"saved {path}")
+
+
+def write_readings(path: Path, step: int, evaluation: Evaluation) -> None:
+    """Appends the answers of an evaluation. Raises UserError if they cannot be written."""
+    try:
+        # what a model writes may be half of a surrogate pair
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            for reading in evaluation.readings:
+                file.write(json.dumps({"step": step, **vars(reading)}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room and start again") from None

@@ -29,11 +29,12 @@ class MergedLoss(nn.Cell):
         self.model = model
 
     def construct(self, embeds, labels, inv_freq):
-        return self.model.text_loss(embeds, labels, inv_freq)
+        loss, num_labels = self.model.text_loss(embeds, labels, inv_freq)
+        return loss / num_labels
 
 
 class TextLoss(nn.Cell):
-    """The loss of a batch without images."""
+    """The summed loss of a batch without images and the number of labels."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -50,10 +51,22 @@ class LossAndGradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.model = model
         self.parameters = ms.ParameterTuple(model.trainable_params())
-        self.loss_and_gradients = ops.value_and_grad(model, None, self.parameters)
+        self.loss_and_gradients = ops.value_and_grad(MeanLoss(model), None, self.parameters)
 
     def construct(self, *batch):
         return self.loss_and_gradients(*batch)
+
+
+class MeanLoss(nn.Cell):
+    """The mean over labels of a Cell that returns their summed loss and their number."""
+
+    def __init__(self, model):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, *batch):
+        loss, num_labels = self.model(*batch)
+        return loss / num_labels
 
 
 def eval_loss(loaded: LoadedVary, embeds: Tensor, labels: np.ndarray, inv_freq: Tensor) -> np.ndarray:
@@ -124,7 +137,7 @@ def compare_step(case: Case, report: Report, loaded: LoadedVary, module: nn.Cell
             if name.startswith("after:"):
                 report.skip(name, str(error))
         return
-    step = TrainStep(module, config).set_train(True)
+    step = TrainStep(module.set_train(True), config)
     for _ in range(statement.num_steps):
         step(Tensor(statement.learning_rate, ms.float32), *batch)
     arrays = {name: parameter.asnumpy() for name, parameter in loaded.parameters.items()}

@@ -23,6 +23,8 @@ LAYOUTS = {
     "dp4_zero1": ("qwen", {"dp": 4, "zero": 1}),
     "dp2_tp2_zero2_opt": ("opt", {"dp": 2, "tp": 2, "zero": 2}),
     "tp4": ("qwen", {"tp": 4}),
+    "dp2_passes2": ("qwen", {"dp": 2}, 2),
+    "dp2_zero2_passes2": ("qwen", {"dp": 2, "zero": 2}, 2),
 }
 NUM_STEPS = 20
 HALF_WAY = "half_way.safetensors"
@@ -38,7 +40,9 @@ def main(folder: Path, names: list[str]) -> None:
     configs = [ParallelConfig(**LAYOUTS[name][1]) for name in names]
     rank = init_parallel(configs[0]).rank
     for name, parallel in zip(names, configs, strict=True):
-        training = TinyTraining(LAYOUTS[name][0], parallel, create_mesh(parallel, rank=rank, device="CPU"))
+        dialect, _, *passes = LAYOUTS[name]
+        mesh = create_mesh(parallel, rank=rank, device="CPU")
+        training = TinyTraining(dialect, parallel, mesh, num_passes=passes[0] if passes else 1)
         is_resumed = name.endswith("_resumed")
         if is_resumed:
             training.load(folder / HALF_WAY)

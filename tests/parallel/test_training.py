@@ -15,7 +15,7 @@ from tests.parallel.launch import start
 from tests.parallel.tiny_training import TinyTraining
 
 JOBS = {
-    2: ["dp2", "dp2_zero2", "tp2", "tp2_opt"],
+    2: ["dp2", "dp2_zero2", "tp2", "tp2_opt", "dp2_passes2", "dp2_zero2_passes2"],
     4: ["dp2_tp2", "dp2_tp2_zero1_resumed"],
 }
 MORE_JOBS = {4: ["dp4_zero1", "dp2_tp2_zero2_opt", "tp4"]}

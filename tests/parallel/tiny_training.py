@@ -5,26 +5,26 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
 from mindvlm.models.common.decoder import CausalLM, DecoderConfig
 from mindvlm.models.common.loss import IGNORED_LABEL
 from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.parallel.buckets import make_buckets
+from mindvlm.parallel import buckets
 from mindvlm.parallel.config import ParallelConfig
-from mindvlm.parallel.gradients import GradientSync
-from mindvlm.parallel.loss import VocabParallelNextTokenLoss
 from mindvlm.parallel.mesh import Mesh
-from mindvlm.parallel.plan import DECODER, ParallelModel, apply_tensor_parallel, name_by_place
+from mindvlm.parallel.plan import DECODER, apply_tensor_parallel
 from mindvlm.parallel.sharding import ShardSpec, read_shard
 from mindvlm.parallel.state import HostGather, full_optimizer_state, full_weights, load_optimizer_state
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
+from mindvlm.training.step import TrainStep
 
 BATCH_SIZE, LENGTH, LEARNING_RATE = 4, 12, 2e-3
-MAX_GRAD_NORM = 0.5
+# several buckets, though the model is tiny
+buckets.MAX_BUCKET_ELEMENTS = 1000
 SIZES = dict(vocab_size=44, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, head_dim=4)
 CONFIGS = {
     "qwen": DecoderConfig(**SIZES, intermediate_size=24),
@@ -41,22 +41,7 @@ CONFIGS = {
     ),
 }
 # Without a rotation the key biases have no gradient but rounding errors; a larger eps keeps AdamW from amplifying them.
-OPTIMIZER = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1, eps=1e-5)
-
-
-class SummedLoss(nn.Cell):
-    """Sum of the token losses and their number, from the states before the head."""
-
-    def __init__(self, head: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.head = head
-
-    def construct(self, states, labels):
-        log_probabilities = ops.log_softmax(self.head(states[:, :-1]).reshape((-1, SIZES["vocab_size"])), -1)
-        target = labels[:, 1:].reshape((-1, 1))
-        counted = (target != IGNORED_LABEL).astype(ms.float32)
-        picked = ops.gather_elements(log_probabilities, 1, ops.clamp(target, 0, SIZES["vocab_size"] - 1))
-        return -(picked * counted).sum(), counted.sum()
+OPTIMIZER = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1, eps=1e-5, max_grad_norm=0.5)
 
 
 class TinyModel(nn.Cell):
@@ -65,61 +50,30 @@ class TinyModel(nn.Cell):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.language_model = CausalLM(config)
-        self.loss = SummedLoss(self.language_model.lm_head)
 
     def construct(self, ids, labels, inv_freq):
-        return self.loss(self.language_model(self.language_model.embed_tokens(ids), inv_freq), labels)
-
-
-class TinyStep(nn.Cell):
-    """One step as a trainer writes it: sum over replicas, divide by all labels, clip, update."""
-
-    def __init__(self, model: nn.Cell, parallel: ParallelConfig, mesh: Mesh, divided: ParallelModel):
-        super().__init__(auto_prefix=False)
-        self.model = model
-        parameters = model.trainable_params()
-        buckets = make_buckets(
-            parameters,
-            decays=[OPTIMIZER.decays(p.name) for p in parameters],
-            is_divided=[p.name in divided.specs for p in parameters],
-            mesh=mesh,
-            max_elements=1000,
-        )
-        takes_chunks = parallel.zero == 2
-        self.sync = GradientSync(parameters, buckets, mesh, partial=divided.partial, keep_chunks=takes_chunks)
-        if parallel.zero:
-            self.optimizer = ShardedAdamW(parameters, buckets, OPTIMIZER, mesh, takes_chunks=takes_chunks)
-        else:
-            self.optimizer = AdamW(parameters, OPTIMIZER)
-        self.loss_and_gradients = ops.value_and_grad(model, None, self.optimizer.parameters, has_aux=True)
-
-    def construct(self, learning_rate, ids, labels, inv_freq):
-        (loss, count), gradients = self.loss_and_gradients(ids, labels, inv_freq)
-        count = self.sync.total(count)
-        gradients = self.sync(gradients)
-        norm = self.sync.norm(gradients) / count
-        scale = ops.minimum(MAX_GRAD_NORM / (norm + 1e-6), ops.ones_like(norm)) / count
-        scaled = ()
-        for gradient in gradients:
-            scaled = scaled + (gradient * scale,)
-        return ops.depend(self.sync.total(loss) / count, self.optimizer(scaled, learning_rate)), norm
+        states = self.language_model(self.language_model.embed_tokens(ids), inv_freq)
+        return self.language_model.lm_head.loss_sum(states, labels)
 
 
 class TinyTraining:
-    """A model on a mesh, ready to train; weights and batches depend on names and numbers alone."""
+    """A model on a mesh, ready to train; weights and batches depend on names and numbers alone.
 
-    def __init__(self, dialect: str, parallel: ParallelConfig, mesh: Mesh):
-        self.mesh = mesh
+    Args:
+        num_passes: of a step, which divide a replica's rows.
+    """
+
+    def __init__(self, dialect: str, parallel: ParallelConfig, mesh: Mesh, *, num_passes: int = 1):
+        self.mesh, self.num_passes = mesh, num_passes
         config = CONFIGS[dialect]
         self.model = TinyModel(config)
         self.divided = apply_tensor_parallel(self.model, DECODER, mesh)
-        if mesh.tp > 1:
-            self.model.loss = VocabParallelNextTokenLoss(self.model.language_model.lm_head, config.vocab_size, mesh)
-            name_by_place(self.model)
         for parameter in self.model.get_parameters():
             parameter.set_data(Tensor(self.initial(parameter)))
         self.model.set_train()
-        self.step = TinyStep(self.model, parallel, mesh, self.divided)
+        self.step = TrainStep(
+            self.model, OPTIMIZER, accumulates=num_passes > 1, parallel=parallel, mesh=mesh, divided=self.divided
+        )
         self.inv_freq = Tensor(inverse_frequencies(config.head_dim, config.rope_theta))
 
     def initial(self, parameter: ms.Parameter) -> np.ndarray:
@@ -134,11 +88,16 @@ class TinyTraining:
         results = []
         for number in range(first, last):
             ids, labels = batch(number)
-            rows = slice(
-                self.mesh.dp_rank * BATCH_SIZE // self.mesh.dp, (self.mesh.dp_rank + 1) * BATCH_SIZE // self.mesh.dp
-            )
             rate = Tensor(LEARNING_RATE * (1 + number % 3), ms.float32)
-            loss, norm = self.step(rate, Tensor(ids[rows]), Tensor(labels[rows]), self.inv_freq)
+            size = BATCH_SIZE // self.mesh.dp // self.num_passes
+            first_row = self.mesh.dp_rank * BATCH_SIZE // self.mesh.dp
+            passes = [slice(first_row + i * size, first_row + (i + 1) * size) for i in range(self.num_passes)]
+            if self.num_passes == 1:
+                loss, norm, *_ = self.step(rate, Tensor(ids[passes[0]]), Tensor(labels[passes[0]]), self.inv_freq)
+            else:
+                for rows in passes:
+                    self.step.accumulate(Tensor(ids[rows]), Tensor(labels[rows]), self.inv_freq)
+                loss, norm, *_ = self.step.update(rate)
             results.append((float(loss.asnumpy()), float(norm.asnumpy())))
         return results
 

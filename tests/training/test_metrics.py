@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindvlm.training.metrics import character_error_rate, edit_distance
+from mindvlm.training.metrics import character_error_rate, edit_distance, normalized_edit_distance
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,24 @@ def test_error_rate_weighs_texts_by_their_length():
 def test_error_rate_refuses_lists_of_different_length():
     with pytest.raises(ValueError):
         character_error_rate(["a"], ["a", "b"])
+
+
+def table_distance(first, second):
+    """The textbook table, cell by cell."""
+    previous = list(range(len(second) + 1))
+    for i, item in enumerate(first, start=1):
+        current = [i]
+        for j, other in enumerate(second, start=1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (item != other)))
+        previous = current
+    return previous[-1]
+
+
+@given(st.text("ab\U0001f600\ud800", max_size=12), st.text("ab\U0001f600\ud800", max_size=12))
+def test_edit_distance_equals_the_textbook_table(first, second):
+    assert edit_distance(first, second) == table_distance(first, second)
+
+
+def test_normalized_distance_is_a_mean_of_shares():
+    assert normalized_edit_distance(["abcd", "x", ""], ["abcd", "yz", ""]) == pytest.approx((0 + 1 + 0) / 3)
+    assert normalized_edit_distance(["aaaa"], ["a"]) == 0.75, "the longer text counts: never above 1"

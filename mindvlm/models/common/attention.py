@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from mindvlm.models.common.attention_core import causal_attention_core
 from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, later_keys
 from mindvlm.models.common.layout import permute_rows
 from mindvlm.models.common.linear import Linear
@@ -45,12 +46,9 @@ class EagerAttention(nn.Cell):
         self.weighted_values = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
-    def construct(self, query, key, value, mask=None):
-        """query (B, H, L, D) scaled already, key and value (B, H, S, D), mask (B, H, L, S) additive or None ->
-        (B, H, L, D)."""
-        scores = self.query_key(query, key)
-        if mask is not None:
-            scores = scores + mask
+    def construct(self, query, key, value, mask):
+        """query (B, H, L, D) scaled already, key and value (B, H, S, D), mask (B, H, L, S) additive -> (B, H, L, D)."""
+        scores = self.query_key(query, key) + mask
         weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
         return self.weighted_values(weights, value)
 
@@ -76,12 +74,18 @@ class SelfAttention(nn.Cell):
         self.dtype = dtype
         self.is_fused = can_fuse(dtype, self.head_dim)
         self.core = FusedAttention() if self.is_fused else EagerAttention()
+        self.causal_core = causal_attention_core()
 
     def mask(self, query_positions, key_positions):
         """The causal mask for `attend`, the same for every layer; positions as in `causal_mask`."""
         if self.is_fused:
             return later_keys(query_positions, key_positions)
         return causal_mask(query_positions, key_positions, self.num_heads, self.dtype)
+
+    def mask_without_cache(self, positions):
+        """The mask for `attend` where the keys are those of the queries, at positions (B, L) = 0 .. L - 1; None: this
+        attention needs none."""
+        return later_keys(positions, positions[0]) if self.is_fused else None
 
     def split_heads(self, x):
         batch_size, length, _ = x.shape
@@ -94,9 +98,14 @@ class SelfAttention(nn.Cell):
         return self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
 
     def attend(self, query, key, value, mask):
-        """query (B, H, L, D), key and value (B, H, S, D), mask from `mask` -> (B, L, hidden)."""
+        """query (B, H, L, D), key and value (B, H, S, D) -> (B, L, hidden); mask from `mask` or
+        `mask_without_cache`."""
         batch_size, _, length, _ = query.shape
-        out = self.core(query * self.scale, key, value, mask)
+        query = query * self.scale
+        if mask is None:
+            out = self.causal_core(query, key, value)
+        else:
+            out = self.core(query, key, value, mask)
         if length > 1:
             out = permute_rows(out, (0, 2, 1))
         return self.o_proj(out.reshape((batch_size, length, self.num_heads * self.head_dim)))

@@ -12,7 +12,7 @@ from mindspore import nn, ops
 from mindvlm.models.common.attention import RotarySelfAttention, SelfAttention
 from mindvlm.models.common.kv_cache import LayerKVCache, slot_indices
 from mindvlm.models.common.layout import widen
-from mindvlm.models.common.linear import Embedding, Linear, TiedHead
+from mindvlm.models.common.linear import Embedding, Head, TiedHead
 from mindvlm.models.common.mlp import MLPS
 from mindvlm.models.common.norm import NORMS
 from mindvlm.models.common.positions import LearnedPositions, RotaryPositions
@@ -118,7 +118,7 @@ class CausalLM(nn.Cell):
             # a parameter is named after the Cell that took it last
             self.embed_tokens.update_parameters_name("embed_tokens.")
         else:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, has_bias=False, dtype=dtype)
+            self.lm_head = Head(config.hidden_size, config.vocab_size, dtype=dtype)
 
     def construct(self, embeds, inv_freq):
         """embeds (B, L, hidden), inv_freq (D/2,) -> states after the last norm, (B, L, hidden).
@@ -133,7 +133,7 @@ class CausalLM(nn.Cell):
         slots = ops.arange(length).astype(ms.int32)
         positions = ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
         cos, sin = self.embed_positions.rotation(positions, inv_freq)
-        mask = self.layers[0].self_attn.mask(positions, slots)
+        mask = self.layers[0].self_attn.mask_without_cache(positions)
         scale = self.query_scale(positions, length)
         states = (self.embed_positions(embeds, positions),)
         for layer in self.layers:

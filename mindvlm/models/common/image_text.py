@@ -5,8 +5,6 @@ N images, T tokens an image, B batch, L length, V vocabulary.
 
 from mindspore import nn, ops
 
-from mindvlm.models.common.loss import next_token_loss
-
 
 class ImageTextModel(nn.Cell):
     """Base of a family's model; a subclass sets `language_model` (a `CausalLM`) and defines `encode_images`."""
@@ -28,9 +26,14 @@ class ImageTextModel(nn.Cell):
         return ops.gather(rows, sources.reshape((-1,)), 0).reshape(embeds.shape)
 
     def text_loss(self, embeds, labels, inv_freq):
-        """Mean next-token loss from merged embeddings (B, L, hidden), labels (B, L) with -100 to ignore."""
-        logits = self.language_model.lm_head(self.language_model(embeds, inv_freq))
-        return next_token_loss(logits, labels)
+        """Sum of the next-token losses and their number, float32 scalars.
+
+        Args:
+            embeds: (B, L, hidden), merged embeddings.
+            labels: (B, L) int32, -100 to ignore.
+            inv_freq: (D/2,) float32.
+        """
+        return self.language_model.lm_head.loss_sum(self.language_model(embeds, inv_freq), labels)
 
 
 def freeze(cell: nn.Cell) -> None:

@@ -4,6 +4,8 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindvlm.models.common.loss import NextTokenLoss
+
 
 class Linear(nn.Cell):
     """y = x W^T + b.
@@ -49,6 +51,23 @@ class Embedding(nn.Cell):
         return self.gather(self.weight, ids, 0)
 
 
+class Head(Linear):
+    """The Linear that gives logits; it has no bias. x (..., in_features) -> (..., out_features)."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype=ms.float32):
+        super().__init__(in_features, out_features, has_bias=False, dtype=dtype)
+        self.token_loss = NextTokenLoss()
+
+    def loss_sum(self, states, labels):
+        """Sum of the next-token losses and their number, float32 scalars.
+
+        Args:
+            states: (B, L, in_features), those at position l predict label l + 1.
+            labels: (B, L) int32, -100 to ignore.
+        """
+        return self.token_loss(states, self.weight, labels)
+
+
 class TiedHead(nn.Cell):
     """The head whose matrix is the table of token embeddings; it has no parameter of its own.
 
@@ -59,8 +78,13 @@ class TiedHead(nn.Cell):
         super().__init__(auto_prefix=False)
         self.embedding = embedding
         self.matmul = ops.MatMul(transpose_b=True)
+        self.token_loss = NextTokenLoss()
 
     def construct(self, x):
         table = self.embedding.weight
         y = self.matmul(x.reshape((-1, table.shape[1])), table)
         return y.reshape(x.shape[:-1] + (table.shape[0],))
+
+    def loss_sum(self, states, labels):
+        """As that of `Head`."""
+        return self.token_loss(states, self.embedding.weight, labels)

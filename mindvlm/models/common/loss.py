@@ -1,9 +1,18 @@
-"""Losses of the causal language models."""
+"""Losses of the causal language models.
+
+B batch, L length, V vocabulary.
+"""
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import Tensor, nn, ops
 
 IGNORED_LABEL = -100
+
+# Logits stand in memory for this many rows at a time, and for more where the vocabulary is small. Fewer rows would make
+# the gradient of the head, which every chunk adds to, the greater part of the work.
+MIN_CHUNK_ROWS = 256
+MAX_CHUNK_LOGITS = 2**22
+MAX_CHUNKS = 16
 
 
 def next_token_loss(logits, labels):
@@ -24,3 +33,107 @@ def next_token_loss(logits, labels):
     log_probabilities = ops.log_softmax(predicted, -1)
     picked = ops.gather_elements(log_probabilities, 1, ops.expand_dims(safe_target, 1)).reshape((-1,))
     return -(picked * counted).sum() / ops.maximum(counted.sum(), ms.Tensor(1.0, ms.float32))
+
+
+class NextTokenLoss(nn.Cell):
+    """Sum of the token losses and their number, from the states before the head, without ever holding all logits.
+
+    The gradients of the states and of the head's matrix are computed with the loss, chunk of rows by chunk of rows, and
+    handed out on the way back. Where no gradient is asked for, the compiler drops them.
+    """
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.logits = ops.MatMul(transpose_b=True)
+        self.product = ops.MatMul()
+        self.by_columns = ops.MatMul(transpose_a=True)
+        self.tile = ops.Tile()
+        self.known_gradients = KnownGradients()
+
+    def construct(self, states, matrix, labels):
+        """Args:
+            states: (B, L, hidden), those at position l predict label l + 1.
+            matrix: (V, hidden), the head's weight, of the same dtype.
+            labels: (B, L) int32, -100 to ignore.
+
+        Returns:
+            Two float32 scalars.
+        """
+        hidden_size = states.shape[-1]
+        target = ops.concat((labels[:, 1:], ops.full_like(labels[:, :1], IGNORED_LABEL)), 1).reshape((-1,))
+        counted = (target != IGNORED_LABEL).astype(ms.float32)
+        loss, states_gradient, matrix_gradient = self.by_chunks(
+            ops.stop_gradient(states).reshape((-1, hidden_size)), ops.stop_gradient(matrix), target, counted
+        )
+        loss = self.known_gradients(
+            ops.stop_gradient(loss),
+            states,
+            matrix,
+            ops.stop_gradient(states_gradient).reshape(states.shape),
+            ops.stop_gradient(matrix_gradient),
+        )
+        return loss, counted.sum()
+
+    def by_chunks(self, states, matrix, target, counted):
+        """states (N, hidden), matrix (V, hidden), target (N,) int32, counted (N,) float32 -> the loss, its float32
+        gradients with respect to states and matrix."""
+        num_rows = states.shape[0]
+        order = ops.argsort(ops.arange(num_rows).astype(ms.float32) - counted * num_rows).astype(ms.int32)
+        back = ops.argsort(order.astype(ms.float32)).astype(ms.int32)
+        states = ops.gather(states, order, 0)
+        target = ops.maximum(ops.gather(target, order, 0), Tensor(0, ms.int32)).reshape((-1, 1))
+        num_counted = counted.sum()
+        counted = ops.gather(counted, order, 0).reshape((-1, 1))
+        loss = Tensor(0.0, ms.float32)
+        state_parts = ()
+        matrix_gradient = ops.zeros(matrix.shape, ms.float32)
+        for start, stop in chunks(states.shape[0], matrix.shape[0]):
+            part, part_target, part_counted = states[start:stop], target[start:stop], counted[start:stop]
+            part_gradient = ops.zeros((stop - start, states.shape[1]), ms.float32)
+            if num_counted > start:
+                added_loss, part_gradient, added = self.chunk(part, matrix, part_target, part_counted, matrix_gradient)
+                loss = loss + added_loss
+                matrix_gradient = matrix_gradient + added
+            state_parts = state_parts + (part_gradient,)
+        states_gradient = state_parts[0] if len(state_parts) == 1 else ops.concat(state_parts, 0)
+        return loss, ops.gather(states_gradient, back, 0), matrix_gradient
+
+    def chunk(self, states, matrix, target, counted, matrix_gradient):
+        states = ops.depend(states, matrix_gradient)
+        log_probabilities = ops.log_softmax(self.logits(states, matrix).astype(ms.float32), -1)
+        picked = ops.gather_elements(log_probabilities, 1, target)
+        # gradient of the logits: probabilities, less one at the target; rows are weighted where they are narrow
+        gradient = ops.tensor_scatter_elements(ops.exp(log_probabilities), target, ops.exp(picked) - 1.0, 1)
+        gradient = gradient.astype(states.dtype)
+        weights = self.tile(counted, (1, states.shape[1]))
+        return (
+            -(picked * counted).sum(),
+            self.product(gradient, matrix).astype(ms.float32) * weights,
+            self.by_columns(gradient, states * weights.astype(states.dtype)).astype(ms.float32),
+        )
+
+
+class KnownGradients(nn.Cell):
+    """A loss whose gradients with respect to `states` and `matrix` are given; it returns the loss itself."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+
+    def construct(self, loss, states, matrix, states_gradient, matrix_gradient):
+        return loss * 1.0
+
+    def bprop(self, loss, states, matrix, states_gradient, matrix_gradient, out, dout):
+        return (
+            ops.zeros_like(loss),
+            (states_gradient * dout).astype(states.dtype),
+            (matrix_gradient * dout).astype(matrix.dtype),
+            ops.zeros_like(states_gradient),
+            ops.zeros_like(matrix_gradient),
+        )
+
+
+@ops.constexpr
+def chunks(num_rows: int, vocab_size: int) -> tuple[tuple[int, int], ...]:
+    """Ranges of rows whose logits are made together."""
+    size = max(MIN_CHUNK_ROWS, MAX_CHUNK_LOGITS // vocab_size, -(-num_rows // MAX_CHUNKS))
+    return tuple((start, min(start + size, num_rows)) for start in range(0, num_rows, size))

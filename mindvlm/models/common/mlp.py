@@ -3,7 +3,7 @@
 import mindspore as ms
 from mindspore import nn
 
-from mindvlm.models.common.activation import ACTIVATIONS
+from mindvlm.models.common.activation import activation, gated_activation
 from mindvlm.models.common.linear import Linear
 
 
@@ -15,10 +15,10 @@ class GatedMLP(nn.Cell):
         self.gate_proj = Linear(hidden_size, intermediate_size, has_bias=False, dtype=dtype)
         self.up_proj = Linear(hidden_size, intermediate_size, has_bias=False, dtype=dtype)
         self.down_proj = Linear(intermediate_size, hidden_size, has_bias=False, dtype=dtype)
-        self.act = ACTIVATIONS[hidden_act]()
+        self.gated = gated_activation(hidden_act)
 
     def construct(self, x):
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class PlainMLP(nn.Cell):
@@ -28,7 +28,7 @@ class PlainMLP(nn.Cell):
         super().__init__()
         self.fc1 = Linear(hidden_size, intermediate_size, dtype=dtype)
         self.fc2 = Linear(intermediate_size, hidden_size, dtype=dtype)
-        self.act = ACTIVATIONS[hidden_act]()
+        self.act = activation(hidden_act)
 
     def construct(self, x):
         return self.fc2(self.act(self.fc1(x)))

@@ -9,8 +9,8 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.common.activation import ACTIVATIONS
-from mindvlm.models.common.attention import EagerAttention
+from mindvlm.models.common.activation import activation
+from mindvlm.models.common.attention_core import attention_core
 from mindvlm.models.common.fused_attention import FusedAttention, can_fuse
 from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Embedding, Linear
@@ -67,7 +67,7 @@ class VitAttention(nn.Cell):
         self.k_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
-        self.core = FusedAttention() if can_fuse(dtype, self.head_dim) else EagerAttention()
+        self.core = FusedAttention() if can_fuse(dtype, self.head_dim) else attention_core()
 
     def split_heads(self, x):
         return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)), (0, 2, 1))
@@ -85,7 +85,7 @@ class VitMLP(nn.Cell):
         super().__init__()
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype)
-        self.act = ACTIVATIONS[config.hidden_act]()
+        self.act = activation(config.hidden_act)
 
     def construct(self, x):
         return self.fc2(self.act(self.fc1(x)))

@@ -58,7 +58,7 @@ class VaryModel(ImageTextModel):
         return ops.concat((self.mm_projector(clip), self.mm_projector_vary(vocabulary)), -1)
 
     def construct(self, input_ids, labels, inv_freq, clip_pixels, high_pixels, sources):
-        """Mean next-token loss of a batch with images; shapes as in `merge`, labels (B, L) with -100 to ignore."""
+        """Sum of the next-token losses of a batch with images, and their number; shapes as in `merge`, `text_loss`."""
         embeds = self.merge(input_ids, self.encode_images(clip_pixels, high_pixels), sources)
         return self.text_loss(embeds, labels, inv_freq)
 
@@ -92,7 +92,7 @@ class VaryTinyModel(ImageTextModel):
         return self.mm_projector(self.tower_features(high_pixels))
 
     def construct(self, input_ids, labels, inv_freq, high_pixels, sources):
-        """Mean next-token loss of a batch with images; shapes as in `merge`, labels (B, L) with -100 to ignore."""
+        """Sum of the next-token losses of a batch with images, and their number; shapes as in `merge`, `text_loss`."""
         return self.text_loss(self.merge(input_ids, self.encode_images(high_pixels), sources), labels, inv_freq)
 
 

@@ -10,16 +10,13 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.common.activation import GELU
+from mindvlm.models.common.activation import activation
+from mindvlm.models.common.attention_core import attention_core
 from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, pad_head_dim, padded_head_dim
 from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Linear
 from mindvlm.models.common.norm import LayerNorm
 from mindvlm.models.common.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row, grid_size
-
-# Queries are attended in slices of this many scores per head, so that a global block never holds all of its 4096 x 4096
-# scores per head at once.
-MAX_SCORES_PER_HEAD = 2**21
 
 
 @dataclass(kw_only=True)
@@ -59,10 +56,8 @@ class RelativePositionAttention(nn.Cell):
         self.row_offsets = Tensor(table_offsets(self.rows).reshape(-1), ms.int32)
         self.column_offsets = Tensor(table_offsets(self.columns).reshape(-1), ms.int32)
         self.cell_one_hots = Tensor(cell_one_hots(grid), dtype)
-        self.slice_length = max(1, min(self.rows * self.columns, MAX_SCORES_PER_HEAD // (self.rows * self.columns)))
         self.product = ops.BatchMatMul(transpose_b=True)
-        self.weighted_values = ops.BatchMatMul()
-        self.softmax = ops.Softmax(-1)
+        self.core = attention_core()
 
     def construct(self, x):
         num_images = x.shape[0]
@@ -77,17 +72,8 @@ class RelativePositionAttention(nn.Cell):
         return self.proj(out.reshape((num_images, self.rows, self.columns, self.num_heads * self.head_dim)))
 
     def attend(self, query, key, value):
-        """query, key (B, T, D + R + C) and value (B, T, D) -> (B, T, D), slice by slice of the queries."""
-        tokens = query.shape[1]
-        parts = ()
-        for start in range(0, tokens, self.slice_length):
-            part = query[:, start : start + self.slice_length]
-            if start > 0:
-                # without the order all slices would run, and take memory, at the same time
-                part = ops.depend(part, parts[-1])
-            weights = self.softmax(self.product(part, key).astype(ms.float32)).astype(value.dtype)
-            parts = parts + (self.weighted_values(weights, value),)
-        return parts[0] if len(parts) == 1 else ops.concat(parts, 1)
+        """query, key (B, T, D + R + C) and value (B, T, D) -> (B, T, D)."""
+        return self.core(query, key, value)
 
     def append_positions(self, query, key):
         """query, key (B, T, D) -> (B, T, D + R + C) each, whose product is the biased score.
@@ -152,7 +138,7 @@ class VocabularyMLP(nn.Cell):
         super().__init__()
         self.lin1 = Linear(width, hidden, dtype=dtype)
         self.lin2 = Linear(hidden, width, dtype=dtype)
-        self.act = GELU()
+        self.act = activation("gelu")
 
     def construct(self, x):
         return self.lin2(self.act(self.lin1(x)))

@@ -97,7 +97,8 @@ def test_gradients_reach_the_towers_unless_they_are_frozen(freeze):
         Tensor(splice_sources(ids, 1, IMAGE_TOKEN_LEN, PAD)),
     )  # fmt: skip
     weights = ms.ParameterTuple(model.get_parameters())
-    loss, gradients = ms.value_and_grad(model, None, weights)(*inputs)
+    (loss, num_labels), gradients = ms.value_and_grad(model, None, weights, has_aux=True)(*inputs)
+    assert float(num_labels) == 2
     assert np.isfinite(loss.asnumpy())
     norms = {p.name: np.linalg.norm(g.asnumpy()) for p, g in zip(weights, gradients, strict=True)}
     for name in ("mm_projector.weight", "mm_projector_vary.bias", "language_model.embed_tokens.weight"):
@@ -106,7 +107,7 @@ def test_gradients_reach_the_towers_unless_they_are_frozen(freeze):
         assert (norms[name] > 0) is not freeze, name
     if freeze:
         ms.set_context(mode=ms.GRAPH_MODE)
-        graph_loss, graph_gradients = ms.value_and_grad(model, None, weights)(*inputs)
+        (graph_loss, _), graph_gradients = ms.value_and_grad(model, None, weights, has_aux=True)(*inputs)
         np.testing.assert_allclose(graph_loss.asnumpy(), loss.asnumpy(), rtol=1e-5)
         for parameter, actual, expected in zip(weights, graph_gradients, gradients, strict=True):
             np.testing.assert_allclose(

@@ -110,8 +110,8 @@ def test_loss_and_a_training_step_are_those_of_torch(mode):
     output.loss.backward()
     optimizer.step()
     options = OptimizerConfig(learning_rate=1e-2, eps=1e-5, max_grad_norm=1e9)
-    step = TrainStep(model.set_train(True), options).set_train(True)
-    loss, _ = step(Tensor(1e-2, ms.float32), *tensors(ids, labels, high))
+    step = TrainStep(model.set_train(True), options)
+    loss, *_ = step(Tensor(1e-2, ms.float32), *tensors(ids, labels, high))
     np.testing.assert_allclose(loss.asnumpy(), output.loss.item(), rtol=1e-6)
     expected = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
     source = MemorySource({name: p.asnumpy() for name, p in model.parameters_and_names()})
@@ -125,7 +125,7 @@ def test_gradients_reach_the_tower_unless_it_is_frozen(frozen):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     model = build(model__freeze_vision_tower=frozen)
     before = {name: p.asnumpy().copy() for name, p in model.parameters_and_names()}
-    step = TrainStep(model.set_train(True), OptimizerConfig(learning_rate=1e-2)).set_train(True)
+    step = TrainStep(model.set_train(True), OptimizerConfig(learning_rate=1e-2))
     step(Tensor(1e-2, ms.float32), *tensors(*batch()))
     moved = {name for name, p in model.parameters_and_names() if not np.array_equal(p.asnumpy(), before[name])}
     tower = {name for name in before if name.startswith("vision_vocabulary.")}

@@ -1,0 +1,173 @@
+"""Softmax attention that keeps only its inputs and its output for the way back.
+
+The probabilities of all pairs, which a plain graph keeps for every layer, are made again when the gradient is computed
+(as in arXiv 2205.14135, here with whole rows of scores instead of tiles). Queries are attended in slices, one after the
+other, so that only one slice's scores stand in memory.
+
+L queries, S keys, D head dimension; the axes before these are (batch, heads), or one for both.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+# A slice has at most this many scores a head.
+MAX_SCORES_PER_HEAD = 2**21
+
+# Causal attention cuts its queries into up to this many slices, to leave out keys that are in the future of a whole
+# slice: n slices do (n + 1) / 2n of the work. Every slice makes the graph larger, and with it the time that compiling
+# takes, so short sequences stay whole.
+NUM_CAUSAL_SLICES = 4
+MIN_CAUSAL_SLICE = 512
+
+
+@functools.cache
+def attention_core() -> AttentionCore:
+    """The one AttentionCore. A Cell that is the same everywhere is compiled once and not once for every layer."""
+    return AttentionCore()
+
+
+@functools.cache
+def causal_attention_core() -> CausalAttentionCore:
+    """The one CausalAttentionCore."""
+    return CausalAttentionCore()
+
+
+class AttentionCore(nn.Cell):
+    """softmax(query key^T) value, every key visible to every query; the softmax in float32. Scale the query before.
+
+    query (..., L, D), key (..., S, D), value (..., S, D') -> (..., L, D').
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.by_rows = ops.BatchMatMul(transpose_b=True)
+        self.product = ops.BatchMatMul()
+        self.by_columns = ops.BatchMatMul(transpose_a=True)
+        self.softmax = ops.Softmax(-1)
+        self.sum = ops.ReduceSum(keep_dims=True)
+        self.slice = ops.Slice()
+        self.tile = ops.Tile()
+
+    def construct(self, query, key, value):
+        outs = ()
+        for start, stop, num_keys in self.slices(query.shape[-2], key.shape[-2]):
+            part = self.rows(query, start, stop)
+            if start > 0:
+                # without the order all slices would run, and take memory, at the same time
+                part = ops.depend(part, outs[-1])
+            probabilities = self.probabilities(part, self.rows(key, 0, num_keys)).astype(value.dtype)
+            outs = outs + (self.product(probabilities, self.rows(value, 0, num_keys)),)
+        return join(outs)
+
+    def bprop(self, query, key, value, out, dout):
+        # otherwise scores and slices would be made, or kept, during the forward pass
+        query, key = ops.depend(query, dout), ops.depend(key, dout)
+        value, out = ops.depend(value, dout), ops.depend(out, dout)
+        query_parts, key_parts, value_parts = (), (), ()
+        for start, stop, num_keys in self.slices(query.shape[-2], key.shape[-2]):
+            part, dout_part = self.rows(query, start, stop), self.rows(dout, start, stop)
+            if start > 0:
+                part = ops.depend(part, query_parts[-1])
+            seen_key, seen_value = self.rows(key, 0, num_keys), self.rows(value, 0, num_keys)
+            probabilities = self.probabilities(part, seen_key)
+            by_scores = self.scores_gradient(probabilities, seen_value, self.rows(out, start, stop), dout_part)
+            query_parts = query_parts + (self.product(by_scores, seen_key),)
+            key_parts = key_parts + (lengthen(self.by_columns(by_scores, part), key.shape[-2]),)
+            by_value = self.by_columns(probabilities.astype(value.dtype), dout_part)
+            value_parts = value_parts + (lengthen(by_value, key.shape[-2]),)
+        return join(query_parts), add(key_parts), add(value_parts)
+
+    def slices(self, num_queries, num_keys):
+        return full_slices(num_queries, num_keys)
+
+    def rows(self, x, start, stop):
+        """x[..., start:stop, :], by an operator that copies whole rows; indexing copies element by element."""
+        if start == 0 and stop == x.shape[-2]:
+            return x
+        leading = x.shape[:-2]
+        begin = (0,) * len(leading) + (start, 0)
+        return self.slice(x, begin, leading + (stop - start, x.shape[-1]))
+
+    def probabilities(self, query, key):
+        """(..., queries, keys) float32 of a slice."""
+        return self.softmax(self.by_rows(query, key).astype(ms.float32))
+
+    def scores_gradient(self, probabilities, value, out, dout):
+        """p * (dout value^T - sum(dout * out)) of a slice."""
+        total = self.sum((dout * out).astype(ms.float32), -1)
+        if dout.dtype == ms.float32:
+            # subtracted inside the product: a tensor of all pairs less
+            ones = ops.ones(value.shape[:-1] + (1,), ms.float32)
+            difference = self.by_rows(ops.concat((dout, -total), -1), ops.concat((value, ones), -1))
+        else:
+            # 16 bits are too few for the sum
+            difference = self.by_rows(dout, value).astype(ms.float32)
+            difference = difference - self.tile(total, (1,) * (len(value.shape) - 1) + (value.shape[-2],))
+        return (probabilities * difference).astype(dout.dtype)
+
+
+class CausalAttentionCore(AttentionCore):
+    """softmax(query key^T + mask) value, where query i sees the keys 0 to i. L = S.
+
+    Keys that no query of a slice sees are not touched, and there is no mask of all pairs in memory.
+    """
+
+    def slices(self, num_queries, num_keys):
+        return causal_slices(num_queries)
+
+    def probabilities(self, query, key):
+        """The queries of a slice stand where the last of its keys stand."""
+        size, num_earlier = query.shape[-2], key.shape[-2] - query.shape[-2]
+        scores = self.by_rows(query, self.rows(key, num_earlier, num_earlier + size)).astype(ms.float32)
+        # a constant's broadcast would be made at the start of the step and kept, once for every layer
+        mask = ops.depend(future_mask(size), query)
+        scores = scores + self.tile(mask, scores.shape[:-2] + (1, 1))
+        if num_earlier > 0:
+            earlier = self.by_rows(query, self.rows(key, 0, num_earlier)).astype(ms.float32)
+            scores = ops.concat((earlier, scores), -1)
+        return self.softmax(scores)
+
+
+@ops.constexpr
+def full_slices(num_queries: int, num_keys: int) -> tuple[tuple[int, int, int], ...]:
+    """(start, stop, number of keys) of each slice of the queries."""
+    size = max(1, MAX_SCORES_PER_HEAD // num_keys)
+    starts = range(0, num_queries, size)
+    return tuple((start, min(start + size, num_queries), num_keys) for start in starts)
+
+
+@ops.constexpr
+def causal_slices(length: int) -> tuple[tuple[int, int, int], ...]:
+    """As `full_slices`, of causal attention: a slice needs the keys up to its own end."""
+    size = max(MIN_CAUSAL_SLICE, -(-length // NUM_CAUSAL_SLICES))
+    size = min(size, max(1, MAX_SCORES_PER_HEAD // length))
+    stops = [min(start + size, length) for start in range(0, length, size)]
+    return tuple((start, stop, stop) for start, stop in zip([0, *stops], stops, strict=False))
+
+
+@ops.constexpr
+def future_mask(size: int) -> Tensor:
+    """(size, size) float32: 0 up to the diagonal, the lowest number after it."""
+    return Tensor(np.triu(np.full((size, size), np.finfo(np.float32).min, np.float32), 1))
+
+
+def lengthen(x, length):
+    """Zeros behind x (..., S, D) up to S = length."""
+    missing = length - x.shape[-2]
+    if missing == 0:
+        return x
+    zeros = ops.zeros(x.shape[:-2] + (missing, x.shape[-1]), x.dtype)
+    return ops.concat((x, ops.depend(zeros, x)), -2)
+
+
+def join(parts):
+    return parts[0] if len(parts) == 1 else ops.concat(parts, -2)
+
+
+def add(parts):
+    return parts[0] if len(parts) == 1 else ops.addn(parts)

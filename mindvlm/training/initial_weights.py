@@ -1,0 +1,99 @@
+"""What a new run starts from: checkpoints laid over each other, and random values where none has anything."""
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from mindvlm.checkpoint import TensorSource
+from mindvlm.convert.opened import open_native
+from mindvlm.errors import UserError
+from mindvlm.parallel.sharding import ShardSpec
+from mindvlm.training.config import InitConfig
+from mindvlm.training.initialize import initial_values
+from mindvlm.training.state import full_shape, to_tensor
+
+MAX_SHOWN = 6
+
+
+def fill_weights(
+    model: nn.Cell,
+    config: InitConfig,
+    *,
+    seed: int,
+    fit: Callable[..., np.ndarray],
+    specs: Mapping[str, ShardSpec],
+    say: Callable[[str], None],
+) -> None:
+    """Gives every parameter its first values and says where they come from.
+
+    Args:
+        model: to be filled.
+        config: the checkpoints, and what may be random.
+        seed: of random values.
+        fit: brings a tensor of another size to that of the model, see `Family.fit_pretrained`.
+        specs: this rank's parts of divided parameters.
+        say: takes a line for each checkpoint and one for what is random.
+
+    Raises:
+        UserError: a checkpoint cannot be used or gives nothing, or a parameter is in none of them and not among
+            `config.random`.
+    """
+    shapes = {name: full_shape(name, parameter, specs) for name, parameter in model.parameters_and_names()}
+    with contextlib.ExitStack() as stack:
+        places = lay_checkpoints(stack, config.weights, shapes, say)
+        if config.weights:
+            say_random(shapes, places, config, say)
+        for name, parameter in model.parameters_and_names():
+            if name in places:
+                array = fit(name, places[name].read(name).to_float32(), shapes[name], seed=seed)
+            else:
+                array = initial_values(name, shapes[name], seed)
+            part = specs[name].take(array) if name in specs else array
+            parameter.set_data(to_tensor(part, parameter.dtype))
+
+
+def lay_checkpoints(
+    stack: contextlib.ExitStack, paths: list[str], shapes: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, TensorSource]:
+    """For each parameter that a checkpoint has, the last one that has it."""
+    places: dict[str, TensorSource] = {}
+    for path in paths:
+        source = stack.enter_context(open_native([path])).source
+        used = [name for name in source.infos if name in shapes]
+        unused = [name for name in source.infos if name not in shapes]
+        if not used:
+            raise UserError(f"init.weights: {path} has no tensor of this model; leave it out")
+        places |= dict.fromkeys(used, source)
+        left_out = f", left out: {summarize(unused)}" if unused else ""
+        say(f"weights from {path}: {summarize(used)}{left_out}")
+    return places
+
+
+def say_random(
+    shapes: Mapping[str, Any], places: Mapping[str, Any], config: InitConfig, say: Callable[[str], None]
+) -> None:
+    missing = [name for name in shapes if name not in places]
+    for pattern in config.random:
+        if not any(re.search(pattern, name) for name in missing):
+            raise UserError(f"init.random: {pattern!r} fits no parameter that the checkpoints lack; take it out")
+    refused = [name for name in missing if not any(re.search(pattern, name) for pattern in config.random)]
+    if refused:
+        raise UserError(
+            f"init.weights give nothing for {summarize(refused)}; add a checkpoint that has them, or what may start "
+            "at random to init.random"
+        )
+    if missing:
+        say(f"at random: {summarize(missing)}")
+
+
+def summarize(names: list[str]) -> str:
+    """Names with their numbers folded: "24 language_model.layers.*.mlp.up_proj.weight, ..."."""
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
+    shown = [f"{count} {pattern}" if count > 1 else pattern for pattern, count in counts.most_common(MAX_SHOWN)]
+    more = sum(counts.values()) - sum(count for _, count in counts.most_common(MAX_SHOWN))
+    return f"{len(names)} tensors ({', '.join(shown)}{f' and {more} more' if more else ''})"

@@ -1,0 +1,103 @@
+"""The optimizer step as the trainer calls it: numpy in, numbers out."""
+
+import math
+from dataclasses import dataclass
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn
+
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.plan import ParallelModel
+from mindvlm.parallel.zero import ShardedAdamW
+from mindvlm.training.config import TrainConfig
+from mindvlm.training.sources import PassInputs
+from mindvlm.training.step import StepResult, TrainStep
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave.
+
+    Attributes:
+        loss: mean over the labels of all ranks and passes.
+        norm: of the gradients before clipping.
+        is_finite: false if a gradient was not finite; then nothing was updated.
+        is_overflow: whether that is a matter of the loss scale, which has been lowered.
+    """
+
+    loss: float
+    norm: float
+    is_finite: bool = True
+    is_overflow: bool = False
+
+
+class Stepper:
+    """Runs the passes of a step and its update.
+
+    Args:
+        model: the Cell to train.
+        config: of the job.
+        inv_freq: (D/2,) float32, rotary frequencies of the decoder.
+        mesh: of this process.
+        divided: what tensor parallelism did to the model.
+        dtype: of the model; float16 gets a loss scale.
+    """
+
+    def __init__(
+        self,
+        model: nn.Cell,
+        config: TrainConfig,
+        *,
+        inv_freq: Tensor,
+        mesh: Mesh,
+        divided: ParallelModel,
+        dtype=ms.float32,
+    ):
+        self.inv_freq = inv_freq
+        self.accumulates = config.num_passes > 1
+        self.has_loss_scale = dtype == ms.float16
+        self.step = TrainStep(
+            model,
+            config.optimizer,
+            accumulates=self.accumulates,
+            loss_scale=config.loss_scale if self.has_loss_scale else None,
+            parallel=config.parallel,
+            mesh=mesh,
+            divided=divided,
+        )
+
+    def run(self, learning_rate: float, passes: list[PassInputs]) -> Outcome:
+        """One update."""
+        rate = Tensor(learning_rate, ms.float32)
+        if self.accumulates:
+            for inputs in passes:
+                self.step.accumulate(*self.arguments(inputs))
+            result = self.step.update(rate)
+        else:
+            result = self.step(rate, *self.arguments(passes[0]))
+        return self.outcome(result)
+
+    def outcome(self, result: StepResult) -> Outcome:
+        loss, norm, _, is_finite = (value.asnumpy().item() for value in result)
+        is_overflow = self.has_loss_scale and not is_finite and math.isfinite(loss)
+        return Outcome(loss, norm, is_finite and math.isfinite(loss), is_overflow)
+
+    def arguments(self, inputs: PassInputs) -> tuple[Tensor, ...]:
+        """The model's arguments; an array that is there twice becomes one Tensor."""
+        tensors = {id(array): Tensor(array) for array in inputs.pixels}
+        pixels = [tensors[id(array)] for array in inputs.pixels]
+        return Tensor(inputs.input_ids), Tensor(inputs.labels), self.inv_freq, *pixels, Tensor(inputs.sources)
+
+    @property
+    def optimizer_state(self) -> dict[str, Parameter]:
+        """What a checkpoint keeps besides the weights, by name."""
+        return self.step.state
+
+    @property
+    def sharded(self) -> ShardedAdamW | None:
+        """The optimizer, if its state is divided over the replicas."""
+        return self.step.optimizer if self.step.is_sharded else None
+
+    def fill_masters(self) -> None:
+        """Makes the float32 copies of 16-bit weights equal to these: once the weights of a new run are filled."""
+        self.step.fill_masters()

@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindvlm.tools.plot import COLORS, main, series, ticks
+
+
+def write_run(folder, records):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(folder)
+
+
+def has_color(image, color):
+    return bool((np.asarray(image) == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).any())
+
+
+def test_several_runs_in_one_picture(tmp_path):
+    first = write_run(tmp_path / "a", [{"step": s, "loss": 3 / s, "learning_rate": 1e-3} for s in range(1, 60)])
+    second = write_run(tmp_path / "b", [{"step": 5, "loss": 2.0}, {"step": 9, "loss": float("nan"), "cer": 0.5}])
+    output = tmp_path / "curve.png"
+    assert main([first, second, "--output", str(output), "--smoothing", "0.6"]) == 0
+    with Image.open(output) as image:
+        assert image.size == (1000, 3 * 300), "loss, learning_rate and cer"
+        assert has_color(image, COLORS[0]) and has_color(image, COLORS[1])
+    assert main([first, first, "--output", str(output), "--metrics", "loss", "--width", "400"]) == 0
+    with Image.open(output) as image:
+        assert image.size == (400, 300)
+
+
+def test_smoothing_is_a_mean_and_starts_unbiased():
+    records = [{"step": s, "loss": v} for s, v in enumerate([8.0, float("nan"), 4.0, 4.0])]
+    assert series(records, "loss", 0.0) == [(0, 8.0), (2, 4.0), (3, 4.0)]
+    assert series([{"step": 1, "cer": 1.0}, {"step": 2, "cer": 0.1}], "cer", 0.9)[1] == (2, 0.1), "an evaluation"
+    smooth = series(records, "loss", 0.5)
+    assert smooth[0] == (0, 8.0) and smooth[1][1] == pytest.approx((0.5 * 8 * 0.5 + 0.5 * 4) / 0.75)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 7300), (-3e-5, 4e-5), (0.999, 1.001), (5e8, 6e8)])
+def test_ticks_are_round_and_inside(low, high):
+    values = ticks(low, high)
+    assert 3 <= len(values) <= 8
+    assert all(low - 1e-6 * (high - low) <= value <= high + 1e-6 * (high - low) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing"], "cannot be read"),
+        (["RUN", "--metrics", "accuracy"], "--metrics accuracy: no run has it; expected one of loss"),
+        (["RUN", "--smoothing", "1"], "--smoothing is 1.0"),
+        (["RUN", "--width", "10"], "--width is 10"),
+        (["EMPTY"], "holds no record yet"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, capsys, arguments, message):
+    names = {"RUN": write_run(tmp_path / "a", [{"step": 1, "loss": 1}]), "EMPTY": write_run(tmp_path / "b", [])}
+    arguments = [names.get(one, one) for one in arguments]
+    assert main([*arguments, "--output", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def test_only_png_is_written(tmp_path, capsys):
+    run = write_run(tmp_path / "a", [{"step": 1, "loss": 1}])
+    assert main([run, "--output", str(tmp_path / "x.jpg")]) == 2
+    assert ".png" in capsys.readouterr().err

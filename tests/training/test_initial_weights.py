@@ -1,0 +1,94 @@
+"""Where first weights come from."""
+
+import numpy as np
+import pytest
+
+from mindvlm.api import read_config
+from mindvlm.checkpoint import MemorySource, write_checkpoint
+from mindvlm.convert.vary import HF
+from mindvlm.errors import UserError
+from mindvlm.families import get_family
+from mindvlm.training.config import InitConfig
+from mindvlm.training.initial_weights import fill_weights, summarize
+from mindvlm.training.initialize import initial_values
+from tests.tiny_vary import tiny_config, tiny_opt_config, tiny_weights, write_tiny_opt, write_tiny_vary
+
+
+@pytest.fixture
+def fill(tmp_path):
+    """Fills a small model from checkpoints; returns its values, and what was said."""
+
+    def run(weights, *, random=(), kind="toy"):
+        path = (write_tiny_opt if kind == "tiny" else write_tiny_vary)(tmp_path / "model")
+        family, config, said = get_family("vary"), read_config(path), []
+        model = family.model(config.model)
+        init = InitConfig(weights=[str(one) for one in weights], random=list(random))
+        fill_weights(model, init, seed=5, fit=family.fit_pretrained, specs={}, say=said.append)
+        return {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()}, said
+
+    (tmp_path / "model").mkdir()
+    return run
+
+
+def save(path, tensors):
+    write_checkpoint(path, MemorySource(tensors))
+    return path
+
+
+def test_without_checkpoints_everything_is_random_by_name(fill):
+    values, said = fill([])
+    assert said == []
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, initial_values(name, value.shape, 5))
+
+
+def test_later_checkpoints_lie_over_earlier_ones_and_the_rest_is_random(fill, tmp_path):
+    weights = tiny_weights(tiny_config(), seed=1)
+    projectors = {name for name in weights if name.startswith("mm_projector")}
+    base = save(tmp_path / "base.safetensors", {n: v for n, v in weights.items() if n not in projectors})
+    tower = {n: v + 1 for n, v in weights.items() if n.startswith("vision_vocabulary")}
+    layer = save(tmp_path / "layer.safetensors", tower)
+    values, said = fill([base, layer], random=[r"^mm_projector"])
+    for name, value in values.items():
+        expected = tower.get(name, weights[name])
+        if name in projectors:
+            expected = initial_values(name, value.shape, 5)
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    assert len(said) == 3 and str(layer) in said[1] and said[2].startswith("at random: 4 tensors (mm_projector")
+
+
+def test_names_of_published_files_are_understood(fill, tmp_path):
+    weights = tiny_weights(tiny_config(), seed=2)
+    foreign = HF.reverse().plan({i.name: i for i in MemorySource(weights).infos.values()}).view(MemorySource(weights))
+    write_checkpoint(tmp_path / "published.safetensors", foreign)
+    assert "transformer.wte.weight" in foreign.infos
+    values, _ = fill([tmp_path / "published.safetensors"])
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+
+
+def test_a_longer_context_starts_from_interpolated_positions(fill, tmp_path):
+    config = tiny_opt_config(model__max_length=160)
+    config["model"]["language_model"]["max_position_embeddings"] = 160
+    weights = tiny_weights(config, seed=3)
+    path = save(tmp_path / "short.safetensors", weights)
+    values, _ = fill([path], kind="tiny")
+    name = "language_model.embed_positions.weight"
+    assert weights[name].shape[0] == 162 and values[name].shape[0] == 322
+    np.testing.assert_array_equal(values[name][:2], weights[name][:2])
+
+
+def test_what_no_checkpoint_has_must_be_named(fill, tmp_path):
+    weights = tiny_weights(tiny_config())
+    some = {name: value for name, value in weights.items() if not name.startswith("vision_tower")}
+    path = save(tmp_path / "some.safetensors", some)
+    with pytest.raises(UserError, match=r"nothing for \d+ tensors \(.*vision_tower.*init.random") as error:
+        fill([path])
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="'mm_projector' fits no parameter"):
+        fill([path], random=["vision_tower", "mm_projector"])
+
+
+def test_names_are_folded():
+    names = [f"layers.{i}.mlp.{part}" for i in range(3) for part in "ab"] + ["norm"]
+    assert summarize(names) == "7 tensors (3 layers.*.mlp.a, 3 layers.*.mlp.b, norm)"

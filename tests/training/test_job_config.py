@@ -1,0 +1,134 @@
+"""What a job's YAML may say, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mindvlm.api import read_config
+from mindvlm.errors import UserError
+from mindvlm.training.config import parse_overrides, read_job
+from mindvlm.training.resume import fingerprint, require_same_job
+from tests.training.small_job import write_job
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "vary"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_job(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.learning_rte": 1.0}, "learning_rte.*learning_rate"),
+        ({"sede": 1}, "sede.*did you mean 'seed'"),
+        ({"rendered_text": {}}, "'data'.*'rendered_text', and only one"),
+        ({"data": None}, "'data'.*'rendered_text', and only one"),
+        ({"log_every": 0}, "log_every is 0; expected at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
+        ({"accumulation": 2, "rows_per_step": 4}, "accumulation and rows_per_step"),
+        ({"rows_per_step": 3}, r"rows_per_step is 3 but one pass takes 2 rows.*multiple"),
+        ({"best": "cer"}, "nothing is evaluated"),
+        ({"best": "loss"}, "best"),
+        ({"parallel.dp": 0}, "dp is 0"),
+        ({"parallel.zero": 1}, "zero is 1 but dp is 1"),
+        ({"evaluation": {"datasets": "words", "num_samples": 0}}, "evaluation.num_samples is 0"),
+        ({"data.batch_size": "two"}, "data.batch_size.*whole number"),
+        ({"mode": "fast"}, "mode"),
+        ({"mode.x": 1}, "mode is 'pynative' and no section"),
+    ],
+)
+def test_impossible_jobs_are_refused_in_one_line(path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_job(path, changes)
+    assert "\n" not in str(error.value)
+
+
+def test_values_of_the_command_line_are_yaml():
+    texts = ["parallel.dp=8", "best=null", "data.lengths=[64, 128]", "output_dir=runs/a=b", "optimizer.eps=1e-6"]
+    assert parse_overrides(texts) == {
+        "parallel.dp": 8,
+        "best": None,
+        "data.lengths": [64, 128],
+        "output_dir": "runs/a=b",
+        "optimizer.eps": "1e-6",
+    }
+    for text in ("parallel.dp", "=3", "a=[1"):
+        with pytest.raises(UserError, match="--set"):
+            parse_overrides([text])
+
+
+def test_overrides_reach_sections_that_the_file_lacks(path):
+    config = read_job(path, {"parallel.dp": 2, "parallel.zero": 2, "optimizer.eps": "1e-6", "rows_per_step": 8}).config
+    assert (config.parallel.dp, config.parallel.zero, config.optimizer.eps) == (2, 2, 1e-6)
+    assert (config.num_passes, config.num_rows) == (2, 8)
+
+
+def test_paths_are_relative_to_the_file(path, monkeypatch, tmp_path):
+    monkeypatch.chdir("/")
+    config = read_job(path, {"init.weights": ["tiny.safetensors"], "evaluation": {"datasets": "words"}}).config
+    assert config.model_config == str(tmp_path / "tiny.yaml") and config.init.weights == [
+        str(tmp_path / "tiny.safetensors")
+    ]
+    assert config.data.registry == config.evaluation.registry == str(tmp_path / "registry.yaml")
+
+
+@pytest.mark.parametrize("layout", [{}, {"parallel.dp": 4}, {"parallel.dp": 8, "parallel.zero": 2}, {"parallel.tp": 2}])
+@pytest.mark.parametrize("name", ["train_tiny_vocabulary", "train_toy_multitask", "train_toy_sft"])
+def test_recipes_differ_in_their_parallel_section_alone(name, layout):
+    single = read_job(CONFIGS / f"{name}.yaml")
+    other = read_job(CONFIGS / f"{name}.yaml", layout)
+    assert single.config.num_rows == other.config.num_rows == 512
+    assert other.config.num_passes * other.config.parallel.dp == single.config.num_passes
+    model = read_config(single.config.model_config)
+    require_same_job(fingerprint(single, model), fingerprint(other, model), "the checkpoint")
+
+
+def test_every_recipe_can_be_read():
+    names = sorted(path.name for path in CONFIGS.glob("train_*.yaml"))
+    assert len(names) >= 5
+    for name in names:
+        read_job(CONFIGS / name)
+        assert "parallel" not in yaml.safe_load((CONFIGS / name).read_text()), "layouts come from the command line"
+
+
+def job_fingerprint(path, changes=None):
+    job = read_job(path, changes)
+    return fingerprint(job, read_config(job.config.model_config))
+
+
+def test_where_a_job_runs_and_what_it_shows_may_change(path):
+    then = job_fingerprint(path)
+    free = {
+        "output_dir": "elsewhere",
+        "log_every": 3,
+        "save_every": 7,
+        "tensorboard": True,
+        "data.num_workers": 5,
+        "data.batch_size": 1,
+        "rows_per_step": 2,
+        "evaluation": {"datasets": "words"},
+    }
+    require_same_job(then, job_fingerprint(path, free), "the checkpoint")
+
+
+def test_a_resume_from_another_config_lists_the_differing_keys(path, tmp_path):
+    then = job_fingerprint(path)
+    model = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    model["model"]["language_model"]["num_hidden_layers"] = 3
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(model))
+    now = job_fingerprint(path, {"optimizer.learning_rate": 0.5, "data.batch_size": 4, "seed": 4})
+    with pytest.raises(UserError) as error:
+        require_same_job(then, now, "runs/a/step-3")
+    for text in (
+        "runs/a/step-3 was made by another config",
+        "optimizer.learning_rate (was 0.001, is 0.5)",
+        "model.language_model.num_hidden_layers (was 2, is 3)",
+        "rows of a step (was 2, is 4)",
+        "seed (was 3, is 4)",
+        "--accept_changes",
+    ):
+        assert text in str(error.value)
+    assert "batch_size" not in str(error.value)
