@@ -175,16 +175,33 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
         ConversionError: the tensors do not make up the model.
         UserError: an unknown family, not a checkpoint of it at all, or of another model that has a part in common.
     """
-    models = [model for model in MODELS.values() if model.family == family]
-    if not models:
-        known = ", ".join(dict.fromkeys(model.family for model in MODELS.values()))
-        raise UserError(f"unknown model family {family!r}; known: {known}")
+    models = _of_family(family)
     origin = str(source.path)
     meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
     model = meant[0] if len(meant) == 1 else _recognise(meant or models, source.infos, None, origin)
     table = model.detect_table(source.infos, origin)
     model.require_own_names(table, source.infos, origin)
     return table.plan(source.infos, target_infos, origin=origin).view(source)
+
+
+def native_model(infos: Infos, family: str = FAMILY) -> ConvertibleModel:
+    """Return the model whose native names the tensors of a whole model bear.
+
+    Raises:
+        UserError: an unknown family, or no model of it or more than one has such names.
+    """
+    meant = [model for model in _of_family(family) if all(model.native.part_of(name) for name in infos)]
+    if len(meant) != 1:
+        raise UserError(f"the tensors are of {len(meant)} models of the family {family!r}; give those of a whole model")
+    return meant[0]
+
+
+def _of_family(family: str) -> list[ConvertibleModel]:
+    models = [model for model in MODELS.values() if model.family == family]
+    if not models:
+        known = ", ".join(dict.fromkeys(model.family for model in MODELS.values()))
+        raise UserError(f"unknown model family {family!r}; known: {known}")
+    return models
 
 
 def _named(models: Sequence[ConvertibleModel], config: Config | None) -> list[ConvertibleModel]:

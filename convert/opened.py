@@ -12,7 +12,7 @@ from typing import Any
 from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkpoint
 from mindvlm.convert.buffers import pack_buffers
 from mindvlm.convert.lora.adapter import Adapter, open_adapter
-from mindvlm.convert.lora.merging import MergedSource
+from mindvlm.convert.lora.applying import merge_adapter
 from mindvlm.convert.model_config import read_config
 from mindvlm.convert.models import ConvertibleModel, detect_model
 from mindvlm.convert.rules.layered import LayeredSource, SelectedSource
@@ -174,7 +174,7 @@ def open_native(
         adapter = None
         if merge_lora:
             adapter = stack.enter_context(open_adapter(merge_lora))
-            source, modified = _merge(found, source, adapter)
+            source, modified = merge_adapter(found, source, adapter)
         if only:
             source = SelectedSource(source, _names_of_part(found, source.infos, only))
         sizes = _sizes(found, source.infos, folder, target_infos is not None)
@@ -202,33 +202,6 @@ def _sizes(model: ConvertibleModel, infos: Mapping[str, TensorInfo], folder: Pat
         return f"those of the released {model.name}"
     why = f"{config} does not describe a {model.name}" if config.exists() else "no config.json lies beside the weights"
     return f"checked against each other only; they are not those of the released {model.name}, and {why}"
-
-
-def _merge(
-    model: ConvertibleModel, source: TensorSource, adapter: Adapter
-) -> tuple[TensorSource, Mapping[str, Sequence[str]]]:
-    """Merge an adapter whose names are native, or those of one of the model's Hugging Face namings."""
-    if adapter.fits(source.infos):
-        merged = MergedSource(source, adapter)
-        return merged, merged.merged
-    for table in model.hf_tables:
-        if any(not table.part_of(name) for name in source.infos):
-            continue
-        # A tied tensor has one name here: changed under one of two it would differ from itself.
-        single = table.without(table.aliases)
-        foreign = single.reverse().plan(source.infos, partial=True, origin=str(source.path)).view(source)
-        if adapter.fits(foreign.infos):
-            merged = MergedSource(foreign, adapter)
-            plan = single.plan(merged.infos, partial=True, origin=str(source.path))
-            modified: dict[str, list[str]] = {}
-            for name, keys in merged.merged.items():
-                for target in plan.targets_of(name):
-                    modified.setdefault(target, []).extend(keys)
-            return plan.view(merged), modified
-    raise UserError(
-        f"{adapter.path}: changes tensors that {model.name} has under none of its names, the first is "
-        f"{next(iter(adapter.targets), None)}; give an adapter of this model"
-    )
 
 
 def _names_of_part(model: ConvertibleModel, infos: Mapping[str, TensorInfo], key: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The Python API: `load` gives a `VisionLanguageModel` that chats, generates, encodes images and scores tokens."""
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -35,10 +36,12 @@ def load(
     Args:
         config_path: a YAML of ours or MindOCR's vary_toy.yaml; None for the shipped Vary-nano.
         progress: called with one line before each slow step (loading, compiling); None keeps silent.
-        overrides: top-level keys of the YAML, for example device="cpu" or checkpoint="model.safetensors".
+        overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors" or
+            adapter="folder" of a PEFT adapter, which is merged into the weights.
 
     Raises:
-        UserError: the config, the tokenizer file or the checkpoint cannot be used; the message says how to mend it.
+        UserError: the config, the tokenizer file, the checkpoint or the adapter cannot be used; the message says how to
+            mend it.
     """
     start = time.perf_counter()
     config_path = config_path or shipped_config_path()
@@ -47,12 +50,15 @@ def load(
         raise UserError(f"config {config_path} names no checkpoint; set checkpoint to a file of converted weights")
     family = get_family(config.family)
     processor = family.processor(config.processor)
-    with open_checkpoint(config.checkpoint) as checkpoint:
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint))
         model = family.model(config.model, runtime.start(config))
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
         weights = family.native_view(checkpoint, target_infos=expected)
         if progress:
-            progress(f"loading {config.checkpoint}")
+            progress(f"loading {config.checkpoint}{f' with {config.adapter}' if config.adapter else ''}")
+        if config.adapter:
+            weights = stack.enter_context(family.adapted_view(weights, config.adapter))
         fill_parameters(model, lambda name: weights.read(name).to_float32())
     loaded = VisionLanguageModel(model, processor, config, progress=progress)
     loaded.load_seconds = time.perf_counter() - start

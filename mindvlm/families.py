@@ -10,21 +10,24 @@ FAMILIES = ("vary",)
 
 @dataclass(frozen=True)
 class Family:
-    """The five things that the rest of the library needs from a family.
+    """The six things that the rest of the library needs from a family.
 
     Attributes:
         parse_config: mapping and path of a YAML -> the family's typed run config.
         model: builds the model Cell, called with (config.model, dtype).
         processor: from files and text to model inputs, called with (config.processor).
         native_view: a checkpoint under the model's own names, see `mindvlm.convert.models.native_view`.
+        adapted_view: the tensors of such a checkpoint with an adapter merged in, see
+            `mindvlm.convert.lora.applying.adapted_view`.
         fit_pretrained: brings a pre-trained tensor to the shape that a training starts with, called with (name, array,
-            shape, seed=...).
+            shapes, seed=...), the shapes being those of all tensors of the model by name.
     """
 
     parse_config: Callable
     model: Callable
     processor: type
     native_view: Callable
+    adapted_view: Callable
     fit_pretrained: Callable
 
 
@@ -35,11 +38,12 @@ def get_family(name: str) -> Family:
         UserError: there is none; the message lists those that are.
     """
     if name == "vary":
+        from mindvlm.convert.lora.applying import adapted_view
         from mindvlm.convert.models import native_view
         from mindvlm.models.vary.config import parse_config
         from mindvlm.models.vary.model import build_model
         from mindvlm.models.vary.pretrained import fit_pretrained
         from mindvlm.models.vary.processing import VaryProcessor
 
-        return Family(parse_config, build_model, VaryProcessor, native_view, fit_pretrained)
+        return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained)
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")

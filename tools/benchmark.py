@@ -179,6 +179,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="measure training steps of a Vary-toy of 50 million parameters (with --model smoke: a tiny one)",
     )
+    parser.add_argument(
+        "--recompute", action="store_true", help="of --train: our step computes its blocks again on the way back"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="of --train: also measure N data-parallel processes that share the threads (default 2; 1: do not)",
+    )
     parser.add_argument("--steps", type=int, default=10, help="training steps per implementation (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes per implementation (default 3)")
     parser.add_argument("--tokens", type=int, default=64, help="greedy tokens to decode (default 64)")
@@ -200,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
-    for flag in ("rounds", "tokens", "threads", "steps"):
+    for flag in ("rounds", "tokens", "threads", "steps", "processes"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
     options.json = options.json or Path(f"benchmark_{'train_' if options.train else ''}{options.model}.json")

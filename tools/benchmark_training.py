@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.errors import UserError
+from mindvlm.tools.benchmark_scaling import describe as describe_scaling
+from mindvlm.tools.benchmark_scaling import scaling
 from mindvlm.tools.benchmark_training_worker import TRAINING_PEERS
 from mindvlm.tools.benchmark_training_workload import TrainingWorkload, training_workload
 
@@ -90,11 +92,11 @@ def run(workload: TrainingWorkload, peers: Sequence[str], *, num_steps: int, num
     return results
 
 
-def deep_compile_seconds(name: str, seed: int, num_threads: int) -> float:
-    """Seconds until the training graph of `DEEP_LAYERS` decoder layers is compiled."""
-    workload = training_workload(name, seed=seed, num_layers=DEEP_LAYERS)
-    with Worker(OURS, workload, num_threads=num_threads) as worker:
-        return worker.ask("prepare")["compile"]["seconds"]
+def deep_compile(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What compiling the training graph of `DEEP_LAYERS` decoder layers took, see `measured`."""
+    workload = training_workload(name, seed=options.seed, num_layers=DEEP_LAYERS, recompute=options.recompute)
+    with Worker(OURS, workload, num_threads=options.threads) as worker:
+        return worker.ask("prepare")["compile"]
 
 
 def summarize(results: Mapping[str, Any], workload: TrainingWorkload) -> dict[str, dict[str, float]]:
@@ -140,16 +142,25 @@ def benchmark_training(options: argparse.Namespace, format_table) -> dict[str, A
     """Runs what the command line asks for, prints the report, returns it for the file.
 
     Args:
-        options: model, against, only, steps, threads, seed, skip_deep.
+        options: model, against, only, steps, threads, seed, processes, recompute.
         format_table: makes text of a summary.
     """
     name = "smoke" if options.model == "smoke" else "small"
-    workload = training_workload(name, seed=options.seed)
+    workload = training_workload(name, seed=options.seed, recompute=options.recompute)
     peers = [options.only] if options.only else [OURS, *options.against]
     results = run(workload, peers, num_steps=options.steps, num_threads=options.threads)
     summary = summarize(results, workload)
     comparison = compare(results, summary) if OURS in results else {}
-    deep = deep_compile_seconds(name, options.seed, options.threads) if OURS in results else None
+    deep = deep_compile(name, options) if OURS in results else None
+    scaled = None
+    if OURS in results and options.processes > 1:
+        scaled = scaling(
+            workload,
+            num_processes=options.processes,
+            num_threads=options.threads,
+            num_steps=options.steps,
+            num_warm_up=NUM_WARM_UP_STEPS,
+        )
     print(
         f"{workload.num_parameters / 1e6:.1f} million parameters, towers frozen, {workload.batch_size} rows of "
         f"{workload.length} tokens, {options.threads} threads, median of {options.steps} steps in turn"
@@ -164,11 +175,17 @@ def benchmark_training(options: argparse.Namespace, format_table) -> dict[str, A
             f"{figures['loss_relative_difference']:.1e}"
         )
     if deep is not None:
-        print(f"training graph of {DEEP_LAYERS} decoder layers compiled in {deep:.1f} s")
+        print(
+            f"training graph of {DEEP_LAYERS} decoder layers compiled in {deep['seconds']:.1f} s "
+            f"({deep['processor_seconds']:.1f} s of the processor)"
+        )
+    for line in describe_scaling(scaled) if scaled else ():
+        print(line)
     return {
         "summary": summary,
         "comparison": comparison,
-        "deep_compile_s": deep,
+        "deep_compile": deep,
+        "scaling": scaled,
         "peers": results,
         "num_parameters": workload.num_parameters,
     }

@@ -14,16 +14,20 @@ from mindvlm.models.common.splice import splice_sources
 from mindvlm.models.common.weights import fill_parameters
 from mindvlm.models.vary.config import from_hf_config
 from mindvlm.models.vary.model import VaryModel
+from mindvlm.parallel.config import ParallelConfig
+from mindvlm.parallel.mesh import init_parallel
 from mindvlm.tools.benchmark_training_workload import TrainingWorkload
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 
 
 class MindvlmTrainingPeer:
-    """See `mindvlm.tools.benchmark_training_worker.TrainingPeer`."""
+    """See `mindvlm.tools.benchmark_training_worker.TrainingPeer`; with `num_processes` one of as many replicas."""
 
-    def __init__(self, workload: TrainingWorkload, *, num_threads: int) -> None:
-        self.dtype = runtime.start(runtime.RuntimeConfig(seed=workload.seed))
+    def __init__(self, workload: TrainingWorkload, *, num_threads: int, num_processes: int = 1) -> None:
+        self.dtype = runtime.start(runtime.RuntimeConfig(device="cpu", seed=workload.seed))
+        self.parallel = ParallelConfig(dp=num_processes)
+        self.mesh = init_parallel(self.parallel)
         self.workload, self.num_threads = workload, num_threads
 
     def describe(self) -> str:
@@ -37,7 +41,9 @@ class MindvlmTrainingPeer:
         weights = native_view(RandomSource(parameter_shapes(workload.config), workload.seed))
         fill_parameters(model, lambda name: weights.read(name).to_float32())
         optimizer = OptimizerConfig(learning_rate=workload.learning_rate, max_grad_norm=workload.max_grad_norm)
-        self.train_step = TrainStep(model.set_train(), optimizer)
+        self.train_step = TrainStep(
+            model.set_train(), optimizer, parallel=self.parallel, mesh=self.mesh, recompute=workload.recompute
+        )
         decoder = config.language_model
         ids = workload.input_ids
         placeholder = workload.config["im_patch_token"]

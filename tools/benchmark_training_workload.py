@@ -23,6 +23,7 @@ class TrainingWorkload:
         batch_size: rows, each with one picture.
         length: tokens of a row; those behind the prompt are learned.
         seed: of weights, pixels and answers.
+        recompute: our own step computes its blocks again on the way back.
     """
 
     config: dict[str, Any]
@@ -31,6 +32,7 @@ class TrainingWorkload:
     seed: int = 0
     learning_rate: float = 1e-4
     max_grad_norm: float = 1.0
+    recompute: bool = False
 
     @property
     def input_ids(self) -> np.ndarray:
@@ -95,7 +97,9 @@ def small_config(num_layers: int) -> dict[str, Any]:
     }
 
 
-def training_workload(name: str, *, seed: int, num_layers: int | None = None) -> TrainingWorkload:
+def training_workload(
+    name: str, *, seed: int, num_layers: int | None = None, recompute: bool = False
+) -> TrainingWorkload:
     """ "small": 50 million parameters, 4 rows of 512 tokens; "smoke": seconds for a whole run.
 
     Args:
@@ -103,5 +107,6 @@ def training_workload(name: str, *, seed: int, num_layers: int | None = None) ->
     """
     if name == "smoke":
         layers = {} if num_layers is None else {"num_hidden_layers": num_layers}
-        return TrainingWorkload(smoke_config() | layers, batch_size=2, length=64, seed=seed)
-    return TrainingWorkload(small_config(num_layers or 10), batch_size=4, length=512, seed=seed)
+        return TrainingWorkload(smoke_config() | layers, batch_size=2, length=64, seed=seed, recompute=recompute)
+    config = small_config(num_layers or 10)
+    return TrainingWorkload(config, batch_size=4, length=512, seed=seed, recompute=recompute)

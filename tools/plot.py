@@ -20,7 +20,7 @@ MAX_TICKS = 6
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="plot", description="Draw the curves of training runs as a PNG.")
+    parser = argparse.ArgumentParser(prog="mindvlm-plot", description="Draw the curves of training runs as a PNG.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run, or its metrics.jsonl")
     parser.add_argument("--output", required=True, metavar="FILE.png")
     parser.add_argument(

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="write one JSON line per picture")
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
+    runtime.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to merge into the weights")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
     runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
@@ -69,11 +70,12 @@ def predict(argv: list[str] | None) -> int:
 
     overrides = {
         key: value
-        for key in ("checkpoint", "device", "mode", "dtype")
+        for key in ("checkpoint", "adapter", "device", "mode", "dtype")
         if (value := getattr(arguments, key)) is not None
     }
-    if overrides.get("checkpoint"):
-        overrides["checkpoint"] = str(Path(overrides["checkpoint"]).resolve())
+    for key in ("checkpoint", "adapter"):
+        if overrides.get(key):
+            overrides[key] = str(Path(overrides[key]).resolve())
     model = mindvlm.load(arguments.config_path, progress=cli.say, **overrides)
     options = {
         key: value for key in (*GENERATION_OPTIONS, "do_sample") if (value := getattr(arguments, key)) is not None

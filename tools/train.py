@@ -40,7 +40,7 @@ def train(argv: list[str] | None) -> int:
     options = build_parser().parse_args(argv)
     # imported here: the processes that make samples start from this file and need no MindSpore
     from mindvlm.tools.cli import say
-    from mindvlm.training.config import parse_overrides, read_job
+    from mindvlm.training.job_file import parse_overrides, read_job
 
     overrides = parse_overrides(options.set)
     if options.output_dir:

@@ -7,7 +7,7 @@ batch, L length, V vocabulary; n stands for the number of tensor-parallel ranks.
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from mindvlm.models.common.layout import widen
+from mindvlm.models.common.layout import read_with, widen
 from mindvlm.models.common.linear import Embedding, Linear, TiedHead
 from mindvlm.models.common.norm import LayerNorm, RMSNorm
 from mindvlm.parallel.collectives import CopyToRanks, GatherColumns, ReduceFromRanks, over_group
@@ -59,9 +59,13 @@ class RowParallelLinear(Linear):
         self.leave = over_group(ReduceFromRanks, mesh.tp_group, mesh.tp)
 
     def construct(self, x):
-        y = self.leave(self.matmul(x.reshape((-1, self.in_features)), self.weight))
+        rows = x.reshape((-1, self.in_features))
+        y = self.matmul(rows, read_with(self.weight, rows))
+        if self.is_adapted:
+            y = y + self.lora(rows, read_with(self.lora_A, rows), read_with(self.lora_B, rows))
+        y = self.leave(y)
         if self.has_bias:
-            y = self.bias_add(y, self.bias)
+            y = self.bias_add(y, read_with(self.bias, y))
         return y.reshape(x.shape[:-1] + (self.out_features,))
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.convert.lora.saving import AdapterFiles
 from mindvlm.errors import UserError
 from mindvlm.families import Family
+from mindvlm.models.common.lora import adapted_linears
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import (
     DECODER,
@@ -20,9 +23,12 @@ from mindvlm.parallel.plan import (
 )
 from mindvlm.training.config import TrainConfig
 from mindvlm.training.evaluate import DatasetsEvaluator, Evaluator, RenderedTextEvaluator
-from mindvlm.training.initial_weights import fill_weights
+from mindvlm.training.initial_weights import fill_weights, identify_weights
+from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
 from mindvlm.training.sources import DatasetsSource, PassInputs, RenderedTextSource, Share, Source
+from mindvlm.training.state import DTYPE_NAMES, full_shape
+from mindvlm.training.trainable import choose_trainable, require_something_trains, trainable_table
 
 Say = Callable[[str], None]
 
@@ -55,9 +61,69 @@ def divide(model: nn.Cell, mesh: Mesh) -> ParallelModel:
     return apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
 
 
-def start_weights(model: nn.Cell, config: TrainConfig, family: Family, specs: dict, *, say: Say) -> None:
-    """First weights of a new run; see `fill_weights`."""
-    fill_weights(model, config.init, seed=config.seed, fit=family.fit_pretrained, specs=specs, say=say)
+def build_model(
+    config: TrainConfig, model_config: Any, family: Family, mesh: Mesh, dtype, *, is_new: bool, say: Say
+) -> tuple[nn.Cell, ParallelModel]:
+    """The model in training mode, divided, and with what trains chosen; the weights of a new run are filled.
+
+    A run that goes on reads all weights from its checkpoint, one with adapters only these: its base is filled again.
+
+    Raises:
+        UserError: weights or sizes that cannot be used, or patterns that choose nothing.
+    """
+    model = family.model(model_config.model, dtype)
+    divided = divide(model, mesh)
+    made: set[str] = set()
+    if is_new or config.lora:
+        made = fill_weights(
+            model, config.init, seed=config.seed, fit=family.fit_pretrained, specs=divided.specs, say=say
+        )
+    patterns = {"lora.modules_to_save": config.lora.modules_to_save if config.lora else [], "train": config.train}
+    choose_trainable(model, freeze=config.freeze, train=patterns, freezes_all=config.lora is not None)
+    if config.lora:
+        require_base_in_files(model, made)
+        add_lora(model, config.lora, seed=config.seed, divided=divided, mesh=mesh)
+    require_something_trains(model)
+    model.stop_at_frozen_towers()
+    for line in trainable_table(model, divided.specs):
+        say(line)
+    model.set_train()
+    return model, divided
+
+
+def require_base_in_files(model: nn.Cell, made: set[str]) -> None:
+    """Raises UserError if an adapter would stand on weights that no file has.
+
+    Args:
+        made: names of parameters whose values are in no checkpoint.
+    """
+    lost = [name for name, parameter in model.parameters_and_names() if name in made and not parameter.requires_grad]
+    if lost:
+        raise UserError(
+            f"lora: init.weights do not hold {lost[0]} as the model has it, and neither would the adapter"
+            f"{f' ({len(lost)} such tensors)' if len(lost) > 1 else ''}; add it to lora.modules_to_save"
+        )
+
+
+def base_identity(config: TrainConfig) -> dict[str, str]:
+    """What must be the same for a run with adapters to go on, as its checkpoints lack the base."""
+    return {"base weights": identify_weights(config.init.weights)} if config.lora else {}
+
+
+def adapter_files(model: nn.Cell, config: TrainConfig, divided: ParallelModel) -> AdapterFiles | None:
+    """What writes the adapter of a run that trains one. Raises UserError if PEFT's layout cannot hold it."""
+    if config.lora is None:
+        return None
+    adapted = list(adapted_linears(model))
+    factors = {f"{name}.lora_{factor}" for name in adapted for factor in "AB"}
+    base = {name: parameter for name, parameter in model.parameters_and_names() if name not in factors}
+    infos = {
+        name: TensorInfo(name, DTYPE_NAMES[parameter.dtype], full_shape(name, parameter, divided.specs))
+        for name, parameter in base.items()
+    }
+    whole = [name for name, parameter in base.items() if parameter.requires_grad]
+    lora = config.lora
+    return AdapterFiles(infos, adapted, whole, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
 
 
 def open_evaluator(

@@ -12,8 +12,9 @@ from typing import Any, TextIO
 from mindvlm.checkpoint import atomic_file
 from mindvlm.errors import UserError
 
-WEIGHTS_FILE, OPTIMIZER_FILE, STATE_FILE, BEST_FILE = (
+WEIGHTS_FILE, TRAINED_FILE, OPTIMIZER_FILE, STATE_FILE, BEST_FILE = (
     "weights.safetensors",
+    "trained.safetensors",
     "optimizer.safetensors",
     "state.json",
     "best.json",

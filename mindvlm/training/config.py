@@ -1,18 +1,15 @@
 """Typed config of a training job."""
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-import yaml
-
-from mindvlm.config import build_config, read_yaml, resolve_path
 from mindvlm.errors import UserError
+from mindvlm.models.common.lora import LoraConfig
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.runtime import RuntimeConfig
 from mindvlm.training.datasets.config import DatasetsConfig
 from mindvlm.training.loss_scale import LossScaleConfig
-from mindvlm.training.optimizer import OptimizerConfig
+from mindvlm.training.optimizer import OptimizerConfig, check_patterns
 from mindvlm.training.schedule import ScheduleConfig
 
 
@@ -96,9 +93,14 @@ class TrainConfig(RuntimeConfig):
         model_config: YAML of the model to train, relative to this file.
         output_dir: where checkpoints and logs go, relative to the working folder.
         resume: "auto" goes on from the newest checkpoint in `output_dir` if there is one, "never" refuses to find one.
+        freeze: regular expressions; parameters in whose name one is found do not train.
+        train: regular expressions; parameters in whose name one is found train, whatever froze them: `freeze`, `lora`
+            or the model's own config.
+        lora: adapters train, and what `train` and `lora.modules_to_save` find; everything else is frozen.
         accumulation: passes of one optimizer step; 1 if neither it nor `rows_per_step` is given.
         rows_per_step: rows of one optimizer step over all devices and passes, in place of `accumulation`.
         loss_scale: of float16.
+        recompute: keep of every block its input alone and compute it again on the way back: less memory, more time.
         parallel: processes that train together.
         log_every, evaluate_every, save_every: in steps; the last step is evaluated and saved too.
         keep_checkpoints: newest ones that are kept; the best one is kept besides.
@@ -115,11 +117,15 @@ class TrainConfig(RuntimeConfig):
     rendered_text: RenderedTextConfig | None = None
     evaluation: EvaluationConfig | None = None
     init: InitConfig = field(default_factory=InitConfig)
+    freeze: list[str] = field(default_factory=list)
+    train: list[str] = field(default_factory=list)
+    lora: LoraConfig | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     accumulation: int | None = None
     rows_per_step: int | None = None
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    recompute: bool = False
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log_every: int = 50
     evaluate_every: int = 1000
@@ -138,12 +144,25 @@ class TrainConfig(RuntimeConfig):
             raise UserError("evaluation belongs to 'data'; rendered_text evaluates num_evaluation_images, take it out")
         if self.best and not (self.evaluation or self.rendered_text):
             raise UserError(f"best is {self.best!r} but nothing is evaluated; add the section 'evaluation'")
+        check_patterns("freeze", self.freeze)
+        check_patterns("train", self.train)
+        if self.lora:
+            self.check_lora(self.lora)
         if self.accumulation is not None and self.rows_per_step is not None:
             raise UserError("give one of accumulation and rows_per_step, not both")
         if self.accumulation is not None:
             check_at_least("accumulation", self.accumulation, 1)
         if self.rows_per_step is not None:
             check_at_least("rows_per_step", self.rows_per_step, 1)
+
+    def check_lora(self, lora: LoraConfig) -> None:
+        """Raises UserError for what does not go with adapters."""
+        check_patterns("lora.targets", lora.targets)
+        check_patterns("lora.modules_to_save", lora.modules_to_save)
+        if self.freeze:
+            raise UserError("freeze has no effect with lora, which freezes everything but adapters; take it out")
+        if not self.init.weights:
+            raise UserError("lora adapts trained weights but init.weights is empty; name the weights there")
 
     @property
     def batch_size(self) -> int:
@@ -173,74 +192,3 @@ def check_at_least(key: str, value: int, least: int) -> None:
     """Raises UserError for a value that is too small."""
     if value < least:
         raise UserError(f"{key} is {value}; expected at least {least}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it was written and as it runs.
-
-    Attributes:
-        config: with paths made absolute.
-        written: the same as plain data with its paths as written, to compare runs by.
-    """
-
-    config: TrainConfig
-    written: dict[str, Any]
-
-
-def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
-    """Reads a job's YAML.
-
-    Args:
-        overrides: values by dotted key ("parallel.dp": 8), in place of those of the file.
-
-    Raises:
-        UserError: the file is missing or malformed, or a key or value is impossible.
-    """
-    path = Path(path)
-    data = read_yaml(path)
-    for key, value in (overrides or {}).items():
-        set_dotted(data, key, value)
-    config = build_config(TrainConfig, data)
-    config.num_passes  # noqa: B018 (refuses rows that cannot be divided before anything is built)
-    written = asdict(config)
-    config.model_config = resolve_path(config.model_config, path)
-    config.init.weights = [resolve_path(weights, path) for weights in config.init.weights]
-    if config.data:
-        config.data.resolve_paths(path)
-    if config.evaluation:
-        config.evaluation.registry = (
-            resolve_path(config.evaluation.registry, path) if config.evaluation.registry else config.data.registry
-        )
-    return Job(config, written)
-
-
-def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `data["a"]["b"]` for the key "a.b"; sections that are missing or null are made."""
-    *sections, last = key.split(".")
-    for name in sections:
-        section = data.get(name)
-        if section is None:
-            section = data[name] = {}
-        if not isinstance(section, dict):
-            raise UserError(f"--set {key}: {name} is {section!r} and no section; correct the key")
-        data = section
-    data[last] = value
-
-
-def parse_overrides(texts: list[str]) -> dict[str, Any]:
-    """`key=value` texts of the command line; values are YAML ("null", "[1, 2]", "0.1").
-
-    Raises:
-        UserError: a text has no "=" or its value is no YAML.
-    """
-    overrides = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UserError(f"--set {text!r}; expected KEY=VALUE, such as parallel.dp=8")
-        try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {value!r} is not valid YAML; quote it") from None
-    return overrides

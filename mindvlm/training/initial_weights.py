@@ -1,6 +1,7 @@
 """What a new run starts from: checkpoints laid over each other, and random values where none has anything."""
 
 import contextlib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,8 +17,10 @@ from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initialize import initial_values
 from mindvlm.training.state import full_shape, to_tensor
+from mindvlm.training.trainable import fold_numbers
 
 MAX_SHOWN = 6
+NUM_COMPARED = 64
 
 
 def fill_weights(
@@ -28,7 +31,7 @@ def fill_weights(
     fit: Callable[..., np.ndarray],
     specs: Mapping[str, ShardSpec],
     say: Callable[[str], None],
-) -> None:
+) -> set[str]:
     """Gives every parameter its first values and says where they come from.
 
     Args:
@@ -39,6 +42,9 @@ def fill_weights(
         specs: this rank's parts of divided parameters.
         say: takes a line for each checkpoint and one for what is random.
 
+    Returns:
+        Names of the parameters whose values are in no checkpoint as they are: random ones, and those made to fit.
+
     Raises:
         UserError: a checkpoint cannot be used or gives nothing, or a parameter is in none of them and not among
             `config.random`.
@@ -48,13 +54,30 @@ def fill_weights(
         places = lay_checkpoints(stack, config.weights, shapes, say)
         if config.weights:
             say_random(shapes, places, config, say)
+        made = set()
         for name, parameter in model.parameters_and_names():
+            if name not in places or tuple(places[name].infos[name].shape) != shapes[name]:
+                made.add(name)
             if name in places:
-                array = fit(name, places[name].read(name).to_float32(), shapes[name], seed=seed)
+                array = fit(name, places[name].read(name).to_float32(), shapes, seed=seed)
             else:
                 array = initial_values(name, shapes[name], seed)
             part = specs[name].take(array) if name in specs else array
             parameter.set_data(to_tensor(part, parameter.dtype))
+    return made
+
+
+def identify_weights(paths: list[str]) -> str:
+    """A text that is another one if the checkpoints are: a digest of names, shapes and some values of all tensors."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open_native([path]) as opened:
+            for name, info in sorted(opened.source.infos.items()):
+                digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+                count = min(info.num_elements, NUM_COMPARED)
+                digest.update(opened.source.read_range(name, 0, count).tobytes())
+                digest.update(opened.source.read_range(name, info.num_elements - count, info.num_elements).tobytes())
+    return digest.hexdigest()
 
 
 def lay_checkpoints(
@@ -93,7 +116,7 @@ def say_random(
 
 def summarize(names: list[str]) -> str:
     """Names with their numbers folded: "24 language_model.layers.*.mlp.up_proj.weight, ..."."""
-    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
+    counts = Counter(map(fold_numbers, names))
     shown = [f"{count} {pattern}" if count > 1 else pattern for pattern, count in counts.most_common(MAX_SHOWN)]
     more = sum(counts.values()) - sum(count for _, count in counts.most_common(MAX_SHOWN))
     return f"{len(names)} tensors ({', '.join(shown)}{f' and {more} more' if more else ''})"

@@ -1,9 +1,8 @@
 """Figures of a run as JSON lines and, where wanted, as TensorBoard event files."""
 
 import json
-import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mindvlm.checkpoint import atomic_file
 from mindvlm.errors import UserError
@@ -11,14 +10,6 @@ from mindvlm.errors import UserError
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
 FLUSH_SECONDS = 10
-
-
-class EventWriter(Protocol):
-    """What the writers of both packages are used for."""
-
-    def add(self, step: int, values: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class MetricsLog:
@@ -30,13 +21,13 @@ class MetricsLog:
         tensorboard: write event files too.
 
     Raises:
-        UserError: the file cannot be written, or no package for event files is installed.
+        UserError: the file cannot be written, or tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool = False):
         self.path = folder / METRICS_FILE
         drop_after(self.path, step)
-        self.events = open_events(folder / EVENTS_FOLDER, step=step) if tensorboard else None
+        self.events = EventFiles(folder / EVENTS_FOLDER, step=step) if tensorboard else None
 
     def write(self, step: int, **values: Any) -> None:
         """One record; numbers keep all their digits."""
@@ -89,35 +80,22 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def open_events(folder: Path, *, step: int) -> EventWriter:
-    """A writer of event files, which TensorBoard reads (and SwanLab's `swanlab convert`).
+class EventFiles:
+    """Event files, which TensorBoard reads (and SwanLab's `swanlab convert`), by the package tensorboardX.
 
     Args:
         folder: of the files.
         step: where the run goes on; what an earlier file says about later steps is not shown.
 
     Raises:
-        UserError: neither package is installed.
+        UserError: the package is not installed.
     """
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        return TensorboardXWriter(folder, step=step)
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        raise UserError("tensorboard is true but no writer is installed; pip install tensorboardX") from None
-    return TensorboardWriter(folder, step=step)
-
-
-class TensorboardXWriter:
-    """Event files by the package tensorboardX."""
 
     def __init__(self, folder: Path, *, step: int):
-        from tensorboardX import SummaryWriter
-
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError("tensorboard is true but tensorboardX is not installed; pip install tensorboardX") from None
         self.writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -126,28 +104,5 @@ class TensorboardXWriter:
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.writer.close()
-
-
-class TensorboardWriter:
-    """Event files by the package tensorboard."""
-
-    def __init__(self, folder: Path, *, step: int):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self.writer = EventFileWriter(str(folder), flush_secs=FLUSH_SECONDS)
-        start = SessionLog(status=SessionLog.START)
-        self.writer.add_event(Event(step=step + 1, wall_time=time.time(), session_log=start))
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        """One scalar for each value."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self.writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
-
-    def close(self) -> None:
+        """Has all events in their file."""
         self.writer.close()

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mindvlm.errors import UserError
-from mindvlm.training.config import Job
+from mindvlm.training.job_file import Job
 
 # What may change between two starts of one run: where it runs, what it shows, what it keeps.
 FREE_KEYS = {
@@ -13,8 +13,10 @@ FREE_KEYS = {
     "output_dir",
     "resume",
     "device",
+    "attention",
     "mode",
     "parallel",
+    "recompute",
     "log_every",
     "evaluate_every",
     "save_every",
@@ -65,12 +67,12 @@ def is_free(key: str, free: set[str]) -> bool:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One text for each key whose value is another one."""
+    """One text for each key whose value is another one. A key that came later is as good as one that is empty."""
     absent = object()
     changed = []
     for key in dict.fromkeys([*then, *now]):
         before, after = then.get(key, absent), now.get(key, absent)
-        if before != after:
+        if before != after and not (before is absent and after in (None, [], {})):
             texts = ["absent" if value is absent else repr(value) for value in (before, after)]
             changed.append(f"{key} (was {texts[0]}, is {texts[1]})")
     return changed

@@ -13,11 +13,12 @@ from mindspore import Parameter, Tensor
 from mindvlm.checkpoint import MemorySource, TensorInfo, TensorSource, open_checkpoint, write_safetensors
 from mindvlm.checkpoint.dtypes import cast_storage, is_float
 from mindvlm.checkpoint.source import RawTensor
+from mindvlm.convert.lora.saving import AdapterFiles
 from mindvlm.errors import UserError
 from mindvlm.parallel.sharding import ShardSpec, read_shard
 from mindvlm.parallel.state import HostGather, full_optimizer_state, join_parts, load_optimizer_state, to_array
 from mindvlm.parallel.zero import ShardedAdamW
-from mindvlm.training.checkpoint import OPTIMIZER_FILE, WEIGHTS_FILE
+from mindvlm.training.checkpoint import OPTIMIZER_FILE, TRAINED_FILE, WEIGHTS_FILE
 
 DTYPE_NAMES = {ms.float32: "float32", ms.float16: "float16", ms.bfloat16: "bfloat16", ms.int32: "int32"}
 
@@ -110,6 +111,9 @@ def gathered(
 class RunTensors:
     """Weights and optimizer state of a run on any mesh.
 
+    With an adapter the parameters that train are kept under native names and, for others to read, in PEFT's layout; the
+    base is in no checkpoint.
+
     Args:
         weights: the model's parameters by native name.
         optimizer: other parameters of the step by name; those called `moment1.<parameter>` and the like are divided as
@@ -117,6 +121,7 @@ class RunTensors:
         sharded: an optimizer whose state is divided over the replicas, if there is one.
         specs: this rank's parts of divided parameters.
         host: reaches the other ranks.
+        adapter: of a run that trains one.
     """
 
     def __init__(
@@ -127,22 +132,32 @@ class RunTensors:
         sharded: ShardedAdamW | None = None,
         specs: Mapping[str, ShardSpec],
         host: HostGather,
+        adapter: AdapterFiles | None = None,
     ):
         self.weights, self.optimizer, self.sharded, self.specs, self.host = weights, optimizer, sharded, specs, host
+        self.adapter = adapter
+        self.companions: dict[str, Parameter] = {}
+        self.weights_file = WEIGHTS_FILE
+        if adapter:
+            self.weights_file = TRAINED_FILE
+            self.weights = {name: parameter for name, parameter in weights.items() if parameter.requires_grad}
+            self.companions = {name: weights[name] for name in adapter.needed if name not in self.weights}
         self.moment_specs = moment_specs(optimizer, specs)
 
     def write(self, folder: Path | None) -> None:
-        """Writes both files. The first rank has the folder; divided tensors are whole in its memory for a moment."""
+        """Writes all files. The first rank has the folder; divided tensors are whole in its memory for a moment."""
+        if self.adapter:
+            self._write_adapter(folder)
         if folder is not None and not self.specs and self.sharded is None:
-            write_parameters(folder / WEIGHTS_FILE, self.weights)
+            write_parameters(folder / self.weights_file, self.weights)
             write_parameters(folder / OPTIMIZER_FILE, self.optimizer)
             return
-        self._write(folder, WEIGHTS_FILE, gathered(self.weights, self.specs, self.host))
+        self._write(folder, self.weights_file, gathered(self.weights, self.specs, self.host))
         self._write(folder, OPTIMIZER_FILE, self._optimizer_tensors())
 
     def read(self, folder: Path) -> None:
         """Fills everything from the files of any mesh. Raises UserError if they are of another model or optimizer."""
-        read_parameters(folder / WEIGHTS_FILE, self.weights, self.specs)
+        read_parameters(folder / self.weights_file, self.weights, self.specs)
         path = folder / OPTIMIZER_FILE
         if self.sharded is None:
             read_parameters(path, self.optimizer, self.moment_specs)
@@ -157,6 +172,11 @@ class RunTensors:
             load_optimizer_state(self.sharded, dict(self.specs), self.host.mesh, read)
             for name, parameter in self.optimizer.items():
                 parameter.set_data(to_tensor(read(name), parameter.dtype))
+
+    def _write_adapter(self, folder: Path | None) -> None:
+        held = dict(gathered(self.weights | self.companions, self.specs, self.host))
+        if folder is not None:
+            self.adapter.write(folder, held)
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, RawTensor]]:
         yield from gathered(self.optimizer, self.moment_specs, self.host)

@@ -17,6 +17,7 @@ from mindvlm.parallel.state import fill_masters
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.loss_scale import LossScale, LossScaleConfig
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
+from mindvlm.training.recompute import RecomputedGradients
 
 
 class StepResult(NamedTuple):
@@ -51,6 +52,7 @@ class TrainStep:
         parallel: what the processes share.
         mesh: of this process.
         divided: what tensor parallelism did to the model.
+        recompute: see `RecomputedGradients`; the model is an `ImageTextModel` then.
 
     Attributes:
         optimizer: an `AdamW`, or a `ShardedAdamW` with ZeRO.
@@ -68,6 +70,7 @@ class TrainStep:
         parallel: ParallelConfig | None = None,
         mesh: Mesh | None = None,
         divided: ParallelModel | None = None,
+        recompute: bool = False,
     ):
         parallel, mesh, divided = parallel or ParallelConfig(), mesh or Mesh(), divided or ParallelModel()
         self.mesh = mesh
@@ -90,7 +93,7 @@ class TrainStep:
             self.optimizer = ShardedAdamW(parameters, buckets, config, mesh, takes_chunks=takes_chunks)
         else:
             self.optimizer = AdamW(parameters, config, layer_norms=layer_norms)
-        gradients = PassGradients(model, parameters, self.loss_scale, self.num_passes)
+        gradients = PassGradients(model, parameters, self.loss_scale, self.num_passes, recompute=recompute)
         update = Update(self.optimizer, sync, self.loss_scale, config.max_grad_norm)
         self.graph = self.accumulate_graph = self.update_graph = None
         if accumulates:
@@ -157,7 +160,15 @@ class ScaledLoss(nn.Cell):
 class PassGradients(nn.Cell):
     """batch -> sum of the losses, number of labels, gradients of the sum (times the loss scale)."""
 
-    def __init__(self, model: nn.Cell, parameters: list[Parameter], scale: LossScale | None, counter: Parameter | None):
+    def __init__(
+        self,
+        model: nn.Cell,
+        parameters: list[Parameter],
+        scale: LossScale | None,
+        counter: Parameter | None,
+        *,
+        recompute: bool,
+    ):
         super().__init__(auto_prefix=False)
         self.is_scaled = scale is not None
         if self.is_scaled:
@@ -165,8 +176,11 @@ class PassGradients(nn.Cell):
         self.counts = counter is not None
         if self.counts:
             self.num_passes = counter
-        weights = ms.ParameterTuple(parameters)
-        self.compute = ops.value_and_grad(ScaledLoss(model) if self.is_scaled else model, None, weights, has_aux=True)
+        if recompute:
+            self.compute = RecomputedGradients(model, parameters, is_scaled=self.is_scaled)
+        else:
+            function = ScaledLoss(model) if self.is_scaled else model
+            self.compute = ops.value_and_grad(function, None, ms.ParameterTuple(parameters), has_aux=True)
 
     def construct(self, *batch):
         if self.is_scaled:

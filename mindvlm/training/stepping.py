@@ -64,6 +64,7 @@ class Stepper:
             parallel=config.parallel,
             mesh=mesh,
             divided=divided,
+            recompute=config.recompute,
         )
 
     def run(self, learning_rate: float, passes: list[PassInputs]) -> Outcome:

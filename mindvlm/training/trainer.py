@@ -17,8 +17,8 @@ from mindvlm.models.common.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import init_parallel
 from mindvlm.training import building, checkpoint
 from mindvlm.training.checkpoint import CheckpointFolder
-from mindvlm.training.config import Job
 from mindvlm.training.evaluate import Evaluation
+from mindvlm.training.job_file import Job
 from mindvlm.training.metrics_log import drop_after
 from mindvlm.training.progress import Progress, duration
 from mindvlm.training.ranks import Ranks
@@ -54,15 +54,14 @@ class Trainer:
         self.say = say if self.mesh.is_first else lambda line: None
         self.resumed_from = self.find_checkpoint()
         self.source = building.open_source(config, model_config, family, self.mesh, say=self.say)
-        self.fingerprint = fingerprint(job, model_config) | self.source.identity
+        self.fingerprint = fingerprint(job, model_config) | self.source.identity | building.base_identity(config)
         state = self.read_state(accept_changes)
         self.source_state = state.get("source")
         self.schedule = config.schedule.resolved(self.source.rows_per_epoch, config.num_rows)
-        self.model = family.model(model_config.model, dtype)
-        divided = building.divide(self.model, self.mesh)
-        if self.resumed_from is None:
-            building.start_weights(self.model, config, family, divided.specs, say=self.say)
-        self.model.set_train()
+        is_new = self.resumed_from is None
+        self.model, divided = building.build_model(
+            config, model_config, family, self.mesh, dtype, is_new=is_new, say=self.say
+        )
         decoder = model_config.model.language_model
         inv_freq = Tensor(inverse_frequencies(decoder.head_dim, decoder.rope_theta))
         self.stepper = Stepper(self.model, config, inv_freq=inv_freq, mesh=self.mesh, divided=divided, dtype=dtype)
@@ -72,6 +71,7 @@ class Trainer:
             sharded=self.stepper.sharded,
             specs=divided.specs,
             host=self.ranks.host,
+            adapter=building.adapter_files(self.model, config, divided),
         )
         self.evaluator = building.open_evaluator(config, model_config, family, self.source, self.model, say=self.say)
         self.progress = Progress(self.schedule.total_steps)
@@ -82,7 +82,7 @@ class Trainer:
         self.num_skipped_before: int = state.get("num_skipped", 0)
         self.nan_steps = 0
         self.seen_shapes: set = set()
-        if self.resumed_from is None:
+        if is_new:
             self.stepper.fill_masters()
         else:
             self.tensors.read(self.resumed_from)

@@ -1,6 +1,7 @@
 """Compiles graphs as they are on Ascend and runs none: python -m tests.ascend.compile_graphs JSON
 
-JSON is {"config": YAML, "dtype": name, "attention": "fused" or "eager", "graphs": names}. Each graph gives one line of
+JSON is {"config": YAML, "dtype": name, "attention": "fused" or "eager", "job": see `train_graphs`, or "predict",
+"graphs": names}. Each graph gives one line of
 JSON: its name, the error or null, and how many fused attentions it holds, forward and backward. Widths and picture
 sizes are the config's own, but of every stack only as many layers as differ from each other are built.
 
@@ -12,7 +13,7 @@ import re
 import sys
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindvlm import runtime
 from mindvlm.api import read_config
@@ -20,11 +21,16 @@ from mindvlm.families import get_family
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import Sampler
 from mindvlm.models.common.patches import height_and_width
-from mindvlm.parallel.buckets import make_buckets
-from mindvlm.parallel.gradients import GradientSync
+from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh
-from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER, VISION_VOCABULARY, apply_tensor_parallel
-from mindvlm.parallel.zero import ShardedAdamW
+from mindvlm.parallel.plan import (
+    DECODER,
+    VISION_TRANSFORMER,
+    VISION_VOCABULARY,
+    ParallelModel,
+    apply_tensor_parallel,
+)
+from mindvlm.training.loss_scale import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 
@@ -100,42 +106,33 @@ def predict_graphs(config, model, dtype) -> dict:
     }
 
 
-def train_graphs(config, model, dtype, *, parallel: bool) -> dict:
-    """name -> (graph, its inputs) of a training step, alone or as one of dp 2 x tp 2 processes with ZeRO-2."""
+def train_graphs(config, model, dtype, *, job: str) -> dict:
+    """name -> (graph, its inputs) of the training step, as `TrainStep` builds it.
+
+    Args:
+        job: "step" for one pass in one graph; "passes" for accumulation; "parallel step" for one of dp 2 x tp 2
+            processes with ZeRO-2. The front end takes the size of every group from RANK_SIZE.
+    """
     model.set_train()
-    optimizer = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1)
-    if parallel:
-        # the front end takes the size of every group from RANK_SIZE
-        step = ParallelStep(model, optimizer, Mesh(dp=2, tp=2, device="Ascend"))
-    else:
-        step = TrainStep(model, optimizer)
-    tokens = blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
+    parallel, mesh, divided = ParallelConfig(), Mesh(device="Ascend"), ParallelModel()
+    if job == "parallel step":
+        parallel, mesh = ParallelConfig(dp=2, tp=2, zero=2), Mesh(dp=2, tp=2, device="Ascend")
+        divided = apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
+    step = TrainStep(
+        model,
+        OptimizerConfig(learning_rate=1e-4, weight_decay=0.1),
+        accumulates=job == "passes",
+        loss_scale=LossScaleConfig() if dtype == ms.float16 else None,
+        parallel=parallel,
+        mesh=mesh,
+        divided=divided,
+    )
+    learning_rate, tokens = blank(dtype=ms.float32), blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
     inv_freq = blank(config.model.language_model.head_dim // 2, dtype=ms.float32)
     batch = [tokens, tokens, inv_freq, *pixels(config.model, dtype), tokens]
-    name = "parallel step" if parallel else "step"
-    return {name: (step, [blank(dtype=ms.float32), *batch])}
-
-
-class ParallelStep(nn.Cell):
-    """Gradients on a divided model, their ReduceScatter, the update of this rank's chunks and their AllGather."""
-
-    def __init__(self, model: nn.Cell, optimizer: OptimizerConfig, mesh: Mesh):
-        super().__init__(auto_prefix=False)
-        divided = apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
-        parameters = model.trainable_params()
-        buckets = make_buckets(
-            parameters,
-            decays=[optimizer.decays(p.name) for p in parameters],
-            is_divided=[p.name in divided.specs for p in parameters],
-            mesh=mesh,
-        )
-        self.loss_and_gradients = ops.value_and_grad(model, None, ms.ParameterTuple(parameters))
-        self.sync = GradientSync(parameters, buckets, mesh, partial=divided.partial, keep_chunks=True)
-        self.optimizer = ShardedAdamW(parameters, buckets, optimizer, mesh, takes_chunks=True)
-
-    def construct(self, learning_rate, *batch):
-        loss, gradients = self.loss_and_gradients(*batch)
-        return ops.depend(loss, self.optimizer(self.sync(gradients), learning_rate))
+    if job == "passes":
+        return {"accumulate": (step.accumulate_graph, batch), "update": (step.update_graph, [learning_rate])}
+    return {job: (step.graph, [learning_rate, *batch])}
 
 
 def compile_one(graph: nn.Cell, inputs: list[Tensor]) -> dict:
@@ -155,11 +152,11 @@ def main() -> None:
     config = small_config(request["config"])
     dtype = runtime.DTYPES[request["dtype"]]
     model = get_family(config.family).model(config.model, dtype)
-    names = request["graphs"]
-    if names[0].endswith("step"):
-        graphs = train_graphs(config, model, dtype, parallel=names == ["parallel step"])
-    else:
+    names, job = request["graphs"], request["job"]
+    if job == "predict":
         graphs = predict_graphs(config, model, dtype)
+    else:
+        graphs = train_graphs(config, model, dtype, job=job)
     for name in names:
         print(json.dumps({"name": name, **compile_one(*graphs[name])}), flush=True)
 

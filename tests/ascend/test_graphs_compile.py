@@ -13,9 +13,11 @@ CONFIGS = ROOT / "configs/vary"
 PREDICT = ["vision", "merge", "prefill", "decode", "score", "sample"]
 
 
-def compile_graphs(folder: Path, config: str, dtype: str, attention: str, graphs: list[str]) -> dict[str, list[int]]:
+def compile_graphs(
+    folder: Path, config: str, dtype: str, attention: str, graphs: list[str], *, job: str = "predict"
+) -> dict[str, list[int]]:
     """Fused attentions, forward and backward, of each graph by name; fails where one does not compile."""
-    request = {"config": str(CONFIGS / config), "dtype": dtype, "attention": attention, "graphs": graphs}
+    request = {"config": str(CONFIGS / config), "dtype": dtype, "attention": attention, "job": job, "graphs": graphs}
     done = subprocess.run(
         [sys.executable, "-m", "tests.ascend.compile_graphs", json.dumps(request)],
         # the compiler leaves a folder of what failed where it runs
@@ -53,14 +55,21 @@ def test_predict_with_eager_attention(tmp_path):
 @pytest.mark.parametrize(
     ("config", "dtype", "expected"),
     # Vary-toy's towers are frozen: their attentions have no gradient
-    [("vary_toy.yaml", "float16", [5, 2]), ("vary_tiny.yaml", "float16", [4, 4])],
+    [("vary_toy.yaml", "float16", [5, 2]), ("vary_tiny.yaml", "bfloat16", [4, 4])],
 )
 def test_training_step(tmp_path, config, dtype, expected):
-    assert compile_graphs(tmp_path, config, dtype, "fused", ["step"]) == {"step": expected}
+    """float16 with its loss scale, bfloat16 with float32 copies of the weights."""
+    assert compile_graphs(tmp_path, config, dtype, "fused", ["step"], job="step") == {"step": expected}
+
+
+def test_training_step_of_several_passes(tmp_path):
+    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "fused", ["accumulate", "update"], job="passes")
+
+    assert num_fused == {"accumulate": [5, 2], "update": [0, 0]}
 
 
 def test_training_step_of_one_among_four_processes(tmp_path):
     """dp 2 x tp 2 with ZeRO-2: the collectives that the CPU backend lacks."""
-    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "fused", ["parallel step"])
+    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "fused", ["parallel step"], job="parallel step")
 
     assert num_fused == {"parallel step": [5, 2]}

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
-from mindvlm.training.config import Job, read_job
+from mindvlm.training.job_file import Job, read_job
 from tests.tiny_vary import write_tiny_opt, write_tiny_vary
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

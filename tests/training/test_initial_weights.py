@@ -1,5 +1,7 @@
 """Where first weights come from."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,7 @@ def fill(tmp_path):
         return {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()}, said
 
     (tmp_path / "model").mkdir()
+    (tmp_path / "qwen").mkdir()
     return run
 
 
@@ -76,6 +79,25 @@ def test_a_longer_context_starts_from_interpolated_positions(fill, tmp_path):
     name = "language_model.embed_positions.weight"
     assert weights[name].shape[0] == 162 and values[name].shape[0] == 322
     np.testing.assert_array_equal(values[name][:2], weights[name][:2])
+
+
+def test_a_vary_toy_starts_from_a_qwen_with_more_rows(fill, tmp_path):
+    """As Qwen-1.8B, whose 151936 rows become 151860."""
+    weights = tiny_weights(tiny_config(), seed=4)
+    language = {name: value for name, value in weights.items() if name.startswith("language_model.")}
+    tables = ["language_model.embed_tokens.weight", "language_model.lm_head.weight"]
+    for name in tables:
+        more = np.random.default_rng(1).standard_normal((6, 32)).astype(np.float32)
+        language[name] = np.concatenate([language[name], more])
+    source = MemorySource(language)
+    write_checkpoint(tmp_path / "qwen" / "model.safetensors", HF.reverse().plan(source.infos).view(source))
+    config = {"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": len(language[tables[0]])}
+    (tmp_path / "qwen" / "config.json").write_text(json.dumps(config))
+    rest = save(tmp_path / "rest.safetensors", {n: v for n, v in weights.items() if n not in language})
+    values, said = fill([tmp_path / "qwen", rest])
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
+    assert len(said) == 2
 
 
 def test_what_no_checkpoint_has_must_be_named(fill, tmp_path):

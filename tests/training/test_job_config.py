@@ -7,7 +7,7 @@ import yaml
 
 from mindvlm.api import read_config
 from mindvlm.errors import UserError
-from mindvlm.training.config import parse_overrides, read_job
+from mindvlm.training.job_file import parse_overrides, read_job
 from mindvlm.training.resume import fingerprint, require_same_job
 from tests.training.small_job import write_job
 
@@ -91,7 +91,43 @@ def test_every_recipe_can_be_read():
     assert len(names) >= 5
     for name in names:
         read_job(CONFIGS / name)
-        assert "parallel" not in yaml.safe_load((CONFIGS / name).read_text()), "layouts come from the command line"
+
+
+@pytest.mark.parametrize("name", ["train_tiny_vocabulary", "train_toy_multitask", "train_toy_sft"])
+def test_recipes_for_more_devices_differ_in_the_layout_alone(name):
+    single = read_job(CONFIGS / f"{name}.yaml")
+    for variant, devices in (("8_devices", 8), ("cluster", 64)):
+        written = yaml.safe_load((CONFIGS / f"{name}_{variant}.yaml").read_text())
+        other = read_job(CONFIGS / f"{name}_{variant}.yaml")
+        assert set(written) == {"base", "parallel"} and other.config.parallel.dp == devices
+        assert other.config.num_rows == single.config.num_rows == 512
+        assert {**other.written, "parallel": None} == {**single.written, "parallel": None}
+
+
+def test_a_job_is_laid_over_its_base_section_by_section(path):
+    variant = path.with_name("variant.yaml")
+    variant.write_text(yaml.safe_dump({"base": path.name, "optimizer": {"eps": 1e-6}, "seed": 5}))
+    base, job = read_job(path).config, read_job(variant).config
+    assert (job.optimizer.eps, job.seed) == (1e-6, 5)
+    assert job.optimizer.learning_rate == base.optimizer.learning_rate and job.data == base.data
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [(3, "is 3; expected the name"), ("../job.yaml", "in the same folder"), ("missing.yaml", "does not exist")],
+)
+def test_a_base_that_cannot_be_used_is_refused(path, base, message):
+    variant = path.with_name("variant.yaml")
+    variant.write_text(yaml.safe_dump({"base": base}))
+    with pytest.raises(UserError, match=message):
+        read_job(variant)
+
+
+def test_a_base_of_a_base_is_refused(path):
+    for name, base in (("second.yaml", path.name), ("third.yaml", "second.yaml")):
+        path.with_name(name).write_text(yaml.safe_dump({"base": base}))
+    with pytest.raises(UserError, match="second.yaml has a base itself; base it on"):
+        read_job(path.with_name("third.yaml"))
 
 
 def job_fingerprint(path, changes=None):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.training.config import read_job
+from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.parallel.launch import start
 from tests.training.small_job import losses, metrics, write_job

@@ -5,9 +5,10 @@ import pytest
 
 from mindvlm.api import read_config
 from mindvlm.errors import UserError
-from mindvlm.training.config import RenderedTextConfig, read_job
+from mindvlm.training.config import RenderedTextConfig
 from mindvlm.training.curriculum import MIN_STEPS_PER_STAGE
 from mindvlm.training.data import BackgroundBatches
+from mindvlm.training.job_file import read_job
 from mindvlm.training.sources import RenderedTextSource, Share
 from tests.training.test_trainer import CONFIGS
 

@@ -19,8 +19,8 @@ from mindvlm.api import load
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.errors import UserError
 from mindvlm.training import trainer as trainer_module
-from mindvlm.training.config import read_job
 from mindvlm.training.evaluate import Evaluation, Reading
+from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import picture
 from tests.training.counting import CountingStepper

@@ -69,6 +69,12 @@ def build_norm(config: DecoderConfig, dtype) -> nn.Cell:
     return NORMS[config.norm](config.hidden_size, eps=eps, dtype=dtype)
 
 
+def all_positions(batch_size: int, length: int):
+    """0 .. L - 1 for every row, (B, L) int32."""
+    slots = ops.arange(length).astype(ms.int32)
+    return ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
+
+
 class DecoderLayer(nn.Cell):
     """x += attention(norm(x)); x += mlp(norm(x)). x (B, L, hidden)."""
 
@@ -130,15 +136,18 @@ class CausalLM(nn.Cell):
     def layer_states(self, embeds, inv_freq):
         """Every layer's input (learned positions are in the first) and the last layer's output, (B, L, hidden) each."""
         batch_size, length, _ = embeds.shape
-        slots = ops.arange(length).astype(ms.int32)
-        positions = ops.broadcast_to(slots.reshape((1, length)), (batch_size, length))
-        cos, sin = self.embed_positions.rotation(positions, inv_freq)
-        mask = self.layers[0].self_attn.mask_without_cache(positions)
-        scale = self.query_scale(positions, length)
+        positions = all_positions(batch_size, length)
+        shared = self.shared_inputs(positions, inv_freq)
         states = (self.embed_positions(embeds, positions),)
         for layer in self.layers:
-            states = states + (layer(states[-1], cos, sin, scale, mask),)
+            states = states + (layer(states[-1], *shared),)
         return states
+
+    def shared_inputs(self, positions, inv_freq):
+        """What every layer takes besides its states where there is no cache: cos, sin, scale of the queries, mask."""
+        cos, sin = self.embed_positions.rotation(positions, inv_freq)
+        mask = self.layers[0].self_attn.mask_without_cache(positions)
+        return cos, sin, self.query_scale(positions, positions.shape[1]), mask
 
     def with_cache(self, embeds, positions, inv_freq, caches):
         """Runs L new tokens against the cache.

@@ -21,24 +21,52 @@ class RowDropout(nn.Cell):
         width: of the last axis.
         index: sets Cells apart that drop in the same pass.
         counter: an int32 scalar that is another one in every pass; see `new_counter`.
+        columns: first and last + 1 of the width, where x has only these.
     """
 
-    def __init__(self, p: float, width: int, *, index: int, counter: Parameter, dtype=ms.float32):
+    def __init__(
+        self,
+        p: float,
+        width: int,
+        *,
+        index: int,
+        counter: Parameter,
+        dtype=ms.float32,
+        columns: tuple[int, int] | None = None,
+    ):
         super().__init__(auto_prefix=False)
         # past Cell's own bookkeeping: the counter is no weight of the model and in no checkpoint of weights
         object.__setattr__(self, "counter", counter)
-        self.masks = Tensor(mask_table(p, width), dtype)
-        self.width = width
+        self.masks = mask_tensor(p, width, dtype, columns)
+        self.width = self.masks.shape[1]
         self.index = index
 
     def construct(self, x):
         if not self.training:
             return x
         rows = x.reshape((-1, self.width))
-        # steps that share no divisor with the size of the table
-        first = (self.counter % NUM_ROWS) * 389 + self.index * 83
-        chosen = (ops.arange(rows.shape[0]).astype(ms.int32) * 617 + first) % NUM_ROWS
-        return (rows * ops.gather(self.masks, chosen, 0)).reshape(x.shape)
+        return (rows * row_masks(self.masks, self.first_row(), rows.shape[0])).reshape(x.shape)
+
+    def first_row(self):
+        """Where in the table the first row of this pass is, an int32 scalar."""
+        return (self.counter % NUM_ROWS) * 389 + self.index * 83
+
+
+def row_masks(masks, first, num_rows):
+    """Rows of a table of masks from `first` on, (num_rows, width)."""
+    return ops.gather(masks, (row_steps(num_rows) + first) % NUM_ROWS, 0)
+
+
+@ops.constexpr
+def row_steps(num_rows: int) -> Tensor:
+    """(num_rows,) int32, in steps that share no divisor with the size of the table."""
+    return Tensor(np.arange(num_rows) * 617 % NUM_ROWS, ms.int32)
+
+
+@functools.cache
+def mask_tensor(p: float, width: int, dtype, columns: tuple[int, int] | None) -> Tensor:
+    """Columns of the table of masks, once in memory for all Cells that drop alike."""
+    return Tensor(mask_table(p, width)[:, slice(*(columns or (0, width)))].copy(), dtype)
 
 
 @functools.cache

@@ -7,7 +7,13 @@ from mindspore import nn, ops
 
 
 class ImageTextModel(nn.Cell):
-    """Base of a family's model; a subclass sets `language_model` (a `CausalLM`) and defines `encode_images`."""
+    """Base of a family's model; a subclass sets `language_model` (a `CausalLM`), and defines `encode_images` and
+    `towers`, the Cells whose output no gradient leaves where `freeze_vision_tower` is set."""
+
+    def stop_at_frozen_towers(self) -> None:
+        """Sets `freeze_vision_tower` by whether anything in the towers trains."""
+        towers = [parameter for tower in self.towers for parameter in tower.get_parameters()]
+        self.freeze_vision_tower = not any(parameter.requires_grad for parameter in towers)
 
     def merge(self, input_ids, image_features, sources):
         """Token embeddings with image features in their places.

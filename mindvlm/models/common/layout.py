@@ -5,8 +5,10 @@ every element of the result, as long as the graph lives: several GiB for a full-
 keep none.
 """
 
-import mindspore as ms
-from mindspore import ops
+import math
+
+import numpy as np
+from mindspore import Tensor, ops
 
 
 def permute_rows(x, permutation: tuple[int, ...]):
@@ -20,11 +22,27 @@ def permute_rows(x, permutation: tuple[int, ...]):
     num_rows = 1
     for size in leading:
         num_rows = num_rows * size
-    order = ops.arange(num_rows).astype(ms.int32).reshape(leading).transpose(permutation).reshape((-1,))
+    order = row_order(leading, permutation)
     shape = ()
     for axis in permutation:
         shape = shape + (leading[axis],)
     return ops.gather(x.reshape((num_rows, x.shape[-1])), order, 0).reshape(shape + (x.shape[-1],))
+
+
+def read_with(parameter, x):
+    """The parameter, to be combined with x; in a training step a product of both is then freed after its last use.
+
+    MindSpore puts the update of a parameter behind every operator that reads it by keeping the results of these until
+    then. Read this way, the parameter itself is what is kept. The update comes after all gradients in any case, since
+    it needs their norm.
+    """
+    return ops.depend(parameter, x)
+
+
+@ops.constexpr
+def row_order(leading: tuple[int, ...], permutation: tuple[int, ...]) -> Tensor:
+    """For each row of the permuted tensor its row in the original, int32."""
+    return Tensor(np.arange(math.prod(leading), dtype=np.int32).reshape(leading).transpose(permutation).reshape(-1))
 
 
 # Below this many elements the tables do not matter and one operator less is faster.

@@ -4,6 +4,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindvlm.models.common.layout import read_with
 from mindvlm.models.common.loss import NextTokenLoss
 
 
@@ -19,6 +20,9 @@ class Linear(nn.Cell):
         dtype: of the parameters.
 
     Shapes: `weight` (out_features, in_features) as in torch; x (..., in_features) -> (..., out_features).
+
+    Attributes:
+        is_adapted: whether a low-rank change is added; see `mindvlm.models.common.lora.adapt`.
     """
 
     def __init__(self, in_features: int, out_features: int, *, has_bias: bool = True, dtype=ms.float32):
@@ -31,11 +35,15 @@ class Linear(nn.Cell):
             self.bias = Parameter(initializer("zeros", (out_features,), dtype), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
         self.bias_add = ops.BiasAdd()
+        self.is_adapted = False
 
     def construct(self, x):
-        y = self.matmul(x.reshape((-1, self.in_features)), self.weight)
+        rows = x.reshape((-1, self.in_features))
+        y = self.matmul(rows, read_with(self.weight, rows))
+        if self.is_adapted:
+            y = y + self.lora(rows, read_with(self.lora_A, rows), read_with(self.lora_B, rows))
         if self.has_bias:
-            y = self.bias_add(y, self.bias)
+            y = self.bias_add(y, read_with(self.bias, y))
         return y.reshape(x.shape[:-1] + (self.out_features,))
 
 
@@ -65,7 +73,10 @@ class Head(Linear):
             states: (B, L, in_features), those at position l predict label l + 1.
             labels: (B, L) int32, -100 to ignore.
         """
-        return self.token_loss(states, self.weight, labels)
+        matrix = read_with(self.weight, states)
+        if self.is_adapted:
+            states, matrix = self.lora.widened(states, matrix, self.lora_A, self.lora_B)
+        return self.token_loss(states, matrix, labels)
 
 
 class TiedHead(nn.Cell):
@@ -87,4 +98,4 @@ class TiedHead(nn.Cell):
 
     def loss_sum(self, states, labels):
         """As that of `Head`."""
-        return self.token_loss(states, self.embedding.weight, labels)
+        return self.token_loss(states, read_with(self.embedding.weight, states), labels)

@@ -8,6 +8,8 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindvlm.models.common.layout import read_with
+
 
 class RMSNorm(nn.Cell):
     """x * rsqrt(mean(x^2) + eps) in float32, cast back, then times `weight` (Zhang and Sennrich, arXiv 1910.07467).
@@ -44,6 +46,8 @@ class RMSNormCore(nn.Cell):
 
     def construct(self, x, weight):
         h = x.astype(ms.float32)
+        # also because the rows of every layer's weight would otherwise be made at the start of the step
+        weight = read_with(weight, x)
         h = h * self.widen(self.scale(h), h)
         return h.astype(x.dtype) * self.widen(weight.reshape((1, -1)), h)
 
@@ -57,7 +61,7 @@ class RMSNormCore(nn.Cell):
     def bprop(self, x, weight, out, dout):
         # with r the scale and s = sum(dout * weight * h): dh = r dout weight - h r^3 s / n
         h, d = ops.depend(x, dout).astype(ms.float32), dout.astype(ms.float32)
-        w = weight.astype(ms.float32)
+        w = read_with(weight, dout).astype(ms.float32)
         r = self.scale(h)
         product = d * h
         along = self.sum_columns(product, w.reshape((-1, 1))) * r * r * r / -h.shape[1]
@@ -76,7 +80,8 @@ class LayerNorm(nn.Cell):
         self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x):
-        h, _, _ = self.layer_norm(x.astype(ms.float32), self.weight.astype(ms.float32), self.bias.astype(ms.float32))
+        weight, bias = read_with(self.weight, x), read_with(self.bias, x)
+        h, _, _ = self.layer_norm(x.astype(ms.float32), weight.astype(ms.float32), bias.astype(ms.float32))
         return h.astype(x.dtype)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.common.layout import permute_rows
+from mindvlm.models.common.layout import permute_rows, read_with
 
 
 def height_and_width(size: int | list[int]) -> tuple[int, int]:
@@ -46,9 +46,10 @@ class PatchConv(nn.Cell):
         if height % size or width % size:
             x = x[:, :, : rows * size, : columns * size]
         x = permute_rows(x.reshape((num_images, channels, rows, size, columns, size)), (0, 2, 4, 1, 3))
-        y = self.matmul(x.reshape((-1, self.patch_values)), self.weight.reshape((self.out_channels, -1)))
+        weight = read_with(self.weight, x)
+        y = self.matmul(x.reshape((-1, self.patch_values)), weight.reshape((self.out_channels, -1)))
         if self.has_bias:
-            y = self.bias_add(y, self.bias)
+            y = self.bias_add(y, read_with(self.bias, y))
         return y.reshape((num_images, rows, columns, self.out_channels))
 
 
@@ -74,7 +75,7 @@ class Conv3x3(nn.Cell):
         num_images = x.shape[0]
         rows = append_zero_row(x.reshape((num_images, -1, self.in_channels)))
         columns = ops.gather(rows, self.neighbours, 1).reshape((-1, 9 * self.in_channels))
-        weight = self.weight.reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
+        weight = read_with(self.weight, columns).reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
         y = self.matmul(columns, weight.reshape((self.out_channels, -1)))
         return y.reshape((num_images, *self.out_grid, self.out_channels))
 
@@ -93,7 +94,7 @@ class Conv1x1(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x):
-        weight = self.weight.reshape((self.out_channels, self.in_channels))
+        weight = read_with(self.weight, x).reshape((self.out_channels, self.in_channels))
         y = self.matmul(x.reshape((-1, self.in_channels)), weight)
         return y.reshape(x.shape[:-1] + (self.out_channels,))
 

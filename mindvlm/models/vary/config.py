@@ -18,11 +18,17 @@ __all__ = ["VaryConfig", "VaryModelConfig", "check_processor", "from_hf_config",
 
 @dataclass(kw_only=True)
 class VaryConfig(RuntimeConfig):
-    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections."""
+    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections.
+
+    Attributes:
+        checkpoint: the weights.
+        adapter: folder of a PEFT adapter that is merged into them.
+    """
 
     family: Literal["vary"] = "vary"
     name: str = "vary"
     checkpoint: str | None = None
+    adapter: str | None = None
     model: VaryModelConfig
     processor: VaryProcessorConfig
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -33,6 +39,7 @@ def parse_config(data: dict, path: Path) -> VaryConfig:
     data = from_mindocr(data)
     config = build_config(VaryConfig, data)
     config.checkpoint = resolve_path(config.checkpoint, path)
+    config.adapter = resolve_path(config.adapter, path)
     config.processor.vocab_file = resolve_path(config.processor.vocab_file, path)
     if config.model.language_model and config.processor.vocab_size is None:
         config.processor.vocab_size = config.model.language_model.vocab_size

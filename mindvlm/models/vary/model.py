@@ -5,7 +5,7 @@ N images, T tokens an image, B batch, L length, V vocabulary.
 """
 
 import mindspore as ms
-from mindspore import ops
+from mindspore import nn, ops
 
 from mindvlm.models.common.decoder import CausalLM
 from mindvlm.models.common.image_text import ImageTextModel, freeze
@@ -44,6 +44,12 @@ class VaryModel(ImageTextModel):
                 freeze(self.vision_tower)
                 freeze(self.vision_vocabulary)
 
+    @property
+    def towers(self) -> list[nn.Cell]:
+        """The vision towers that there are."""
+        towers = (("vision_tower", self.config.vision_tower), ("vision_vocabulary", self.config.vision_vocabulary))
+        return [getattr(self, name) for name, config in towers if config]
+
     def tower_features(self, clip_pixels, high_pixels):
         """Features of both towers, (N, T, width) each. clip_pixels and high_pixels (N, 3, height, width)."""
         clip = self.vision_tower(clip_pixels)
@@ -54,7 +60,14 @@ class VaryModel(ImageTextModel):
 
     def encode_images(self, clip_pixels, high_pixels):
         """Image features in the decoder's space, (N, T, hidden): [CLIP | vision vocabulary] on the last axis."""
-        clip, vocabulary = self.tower_features(clip_pixels, high_pixels)
+        return self.project(*self.tower_features(clip_pixels, high_pixels))
+
+    def features_behind_blocks(self, states, clip_pixels, high_pixels):
+        """As `encode_images`, from what the last block of the vision vocabulary gives."""
+        return self.project(self.vision_tower(clip_pixels), self.vision_vocabulary.finish(states)[-1])
+
+    def project(self, clip, vocabulary):
+        """Both features in the decoder's space, side by side."""
         return ops.concat((self.mm_projector(clip), self.mm_projector_vary(vocabulary)), -1)
 
     def construct(self, input_ids, labels, inv_freq, clip_pixels, high_pixels, sources):
@@ -82,6 +95,11 @@ class VaryTinyModel(ImageTextModel):
         if config.freeze_vision_tower:
             freeze(self.vision_vocabulary)
 
+    @property
+    def towers(self) -> list[nn.Cell]:
+        """The vision tower that there is."""
+        return [self.vision_vocabulary]
+
     def tower_features(self, high_pixels):
         """Features of the vision vocabulary, (N, T, width). high_pixels (N, 3, height, width)."""
         vocabulary = self.vision_vocabulary(high_pixels)
@@ -90,6 +108,10 @@ class VaryTinyModel(ImageTextModel):
     def encode_images(self, high_pixels):
         """Image features in the decoder's space, (N, T, hidden)."""
         return self.mm_projector(self.tower_features(high_pixels))
+
+    def features_behind_blocks(self, states, high_pixels):
+        """As `encode_images`, from what the last block of the vision vocabulary gives."""
+        return self.mm_projector(self.vision_vocabulary.finish(states)[-1])
 
     def construct(self, input_ids, labels, inv_freq, high_pixels, sources):
         """Sum of the next-token losses of a batch with images, and their number; shapes as in `merge`, `text_loss`."""

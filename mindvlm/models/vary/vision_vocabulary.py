@@ -241,14 +241,22 @@ class VisionVocabulary(nn.Cell):
     def stages(self, pixels):
         """Every stage, channels last: patch embedding with positions, each block's output, neck, net_2, net_3
         (N, rows, columns, width), then the tokens."""
-        patches = self.patch_embed(pixels)
-        x = patches + widen(self.pos_embed, patches)
+        x = self.embed(pixels)
         states = (x,)
         for block in self.blocks:
             x = block(x)
             states = states + (x,)
+        return states + self.finish(x)
+
+    def embed(self, pixels):
+        """What enters the first block, (N, R, C, width)."""
+        patches = self.patch_embed(pixels)
+        return patches + widen(self.pos_embed, patches)
+
+    def finish(self, x):
+        """The stages behind the last block, from its output."""
         neck = self.neck(x)
         net_2 = self.net_2(neck)
         net_3 = self.net_3(net_2)
         tokens = net_3.reshape((net_3.shape[0], -1, self.out_width))
-        return states + (neck, net_2, net_3, tokens)
+        return neck, net_2, net_3, tokens

@@ -4,7 +4,7 @@ import torch
 
 from mindvlm.errors import UserError
 from mindvlm.models.common.resize_tables import interpolate_positions, resize_embeddings
-from mindvlm.models.vary.pretrained import POSITIONS, TOKENS, fit_pretrained
+from mindvlm.models.vary.pretrained import HEAD, POSITIONS, TOKENS, fit_pretrained
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -63,10 +63,31 @@ def test_new_tokens_are_those_of_the_seed():
 
 
 def test_opt_is_fitted_to_vary_tiny():
-    assert fit_pretrained(POSITIONS, np.zeros((2050, 8), np.float32), (4098, 8)).shape == (4098, 8)
-    assert fit_pretrained(TOKENS, noise(50, 8), (46, 8)).shape == (46, 8)
+    shapes = {POSITIONS: (4098, 8), TOKENS: (46, 8), "language_model.norm.weight": (8,)}
+    assert fit_pretrained(POSITIONS, np.zeros((2050, 8), np.float32), shapes).shape == (4098, 8)
+    fitted = fit_pretrained(TOKENS, noise(50, 8), shapes)
+    np.testing.assert_allclose(fitted[-1], fitted[:44].mean(0), atol=1e-6)
     same = noise(46, 8)
-    assert fit_pretrained(TOKENS, same, (46, 8)) is same
-    for name, array, shape in ((POSITIONS, noise(12, 4), (22, 8)), ("language_model.norm.weight", noise(4), (8,))):
+    assert fit_pretrained(TOKENS, same, shapes) is same
+    for name, array in ((POSITIONS, noise(12, 4)), ("language_model.norm.weight", noise(4))):
         with pytest.raises(UserError, match=f"tensor {name} has shape .*; the model expects "):
-            fit_pretrained(name, array, shape)
+            fit_pretrained(name, array, shapes)
+
+
+@pytest.mark.parametrize("name", [TOKENS, HEAD])
+def test_qwen_is_fitted_to_vary_toy(name):
+    shapes = {TOKENS: (12, 8), HEAD: (12, 8)}
+    table = noise(16, 8)
+    np.testing.assert_array_equal(fit_pretrained(name, table, shapes), table[:12])
+    longer = fit_pretrained(name, table[:10], shapes, seed=3)
+    np.testing.assert_array_equal(longer[:10], table[:10])
+    assert longer.shape == (12, 8) and 0 < np.abs(longer[10:]).max() < 0.2
+    assert np.abs(longer[10:] - fit_pretrained(name, table[:10], shapes, seed=4)[10:]).max() > 0
+    with pytest.raises(UserError, match="the model expects"):
+        fit_pretrained(name, noise(16, 4), shapes)
+
+
+def test_new_rows_of_tokens_and_head_differ():
+    shapes = {TOKENS: (12, 8), HEAD: (12, 8)}
+    tokens, head = (fit_pretrained(name, noise(10, 8), shapes, seed=1) for name in (TOKENS, HEAD))
+    assert not np.array_equal(tokens[10:], head[10:])
