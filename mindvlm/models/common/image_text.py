@@ -9,6 +9,10 @@ from mindspore import nn, ops
 class ImageTextModel(nn.Cell):
     """Base of a family's model; a subclass sets `language_model` (a `CausalLM`) and defines `encode_images`."""
 
+    def embed(self, input_ids):
+        """Token embeddings (B, L, hidden) of input_ids (B, L) int32."""
+        return self.language_model.embed_tokens(input_ids)
+
     def merge(self, input_ids, image_features, sources):
         """Token embeddings with image features in their places.
 
@@ -20,7 +24,7 @@ class ImageTextModel(nn.Cell):
         Returns:
             (B, L, hidden).
         """
-        embeds = self.language_model.embed_tokens(input_ids)
+        embeds = self.embed(input_ids)
         hidden_size = embeds.shape[-1]
         rows = ops.concat((embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size))), 0)
         return ops.gather(rows, sources.reshape((-1,)), 0).reshape(embeds.shape)
