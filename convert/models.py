@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
-from mindvlm.convert import vary, vary_tiny
+from mindvlm.convert import tinyllava, tinyllava_parts, vary, vary_tiny
 from mindvlm.convert.model_config import Config, named_types, shown_name
 from mindvlm.convert.reference.vary_layout import vary_toy_config
 from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
 from mindvlm.convert.rules.consistency import require_consistent_sizes
 from mindvlm.convert.rules.findings import ConversionError
+from mindvlm.convert.rules.layered import FirstRows
 from mindvlm.convert.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
 from mindvlm.convert.rules.plan import Plan
 from mindvlm.convert.rules.table import RuleTable
@@ -38,6 +39,8 @@ class ConvertibleModel:
         released_infos: the native tensors of the released weights.
         released_config: the config.json of the released weights.
         example_infos: the native tensors of an example whose numbers all differ, see consistency.py.
+        row_tables: native tensors of which a model may take the first rows alone: a vocabulary that is longer than
+            the tokenizer.
     """
 
     name: str
@@ -50,6 +53,7 @@ class ConvertibleModel:
     released_infos: Callable[[], dict[str, TensorInfo]]
     released_config: Callable[[], dict[str, Any]]
     example_infos: Callable[[], dict[str, TensorInfo]]
+    row_tables: tuple[str, ...] = ()
 
     @property
     def native(self) -> RuleTable:
@@ -105,6 +109,22 @@ MODELS = {
             released_infos=vary_tiny.released_infos,
             released_config=vary_tiny_config,
             example_infos=vary_tiny.example_infos,
+        ),
+        *(
+            ConvertibleModel(
+                name=kind.name,
+                family=tinyllava_parts.FAMILY,
+                tables=kind.tables,
+                hf=kind.tables[1],
+                hf_tables=kind.tables[1:],
+                model_types=kind.model_types,
+                target_infos=kind.infos_of_config,
+                released_infos=kind.released_infos,
+                released_config=kind.released_config,
+                example_infos=kind.example_infos,
+                row_tables=tinyllava.ROW_TABLES,
+            )
+            for kind in tinyllava.KINDS
         ),
     )
 }
@@ -169,7 +189,8 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
     """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
 
     Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`; with
-    them, the model is the one that has such tensors, without them it is recognised.
+    them, the model is one that has such tensors, without them it is recognised. A vocabulary that is longer than they
+    ask for is cut, where the model allows it.
 
     Raises:
         ConversionError: the tensors do not make up the model.
@@ -181,6 +202,10 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
     model = meant[0] if len(meant) == 1 else _recognise(meant or models, source.infos, None, origin)
     table = model.detect_table(source.infos, origin)
     model.require_own_names(table, source.infos, origin)
+    wanted = {name: target_infos[name] for name in model.row_tables if target_infos and name in target_infos}
+    source = FirstRows.of(
+        source, {sources[0]: info for name, info in wanted.items() if (sources := table.sources_of(name))}
+    )
     return table.plan(source.infos, target_infos, origin=origin).view(source)
 
 
@@ -230,7 +255,11 @@ def _reasons(fits: Mapping[ConvertibleModel, Fit], config: Config | None) -> str
     reasons = [
         f"{model.name} knows {fit.num_known} of the {fit.num_tensors} tensors (best as {fit.table.name} names)"
         for model, fit in fits.items()
+        if fit.num_known
     ]
+    others = [model.name for model, fit in fits.items() if not fit.num_known]
+    if others:
+        reasons.append(f"none is known to {', '.join(others)}")
     types = named_types(config or {})
     if types:
         reasons.append(f"config.json says {' / '.join(map(shown_name, types[:3]))}")

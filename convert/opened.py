@@ -178,8 +178,8 @@ def open_native(
         if only:
             source = SelectedSource(source, _names_of_part(found, source.infos, only))
         sizes = _sizes(found, source.infos, folder, target_infos is not None)
-        absent = [part.name for part in found.native.parts if not any(map(part.produces, source.infos))]
-        yield Opened(found, layers, source, layered.origins, modified, adapter, sizes, tuple(absent), config)
+        absent = found.native.absent(source.infos)
+        yield Opened(found, layers, source, layered.origins, modified, adapter, sizes, absent, config)
 
 
 def _layer(model: ConvertibleModel, checkpoint: Checkpoint, target_infos: Mapping[str, TensorInfo] | None) -> Layer:

@@ -21,6 +21,7 @@ from mindvlm.generation.answer import Answer, AnswerStream
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator, Row
 from mindvlm.generation.stopping import RowStop
+from mindvlm.hf_folder import folder_config
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.processing.stream_decoder import StreamDecoder
 
@@ -31,10 +32,11 @@ History = Sequence[tuple[str, str]]
 def load(
     config_path: str | Path | None = None, *, progress: Callable[[str], None] | None = None, **overrides
 ) -> "VisionLanguageModel":
-    """Builds the model that a YAML describes and loads its weights.
+    """Builds the model that a YAML or a checkpoint folder describes and loads its weights.
 
     Args:
-        config_path: a YAML of ours or MindOCR's vary_toy.yaml; None for the shipped Vary-nano.
+        config_path: a YAML of ours or MindOCR's vary_toy.yaml; or a Hugging Face folder of a TinyLLaVA with its
+            config.json; None for the shipped Vary-nano.
         progress: called with one line before each slow step (loading, compiling); None keeps silent.
         overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors" or
             adapter="folder" of a PEFT adapter, which is merged into the weights.
@@ -66,9 +68,14 @@ def load(
 
 
 def read_config(config_path: str | Path, overrides: dict | None = None):
-    """The family's typed config of a YAML, with top-level keys replaced by `overrides`."""
+    """The family's typed config of a YAML or of a checkpoint folder, with top-level keys replaced by `overrides`.
+
+    `vision_tower` among them is where the config.json of a folder's tower is, see `folder_config`.
+    """
     path = Path(config_path)
     overrides = {key: str(value) if isinstance(value, Path) else value for key, value in (overrides or {}).items()}
+    if path.is_dir():
+        return folder_config(path, overrides, tower=overrides.pop("vision_tower", None))
     data = {**read_yaml(path), **overrides}
     family = data.get("family", "vary" if is_mindocr_config(data) else None)
     return get_family(family).parse_config(data, path)

@@ -1,11 +1,12 @@
 """What each model family is made of. A new family adds its row here."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from mindvlm.errors import UserError
 
-FAMILIES = ("vary",)
+FAMILIES = ("vary", "tinyllava")
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,15 @@ def get_family(name: str) -> Family:
         from mindvlm.models.vary.processing import VaryProcessor
 
         return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained)
+    if name == "tinyllava":
+        from mindvlm.convert.lora.applying import adapted_view
+        from mindvlm.convert.models import native_view
+        from mindvlm.models.tinyllava.config import parse_config
+        from mindvlm.models.tinyllava.model import build_model
+        from mindvlm.models.tinyllava.pretrained import fit_pretrained
+        from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
+
+        view = functools.partial(native_view, family=name)
+        adapted = functools.partial(adapted_view, family=name)
+        return Family(parse_config, build_model, TinyLlavaProcessor, view, adapted, fit_pretrained)
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")

@@ -230,7 +230,7 @@ def prefill_activations(config: DecoderConfig, num_tokens: int, num_slots: int, 
 
 def cache_bytes(config: DecoderConfig, num_slots: int, item_size: int) -> int:
     """Keys and values of all layers."""
-    return 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * num_slots * item_size
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * num_slots * item_size
 
 
 def grown_cache_bytes(config: DecoderConfig, num_slots: int, max_length: int, item_size: int) -> int:

@@ -1,8 +1,9 @@
-"""Several sources as one: layers over a base, and a selection of tensors."""
+"""Several sources as one, and parts of a source: layers over a base, a selection of tensors, the first rows of some."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,36 @@ class SelectedSource(TensorSource):
         self.path = source.path
         self.infos = {name: info for name, info in source.infos.items() if name in wanted}
         self._source = source
+
+    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._source.read_range(name, start, stop)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class FirstRows(TensorSource):
+    """Another source whose tensors in `num_rows` are cut along axis 0."""
+
+    def __init__(self, source: TensorSource, num_rows: Mapping[str, int]):
+        self.path = source.path
+        self.infos = {
+            name: replace(info, shape=(num_rows[name], *info.shape[1:])) if name in num_rows else info
+            for name, info in source.infos.items()
+        }
+        self._source = source
+
+    @classmethod
+    def of(cls, source: TensorSource, wanted: Mapping[str, TensorInfo]) -> TensorSource:
+        """Return `source` cut to the rows that are wanted where it has more of them, itself if nothing is cut."""
+        num_rows = {
+            name: info.shape[0]
+            for name, info in wanted.items()
+            if name in source.infos
+            and source.infos[name].shape[1:] == info.shape[1:]
+            and source.infos[name].shape > info.shape
+        }
+        return cls(source, num_rows) if num_rows else source
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._source.read_range(name, start, stop)

@@ -77,7 +77,7 @@ def make_plan(
         ties=draft.ties,
         dropped=draft.dropped,
         uses=draft.uses,
-        absent_parts=tuple(part.name for part in table.parts if part not in present),
+        absent_parts=table.absent(draft.infos),
         aliases=tuple(name for name in table.aliases if name in draft.found),
     )
 
@@ -193,7 +193,8 @@ def _require_targets(
     for wanted in targets:
         name, info = wanted.name, draft.infos.get(wanted.name)
         if info is None:
-            for source in _sources_of(table, name) or [name]:
+            # those that are there were reported with another problem
+            for source in table.sources_of(name) or [name]:
                 if source not in source_infos:
                     draft.add("missing", source, f"needed for {fold_name(name)}")
             continue
@@ -201,10 +202,3 @@ def _require_targets(
             conflict = find_conflict(source, info, wanted, "the model")
             if conflict:
                 draft.add(conflict.status, source, conflict.detail)
-
-
-def _sources_of(table: RuleTable, target: str) -> list[str]:
-    """The source names whose rule produces `target`; those that are there were reported with another problem."""
-    for rule, layers in table.makers(target)[:1]:
-        return [pattern.fill(layers) for pattern in rule.needed_patterns]
-    return []

@@ -21,12 +21,14 @@ from mindvlm.convert.rules.planning import make_plan
 class Part:
     """The rules of one part of a model; if any tensor of the part is there, all of them must be, in every layer.
 
-    `key` is the word by which the command line selects the part; parts of one key are selected together.
+    `key` is the word by which the command line selects the part; parts of one key are selected together. Of the parts
+    of one `choice`, a model need not have all; a part without one makes up a choice under its own name.
     """
 
     name: str
     rules: tuple[Rule, ...]
     key: str = ""
+    choice: str = ""
 
     def produces(self, target: str) -> bool:
         """Tell whether the target tensor belongs to this part."""
@@ -56,6 +58,13 @@ class RuleTable:
         """The optional names (patterns) of tied tensors."""
         return tuple(name for rule in self.rules for name in rule.optional)
 
+    def absent(self, targets: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of parts that are missing in a model of these targets, parts of a choice by its name."""
+        produced = {part.choice or part.name for target in targets if (part := self.part_of(target))}
+        return tuple(
+            name for name in dict.fromkeys(part.choice or part.name for part in self.parts) if name not in produced
+        )
+
     def claims(self, name: str) -> list[tuple[Rule, int, tuple[int, ...]]]:
         """Return the rules that consume `name`: the rule, which of its sources it is, and the layer numbers."""
         return [(rule, index, layers) for (rule, index), layers in self._sources.find(name)]
@@ -63,6 +72,12 @@ class RuleTable:
     def makers(self, target: str) -> list[tuple[Rule, tuple[int, ...]]]:
         """Return the rules that produce `target`, with the layer numbers."""
         return [(rule, layers) for (rule, _), layers in self._targets.find(target)]
+
+    def sources_of(self, target: str) -> tuple[str, ...]:
+        """Return the names that the rule for `target` needs; none if no rule produces it."""
+        for rule, layers in self.makers(target)[:1]:
+            return tuple(pattern.fill(layers) for pattern in rule.needed_patterns)
+        return ()
 
     def part_of(self, target: str) -> Part | None:
         """Return the part that the target tensor belongs to, or None if no rule produces it."""

@@ -171,10 +171,12 @@ class Engine:
         else:
             num_images, image_token_len, _ = image_features.shape
             sources = splice_sources(input_ids, num_images, image_token_len, self.placeholder_id)
-        return self.run("prefill", self.merge, Tensor(input_ids), image_features, Tensor(sources))
+        # a placeholder may have no embedding; its row is taken from the features
+        ids = Tensor(np.maximum(input_ids, 0))
+        return self.run("prefill", self.merge, ids, image_features, Tensor(sources))
 
     def frequencies(self, alpha: float) -> Tensor:
-        return Tensor(inverse_frequencies(self.config.head_dim, self.config.rope_theta, alpha=alpha))
+        return Tensor(inverse_frequencies(self.config.rotary_dim, self.config.rope_theta, alpha=alpha))
 
     def set_alpha(self, alpha: float) -> None:
         self.alpha = alpha

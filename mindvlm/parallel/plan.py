@@ -187,7 +187,15 @@ def divide_heads(name: str, cell: nn.Cell, mesh: Mesh) -> None:
         return
     if num_heads % mesh.tp:
         raise UserError(f"parallel.tp is {mesh.tp} but {name} has {num_heads} heads; choose a tp that divides them")
+    num_kept = getattr(cell, "num_key_value_heads", None) or getattr(config, "num_key_value_heads", None) or num_heads
+    if num_kept % mesh.tp:
+        raise UserError(
+            f"parallel.tp is {mesh.tp} but {name} has {num_kept} key and value heads; choose a tp that divides them"
+        )
     if hasattr(cell, "num_heads"):
         cell.num_heads = num_heads // mesh.tp
-    if hasattr(config, "num_attention_heads"):
-        cell.config = dataclasses.replace(config, num_attention_heads=num_heads // mesh.tp)
+    if hasattr(cell, "num_key_value_heads"):
+        cell.num_key_value_heads = num_kept // mesh.tp
+    if hasattr(config, "num_key_value_heads"):
+        own = {"num_attention_heads": num_heads // mesh.tp, "num_key_value_heads": num_kept // mesh.tp}
+        cell.config = dataclasses.replace(config, **own)

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizer of the GPT-2 kind, as OPT and Vary-tiny use it (the tokenizers library merges)."""
+"""Byte-level BPE tokenizer of the GPT-2 kind, as OPT, Vary-tiny and Phi-2 use it (the tokenizers library merges)."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 
 from mindvlm.errors import UserError
+from mindvlm.processing.text_decoders import CleaningDecoder, SkippingDecoder, SpacedDecoder, TextDecoder
 from mindvlm.processing.tokenizer import Tokenizer, replace_surrogates
 
 OPT_SPECIAL_TOKENS: tuple[str, ...] = ("</s>", "<pad>", "<imgpad>", "<img>", "</img>")
@@ -23,11 +24,14 @@ class BpeTokenizer(Tokenizer):
     A special token that the vocabulary has keeps its id, the others take the next ids in the order given.
 
     Args:
-        definition: the contents of a tokenizer.json of the library; its added tokens become part of the vocabulary and
-            are armed only where `special_tokens` names them.
+        definition: the contents of a tokenizer.json of the library; its added tokens become part of the vocabulary.
+            Those with `"special": false` are found in every text, others only where `special_tokens` names them.
         special_tokens: control tokens.
         prefix_tokens, end_token, pad_token, stripping_tokens: see `Tokenizer`; the defaults are those of Vary-tiny,
             which was trained with a tokenizer that drops white space beside the tokens of an image.
+        sets_added_apart: decoded text has a space on both sides of the added tokens that are found in every text.
+        cleans_spaces: decoded text has no space before English punctuation, see `clean_spaces`.
+        allow_unused_ids: numbers may be left out between 0 and the last id.
         name: of the file, for messages.
 
     Raises:
@@ -43,25 +47,42 @@ class BpeTokenizer(Tokenizer):
         end_token: str = "</s>",
         pad_token: str = "<pad>",
         stripping_tokens: Collection[str] = IMAGE_TOKENS,
+        sets_added_apart: bool = False,
+        cleans_spaces: bool = False,
+        allow_unused_ids: bool = False,
         name: str = "tokenizer",
     ):
         super().__init__(special_tokens)
         self.prefix_tokens, self.stripping_tokens = tuple(prefix_tokens), frozenset(stripping_tokens)
         self.end_token, self.pad_token = end_token, pad_token
-        ids = _vocabulary(definition, name)
+        ids = _vocabulary(definition, name, allow_unused_ids)
         self.num_file_tokens = len(ids)
+        next_id = max(ids.values()) + 1
         for token in special_tokens:
-            ids.setdefault(token, len(ids))
+            next_id += ids.setdefault(token, next_id) == next_id
         self.special_ids = {token: ids[token] for token in special_tokens}
-        self.vocab_size = len(ids)
+        self.vocab_size = next_id
         self._tokens = {token_id: token for token, token_id in ids.items()}
         self._special_id_set = frozenset(self.special_ids.values())
-        # added tokens would be armed in every text
-        plain = {**definition, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self.cleans_spaces = cleans_spaces
+        # in the library added tokens are armed in every text
+        found = [
+            token
+            for token in definition.get("added_tokens") or ()
+            if token.get("special") is False and token["content"] not in self.special_ids
+        ]
+        self._set_apart = {token["id"]: token["content"] for token in found} if sets_added_apart else {}
+        plain = {**definition, "added_tokens": found, "post_processor": None, "truncation": None, "padding": None}
         try:
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
         except Exception as error:  # the library raises no class of its own
             raise UserError(f"tokenizer file {name}: {' '.join(str(error).split())}; copy it again") from None
+        for token in found:
+            if self._backend.token_to_id(token["content"]) != token["id"]:
+                raise UserError(
+                    f"tokenizer file {name}: the added token {token['content']!r} has the id {token['id']}, which is "
+                    "not the next one; copy it again"
+                )
 
     @classmethod
     def from_file(
@@ -93,31 +114,11 @@ class BpeTokenizer(Tokenizer):
         return tokenizer
 
     def normalize(self, text: str) -> str:
-        """The form of the text that is encoded: a lone surrogate becomes U+FFFD, all else stays."""
-        return replace_surrogates(text)
+        """The form of the text that is encoded: a lone surrogate becomes U+FFFD; the file may say more (NFC)."""
+        text = replace_surrogates(text)
+        return self._backend.normalizer.normalize_str(text) if self._backend.normalizer else text
 
-    def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
-        text = self.normalize(text)
-        if allow_special is False:
-            return self._encode_ordinary(text)
-        allowed = set(self.special_ids) if allow_special is True else set(allow_special)
-        ids: list[int] = []
-        pending, before = "", None
-        for part in [*self.split_at_special(text), None]:
-            if part is not None and part not in allowed:
-                pending += part
-                continue
-            if before in self.stripping_tokens:
-                pending = pending.lstrip()
-            if part in self.stripping_tokens:
-                pending = pending.rstrip()
-            ids += self._encode_ordinary(pending)
-            if part is not None:
-                ids.append(self.special_ids[part])
-            pending, before = "", part
-        return ids
-
-    def _encode_ordinary(self, text: str) -> list[int]:
+    def encode_ordinary(self, text: str, *, continues: bool) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
@@ -127,8 +128,16 @@ class BpeTokenizer(Tokenizer):
             if token_id in self._special_id_set:
                 parts.append(b"" if skip_special else self._tokens[token_id].encode())
             else:
-                parts.append(_token_bytes(self._tokens[token_id]))
+                parts.append(_token_bytes(self._tokens.get(token_id, "")))
         return b"".join(parts)
+
+    def text_decoder(self, *, skip_special: bool) -> TextDecoder:
+        decoder = super().text_decoder(skip_special=skip_special)
+        if self._set_apart:
+            decoder = SkippingDecoder(
+                SpacedDecoder(decoder, self._set_apart), self._special_id_set if skip_special else ()
+            )
+        return CleaningDecoder(decoder) if self.cleans_spaces else decoder
 
 
 def byte_characters() -> dict[str, int]:
@@ -149,15 +158,17 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def _vocabulary(definition: dict[str, Any], name: str) -> dict[str, int]:
+def _vocabulary(definition: dict[str, Any], name: str, allow_unused_ids: bool) -> dict[str, int]:
     """Token -> id of a definition, its added tokens included, checked for completeness."""
     model = definition.get("model")
     kind = model.get("type") if isinstance(model, dict) and isinstance(model.get("vocab"), dict) else None
     if kind != "BPE" or "ByteLevel" not in json.dumps(definition.get("pre_tokenizer")):
-        raise UserError(f"tokenizer file {name}: is no byte-level BPE; give the tokenizer of an OPT model")
+        raise UserError(f"tokenizer file {name}: is no byte-level BPE; give the tokenizer that belongs to the model")
     ids = dict(model["vocab"])
     ids |= {token["content"]: token["id"] for token in definition.get("added_tokens") or ()}
-    if sorted(ids.values()) != list(range(len(ids))):
+    numbers = sorted(ids.values())
+    is_sound = numbers[0] == 0 and len(set(numbers)) == len(numbers) and numbers[-1] < 2 * len(numbers)
+    if not (is_sound and (allow_unused_ids or numbers[-1] == len(numbers) - 1)):
         raise UserError(f"tokenizer file {name}: its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")
     num_bytes = sum(character in ids for character in _BYTES)
     if num_bytes != 256:

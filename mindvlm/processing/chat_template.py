@@ -1,10 +1,10 @@
 """Chat templates as data, and one renderer per style.
 
-The texts and the joints are those of the conversation file of the original Vary-toy program; a template's name is the
-original's name for it.
+`TEMPLATES` are Vary's: texts and joints are those of the conversation file of the original Vary-toy program; a
+template's name is the original's name for it. Other families have tables of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mindvlm.errors import UserError
@@ -21,13 +21,21 @@ class ChatTemplate:
     Attributes:
         style: "chatml": role + message + separator. "colon_single": role + ": " + message + separator.
             "colon_pair": the same with `answer_separator` after answers. "caption": the images of the user's message,
-            nothing else of it, then the answer.
+            nothing else of it, then the answer. "instruction": Llama-2's, the question between two marks with the
+            system message in the first one. "tagged": TinyLlama's, a tag on a line of its own before every part.
+            "plain": the message and `separator`; it has no answers but in training, where it is "caption".
         system: the system message without its marks. It is never armed.
         system_prefix: control text before the system message.
-        roles: the header of the user and of the assistant.
-        separator: what closes a turn (in "colon_pair": the user's turn).
+        system_joint: text between what closes the system message and the first turn.
+        roles: the header of the user and of the assistant ("instruction" and "tagged": names that are not shown).
+        question_marks: text before and behind a question, and `answer_mark` text before an answer ("instruction" and
+            "tagged").
+        separator: what closes a turn (in "colon_pair": the user's turn; in "instruction" and "tagged": what opens
+            every question but the first).
         answer_separator: what closes an answer; it is also where generation stops.
         answer_joint: text between an answer and what closes it.
+        examples: turns before the first one, the user's first.
+        label_rule: name of the rule of `label_rules` that the original labels samples by.
     """
 
     name: str
@@ -36,8 +44,13 @@ class ChatTemplate:
     roles: tuple[str, str]
     separator: str
     answer_separator: str
+    question_marks: tuple[str, str] = ("", "")
+    answer_mark: str = ""
     system_prefix: str = ""
+    system_joint: str = ""
     answer_joint: str = ""
+    examples: tuple[str, ...] = ()
+    label_rule: str = ""
 
 
 _CHATML = {
@@ -46,12 +59,14 @@ _CHATML = {
     "separator": "<|im_end|>",
     "answer_separator": "<|im_end|>",
     "system_prefix": "<|im_start|>system\n",
+    "label_rule": "mpt",
 }
 _HUMAN_ASSISTANT = {
     "style": "colon_single",
     "roles": ("Human", "Assistant"),
     "separator": "###",
     "answer_separator": "###",
+    "system_joint": "\n",
 }
 _CAPTION = {
     "style": "caption",
@@ -118,11 +133,11 @@ TEMPLATES: dict[str, ChatTemplate] = {
 }
 
 
-def get_template(name: str) -> ChatTemplate:
+def get_template(name: str, templates: Mapping[str, ChatTemplate] = TEMPLATES) -> ChatTemplate:
     """The template of that name. Raises UserError that lists the known names."""
-    if name not in TEMPLATES:
-        raise UserError(f"chat template {name!r} is unknown; known are {', '.join(sorted(TEMPLATES))}")
-    return TEMPLATES[name]
+    if name not in templates:
+        raise UserError(f"chat template {name!r} is unknown; known are {', '.join(sorted(templates))}")
+    return templates[name]
 
 
 def render(template: ChatTemplate, turns: Sequence[Message], *, empty_leaves_open: bool = False) -> list[Piece]:
@@ -135,25 +150,33 @@ def render(template: ChatTemplate, turns: Sequence[Message], *, empty_leaves_ope
             its own with nothing in it.
     """
     pieces = render_system(template)
-    for position, message in enumerate(turns):
-        if empty_leaves_open and message is not None and not any(piece.text for piece in as_pieces(message)):
+    for position, message in enumerate([*template.examples, *turns]):
+        if empty_leaves_open and message is not None and is_empty(message):
             message = None
-        pieces += render_turn(template, message, is_answer=position % 2 == 1)
+        pieces += render_turn(template, message, is_answer=position % 2 == 1, is_first=position == 0)
     return pieces
 
 
 def render_system(template: ChatTemplate) -> list[Piece]:
     """What stands before the first turn."""
-    if template.style == "caption" or (template.style == "chatml" and not template.system):
+    if not template.style.startswith(("chatml", "colon")) or (template.style == "chatml" and not template.system):
         return []
-    first_joint = template.separator + ("\n" if template.style == "colon_single" else "")
+    first_joint = template.separator + template.system_joint
     return [Piece(template.system_prefix, control=True), Piece(template.system), Piece(first_joint, control=True)]
 
 
-def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
-    """Header, message and closing mark of one turn. The message and mark of an answer are what training learns."""
+def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool, is_first: bool = False) -> list[Piece]:
+    """Header, message and closing mark of one turn. The message and mark of an answer are what training learns.
+
+    Raises:
+        UserError: the style cannot write such a turn down.
+    """
     if template.style == "caption":
         return render_caption_turn(template, message, is_answer=is_answer)
+    if template.style == "plain":
+        return render_plain_turn(template, message, is_answer=is_answer)
+    if template.style in ("instruction", "tagged"):
+        return render_llama_turn(template, message, is_answer=is_answer, is_first=is_first)
     colon = "" if template.style == "chatml" else ":"
     pieces = [Piece(template.roles[is_answer] + colon, control=True)]
     if message is None:
@@ -161,9 +184,49 @@ def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool) ->
     if colon:
         # learned with the answer, because a token may consist of the space and the answer's first word
         pieces.append(Piece(" ", control=True, learned=is_answer))
-    pieces += [Piece(piece.text, control=piece.control, learned=is_answer) for piece in as_pieces(message)]
+    pieces += as_pieces(message, learned=is_answer)
     closing = template.answer_separator if is_answer else template.separator
     return [*pieces, Piece(closing, control=True, learned=is_answer)]
+
+
+def render_llama_turn(template: ChatTemplate, message: Message, *, is_answer: bool, is_first: bool) -> list[Piece]:
+    """The system message goes into the first question; "tagged" writes the answer's header into open turns too."""
+    is_tagged = template.style == "tagged"
+    if is_answer:
+        if message is None and not is_tagged:
+            return []
+        # as in the other styles, a space is learned with the answer and a header is not
+        pieces = [Piece(template.answer_mark, control=True, learned=not is_tagged)]
+        if message is None:
+            return pieces
+        end = [Piece(template.answer_joint, control=True, learned=True)]
+        end += [Piece(template.answer_separator, control=True, learned=True)]
+        return [*pieces, *as_pieces(message, learned=True), *end]
+    if is_first and (message is None or is_empty(message)):
+        raise UserError(f"chat template {template.name!r}: the first question is empty; it carries the system message")
+    if message is None:
+        return []
+    opening = "" if is_first else template.separator
+    system = []
+    if is_first and template.system:
+        system = [
+            Piece(template.system_prefix, control=True),
+            Piece(template.system),
+            Piece(template.system_joint, control=True),
+        ]
+    before, behind = (Piece(mark, control=True) for mark in template.question_marks)
+    # Llama-2 has the system message between the question's marks, TinyLlama before them
+    parts = [*system, before] if is_tagged else [before, *system]
+    return [Piece(opening, control=True), *parts, *as_pieces(message), behind]
+
+
+def render_plain_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
+    """The message and the separator."""
+    if message is None:
+        return []
+    if is_answer:
+        raise UserError(f"chat template {template.name!r} has no turns; ask without a history, or choose another one")
+    return [*as_pieces(message), Piece(template.separator, control=True)]
 
 
 def render_caption_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
@@ -174,12 +237,18 @@ def render_caption_turn(template: ChatTemplate, message: Message, *, is_answer: 
     if not is_answer:
         return [piece for piece in pieces if piece.control]
     closing = [Piece(template.answer_joint), Piece(template.answer_separator, control=True)]
-    return [Piece(piece.text, control=piece.control, learned=True) for piece in [*pieces, *closing]]
+    return as_pieces([*pieces, *closing], learned=True)
 
 
-def as_pieces(message: str | Sequence[Piece]) -> Sequence[Piece]:
+def as_pieces(message: str | Sequence[Piece], *, learned: bool = False) -> list[Piece]:
     """A message as pieces; a string becomes one piece of ordinary text."""
-    return [Piece(message)] if isinstance(message, str) else message
+    pieces = [Piece(message)] if isinstance(message, str) else message
+    return [Piece(piece.text, control=piece.control, learned=learned) for piece in pieces]
+
+
+def is_empty(message: str | Sequence[Piece]) -> bool:
+    """Whether there is no text in it."""
+    return not any(piece.text for piece in as_pieces(message))
 
 
 def prompt_text(pieces: Sequence[Piece]) -> str:

@@ -7,7 +7,7 @@ replaced by the picture alone, and a sample that is cut still ends with the clos
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ import numpy as np
 from mindvlm.errors import UserError
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render
 from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.label_rules import IGNORED_LABEL, round_labels
 from mindvlm.processing.pieces import Piece, encode_pieces
 from mindvlm.processing.tokenizer import Tokenizer
 
-IGNORED_LABEL = -100
 SPEAKERS = ("human", "gpt")
 
 
@@ -69,7 +69,9 @@ def build_sample(
             not with `original_parse`) an image span does not fit into `max_length`, or a record for a caption template
             has no picture or more than one answer.
     """
-    turns, images = _read_record(record)
+    _, turns, images = read_record(record)
+    if template.style == "plain":
+        template = replace(template, style="caption")
     is_caption = template.style == "caption"
     if is_caption:
         turns = _caption_turns(turns, images, original_parse)
@@ -83,26 +85,42 @@ def build_sample(
         ids = np.array(prompt_ids[:max_length], dtype=np.int32)
         if is_caption:
             return TrainingSample(ids, _original_caption_labels(ids, pieces, tokenizer), images, "")
-        labels, warning = _original_labels(prompt, ids, tokenizer, template, max_length)
+        labels, warning = round_labels(
+            prompt,
+            ids,
+            template=template,
+            count=lambda text: len(tokenizer.encode(text, allow_special=True)),
+            pad_id=tokenizer.pad_id,
+            max_length=max_length,
+        )
         return TrainingSample(ids, labels, images, warning)
-    pieces = [Piece("".join(tokenizer.prefix_tokens), control=True), *pieces]
-    all_ids, owners = encode_pieces(pieces, tokenizer)
+    prefix_ids = tokenizer.prefix_ids
+    text_ids, owners = encode_pieces(pieces, tokenizer)
+    all_ids = prefix_ids + text_ids
     ids = np.array(all_ids[:max_length], dtype=np.int32)
-    _check_spans_are_whole(all_ids, max_length, tokenizer.special_id(image_span.end) if images else None)
-    is_learned = np.array([pieces[owner].learned for owner in owners[:max_length]], dtype=bool)
-    if is_caption and is_learned[-1]:
+    needed = image_span.needed_length(all_ids, tokenizer) if images else 0
+    if needed > max_length:
+        raise UserError(
+            f"max_length {max_length} cuts an image of the sample, it needs {needed} tokens: raise max_length"
+        )
+    learned = [False] * len(prefix_ids) + [pieces[owner].learned for owner in owners]
+    is_learned = np.array(learned[:max_length], dtype=bool)
+    if is_caption and is_learned[-1] and template.answer_separator in tokenizer.special_ids:
         ids[-1] = tokenizer.special_id(template.answer_separator)
     labels = np.where(is_learned, ids, np.int32(IGNORED_LABEL))
     warning = "" if is_learned.any() else f"no answer within the first {max_length} tokens: nothing of it is learned"
     return TrainingSample(ids, labels, images, warning)
 
 
-def collate(samples: Sequence[TrainingSample], *, pad_id: int) -> dict[str, np.ndarray]:
+def collate(samples: Sequence[TrainingSample], *, pad_id: int, pads_are_text: bool = False) -> dict[str, np.ndarray]:
     """Pads on the right to the longest sample.
+
+    Args:
+        pads_are_text: the pad id also stands for something in the samples (TinyLLaVA's end of text).
 
     Returns:
         `input_ids` (batch, length), `labels` (batch, length) and `attention_mask` (batch, length), all int32. The mask
-        is 0 at every pad id, as in the original program.
+        is 0 in the fill and, unless `pads_are_text`, at every pad id, as in the original program.
     """
     length = max(len(sample.input_ids) for sample in samples)
     input_ids = np.full((len(samples), length), pad_id, dtype=np.int32)
@@ -110,10 +128,23 @@ def collate(samples: Sequence[TrainingSample], *, pad_id: int) -> dict[str, np.n
     for row, sample in enumerate(samples):
         input_ids[row, : len(sample.input_ids)] = sample.input_ids
         labels[row, : len(sample.labels)] = sample.labels
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": (input_ids != pad_id).astype(np.int32)}
+    mask = input_ids != pad_id
+    if pads_are_text:
+        mask = np.arange(length) < np.array([[len(sample.input_ids)] for sample in samples])
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask.astype(np.int32)}
 
 
-def _read_record(record: dict[str, Any] | list[dict[str, Any]]) -> tuple[list[str], tuple[str, ...]]:
+def read_record(
+    record: dict[str, Any] | list[dict[str, Any]], *, alternating: bool = True
+) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """Speakers, messages and image names of a record; a leading answer is left out.
+
+    Args:
+        alternating: False takes the turns as they are, whoever speaks.
+
+    Raises:
+        UserError: it has no turns of the right form, or turns that do not alternate.
+    """
     if isinstance(record, dict):
         entries, image = record.get("conversations"), record.get("image", ())
     else:
@@ -124,17 +155,17 @@ def _read_record(record: dict[str, Any] | list[dict[str, Any]]) -> tuple[list[st
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or "value" not in entry or entry.get("from") not in SPEAKERS:
             raise UserError(f"training record, turn {position}: expected {{'from': 'human' or 'gpt', 'value': text}}")
-    if entries[0]["from"] != SPEAKERS[0]:
+    if alternating and entries[0]["from"] != SPEAKERS[0]:
         entries = entries[1:]
     for position, entry in enumerate(entries):
-        if entry["from"] != SPEAKERS[position % 2]:
+        if alternating and entry["from"] != SPEAKERS[position % 2]:
             raise UserError(
                 f"training record, turn {position}: spoken by {entry['from']!r}, expected {SPEAKERS[position % 2]!r}; "
                 "turns must alternate"
             )
     if not entries:
         raise UserError("training record: no turn of 'human' in it")
-    return [str(entry["value"]) for entry in entries], images
+    return [entry["from"] for entry in entries], [str(entry["value"]) for entry in entries], images
 
 
 def _caption_turns(turns: list[str], images: tuple[str, ...], original_parse: bool) -> list[str]:
@@ -184,39 +215,3 @@ def _expand_images(
     if num_markers != len(images) and not original_parse:
         raise UserError(f"training record: {len(images)} images, but {num_markers} {IMAGE_MARKER} markers in questions")
     return messages
-
-
-def _check_spans_are_whole(all_ids: list[int], max_length: int, end_id: int | None) -> None:
-    if end_id is None or end_id not in all_ids[max_length:]:
-        return
-    needed = len(all_ids) - all_ids[::-1].index(end_id)
-    raise UserError(f"max_length {max_length} cuts an image of the sample, it needs {needed} tokens: raise max_length")
-
-
-def _original_labels(
-    prompt: str, ids: np.ndarray, tokenizer: Tokenizer, template: ChatTemplate, max_length: int
-) -> tuple[np.ndarray, str]:
-    if template.style != "chatml":
-        raise UserError(f"original_parse: template {template.name!r} has no original label rule; use a chatml template")
-
-    def num_tokens(text: str) -> int:
-        return len(tokenizer.encode(text, allow_special=True))
-
-    separator = template.separator
-    answer_header = separator + template.roles[1]
-    turns = prompt.split(separator)
-    rounds = [separator.join(turns[:3])] + [separator.join(turns[i : i + 2]) for i in range(3, len(turns), 2)]
-    labels = ids.copy()
-    position = 0
-    for text in rounds:
-        question, *answers = text.split(answer_header)
-        if len(answers) != 1:
-            break
-        labels[position : position + num_tokens(question + answer_header)] = IGNORED_LABEL
-        position += num_tokens(text) + num_tokens(separator)
-    labels[position:] = IGNORED_LABEL
-    total = int((ids != tokenizer.pad_id).sum())
-    if position >= max_length or position == total:
-        return labels, ""
-    labels[:] = IGNORED_LABEL
-    return labels, f"WARNING: tokenization mismatch: {position} vs. {total}. (ignored)"

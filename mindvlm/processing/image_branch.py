@@ -12,6 +12,7 @@ from mindvlm.processing.margins import pad_to_aspect, paper_colour, trim_margins
 from mindvlm.processing.text_lines import lines_side_by_side
 
 ResizeMode = Literal["crop", "squash", "squash_bilinear", "keep", "pad"]
+Padding = Literal["none", "centre"]
 
 
 @dataclass(kw_only=True)
@@ -24,16 +25,20 @@ class ImageBranchConfig:
             (vision vocabulary of Vary-toy). "squash_bilinear": the same as OpenCV does it (Vary-base, Vary-tiny).
             "keep", "pad": the training options of the original for the CLIP tower.
         mean, std: of red, green and blue, in 0..1.
+        padding: "centre" puts the picture on a square of the mean colour before anything else (LLaVA-1.5).
     """
 
     size: int | list[int]
     resize: ResizeMode
     mean: list[float] = field(default_factory=lambda: list(transforms.CLIP_MEAN))
     std: list[float] = field(default_factory=lambda: list(transforms.CLIP_STD))
+    padding: Padding = "none"
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(ResizeMode):
             raise UserError(f"resize {self.resize!r}: expected one of {', '.join(get_args(ResizeMode))}")
+        if self.padding not in get_args(Padding):
+            raise UserError(f"padding {self.padding!r}: expected one of {', '.join(get_args(Padding))}")
         edges = (self.size,) if isinstance(self.size, int) else tuple(self.size)
         if len(edges) not in (1, 2) or not all(isinstance(edge, int) and edge > 0 for edge in edges):
             raise UserError(f"image size {self.size}: expected a positive number or [height, width]")
@@ -49,19 +54,23 @@ class ImageBranchConfig:
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """(3, height, width) float32 of an RGB picture; only "keep" gives another size."""
+        normalize = transforms.normalize_scaled if self.resize == "squash_bilinear" else transforms.normalize
+        return normalize(self.resized(image), mean=self.mean, std=self.std)
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """The picture before its values are normalised."""
         height, width = self.height_width
+        if self.padding == "centre":
+            image = transforms.centre_on_square(image, self.mean)
         if self.resize == "squash_bilinear":
-            squashed = transforms.squash_bilinear(image, height, width)
-            return transforms.normalize_scaled(squashed, mean=self.mean, std=self.std)
+            return transforms.squash_bilinear(image, height, width)
         if self.resize == "squash":
-            resized = transforms.squash(image, height, width)
-        elif self.resize == "crop":
-            resized = transforms.crop_to_square(image, height)
-        elif self.resize == "keep":
-            resized = transforms.keep_aspect(image, height)
-        else:
-            resized = transforms.pad_to_square(image, height, self.mean)
-        return transforms.normalize(resized, mean=self.mean, std=self.std)
+            return transforms.squash(image, height, width)
+        if self.resize == "crop":
+            return transforms.crop_to_square(image, height)
+        if self.resize == "keep":
+            return transforms.keep_aspect(image, height)
+        return transforms.pad_to_square(image, height, self.mean)
 
 
 @dataclass(kw_only=True)

@@ -21,12 +21,18 @@ class Piece:
     learned: bool = False
 
 
-def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def encode_pieces(
+    pieces: Sequence[Piece], tokenizer: Tokenizer, *, continues: bool = False
+) -> tuple[list[int], list[int]]:
     """Ids of the pieces, and for every id the index of the piece in which it begins.
 
     Plain text between two control tokens is joined before it is split into tokens, whatever pieces it comes from. For
     text without special surface forms the ids are therefore those of the whole prompt string. White space beside a
-    token of `tokenizer.stripping_tokens` is left out.
+    token of `tokenizer.stripping_tokens` is left out; behind one of `tokenizer.restarting_tokens` text is encoded as
+    at the start of a prompt.
+
+    Args:
+        continues: the pieces stand behind a control token, see `Tokenizer.encode`.
     """
     ids: list[int] = []
     owners: list[int] = []
@@ -37,7 +43,8 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[list[i
             _strip(pending, range(len(pending)), str.lstrip)
         if after in tokenizer.stripping_tokens:
             _strip(pending, range(len(pending) - 1, -1, -1), str.rstrip)
-        text_ids = tokenizer.encode("".join(text for _, text in pending))
+        goes_on = continues if before is None else before not in tokenizer.restarting_tokens
+        text_ids = tokenizer.encode("".join(text for _, text in pending), continues=goes_on)
         ids.extend(text_ids)
         owners.extend(_first_pieces(pending, text_ids, tokenizer))
         pending.clear()
@@ -65,13 +72,17 @@ def _strip(pending: list[tuple[int, str]], order: Iterable[int], strip: Callable
 
 
 def _first_pieces(pending: list[tuple[int, str]], text_ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    if not pending:
+        return []
     ends = []
     prefix = ""
     for _, text in pending:
         prefix += text
         ends.append(len(tokenizer.normalize(prefix).encode()))
     owners = []
-    position = current = 0
+    # a tokenizer may have put a space in front of the text: it belongs to the first piece
+    position = ends[-1] - len(tokenizer.decode_bytes(text_ids))
+    current = 0
     for token_id in text_ids:
         while current < len(pending) - 1 and position >= ends[current]:
             current += 1

@@ -1,9 +1,9 @@
-"""Byte-level BPE tokenizer over a rank file, as Qwen-1 and Vary use it (the tiktoken library merges)."""
+"""Byte-level BPE tokenizer over a rank file, as Qwen-1, Vary and StableLM-2 use it (the tiktoken library merges)."""
 
 import base64
 import binascii
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tiktoken
@@ -32,6 +32,20 @@ QWEN_SPECIAL_TOKENS: tuple[str, ...] = (
 COMPACT_SPECIAL_TOKENS: tuple[str, ...] = (END_OF_TEXT, TURN_START, TURN_END, "<img>", "</img>", "<imgpad>")
 """What a small model needs: end of text, the two turn marks and the three of the image span."""
 
+ARCADE_SPECIAL_TOKENS: tuple[str, ...] = (
+    END_OF_TEXT,
+    *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
+    *("<gh_stars>", "<filename>", "<issue_start>", "<issue_comment>", "<issue_closed>"),
+    *("<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>", "<empty_output>"),
+    *("<commit_before>", "<commit_msg>", "<commit_after>", "<reponame>"),
+    *("<|endofprompt|>", TURN_START, TURN_END, "<|pause|>"),
+    *(f"<|reg{number}|>" for number in range(8)),
+    "<|extra0|>",
+)
+"""Special tokens of the Arcade100k vocabulary of StableLM-2; between its ranks and them one id is unused."""
+
+ARCADE_NUM_UNUSED = 1
+
 MAX_RANK_FILE_BYTES = 64 * 2**20
 
 
@@ -41,6 +55,9 @@ class TiktokenTokenizer(Tokenizer):
     Text is NFC-normalised before it is split (so `decode(encode(text))` is the NFC form of `text`). Special tokens take
     the ids after the ranks, in the order given.
 
+    Args:
+        num_unused: ids between the ranks and the special tokens that stand for nothing.
+
     Raises:
         UserError: a special token is empty or occurs twice.
     """
@@ -48,12 +65,18 @@ class TiktokenTokenizer(Tokenizer):
     end_token = pad_token = END_OF_TEXT
 
     def __init__(
-        self, ranks: dict[bytes, int], *, special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS, name: str = "qwen"
+        self,
+        ranks: dict[bytes, int],
+        *,
+        special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS,
+        num_unused: int = 0,
+        name: str = "qwen",
     ):
         super().__init__(special_tokens)
         self.num_ranks = len(ranks)
-        self.special_ids: dict[str, int] = {token: self.num_ranks + i for i, token in enumerate(special_tokens)}
-        self.vocab_size = self.num_ranks + len(self.special_ids)
+        self.first_special_id = self.num_ranks + num_unused
+        self.special_ids: dict[str, int] = {token: self.first_special_id + i for i, token in enumerate(special_tokens)}
+        self.vocab_size = self.first_special_id + len(self.special_ids)
         self._encoding = tiktoken.Encoding(
             name, pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=self.special_ids
         )
@@ -64,11 +87,13 @@ class TiktokenTokenizer(Tokenizer):
         path: str | Path,
         *,
         special_tokens: Sequence[str] = QWEN_SPECIAL_TOKENS,
+        num_unused: int = 0,
         expected_vocab_size: int | None = None,
     ) -> "TiktokenTokenizer":
         """Reads a rank file: one `base64 SPACE rank` per line, LF or CRLF.
 
         Args:
+            num_unused: see the class.
             expected_vocab_size: rows of the model's embedding; ranks plus special tokens must give just that.
 
         Raises:
@@ -76,30 +101,27 @@ class TiktokenTokenizer(Tokenizer):
         """
         path = Path(path)
         ranks = read_rank_file(path)
-        if expected_vocab_size is not None and len(ranks) + len(special_tokens) != expected_vocab_size:
+        if expected_vocab_size is not None and len(ranks) + num_unused + len(special_tokens) != expected_vocab_size:
             raise UserError(
                 f"tokenizer file {path}: {len(ranks)} ranks, expected {expected_vocab_size - len(special_tokens)} "
                 f"(vocabulary of {expected_vocab_size} less {len(special_tokens)} special tokens): "
                 "use the file that belongs to the model, or copy it again"
             )
-        return cls(ranks, special_tokens=special_tokens, name=path.name)
+        return cls(ranks, special_tokens=special_tokens, num_unused=num_unused, name=path.name)
 
     def normalize(self, text: str) -> str:
         """The form of the text that is encoded: NFC, and a lone surrogate becomes U+FFFD."""
         return unicodedata.normalize("NFC", replace_surrogates(text))
 
-    def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
-        text = self.normalize(text)
-        if allow_special is False:
-            return self._encoding.encode_ordinary(text)
-        allowed = set(self.special_ids) if allow_special is True else set(allow_special)
-        return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
+    def encode_ordinary(self, text: str, *, continues: bool) -> list[int]:
+        return self._encoding.encode_ordinary(text)
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
         kept = []
         for token_id in map(int, ids):
             self.check_id(token_id)
-            if not (skip_special and token_id >= self.num_ranks):
+            is_unused = self.num_ranks <= token_id < self.first_special_id
+            if not is_unused and not (skip_special and token_id >= self.num_ranks):
                 kept.append(token_id)
         return self._encoding.decode_bytes(kept)
 

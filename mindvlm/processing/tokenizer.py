@@ -5,6 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 
 from mindvlm.errors import UserError
+from mindvlm.processing.text_decoders import TextDecoder, Utf8Decoder
+
+PLACEHOLDER_ID = -200
+"""The id that the original LLaVA programs put in the place of an image."""
 
 
 class Tokenizer(ABC):
@@ -17,6 +21,8 @@ class Tokenizer(ABC):
         pad_token: the token that fills a batch.
         prefix_tokens: the tokens in front of every prompt.
         stripping_tokens: control tokens beside which white space is dropped.
+        restarting_tokens: control tokens behind which text begins anew, as at the start of a prompt.
+        continues_text: whether text behind other control tokens is encoded otherwise than at the start.
     """
 
     special_ids: dict[str, int]
@@ -25,12 +31,24 @@ class Tokenizer(ABC):
     pad_token: str
     prefix_tokens: tuple[str, ...] = ()
     stripping_tokens: frozenset[str] = frozenset()
+    restarting_tokens: frozenset[str] = frozenset()
+    continues_text: bool = False
 
     def __init__(self, special_tokens: Sequence[str]):
         if len(set(special_tokens)) != len(special_tokens) or "" in special_tokens:
             raise UserError("special_tokens: every entry must be a non-empty string that occurs once")
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if special_tokens else None
+
+    def add_placeholder(self, token: str) -> None:
+        """Gives the place of something that is no text an id, unless the vocabulary has one for it.
+
+        The id is PLACEHOLDER_ID: it has no embedding and no logit, and cannot be decoded. Text behind it begins anew.
+        """
+        if token not in self.special_ids:
+            self.special_ids = {**self.special_ids, token: PLACEHOLDER_ID}
+            Tokenizer.__init__(self, list(self.special_ids))
+            self.restarting_tokens |= {token}
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -67,22 +85,54 @@ class Tokenizer(ABC):
     def normalize(self, text: str) -> str:
         """The form of the text that is encoded."""
 
-    @abstractmethod
-    def encode(self, text: str, *, allow_special: bool | Collection[str] = False) -> list[int]:
-        """Ids of `text`, without the prefix.
+    def encode(self, text: str, *, allow_special: bool | Collection[str] = False, continues: bool = False) -> list[int]:
+        """Ids of `text`, without the prefix. White space beside `stripping_tokens` that become ids is left out.
 
         Args:
             allow_special: False: control tokens are disarmed, their surface forms are ordinary characters.
                 True: every special surface form becomes its id. A collection: only these forms do.
+            continues: the text stands behind a control token; some tokenizers put a space in front of text otherwise.
         """
+        text = self.normalize(text)
+        if allow_special is False:
+            return self.encode_ordinary(text, continues=continues)
+        allowed = set(self.special_ids) if allow_special is True else set(allow_special)
+        ids: list[int] = []
+        pending, before = "", None
+        for part in [*self.split_at_special(text), None]:
+            if part is not None and part not in allowed:
+                pending += part
+                continue
+            if before in self.stripping_tokens:
+                pending = pending.lstrip()
+            if part in self.stripping_tokens:
+                pending = pending.rstrip()
+            ids += self.encode_ordinary(pending, continues=continues)
+            if part is not None:
+                ids.append(self.special_ids[part])
+            pending, before, continues = "", part, part not in self.restarting_tokens
+        return ids
+
+    @abstractmethod
+    def encode_ordinary(self, text: str, *, continues: bool) -> list[int]:
+        """Ids of normalised text in which nothing is special; `continues` as of `encode`."""
 
     @abstractmethod
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
         """The bytes of the ids. Raises UserError for an id outside the vocabulary."""
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD. Raises UserError for an id outside the vocabulary."""
+        decoder = self.text_decoder(skip_special=skip_special)
+        parts = []
+        for token_id in map(int, ids):
+            self.check_id(token_id)
+            parts.append(decoder.push(token_id))
+        return "".join(parts) + decoder.flush()
+
+    def text_decoder(self, *, skip_special: bool) -> TextDecoder:
+        """What turns ids into text as they come."""
+        return Utf8Decoder(lambda token_id: self.decode_bytes([token_id], skip_special=skip_special))
 
 
 def replace_surrogates(text: str) -> str:

@@ -13,11 +13,13 @@ from mindvlm.processing.opencv_resize import resize_bilinear
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 KEEP_LONGEST_EDGE = 448
 MAX_RESIZED_PIXELS = 64 * 2**20
+MAX_SQUARE_PIXELS = 256 * 2**20
 
 
 def resize_shortest_edge(image: Image.Image, size: int) -> Image.Image:
@@ -64,9 +66,31 @@ def keep_aspect(image: Image.Image, size: int) -> Image.Image:
 def pad_to_square(image: Image.Image, size: int, mean: Sequence[float] = CLIP_MEAN) -> Image.Image:
     """Option `pad`: the picture at the top left of a square of the mean colour, then `crop_to_square`."""
     edge = max(image.size)
-    square = Image.new("RGB", (edge, edge), tuple(int(channel * 255) for channel in mean))
+    square = Image.new("RGB", (edge, edge), eight_bit_colour(mean))
     square.paste(image, (0, 0))
     return crop_to_square(square, size)
+
+
+def centre_on_square(image: Image.Image, mean: Sequence[float] = CLIP_MEAN) -> Image.Image:
+    """The picture in the middle of a square of its longer edge, filled with the mean colour (LLaVA-1.5's padding).
+
+    Raises:
+        UserError: the picture is so long and narrow that the square would have more than MAX_SQUARE_PIXELS.
+    """
+    width, height = image.size
+    edge = max(width, height)
+    if edge * edge > MAX_SQUARE_PIXELS and width != height:
+        raise UserError(f"image of {width} x {height}: too narrow to become a square of {edge} x {edge}; crop it")
+    if width == height:
+        return image
+    square = Image.new("RGB", (edge, edge), eight_bit_colour(mean))
+    square.paste(image, ((edge - width) // 2, (edge - height) // 2))
+    return square
+
+
+def eight_bit_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """A colour of 0..1 in 0..255, rounded down."""
+    return tuple(int(channel * 255) for channel in mean)
 
 
 def normalize(image: Image.Image, *, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> np.ndarray:

@@ -183,7 +183,7 @@ class DatasetsEvaluator:
         """Answers of at most one batch, filled up by its last sample so that no other shape is compiled."""
         filled = samples + [samples[-1]] * (self.config.batch_size - len(samples))
         prompts = [self.prompt(sample) for sample in filled]
-        counts = [prompt.count(self.maker.span_start_id) for prompt in prompts]
+        counts = [self.maker.count_images(prompt) for prompt in prompts]
         with_images = [(sample, count) for sample, count in zip(filled, counts, strict=True) if count]
         branches = with_images[0][0].pixels if with_images else ()
         pixels = tuple(

@@ -117,7 +117,7 @@ class DatasetsSource:
         make_processor = partial(processor_type, processor_config)
         self.config, self.share, self.say = config, share, say
         self.collator = make_collator(config, make_processor())
-        self.options = sample_options(config, make_processor, seed=seed, say=say)
+        self.options = sample_options(config, make_processor, seed=seed, num_shards=share.num_shards, say=say)
         self.rows_per_epoch = self.options.mixture.epoch_size
         mixture = self.options.mixture
         self.identity = {f"records of {name}": size for name, size in zip(mixture.names, mixture.sizes, strict=True)}

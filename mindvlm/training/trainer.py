@@ -63,7 +63,7 @@ class Trainer:
             config, model_config, family, self.mesh, dtype, is_new=is_new, say=self.say
         )
         decoder = model_config.model.language_model
-        inv_freq = Tensor(inverse_frequencies(decoder.head_dim, decoder.rope_theta))
+        inv_freq = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
         self.stepper = Stepper(self.model, config, inv_freq=inv_freq, mesh=self.mesh, divided=divided, dtype=dtype)
         self.tensors = RunTensors(
             dict(self.model.parameters_and_names()),

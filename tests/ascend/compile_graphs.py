@@ -60,8 +60,9 @@ def small_config(path: str):
     config = read_config(path)
     model = config.model
     model.language_model.num_hidden_layers = NUM_LAYERS
-    model.vision_vocabulary.depth = 2
-    model.vision_vocabulary.global_attn_indexes = [1]
+    if vocabulary := getattr(model, "vision_vocabulary", None):
+        vocabulary.depth = 2
+        vocabulary.global_attn_indexes = [1]
     if model.vision_tower:
         model.vision_tower.num_hidden_layers = NUM_LAYERS
     return config
@@ -73,7 +74,8 @@ def blank(*shape: int, dtype) -> Tensor:
 
 
 def pixels(model_config, dtype) -> list[Tensor]:
-    towers = [tower for tower in (model_config.vision_tower, model_config.vision_vocabulary) if tower]
+    sections = (model_config.vision_tower, getattr(model_config, "vision_vocabulary", None))
+    towers = [tower for tower in sections if tower]
     return [blank(NUM_IMAGES, 3, *height_and_width(tower.image_size), dtype=dtype) for tower in towers]
 
 
@@ -86,7 +88,7 @@ def predict_graphs(config, model, dtype) -> dict:
     tokens = blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
     embeds = blank(BATCH_SIZE, LENGTH, hidden, dtype=dtype)
     counts = blank(BATCH_SIZE, dtype=ms.int32)
-    inv_freq = blank(sizes.head_dim // 2, dtype=ms.float32)
+    inv_freq = blank(sizes.rotary_dim // 2, dtype=ms.float32)
     features = (NUM_IMAGES, config.model.image_token_len, hidden)
     logits = (BATCH_SIZE, vocab_size)
     sampler = Sampler(config.generation, batch_size=BATCH_SIZE, vocab_size=vocab_size, num_slots=NUM_SLOTS)
@@ -128,7 +130,7 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
         divided=divided,
     )
     learning_rate, tokens = blank(dtype=ms.float32), blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
-    inv_freq = blank(config.model.language_model.head_dim // 2, dtype=ms.float32)
+    inv_freq = blank(config.model.language_model.rotary_dim // 2, dtype=ms.float32)
     batch = [tokens, tokens, inv_freq, *pixels(config.model, dtype), tokens]
     if job == "passes":
         return {"accumulate": (step.accumulate_graph, batch), "update": (step.update_graph, [learning_rate])}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs/vary"
+CONFIGS = ROOT / "configs"
 PREDICT = ["vision", "merge", "prefill", "decode", "score", "sample"]
 
 
@@ -36,7 +36,14 @@ def compile_graphs(
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype", "num_in_vision"), [("vary_toy.yaml", "bfloat16", 3), ("vary_tiny.yaml", "float16", 2)]
+    ("config", "dtype", "num_in_vision"),
+    [
+        ("vary/vary_toy.yaml", "bfloat16", 3),
+        ("vary/vary_tiny.yaml", "float16", 2),
+        # SigLIP's heads are padded, TinyLlama's keys are fewer than its queries
+        ("tinyllava/tinyllava_1_5b.yaml", "bfloat16", 2),
+        ("tinyllava/tinyllava_3_1b.yaml", "float16", 2),
+    ],
 )
 def test_predict_with_fused_attention(tmp_path, config, dtype, num_in_vision):
     num_fused = compile_graphs(tmp_path, config, dtype, "fused", PREDICT)
@@ -47,15 +54,27 @@ def test_predict_with_fused_attention(tmp_path, config, dtype, num_in_vision):
 
 
 def test_predict_with_eager_attention(tmp_path):
-    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "eager", ["prefill", "decode"])
+    num_fused = compile_graphs(tmp_path, "vary/vary_toy.yaml", "bfloat16", "eager", ["prefill", "decode"])
 
     assert num_fused == {"prefill": [0, 0], "decode": [0, 0]}
+
+
+@pytest.mark.parametrize("config", ["tinyllava_1_5b.yaml", "tinyllava_3_1b.yaml"])
+def test_eager_attention_in_float16(tmp_path, config):
+    """Grouped heads, and scores in float32."""
+    graphs = compile_graphs(tmp_path, f"tinyllava/{config}", "float16", "eager", ["prefill", "decode", "score"])
+
+    assert graphs == dict.fromkeys(("prefill", "decode", "score"), [0, 0])
 
 
 @pytest.mark.parametrize(
     ("config", "dtype", "expected"),
     # Vary-toy's towers are frozen: their attentions have no gradient
-    [("vary_toy.yaml", "float16", [5, 2]), ("vary_tiny.yaml", "bfloat16", [4, 4])],
+    [
+        ("vary/vary_toy.yaml", "float16", [5, 2]),
+        ("vary/vary_tiny.yaml", "bfloat16", [4, 4]),
+        ("tinyllava/tinyllava_1_5b.yaml", "float16", [4, 2]),
+    ],
 )
 def test_training_step(tmp_path, config, dtype, expected):
     """float16 with its loss scale, bfloat16 with float32 copies of the weights."""
@@ -63,13 +82,17 @@ def test_training_step(tmp_path, config, dtype, expected):
 
 
 def test_training_step_of_several_passes(tmp_path):
-    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "fused", ["accumulate", "update"], job="passes")
+    num_fused = compile_graphs(
+        tmp_path, "vary/vary_toy.yaml", "bfloat16", "fused", ["accumulate", "update"], job="passes"
+    )
 
     assert num_fused == {"accumulate": [5, 2], "update": [0, 0]}
 
 
 def test_training_step_of_one_among_four_processes(tmp_path):
     """dp 2 x tp 2 with ZeRO-2: the collectives that the CPU backend lacks."""
-    num_fused = compile_graphs(tmp_path, "vary_toy.yaml", "bfloat16", "fused", ["parallel step"], job="parallel step")
+    num_fused = compile_graphs(
+        tmp_path, "vary/vary_toy.yaml", "bfloat16", "fused", ["parallel step"], job="parallel step"
+    )
 
     assert num_fused == {"parallel step": [5, 2]}

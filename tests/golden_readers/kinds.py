@@ -12,7 +12,18 @@ from pathlib import Path
 
 from mindvlm.errors import UserError
 from mindvlm.runtime import RuntimeConfig, start
-from tests.golden_readers import caption, language, preprocess, text, towers
+from tests.golden_readers import (
+    caption,
+    language,
+    preprocess,
+    text,
+    tinyllava,
+    tinyllava_connectors,
+    tinyllava_folder,
+    tinyllava_pictures,
+    tinyllava_text,
+    towers,
+)
 from tests.golden_readers.case import Case, UnusableCase
 from tests.golden_readers.report import Report
 
@@ -74,6 +85,23 @@ KINDS = (
         "image preprocessing",
         is_preprocess,
         lambda case, report, mode: preprocess.read_preprocess(case, report),
+    ),
+    Kind("TinyLLaVA", tinyllava.is_tinyllava, tinyllava.read_tinyllava),
+    Kind("TinyLLaVA folder", tinyllava_folder.is_checkpoint_folder, tinyllava_folder.read_checkpoint_folder),
+    Kind(
+        "connectors",
+        tinyllava_connectors.is_connectors,
+        lambda case, report, mode: tinyllava_connectors.read_connectors(case, report),
+    ),
+    Kind(
+        "TinyLLaVA text",
+        tinyllava_text.is_tinyllava_text,
+        lambda case, report, mode: tinyllava_text.read_tinyllava_text(case, report),
+    ),
+    Kind(
+        "TinyLLaVA pictures",
+        tinyllava_pictures.is_tinyllava_pictures,
+        lambda case, report, mode: tinyllava_pictures.read_tinyllava_pictures(case, report),
     ),
     Kind("text", is_text, lambda case, report, mode: text.read_text(case, report)),
 )

@@ -70,6 +70,12 @@ class Report:
         finite = error if np.isfinite(error) else None
         self.items.append(Item(name, bool(error <= bound), result, finite, bound, note))
 
+    def check(self, name: str, error: float, *, bound: float, note: str = "") -> None:
+        """Takes an error that was measured elsewhere."""
+        self.open_names.discard(name)
+        finite = error if np.isfinite(error) else None
+        self.items.append(Item(name, bool(error <= bound), f"{error:.2e}", finite, bound, note))
+
     def same(self, name: str, pairs: Sequence[tuple[str, object, object]], note: str = "") -> None:
         """Compares values that must be equal, given as (label, actual, recorded)."""
         self.open_names.discard(name)

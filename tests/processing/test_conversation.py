@@ -128,6 +128,15 @@ def test_samples_are_padded_on_the_right():
     assert all(array.dtype == np.int32 for array in batch.values())
 
 
+def test_a_pad_id_may_be_text():
+    end_id = TOKENIZER.special_id("<|im_end|>")
+    samples = [build(record_of("a", "long answer")), build(record_of("a", "b"))]
+    lengths = [len(sample.input_ids) for sample in samples]
+    assert collate(samples, pad_id=end_id)["attention_mask"].sum(axis=1).tolist() < lengths
+    batch = collate(samples, pad_id=end_id, pads_are_text=True)
+    assert batch["attention_mask"].sum(axis=1).tolist() == lengths
+
+
 @pytest.fixture(scope="module")
 def qwen() -> TiktokenTokenizer:
     return TiktokenTokenizer.from_file(golden_path("vary/qwen.tiktoken"), expected_vocab_size=151860)

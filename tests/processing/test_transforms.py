@@ -104,3 +104,18 @@ def test_bilinear_pixels_are_the_original_ones(recorded, name):
     assert (ours[:, SAMPLED, SAMPLED] == recorded[f"alb_sample_{name}"]).all()
     assert (ours[CROP] == recorded[f"alb_crop_{name}"]).all()
     assert np.allclose(ours.sum(axis=2, dtype=np.float64), recorded[f"alb_row_sum_{name}"], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "corner"), [((5, 2), (0, 1)), ((2, 5), (1, 0)), ((3, 3), (0, 0))])
+def test_a_picture_in_the_middle_of_a_square(size, corner):
+    square = transforms.centre_on_square(Image.new("RGB", size, "white"), transforms.SIGLIP_MEAN)
+    values = np.asarray(square)
+    left, top = corner
+    assert square.size == (max(size), max(size))
+    assert (values[top : top + size[1], left : left + size[0]] == 255).all()
+    assert (values == 255).sum() == 3 * size[0] * size[1] and set(np.unique(values)) <= {127, 255}
+
+
+def test_a_square_of_a_thread_is_refused():
+    with pytest.raises(UserError, match="too narrow to become a square of 20000 x 20000"):
+        transforms.centre_on_square(Image.new("RGB", (20000, 1)))

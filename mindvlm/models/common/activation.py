@@ -17,6 +17,23 @@ class GELU(nn.Cell):
         return (dout * (0.5 + 0.5 * ops.erf(x * 0.7071067811865476) + x * density),)
 
 
+class TanhGELU(nn.Cell):
+    """x * (1 + tanh(u)) / 2 for u = sqrt(2 / pi) (x + 0.044715 x^3), the approximation that GPT-2 was trained with.
+
+    Written as x * sigmoid(2 u), which is the same: the CPU backend's tanh is off by 1e-5, its sigmoid by 2e-7.
+    """
+
+    def construct(self, x):
+        return x * ops.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+    def bprop(self, x, out, dout):
+        x = ops.depend(x, dout)
+        square = x * x
+        sigmoid = ops.sigmoid(1.5957691216057308 * (x + 0.044715 * square * x))
+        slope = 1.5957691216057308 * sigmoid * (1.0 - sigmoid) * (1.0 + 0.134145 * square)
+        return (dout * (sigmoid + x * slope),)
+
+
 class QuickGELU(nn.Cell):
     """x * sigmoid(1.702 x), as CLIP was trained with."""
 
@@ -74,4 +91,11 @@ def activation(name: str) -> nn.Cell:
     return ACTIVATIONS[name]()
 
 
-ACTIVATIONS = {"gelu": GELU, "quick_gelu": QuickGELU, "silu": SiLU, "relu": ReLU}
+ACTIVATIONS = {
+    "gelu": GELU,
+    "quick_gelu": QuickGELU,
+    "silu": SiLU,
+    "relu": ReLU,
+    "gelu_new": TanhGELU,
+    "gelu_pytorch_tanh": TanhGELU,
+}

@@ -1,13 +1,13 @@
 """Self-attention of the decoders.
 
-B batch, L query length, S key length, H heads, D head dimension.
+B batch, L query length, S key length, H query heads, K key and value heads, D head dimension.
 """
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from mindvlm.models.common.attention_core import causal_attention_core
+from mindvlm.models.common.attention_core import causal_attention_core, split_heads, stack_heads
 from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, later_keys
 from mindvlm.models.common.layout import permute_rows
 from mindvlm.models.common.linear import Linear
@@ -47,10 +47,20 @@ class EagerAttention(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def construct(self, query, key, value, mask):
-        """query (B, H, L, D) scaled already, key and value (B, H, S, D), mask (B, H, L, S) additive -> (B, H, L, D)."""
-        scores = self.query_key(query, key) + mask
+        """query (B, H, L, D) scaled already, key and value (B, K, S, D), mask (B, H, L, S) additive -> (B, H, L, D)."""
+        scores = self.scores(stack_heads(query, key), key) + stack_heads(mask, key)
         weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
-        return self.weighted_values(weights, value)
+        return split_heads(self.weighted_values(weights, value), query, query.shape[-2])
+
+    def scores(self, query, key):
+        return self.query_key(query, key)
+
+
+class Float32EagerAttention(EagerAttention):
+    """The same with queries and keys in float32 for their product, and a mask in float32."""
+
+    def scores(self, query, key):
+        return self.query_key(query.astype(ms.float32), key.astype(ms.float32))
 
 
 class SelfAttention(nn.Cell):
@@ -64,41 +74,44 @@ class SelfAttention(nn.Cell):
     def __init__(self, config, dtype=ms.float32):
         super().__init__()
         self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        width = self.num_heads * self.head_dim
+        width, key_width = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         self.q_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
-        self.k_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
-        self.v_proj = Linear(config.hidden_size, width, has_bias=config.qkv_bias, dtype=dtype)
+        self.k_proj = Linear(config.hidden_size, key_width, has_bias=config.qkv_bias, dtype=dtype)
+        self.v_proj = Linear(config.hidden_size, key_width, has_bias=config.qkv_bias, dtype=dtype)
         self.o_proj = Linear(width, config.hidden_size, has_bias=config.o_bias, dtype=dtype)
         self.scale = self.head_dim**-0.5
-        self.dtype = dtype
         self.is_fused = can_fuse(dtype, self.head_dim)
-        self.core = FusedAttention() if self.is_fused else EagerAttention()
-        self.causal_core = causal_attention_core()
+        self.mask_dtype = ms.float32 if config.float32_scores else dtype
+        eager = Float32EagerAttention if config.float32_scores else EagerAttention
+        self.core = FusedAttention() if self.is_fused else eager()
+        self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
 
     def mask(self, query_positions, key_positions):
         """The causal mask for `attend`, the same for every layer; positions as in `causal_mask`."""
         if self.is_fused:
             return later_keys(query_positions, key_positions)
-        return causal_mask(query_positions, key_positions, self.num_heads, self.dtype)
+        return causal_mask(query_positions, key_positions, self.num_heads, self.mask_dtype)
 
     def mask_without_cache(self, positions):
         """The mask for `attend` where the keys are those of the queries, at positions (B, L) = 0 .. L - 1; None: this
         attention needs none."""
         return later_keys(positions, positions[0]) if self.is_fused else None
 
-    def split_heads(self, x):
+    def heads(self, x, num_heads):
         batch_size, length, _ = x.shape
         if length == 1:
-            return x.reshape((batch_size, self.num_heads, 1, self.head_dim))
-        return permute_rows(x.reshape((batch_size, length, self.num_heads, self.head_dim)), (0, 2, 1))
+            return x.reshape((batch_size, num_heads, 1, self.head_dim))
+        return permute_rows(x.reshape((batch_size, length, num_heads, self.head_dim)), (0, 2, 1))
 
     def project(self, x, cos, sin):
-        """x (B, L, hidden) -> query, key and value, each (B, H, L, D); cos and sin are None here."""
-        return self.split_heads(self.q_proj(x)), self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x))
+        """x (B, L, hidden) -> query (B, H, L, D), key and value (B, K, L, D); cos and sin are None here."""
+        query, key = self.heads(self.q_proj(x), self.num_heads), self.heads(self.k_proj(x), self.num_key_value_heads)
+        return query, key, self.heads(self.v_proj(x), self.num_key_value_heads)
 
     def attend(self, query, key, value, mask):
-        """query (B, H, L, D), key and value (B, H, S, D) -> (B, L, hidden); mask from `mask` or
+        """query (B, H, L, D), key and value (B, K, S, D) -> (B, L, hidden); mask from `mask` or
         `mask_without_cache`."""
         batch_size, _, length, _ = query.shape
         query = query * self.scale
@@ -115,7 +128,17 @@ class RotarySelfAttention(SelfAttention):
     """Self-attention whose queries and keys are rotated by their positions."""
 
     def project(self, x, cos, sin):
-        """x (B, L, hidden), cos and sin (B, H, L, D) -> query, key (after rotation) and value, each (B, H, L, D)."""
-        query = apply_rotary(self.split_heads(self.q_proj(x)), cos, sin)
-        key = apply_rotary(self.split_heads(self.k_proj(x)), cos, sin)
-        return query, key, self.split_heads(self.v_proj(x))
+        """x (B, L, hidden), cos and sin (B, H, L, R) for R of D dimensions, H = K -> query, key (after rotation) and
+        value, each (B, H, L, D)."""
+        query, key, value = super().project(x, cos, sin)
+        return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
+
+
+class GroupedRotarySelfAttention(SelfAttention):
+    """The same with fewer key heads than query heads, each of which serves as many queries (arXiv 2305.13245)."""
+
+    def project(self, x, cos, sin):
+        """x (B, L, hidden), cos and sin pairs (B, H, L, R) and (B, K, L, R) -> query (B, H, L, D), key and value
+        (B, K, L, D)."""
+        query, key, value = super().project(x, cos, sin)
+        return apply_rotary(query, cos[0], sin[0]), apply_rotary(key, cos[1], sin[1]), value

@@ -4,7 +4,9 @@ The probabilities of all pairs, which a plain graph keeps for every layer, are m
 (as in arXiv 2205.14135, here with whole rows of scores instead of tiles). Queries are attended in slices, one after the
 other, so that only one slice's scores stand in memory.
 
-L queries, S keys, D head dimension; the axes before these are (batch, heads), or one for both.
+L queries, S keys, D head dimension; the axes before these are (batch, heads), or one for both. There may be fewer key
+heads than query heads (arXiv 2305.13245): each then serves as many query heads in a row, which are stacked to one block
+of queries, so that no key is repeated.
 """
 
 from __future__ import annotations
@@ -32,15 +34,15 @@ def attention_core() -> AttentionCore:
 
 
 @functools.cache
-def causal_attention_core() -> CausalAttentionCore:
-    """The one CausalAttentionCore."""
-    return CausalAttentionCore()
+def causal_attention_core(*, float32_scores: bool = False) -> CausalAttentionCore:
+    """The one CausalAttentionCore, or the one whose scores are a product in float32."""
+    return Float32CausalAttentionCore() if float32_scores else CausalAttentionCore()
 
 
 class AttentionCore(nn.Cell):
     """softmax(query key^T) value, every key visible to every query; the softmax in float32. Scale the query before.
 
-    query (..., L, D), key (..., S, D), value (..., S, D') -> (..., L, D').
+    query (..., H, L, D), key (..., K, S, D), value (..., K, S, D') -> (..., H, L, D').
     """
 
     def __init__(self):
@@ -56,12 +58,13 @@ class AttentionCore(nn.Cell):
     def construct(self, query, key, value):
         outs = ()
         for start, stop, num_keys in self.slices(query.shape[-2], key.shape[-2]):
-            part = self.rows(query, start, stop)
+            part = stack_heads(self.rows(query, start, stop), key)
             if start > 0:
                 # without the order all slices would run, and take memory, at the same time
                 part = ops.depend(part, outs[-1])
-            probabilities = self.probabilities(part, self.rows(key, 0, num_keys)).astype(value.dtype)
-            outs = outs + (self.product(probabilities, self.rows(value, 0, num_keys)),)
+            probabilities = self.probabilities(part, self.rows(key, 0, num_keys), stop - start).astype(value.dtype)
+            out = self.product(probabilities, self.rows(value, 0, num_keys))
+            outs = outs + (split_heads(out, query, stop - start),)
         return join(outs)
 
     def bprop(self, query, key, value, out, dout):
@@ -70,13 +73,15 @@ class AttentionCore(nn.Cell):
         value, out = ops.depend(value, dout), ops.depend(out, dout)
         query_parts, key_parts, value_parts = (), (), ()
         for start, stop, num_keys in self.slices(query.shape[-2], key.shape[-2]):
-            part, dout_part = self.rows(query, start, stop), self.rows(dout, start, stop)
+            part = stack_heads(self.rows(query, start, stop), key)
+            out_part = stack_heads(self.rows(out, start, stop), key)
+            dout_part = stack_heads(self.rows(dout, start, stop), key)
             if start > 0:
                 part = ops.depend(part, query_parts[-1])
             seen_key, seen_value = self.rows(key, 0, num_keys), self.rows(value, 0, num_keys)
-            probabilities = self.probabilities(part, seen_key)
-            by_scores = self.scores_gradient(probabilities, seen_value, self.rows(out, start, stop), dout_part)
-            query_parts = query_parts + (self.product(by_scores, seen_key),)
+            probabilities = self.probabilities(part, seen_key, stop - start)
+            by_scores = self.scores_gradient(probabilities, seen_value, out_part, dout_part)
+            query_parts = query_parts + (split_heads(self.product(by_scores, seen_key), query, stop - start),)
             key_parts = key_parts + (lengthen(self.by_columns(by_scores, part), key.shape[-2]),)
             by_value = self.by_columns(probabilities.astype(value.dtype), dout_part)
             value_parts = value_parts + (lengthen(by_value, key.shape[-2]),)
@@ -93,9 +98,12 @@ class AttentionCore(nn.Cell):
         begin = (0,) * len(leading) + (start, 0)
         return self.slice(x, begin, leading + (stop - start, x.shape[-1]))
 
-    def probabilities(self, query, key):
-        """(..., queries, keys) float32 of a slice."""
-        return self.softmax(self.by_rows(query, key).astype(ms.float32))
+    def probabilities(self, query, key, size):
+        """(..., queries, keys) float32 of a slice of `size` queries a head."""
+        return self.softmax(self.scores(query, key))
+
+    def scores(self, query, key):
+        return self.by_rows(query, key).astype(ms.float32)
 
     def scores_gradient(self, probabilities, value, out, dout):
         """p * (dout value^T - sum(dout * out)) of a slice."""
@@ -120,17 +128,33 @@ class CausalAttentionCore(AttentionCore):
     def slices(self, num_queries, num_keys):
         return causal_slices(num_queries)
 
-    def probabilities(self, query, key):
+    def probabilities(self, query, key, size):
         """The queries of a slice stand where the last of its keys stand."""
-        size, num_earlier = query.shape[-2], key.shape[-2] - query.shape[-2]
-        scores = self.by_rows(query, self.rows(key, num_earlier, num_earlier + size)).astype(ms.float32)
+        num_earlier = key.shape[-2] - size
+        scores = self.scores(query, self.rows(key, num_earlier, num_earlier + size))
         # a constant's broadcast would be made at the start of the step and kept, once for every layer
         mask = ops.depend(future_mask(size), query)
-        scores = scores + self.tile(mask, scores.shape[:-2] + (1, 1))
+        scores = scores + self.tile(mask, scores.shape[:-2] + (query.shape[-2] // size, 1))
         if num_earlier > 0:
-            earlier = self.by_rows(query, self.rows(key, 0, num_earlier)).astype(ms.float32)
-            scores = ops.concat((earlier, scores), -1)
+            scores = ops.concat((self.scores(query, self.rows(key, 0, num_earlier)), scores), -1)
         return self.softmax(scores)
+
+
+class Float32CausalAttentionCore(CausalAttentionCore):
+    """The same with queries and keys in float32 for their product, which passes the range of float16 in Phi-2."""
+
+    def scores(self, query, key):
+        return self.by_rows(query.astype(ms.float32), key.astype(ms.float32))
+
+
+def stack_heads(x, key):
+    """x (..., H, L, D) -> (..., K, H/K * L, D): the query heads of each of the K heads of key (..., K, S, D)."""
+    return x.reshape(key.shape[:-2] + (-1, x.shape[-1]))
+
+
+def split_heads(x, query, size):
+    """The way back to the heads of query (..., H, L, D): x (..., K, H/K * size, D') -> (..., H, size, D')."""
+    return x.reshape(query.shape[:-2] + (size, x.shape[-1]))
 
 
 @ops.constexpr

@@ -44,7 +44,7 @@ class FusedAttention(nn.Cell):
 
         Args:
             query: (B, H, L, D) float16 or bfloat16, scaled already.
-            key, value: (B, H, S, D) of the same dtype.
+            key, value: (B, K, S, D) of the same dtype; each of the K heads serves H/K query heads in a row.
             mask: (B, 1, L, S) bool, True where a key is not seen, or None; see `later_keys`.
 
         Returns:
@@ -54,8 +54,10 @@ class FusedAttention(nn.Cell):
             ValueError: shapes or dtypes do not fit. The compiler's own inference of the operator lets them pass.
         """
         batch_size, num_heads, length, head_dim = query.shape
-        if key.shape != value.shape or key.shape[:2] != query.shape[:2] or key.shape[3] != head_dim:
+        if key.shape != value.shape or key.shape[0] != batch_size or key.shape[3] != head_dim:
             raise ValueError("FusedAttention: query, key and value differ in batch, heads or head dimension")
+        if num_heads % key.shape[1] != 0:
+            raise ValueError("FusedAttention: the query heads must be a multiple of the key heads")
         if head_dim % HEAD_DIM_UNIT != 0 or head_dim > MAX_HEAD_DIM:
             raise ValueError("FusedAttention: the head dimension must be a multiple of 16 up to 512")
         if query.dtype not in FUSED_DTYPES or key.dtype != query.dtype or value.dtype != query.dtype:
@@ -63,6 +65,16 @@ class FusedAttention(nn.Cell):
         if mask is not None and (mask.dtype != ms.bool_ or mask.shape != (batch_size, 1, length, key.shape[2])):
             raise ValueError("FusedAttention: the mask must be bool of shape (batch, 1, queries, keys)")
         return ops.flash_attention_score(query, key, value, num_heads, attn_mask=mask, input_layout="BNSD")
+
+
+class PaddedFusedAttention(FusedAttention):
+    """The same for heads of any dimension: zeros fill them up to one that the operator takes."""
+
+    def construct(self, query, key, value, mask=None):
+        head_dim = query.shape[-1]
+        padded = padded_head_dim(head_dim)
+        query, key, value = pad_head_dim(query, padded), pad_head_dim(key, padded), pad_head_dim(value, padded)
+        return super().construct(query, key, value, mask)[..., :head_dim]
 
 
 def later_keys(query_positions, key_positions):

@@ -15,6 +15,10 @@ class ImageTextModel(nn.Cell):
         towers = [parameter for tower in self.towers for parameter in tower.get_parameters()]
         self.freeze_vision_tower = not any(parameter.requires_grad for parameter in towers)
 
+    def embed(self, input_ids):
+        """Token embeddings (B, L, hidden) of input_ids (B, L) int32."""
+        return self.language_model.embed_tokens(input_ids)
+
     def merge(self, input_ids, image_features, sources):
         """Token embeddings with image features in their places.
 
@@ -26,7 +30,7 @@ class ImageTextModel(nn.Cell):
         Returns:
             (B, L, hidden).
         """
-        embeds = self.language_model.embed_tokens(input_ids)
+        embeds = self.embed(input_ids)
         hidden_size = embeds.shape[-1]
         rows = ops.concat((embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size))), 0)
         return ops.gather(rows, sources.reshape((-1,)), 0).reshape(embeds.shape)

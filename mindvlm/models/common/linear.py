@@ -79,6 +79,20 @@ class Head(Linear):
         return self.token_loss(states, matrix, labels)
 
 
+class BiasedHead(Linear):
+    """A Head whose logits have a bias, as Phi-2 was published."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype=ms.float32):
+        super().__init__(in_features, out_features, dtype=dtype)
+        self.token_loss = NextTokenLoss()
+
+    def loss_sum(self, states, labels):
+        """As that of `Head`: the bias is the weight of one more state that is always 1."""
+        states = ops.concat((states, ops.ones(states.shape[:-1] + (1,), states.dtype)), -1)
+        matrix = ops.concat((self.weight, self.bias.reshape((-1, 1))), 1)
+        return self.token_loss(states, matrix, labels)
+
+
 class TiedHead(nn.Cell):
     """The head whose matrix is the table of token embeddings; it has no parameter of its own.
 

@@ -19,13 +19,23 @@ class RotaryPositions(nn.Cell):
     def __init__(self, config, dtype=ms.float32):
         super().__init__()
         self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
 
     def construct(self, embeds, positions):
         return embeds
 
     def rotation(self, positions, inv_freq):
-        """cos and sin (B, H, L, D) for positions (B, L) and inv_freq (D/2,)."""
+        """cos and sin (B, H, L, R) for positions (B, L) and inv_freq (R/2,), for R of the D dimensions of a head."""
         return rotary_cos_sin(positions, inv_freq, self.num_heads)
+
+
+class GroupedRotaryPositions(RotaryPositions):
+    """The same for fewer key heads than query heads: cos and sin are pairs, for the queries and for the keys."""
+
+    def rotation(self, positions, inv_freq):
+        cos, sin = rotary_cos_sin(positions, inv_freq, self.num_heads)
+        key_cos, key_sin = rotary_cos_sin(positions, inv_freq, self.num_key_value_heads)
+        return (cos, key_cos), (sin, key_sin)
 
 
 class LearnedPositions(Embedding):

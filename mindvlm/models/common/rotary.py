@@ -40,9 +40,15 @@ def rotary_cos_sin(positions, inv_freq, num_heads: int):
 
 
 def apply_rotary(x, cos, sin):
-    """Rotates x (B, H, L, D) by cos, sin (B, H, L, D) in float32 and casts back."""
+    """Rotates x (B, H, L, D) by cos, sin (B, H, L, R) in float32 and casts back.
+
+    Where R is below D, the first R dimensions of a head turn and the others pass.
+    """
+    rotary_dim = cos.shape[-1]
+    if rotary_dim < x.shape[-1]:
+        return ops.concat((apply_rotary(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]), -1)
     h = x.astype(ms.float32)
-    half = x.shape[-1] // 2
+    half = rotary_dim // 2
     rotated = ops.concat((-h[..., half:], h[..., :half]), -1)
     return (h * cos + rotated * sin).astype(x.dtype)
 

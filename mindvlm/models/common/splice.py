@@ -5,7 +5,9 @@ import numpy as np
 from mindvlm.errors import UserError
 
 
-def splice_sources(input_ids: np.ndarray, num_images: int, image_token_len: int, pad_id: int) -> np.ndarray:
+def splice_sources(
+    input_ids: np.ndarray, num_images: int, image_token_len: int, pad_id: int, *, max_length: int | None = None
+) -> np.ndarray:
     """Rows of [token embeddings; image features] that make up the merged embeddings.
 
     The k-th run of placeholders in reading order over the whole batch takes the k-th image, at any position, any
@@ -16,9 +18,11 @@ def splice_sources(input_ids: np.ndarray, num_images: int, image_token_len: int,
         num_images: images encoded for this batch.
         image_token_len: feature rows per image.
         pad_id: id of the placeholder token.
+        max_length: the merged rows are cut to this length, within an image, too; `input_ids[:, :max_length]` then go
+            with the result.
 
     Returns:
-        (B, L) int32.
+        (B, L) int32, L at most `max_length`.
 
     Raises:
         UserError: placeholders and feature rows differ in number.
@@ -31,6 +35,10 @@ def splice_sources(input_ids: np.ndarray, num_images: int, image_token_len: int,
             f"the prompt has {len(placeholders)} image placeholders but the images give {expected} feature rows "
             f"({num_images} images of {image_token_len}); give one <image> for each picture"
         )
-    sources = np.arange(flat.size, dtype=np.int32)
-    sources[placeholders] = flat.size + np.arange(expected, dtype=np.int32)
-    return sources.reshape(input_ids.shape)
+    length = min(input_ids.shape[1], max_length or input_ids.shape[1])
+    num_rows = len(input_ids) * length
+    sources = np.zeros(flat.size, np.int32)
+    sources[placeholders] = num_rows + np.arange(expected, dtype=np.int32)
+    sources = sources.reshape(input_ids.shape)[:, :length]
+    own = np.arange(num_rows, dtype=np.int32).reshape(sources.shape)
+    return np.where(input_ids[:, :length] == pad_id, sources, own)

@@ -1,9 +1,11 @@
-"""The plain vision transformer: CLIP's tower (arXiv 2103.00020), parameter names as in Hugging Face.
+"""The plain vision transformer: the towers of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), parameter names as
+in Hugging Face.
 
-N images, P patches, T = P + 1 tokens, H heads, D head dimension.
+N images, P patches, T tokens: P in SigLIP, P + 1 in CLIP; H heads, D head dimension.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
@@ -11,7 +13,13 @@ from mindspore.common.initializer import initializer
 
 from mindvlm.models.common.activation import activation
 from mindvlm.models.common.attention_core import attention_core
-from mindvlm.models.common.fused_attention import FusedAttention, can_fuse
+from mindvlm.models.common.fused_attention import (
+    HEAD_DIM_UNIT,
+    FusedAttention,
+    PaddedFusedAttention,
+    can_fuse,
+    padded_head_dim,
+)
 from mindvlm.models.common.layout import permute_rows, widen
 from mindvlm.models.common.linear import Embedding, Linear
 from mindvlm.models.common.norm import LayerNorm
@@ -20,7 +28,15 @@ from mindvlm.models.common.patches import PatchConv, grid_size
 
 @dataclass(kw_only=True)
 class VitConfig:
-    """Sizes of a vision transformer. `image_size` in pixels, one number for a square or [height, width]."""
+    """Sizes and dialect of a vision transformer.
+
+    Attributes:
+        dialect: "clip": a class token, patches without bias, a norm before the layers; "siglip": patches with bias and
+            nothing else.
+        image_size: in pixels, one number for a square or [height, width]; what fills no patch is left out.
+    """
+
+    dialect: Literal["clip", "siglip"] = "clip"
 
     hidden_size: int
     intermediate_size: int
@@ -32,7 +48,7 @@ class VitConfig:
     layer_norm_eps: float = 1e-5
 
 
-class VitEmbeddings(nn.Cell):
+class ClipEmbeddings(nn.Cell):
     """Class token and patches plus learned positions. pixels (N, 3, height, width) -> (N, T, hidden)."""
 
     def __init__(self, config: VitConfig, dtype):
@@ -54,6 +70,21 @@ class VitEmbeddings(nn.Cell):
         return tokens + widen(self.position_embedding.weight, tokens)
 
 
+class SiglipEmbeddings(nn.Cell):
+    """Patches plus learned positions. pixels (N, 3, height, width) -> (N, T, hidden)."""
+
+    def __init__(self, config: VitConfig, dtype):
+        super().__init__()
+        rows, columns = grid_size(config.image_size, config.patch_size)
+        self.shape = (rows * columns, config.hidden_size)
+        self.patch_embedding = PatchConv(3, config.hidden_size, config.patch_size, has_bias=True, dtype=dtype)
+        self.position_embedding = Embedding(rows * columns, config.hidden_size, dtype=dtype)
+
+    def construct(self, pixels):
+        tokens = self.patch_embedding(pixels).reshape((pixels.shape[0], *self.shape))
+        return tokens + widen(self.position_embedding.weight, tokens)
+
+
 class VitAttention(nn.Cell):
     """Bidirectional multi-head attention with biases. x (N, T, hidden) -> the same shape."""
 
@@ -67,7 +98,12 @@ class VitAttention(nn.Cell):
         self.k_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
-        self.core = FusedAttention() if can_fuse(dtype, self.head_dim) else attention_core()
+        if not can_fuse(dtype, padded_head_dim(self.head_dim)):
+            self.core = attention_core()
+        elif self.head_dim % HEAD_DIM_UNIT:
+            self.core = PaddedFusedAttention()
+        else:
+            self.core = FusedAttention()
 
     def split_heads(self, x):
         return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)), (0, 2, 1))
@@ -121,29 +157,52 @@ class VisionTransformer(nn.Cell):
         config: sizes.
         select_layer: which entry of the list [embeddings, after layer 0, after layer 1, ...] is the feature, counted
             from the end when negative. Layers behind it keep their parameters and are not computed.
+        num_dropped_tokens: as many tokens at the front, the class token for one, are no feature.
     """
 
-    def __init__(self, config: VitConfig, *, select_layer: int = -2, dtype=ms.float32):
+    def __init__(self, config: VitConfig, *, select_layer: int = -2, num_dropped_tokens: int = 1, dtype=ms.float32):
         super().__init__()
         self.num_feature_layers = select_layer % (config.num_hidden_layers + 1)
-        self.embeddings = VitEmbeddings(config, dtype)
-        # the checkpoint's own spelling
-        self.pre_layrnorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
+        self.num_dropped_tokens = num_dropped_tokens
+        self.embeddings = EMBEDDINGS[config.dialect](config, dtype)
+        if config.dialect == "clip":
+            # the checkpoint's own spelling
+            self.pre_layrnorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
         self.encoder = VitEncoder(config, dtype)
         self.post_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
 
     def construct(self, pixels):
-        """pixels (N, 3, height, width) -> patch features (N, P, hidden), without class token and final norm."""
-        x = self.pre_layrnorm(self.embeddings(pixels))
+        """pixels (N, 3, height, width) -> features (N, T - dropped tokens, hidden), without the final norm."""
+        x = self.embed(pixels)
         for i in range(self.num_feature_layers):
             x = self.encoder.layers[i](x)
-        return x[:, 1:]
+        return x[:, self.num_dropped_tokens :] if self.num_dropped_tokens else x
+
+    def embed(self, pixels):
+        """What enters the first layer, (N, T, hidden)."""
+        return self.pre_layrnorm(self.embeddings(pixels))
 
     def hidden_states(self, pixels):
         """Every entry of the feature list, (N, T, hidden) each, and the normed class token (N, hidden) behind them."""
-        x = self.pre_layrnorm(self.embeddings(pixels))
+        x = self.embed(pixels)
         states = (x,)
         for layer in self.encoder.layers:
             x = layer(x)
             states = states + (x,)
         return states, self.post_layernorm(x[:, 0])
+
+    def unused_cells(self) -> list[nn.Cell]:
+        """Cells whose parameters are in the checkpoint and take no part in the feature."""
+        # a slice of a CellList would give the parameters new names
+        return [*list(self.encoder.layers)[self.num_feature_layers :], self.post_layernorm]
+
+
+class SiglipTransformer(VisionTransformer):
+    """SigLIP's vision tower without its pooling head."""
+
+    def embed(self, pixels):
+        return self.embeddings(pixels)
+
+
+EMBEDDINGS = {"clip": ClipEmbeddings, "siglip": SiglipEmbeddings}
+TOWERS = {"clip": VisionTransformer, "siglip": SiglipTransformer}

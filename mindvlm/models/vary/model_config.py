@@ -1,11 +1,16 @@
 """Which parts a Vary model has and of what size; impossible sizes are errors that name the key."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 from mindvlm.errors import UserError
-from mindvlm.models.common.activation import ACTIVATIONS
+from mindvlm.models.common.checks import (
+    check_divides,
+    check_image_size,
+    check_language_model,
+    check_positive,
+    check_vision_tower,
+)
 from mindvlm.models.common.decoder import DecoderConfig
 from mindvlm.models.common.patches import grid_size
 from mindvlm.models.common.vit import VitConfig
@@ -77,19 +82,6 @@ def num_vocabulary_tokens(sam: VisionVocabularyConfig) -> int:
     return math.ceil(rows / 4) * math.ceil(columns / 4)
 
 
-def check_vision_tower(vit: VitConfig, select_layer: int) -> None:
-    """Raises UserError where the CLIP tower cannot be built, or has no layer `select_layer`."""
-    check_positive("vision_tower", vit)
-    check_divides("vision_tower", vit.hidden_size, vit.num_attention_heads)
-    check_image_size("vision_tower", vit.image_size, vit.patch_size)
-    check_activation("vision_tower", vit.hidden_act)
-    if not -vit.num_hidden_layers - 1 <= select_layer <= vit.num_hidden_layers:
-        raise UserError(
-            f"model.vision_select_layer is {select_layer}; the tower has "
-            f"{vit.num_hidden_layers} layers, so expected -{vit.num_hidden_layers + 1}..{vit.num_hidden_layers}"
-        )
-
-
 def check_vision_vocabulary(sam: VisionVocabularyConfig) -> None:
     """Raises UserError where the vision vocabulary cannot be built."""
     check_positive("vision_vocabulary", sam)
@@ -103,54 +95,3 @@ def check_vision_vocabulary(sam: VisionVocabularyConfig) -> None:
                 f"model.vision_vocabulary.global_attn_indexes names block {index}; "
                 f"expected 0..{sam.depth - 1}, as depth is {sam.depth}"
             )
-
-
-def check_language_model(lm: DecoderConfig, *, max_length: int) -> None:
-    """Raises UserError where the decoder cannot be built, or cannot reach `max_length` tokens."""
-    check_positive("language_model", lm)
-    check_activation("language_model", lm.hidden_act)
-    if lm.hidden_size % 2:
-        raise UserError(f"model.language_model.hidden_size is {lm.hidden_size}; expected an even number")
-    if lm.position == "rotary" and lm.head_dim % 2:
-        raise UserError(f"model.language_model.head_dim is {lm.head_dim}; rotary positions need an even number")
-    if lm.use_logn_attn and max_length > 32767:
-        raise UserError(f"model.max_length is {max_length}; LogN attention is defined up to 32767 tokens")
-    if lm.position == "learned":
-        if lm.max_position_embeddings is None or lm.max_position_embeddings < 1:
-            raise UserError(
-                f"model.language_model.max_position_embeddings is {lm.max_position_embeddings}; learned positions need "
-                "the number of their rows"
-            )
-        if max_length > lm.max_position_embeddings:
-            raise UserError(
-                f"model.max_length is {max_length} but model.language_model.max_position_embeddings is "
-                f"{lm.max_position_embeddings}; the context cannot be longer than the table of positions"
-            )
-
-
-def check_activation(section: str, name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise UserError(f"model.{section}.hidden_act is {name!r}; expected one of {', '.join(ACTIVATIONS)}")
-
-
-def check_positive(section: str, config) -> None:
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.type in (int, "int") and value < 1 and f.name != "window_size":
-            raise UserError(f"model.{section}.{f.name} is {value}; expected at least 1")
-        if f.type in (float, "float") and not 0 < value < math.inf:
-            raise UserError(f"model.{section}.{f.name} is {value}; expected a finite number above 0")
-
-
-def check_image_size(section: str, image_size: int | list[int], patch_size: int) -> None:
-    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
-    if len(sides) != 2 or min(sides) < patch_size:
-        raise UserError(
-            f"model.{section}.image_size is {image_size}; expected one number or [height, width], each at least the "
-            f"patch_size of {patch_size}"
-        )
-
-
-def check_divides(section: str, width: int, num_heads: int) -> None:
-    if width % num_heads:
-        raise UserError(f"model.{section}: width {width} is not a multiple of {num_heads} attention heads")

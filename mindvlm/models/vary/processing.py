@@ -9,12 +9,11 @@ import numpy as np
 
 from mindvlm.errors import UserError
 from mindvlm.processing.bpe_tokenizer import OPT_SPECIAL_TOKENS, BpeTokenizer
-from mindvlm.processing.chat_template import get_template, prompt_text, render, render_turn
-from mindvlm.processing.conversation import TrainingSample, build_sample
+from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
+from mindvlm.processing.chat_template import get_template
 from mindvlm.processing.image_branch import ImageBranchConfig, TrimConfig
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.image_span import ImageSpan
 from mindvlm.processing.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from mindvlm.processing.pieces import Piece, encode_pieces
 from mindvlm.processing.tiktoken_tokenizer import QWEN_SPECIAL_TOKENS, TiktokenTokenizer
 from mindvlm.processing.tokenizer import Tokenizer
 
@@ -68,23 +67,7 @@ class VaryTinyPixels:
 
 
 @dataclass(frozen=True)
-class VaryPrompt:
-    """Token ids of a prompt.
-
-    Attributes:
-        text: the prompt with all placeholders, without the tokens that the tokenizer puts in front of every text.
-        placeholder_starts: for each image the index of its first placeholder in `input_ids`.
-        num_image_tokens: placeholders per image; they stand side by side.
-    """
-
-    text: str
-    input_ids: list[int]
-    placeholder_starts: list[int]
-    num_image_tokens: int
-
-
-@dataclass(frozen=True)
-class VaryInputs(VaryPrompt):
+class VaryInputs(ChatPrompt):
     """A prompt with its pictures, in the order of their placeholders.
 
     Attributes:
@@ -97,11 +80,9 @@ class VaryInputs(VaryPrompt):
 
 
 Pixels = VaryPixels | VaryTinyPixels
-History = Sequence[tuple[str, str]]
-"""Earlier turns as (query, reply). Images of a query are marked in it, see `VaryProcessor.mark_images`."""
 
 
-class VaryProcessor:
+class VaryProcessor(ChatProcessor):
     """Questions, earlier turns and pictures to ids and pixels.
 
     What people and the model wrote is encoded with control tokens disarmed; only the template's own are armed.
@@ -112,34 +93,24 @@ class VaryProcessor:
 
     def __init__(self, config: VaryProcessorConfig):
         self.config = config
-        self.tokenizer = open_tokenizer(
+        tokenizer = open_tokenizer(
             config.vocab_file, special_tokens=config.special_tokens, expected_vocab_size=config.vocab_size
         )
         template = get_template(config.template)
-        self.template = template if config.system is None else replace(template, system=config.system)
-        self.image_span = ImageSpan(
+        image_span = ImageSpan(
             num_tokens=config.num_image_tokens,
             start=config.image_start_token,
             placeholder=config.image_placeholder_token,
             end=config.image_end_token,
         )
-        needed = [self.image_span.start, self.image_span.placeholder, self.image_span.end, self.tokenizer.end_token]
-        needed += re.findall(r"<\|\w+\|>", "".join(template.roles) + template.separator)
-        for token in needed:
-            self.tokenizer.special_id(token)
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: the template's closing mark, if it is a token, and the end of text."""
-        special_ids = self.tokenizer.special_ids
-        marks = dict.fromkeys((self.template.answer_separator, self.tokenizer.end_token))
-        return tuple(special_ids[mark] for mark in marks if mark in special_ids)
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """The closing mark, where it is no single token of this vocabulary."""
-        mark = self.template.answer_separator
-        return () if mark in self.tokenizer.special_ids else (mark,)
+        super().__init__(
+            tokenizer,
+            template if config.system is None else replace(template, system=config.system),
+            image_span,
+            image_joint=config.image_joint,
+        )
+        for token in re.findall(r"<\|\w+\|>", "".join(template.roles) + template.separator):
+            tokenizer.special_id(token)
 
     def __call__(
         self, query: str, images: Sequence[ImageSource | Pixels] | None = None, history: History | None = None
@@ -172,64 +143,6 @@ class VaryProcessor:
             picture = self.config.trim.apply(picture)
         high = self.config.high.pixels(picture)
         return VaryPixels(self.config.clip.pixels(picture), high) if self.config.clip else VaryTinyPixels(high)
-
-    def mark_images(self, query: str, num_images: int) -> str:
-        """The query with an `<image>` marker for each of its pictures, as it belongs into a history.
-
-        Raises:
-            UserError: the query has markers of its own, in another number; or it has no picture and the template takes
-                nothing else.
-        """
-        if self.template.style == "caption" and not num_images:
-            raise UserError(f"template {self.template.name!r} answers to pictures only; give an image, or another one")
-        num_markers = query.count(IMAGE_MARKER)
-        if num_markers == 0:
-            return (IMAGE_MARKER + self.config.image_joint) * num_images + query
-        if num_markers != num_images:
-            raise UserError(f"{num_images} images for {num_markers} {IMAGE_MARKER} markers: give one image per marker")
-        return query
-
-    def prompt(self, query: str, *, num_images: int = 0, history: History | None = None) -> VaryPrompt:
-        """Ids of a conversation that ends with the assistant's open turn. Arguments and errors as in `__call__`."""
-        history = history or ()
-        num_used = sum(earlier.count(IMAGE_MARKER) for earlier, _ in history)
-        if num_used > num_images:
-            raise UserError(
-                f"{num_images} images for {num_used} {IMAGE_MARKER} markers in the history: give all of them"
-            )
-        messages: list[list[Piece] | str | None] = []
-        for earlier, reply in history:
-            messages += [self.image_span.expand(earlier), reply]
-        messages += [self.image_span.expand(self.mark_images(query, num_images - num_used)), None]
-        return self._encode(render(self.template, messages), prefix_ids=self.tokenizer.prefix_ids)
-
-    def follow_up(self, query: str, *, num_images: int = 0, answer_is_closed: bool) -> VaryPrompt:
-        """What comes after an answer that is in the KV cache already: the next question and the open answer.
-
-        Args:
-            answer_is_closed: the closing mark was generated and its key and value are in the cache.
-        """
-        message = self.image_span.expand(self.mark_images(query, num_images))
-        pieces = [] if answer_is_closed else [Piece(self.template.answer_separator, control=True)]
-        pieces += render_turn(self.template, message, is_answer=False)
-        return self._encode(pieces + render_turn(self.template, None, is_answer=True))
-
-    def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
-        """Ids and labels of a training record, see `build_sample`."""
-        return build_sample(
-            record,
-            tokenizer=self.tokenizer,
-            template=self.template,
-            image_span=self.image_span,
-            max_length=max_length,
-        )
-
-    def _encode(self, pieces: list[Piece], *, prefix_ids: Sequence[int] = ()) -> VaryPrompt:
-        ids, _ = encode_pieces(pieces, self.tokenizer)
-        ids = [*prefix_ids, *ids]
-        start_id = self.tokenizer.special_id(self.image_span.start)
-        starts = [position + 1 for position, token_id in enumerate(ids) if token_id == start_id]
-        return VaryPrompt(prompt_text(pieces), ids, starts, self.image_span.num_tokens)
 
 
 def open_tokenizer(

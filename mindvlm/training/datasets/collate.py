@@ -19,7 +19,7 @@ class SampleBatch:
     """Inputs of one forward pass.
 
     Attributes:
-        input_ids: (B, L) int32, filled on the right with the pad id.
+        input_ids: (B, L) int32, filled on the right with the pad id; also placeholders that have no embedding.
         labels: (B, L) int32, not shifted; -100 where nothing is learned and in the fill.
         sources: (B, L) int32, rows of [token embeddings; image features], see `splice_sources`.
         pixels: of each branch, (N, C, H, W) float32; pictures in reading order, then zeros up to the number of slots.
@@ -68,10 +68,11 @@ class Collator:
             input_ids[row, : len(sample.input_ids)] = sample.input_ids
             labels[row, : len(sample.labels)] = sample.labels
         num_images = sum(sample.num_images for sample in samples)
+        sources = splice_sources(input_ids, num_images, self.image_token_len, self.placeholder_id)
         return SampleBatch(
-            input_ids=input_ids,
+            input_ids=np.where(input_ids < 0, np.int32(self.pad_id), input_ids),
             labels=labels,
-            sources=splice_sources(input_ids, num_images, self.image_token_len, self.placeholder_id),
+            sources=sources,
             pixels={name: self._stack(name, samples, num_images) for name in self.pixel_shapes},
             num_images=num_images,
             num_tokens=sum(len(sample.input_ids) for sample in samples),

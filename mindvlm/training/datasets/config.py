@@ -12,6 +12,7 @@ from mindvlm.errors import UserError
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig
 from mindvlm.training.datasets.collate import Collator
+from mindvlm.training.datasets.grouping import GroupedMixture, record_lengths
 from mindvlm.training.datasets.loader import BadSamples, BatchLoader
 from mindvlm.training.datasets.mixture import Mixture
 from mindvlm.training.datasets.registry import choose_datasets, read_registry
@@ -36,6 +37,7 @@ class DatasetsConfig:
         bad_samples: "skip" or "stop".
         num_workers: processes that make samples; 0 makes them in the trainer.
         look_ahead: batches made ahead.
+        group_by_modality: rows of a pass are about equally long, and all with pictures or all without.
         index_folder: of the indexes of annotation files; null is beside them.
         augment: probabilities of changes to pictures; {} for those of the original, null for none.
     """
@@ -52,6 +54,7 @@ class DatasetsConfig:
     bad_samples: BadSamples = "skip"
     num_workers: int = 2
     look_ahead: int = 4
+    group_by_modality: bool = False
     index_folder: str | None = None
     augment: AugmentConfig | None = None
 
@@ -81,6 +84,7 @@ def sample_options(
     *,
     seed: int,
     shuffle: bool = True,
+    num_shards: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> SampleOptions:
     """Reads the registry and indexes the annotation files.
@@ -88,16 +92,24 @@ def sample_options(
     Args:
         make_processor: can be pickled, such as `partial(VaryProcessor, processor_config)`.
         shuffle: False for evaluation, in the order of the files.
+        num_shards: devices of the job; the order of groups suits them only.
 
     Raises:
         UserError: see `read_registry`, `choose_datasets`, `AnnotationIndex`, `Mixture`.
     """
     entries = choose_datasets(read_registry(config.registry), config.datasets, weights=config.weights)
-    sizes = [len(AnnotationIndex(entry.annotations, folder=config.index_folder, say=say)) for entry in entries]
-    names, weights = [entry.name for entry in entries], [entry.weight for entry in entries]
+    indexes = [AnnotationIndex(entry.annotations, folder=config.index_folder, say=say) for entry in entries]
+    arguments = [entry.name for entry in entries], list(map(len, indexes)), [entry.weight for entry in entries]
+    if config.group_by_modality and shuffle:
+        say(f"counting the words of {sum(map(len, indexes))} records")
+        lengths = list(map(record_lengths, indexes))
+        grouping = {"lengths": lengths, "batch_size": config.batch_size, "num_shards": num_shards}
+        mixture = GroupedMixture(*arguments, seed=seed, **grouping)
+    else:
+        mixture = Mixture(*arguments, seed=seed, shuffle=shuffle)
     return SampleOptions(
         entries=entries,
-        mixture=Mixture(names, sizes, weights, seed=seed, shuffle=shuffle),
+        mixture=mixture,
         make_processor=make_processor,
         max_length=config.max_length,
         long_answers=config.long_answers,
@@ -136,7 +148,7 @@ def open_loader(
 ) -> BatchLoader:
     """The loader of one device of a job; arguments as of `BatchLoader`, `skip_list` is a file of JSON lines."""
     return BatchLoader(
-        sample_options(config, make_processor, seed=seed, say=say),
+        sample_options(config, make_processor, seed=seed, num_shards=num_shards, say=say),
         make_collator(config, make_processor()),
         batch_size=config.batch_size,
         shard=shard,

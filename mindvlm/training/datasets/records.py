@@ -5,6 +5,7 @@ from typing import Any
 from mindvlm.errors import UserError
 from mindvlm.processing.conversation import SPEAKERS
 from mindvlm.processing.image_span import IMAGE_MARKER
+from mindvlm.processing.llava_samples import image_to_front
 
 LINE_BREAK_MARK = "<lb>"
 
@@ -13,6 +14,8 @@ def read_conversation(record: Any, format: str, *, images_in_front: bool = False
     """A record as `{"image": [names], "conversations": [turns]}` that `build_sample` takes.
 
     "vary": as it is; a bare list is a conversation without pictures, a leading turn of gpt is dropped.
+    "llava": the same; a question that marks its only picture several times shows it once, in front, and a picture that
+    no question marks is left out.
     "vary_tiny_600k": picture and question are asked, the caption is the answer, its `<lb>` become newlines.
 
     Args:
@@ -26,6 +29,8 @@ def read_conversation(record: Any, format: str, *, images_in_front: bool = False
         images, turns = _caption(record)
     else:
         images, turns = _conversation(record)
+    if format == "llava" and len(images) == 1:
+        images, turns = _one_picture(images, turns)
     is_marked = any(IMAGE_MARKER in str(turn["value"]) for turn in turns[::2])
     if images_in_front and not is_marked:
         turns = [{**turns[0], "value": IMAGE_MARKER * len(images) + str(turns[0]["value"])}, *turns[1:]]
@@ -34,6 +39,16 @@ def read_conversation(record: Any, format: str, *, images_in_front: bool = False
         remedy = "name a picture for each" if num_markers > len(images) else f"mark its place with {IMAGE_MARKER}"
         raise UserError(f"{len(images)} pictures for {num_markers} {IMAGE_MARKER} markers in the questions; {remedy}")
     return {"image": images, "conversations": turns}
+
+
+def _one_picture(images: list[str], turns: list[dict]) -> tuple[list[str], list[dict]]:
+    counts = [str(turn["value"]).count(IMAGE_MARKER) for turn in turns[::2]]
+    if not any(counts):
+        return [], turns
+    if max(counts) == 1:
+        return images, turns
+    questions = [{**turn, "value": image_to_front(str(turn["value"]))} for turn in turns[::2]]
+    return images, [questions[i // 2] if i % 2 == 0 else turn for i, turn in enumerate(turns)]
 
 
 def _caption(record: Any) -> tuple[list[str], list[dict]]:

@@ -17,6 +17,7 @@ class DatasetEntry:
         annotations: JSON list, or one JSON record a line. Relative to the registry file, as is `images`.
         images: folder that the image names of the records are relative to; None for text alone.
         format: "vary": `{"image": name, "conversations": [{"from": "human" or "gpt", "value": text}, ...]}`.
+            "llava": the same as LLaVA's data sets have it, see `read_conversation`.
             "vary_tiny_600k": `{"image": name, "question": text, "caption": text}`.
         weight: how many times an epoch goes through the data set; 0.5 is half of it, another half in the next epoch.
         name: the key in the registry.
@@ -24,7 +25,7 @@ class DatasetEntry:
 
     annotations: str
     images: str | None = None
-    format: Literal["vary", "vary_tiny_600k"] = "vary"
+    format: Literal["vary", "llava", "vary_tiny_600k"] = "vary"
     weight: float = 1.0
     name: str = ""
 

@@ -6,6 +6,7 @@ C channels, H and W of a branch of the processor.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +26,13 @@ from mindvlm.training.datasets.truncation import LongAnswers, fit_sample
 
 
 class Processor(Protocol):
-    """What a family's processor has to offer; `VaryProcessor` does."""
+    """What a family's processor has to offer; every `ChatProcessor` does."""
 
     config: Any
     tokenizer: Any
     image_span: Any
     template: Any
+    cuts_samples: bool
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample: ...
 
@@ -105,8 +107,8 @@ class SampleMaker:
         self.options = options
         self.processor = options.make_processor()
         self.indexes = [AnnotationIndex(entry.annotations, folder=options.index_folder) for entry in options.entries]
-        self.images_in_front = self.processor.template.style == "caption"
-        self.span_start_id = self.processor.tokenizer.special_id(self.processor.image_span.start)
+        self.images_in_front = self.processor.template.style in ("caption", "plain")
+        self.count_images = partial(self.processor.image_span.count, tokenizer=self.processor.tokenizer)
 
     def conversation(self, number: int) -> dict[str, Any]:
         """The record of sample `number` as `read_conversation` gives it. Raises UserError if it cannot be used."""
@@ -120,18 +122,24 @@ class SampleMaker:
         place = self.options.mixture[number]
         entry = self.options.entries[place.dataset]
         try:
-            fitted = fit_sample(
-                self.conversation(number),
-                self.processor.training_sample,
-                max_length=self.options.max_length,
-                span_start_id=self.span_start_id,
-                long_answers=self.options.long_answers,
-            )
+            fitted = self.fitted(self.conversation(number))
             pixels = self.pixels(entry, fitted.images, number)
         except (UserError, OSError, UnicodeError) as error:
             line = self.indexes[place.dataset].place(place.record).line
             return Skipped(number, entry.name, place.record, line, str(error))
         return Sample(number, fitted.input_ids, fitted.labels, pixels, entry.name, place.record)
+
+    def fitted(self, conversation: dict[str, Any]) -> TrainingSample:
+        """Ids and labels within the length of a sample."""
+        if self.processor.cuts_samples:
+            return self.processor.training_sample(conversation, max_length=self.options.max_length)
+        return fit_sample(
+            conversation,
+            self.processor.training_sample,
+            max_length=self.options.max_length,
+            count_images=self.count_images,
+            long_answers=self.options.long_answers,
+        )
 
     def pixels(self, entry: DatasetEntry, names: Sequence[str], number: int) -> dict[str, np.ndarray]:
         """Pixels of the pictures by branch; empty without pictures. Raises UserError for one that cannot be used."""

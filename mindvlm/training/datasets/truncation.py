@@ -19,7 +19,7 @@ def fit_sample(
     make_sample: Callable[..., TrainingSample],
     *,
     max_length: int,
-    span_start_id: int,
+    count_images: Callable[[np.ndarray], int],
     long_answers: LongAnswers = "cut",
 ) -> TrainingSample:
     """The sample of the longest run of whole turns that fits into `max_length` tokens, with the pictures in it.
@@ -27,7 +27,7 @@ def fit_sample(
     Args:
         conversation: of `read_conversation`.
         make_sample: `training_sample` of a processor.
-        span_start_id: id that begins a picture.
+        count_images: pictures that begin within ids.
         long_answers: what happens if not even the first answer fits: "cut" keeps what fits of it, without the mark
             that closes it (so that nothing teaches to stop in the middle), where the family has no other rule; "skip"
             refuses the sample.
@@ -43,9 +43,8 @@ def fit_sample(
     fitting = ends[ends <= max_length]
     if len(fitting):
         length = int(fitting[-1])
-        num_images = int((sample.input_ids[:length] == span_start_id).sum())
         ids, labels = sample.input_ids[:length], sample.labels[:length]
-        return replace(sample, input_ids=ids, labels=labels, images=sample.images[:num_images])
+        return replace(sample, input_ids=ids, labels=labels, images=sample.images[: count_images(ids)])
     if long_answers == "skip" or int(np.argmax(is_learned)) >= max_length:
         raise UserError(
             f"needs {int(ends[0])} tokens up to the end of its first answer; raise data.max_length of {max_length}"

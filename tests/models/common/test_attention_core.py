@@ -71,6 +71,37 @@ def test_causal_values_and_gradients_are_those_of_torch(monkeypatch, length):
     check(CausalAttentionCore(), *(noise(*shape, seed=seed) for seed in range(3)), is_causal=True)
 
 
+@pytest.mark.parametrize("float32_scores", [False, True])
+def test_several_query_heads_of_one_key_head(monkeypatch, float32_scores):
+    """Against torch with every key repeated: values, and gradients summed over the query heads of a key."""
+    monkeypatch.setattr(module, "MIN_CAUSAL_SLICE", 8)
+    query, key, value = noise(2, 6, 37, 4, seed=0), noise(2, 2, 37, 4, seed=1), noise(2, 2, 37, 4, seed=2)
+    weights = noise(*query.shape, seed=9)
+    twins = [torch.tensor(array, requires_grad=True) for array in (query, key, value)]
+    repeated = [twins[0], *(twin.repeat_interleave(3, dim=1) for twin in twins[1:])]
+    expected = F.scaled_dot_product_attention(*repeated, is_causal=True, scale=1.0)
+    (expected * torch.tensor(weights)).sum().backward()
+    core = module.causal_attention_core(float32_scores=float32_scores)
+    inputs = list(map(Tensor, (query, key, value)))
+    gradients = ms.grad(Weighted(core), (0, 1, 2))(*inputs, Tensor(weights))
+    assert relative_error(core(*inputs), expected) < 1e-5
+    for gradient, twin in zip(gradients, twins, strict=True):
+        assert gradient.shape == tuple(twin.shape) and relative_error(gradient, twin.grad) < 1e-5
+
+
+def test_scores_in_float32_are_beyond_float16():
+    query, key = (np.full((1, 1, 3, 4), 300, np.float16) * sign for sign in (1, 1))
+    query[0, 0, 2, 0] = 301
+    key[0, 0, 1, 0] = 290
+    value = noise(1, 1, 3, 4, seed=0).astype(np.float16)
+    inputs = list(map(Tensor, (query, key, value)))
+    plain = module.causal_attention_core()(*inputs).asnumpy()
+    wide = module.causal_attention_core(float32_scores=True)(*inputs).asnumpy()
+    # 360000 is infinite in float16; in float32 the second key is worth less than the others
+    assert not np.isfinite(plain).all()
+    np.testing.assert_allclose(wide[0, 0, 2], (value[0, 0, 0] + value[0, 0, 2]) / 2, rtol=5e-3)
+
+
 def test_16_bits_stay_16_bits(monkeypatch):
     monkeypatch.setattr(module, "MIN_CAUSAL_SLICE", 8)
     arrays = [noise(1, 2, 20, 4, seed=seed) for seed in range(3)]

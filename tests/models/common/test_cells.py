@@ -88,11 +88,17 @@ def test_norms_keep_half_precision_and_compute_in_single():
         ("gelu", torch.nn.functional.gelu),
         ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
         ("silu", torch.nn.functional.silu),
+        ("gelu_new", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
+        ("gelu_pytorch_tanh", lambda x: torch.nn.functional.gelu(x, approximate="tanh")),
     ],
 )
 def test_activations(name, expected):
     x = np.linspace(-6, 6, 101, dtype=np.float32)
     assert_close(ACTIVATIONS[name]()(Tensor(x)), expected(torch.from_numpy(x)), atol=1e-6)
+    twin = torch.tensor(x, requires_grad=True)
+    expected(twin).sum().backward()
+    gradient = ops.grad(lambda x: ACTIVATIONS[name]()(x).sum())(Tensor(x))
+    assert_close(gradient, twin.grad, atol=2e-6)
 
 
 def test_gated_mlp_activates_the_gate_only():
@@ -151,6 +157,14 @@ def test_rotation_is_that_of_the_angles():
     np.testing.assert_array_equal(actual[0, :, 0], x[0, :, 0])
 
 
+def test_a_part_of_a_head_turns_and_the_rest_passes():
+    x, positions = noise(2, 3, 4, 10), np.array([[0, 1, 2, 3], [5, 6, 7, 900]], np.int32)
+    cos, sin = rotary_cos_sin(Tensor(positions), Tensor(inverse_frequencies(4, 10000.0)), 3)
+    actual = apply_rotary(Tensor(x), cos, sin).asnumpy()
+    np.testing.assert_array_equal(actual[..., :4], apply_rotary(Tensor(x[..., :4]), cos, sin).asnumpy())
+    np.testing.assert_array_equal(actual[..., 4:], x[..., 4:])
+
+
 def test_logn_scale_of_the_published_slots():
     positions = Tensor(np.array([[0, 8191, 8192, 16383]], np.int32))
     scale = logn_scale(positions, 8192)
@@ -202,6 +216,15 @@ def test_splice_takes_pictures_in_reading_order():
     np.testing.assert_array_equal(sources, expected)
     with pytest.raises(UserError, match=r"6 image placeholders but the images give 4 feature rows \(2 images of 2\)"):
         splice_sources(ids, 2, 2, pad)
+
+
+def test_splice_cuts_rows_within_a_picture():
+    pad = -200
+    ids = np.array([[1, pad, pad, pad, pad, 2], [pad, pad, 3, 4, 5, 6]])
+    sources = splice_sources(ids, 3, 2, pad, max_length=4)
+    # 8 token embeddings, then the pictures' rows; the second picture of the first row lost one
+    np.testing.assert_array_equal(sources, [[0, 8, 9, 10], [12, 13, 6, 7]])
+    np.testing.assert_array_equal(splice_sources(ids, 3, 2, pad, max_length=9), splice_sources(ids, 3, 2, pad))
 
 
 class TwoLinears(nn.Cell):

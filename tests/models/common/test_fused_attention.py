@@ -11,7 +11,7 @@ from mindvlm.models.common import fused_attention
 from mindvlm.models.common.decoder import CausalLM, DecoderConfig
 from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, later_keys
 from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.common.vit import VisionTransformer, VitConfig
+from mindvlm.models.common.vit import SiglipTransformer, VisionTransformer, VitConfig
 from mindvlm.models.vary.vision_vocabulary import VisionVocabulary, VisionVocabularyConfig
 
 HEAD_DIM = 16
@@ -21,6 +21,8 @@ def documented_operator(query, key, value, head_num, attn_mask=None, scalar_valu
     """`ops.flash_attention_score` as its documentation describes it: True in the mask drops a score."""
     assert input_layout == "BNSD"
     assert head_num == query.shape[1]
+    groups = query.shape[1] // key.shape[1]
+    key, value = (ops.repeat_interleave(x, groups, 1) if groups > 1 else x for x in (key, value))
     scores = ops.matmul(query.astype(ms.float32), key.astype(ms.float32).swapaxes(-1, -2)) * scalar_value
     if attn_mask is not None:
         scores = ops.masked_fill(scores, attn_mask, -1e30)
@@ -102,6 +104,38 @@ def test_a_decoder_without_and_with_cache(attention_choice, monkeypatch, pynativ
     assert_close(prefilled, whole[:, :6])
     assert_close(decoded, whole[:, 6:])
     assert len(calls) == 3 * 2
+
+
+def test_grouped_heads(attention_choice, monkeypatch, pynative):
+    config = DecoderConfig(
+        vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=HEAD_DIM, intermediate_size=24, qkv_bias=False, use_dynamic_ntk=False, use_logn_attn=False,
+    )  # fmt: skip
+    eager, fused, calls = both(lambda: CausalLM(config, ms.float16), attention_choice, monkeypatch)
+    embeds, inv_freq = noise(2, 9, 32), Tensor(inverse_frequencies(HEAD_DIM, 10000.0))
+
+    assert_close(fused(embeds, inv_freq), eager(embeds, inv_freq))
+    positions = Tensor(np.tile(np.arange(9, dtype=np.int32), (2, 1)))
+    cached = fused.with_cache(embeds, positions, inv_freq, fused.new_caches(2, 12))
+    assert_close(cached, eager(embeds, inv_freq))
+    assert calls == [(2, 4, 9, HEAD_DIM)] * 4
+
+
+def test_siglip_whose_heads_are_padded(attention_choice, monkeypatch, pynative):
+    config = VitConfig(
+        dialect="siglip",
+        hidden_size=24,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=28,
+    )
+    build = lambda: SiglipTransformer(config, select_layer=-1, num_dropped_tokens=0, dtype=ms.float16)  # noqa: E731
+    eager, fused, calls = both(build, attention_choice, monkeypatch)
+    pixels = noise(2, 3, 28, 28)
+
+    assert_close(fused(pixels), eager(pixels))
+    assert calls == [(2, 2, 4, 16)]
 
 
 def test_clip(attention_choice, monkeypatch, pynative):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from tests.training.datasets.conftest import conversation
 
 TOKENIZER = small_tokenizer()
 SPAN = ImageSpan(4)
+count_images = partial(SPAN.count, tokenizer=TOKENIZER)
 
 
 def turns(*speakers_and_values) -> list[dict]:
@@ -60,6 +63,21 @@ def test_bad_records_are_explained(record, message):
         read_conversation(record, "vary")
 
 
+@pytest.mark.parametrize(
+    ("values", "images", "question"),
+    [
+        (("What? <image> <image>", "x"), ["a.png"], "<image>\nWhat?"),
+        (("What? <image>", "x"), ["a.png"], "What? <image>"),
+        (("What?", "x"), [], "What?"),
+    ],
+)
+def test_llava_marks_its_only_picture_as_it_likes(values, images, question):
+    read = read_conversation(conversation(*values, image="a.png"), "llava")
+    assert (read["image"], read["conversations"][0]["value"]) == (images, question)
+    with pytest.raises(UserError, match="2 pictures for 1"):
+        read_conversation({**conversation("<image>", "x"), "image": ["a.png", "b.png"]}, "llava")
+
+
 def test_a_caption_needs_its_text():
     with pytest.raises(UserError, match="is the format of the registry right"):
         read_conversation(conversation("a", "b"), "vary_tiny_600k")
@@ -76,7 +94,7 @@ def fitted(values, max_length, image=None, long_answers="cut"):
         read_conversation(conversation(*values, image=image), "vary"),
         make_sample,
         max_length=max_length,
-        span_start_id=TOKENIZER.special_id("<img>"),
+        count_images=count_images,
         long_answers=long_answers,
     )
 
@@ -117,8 +135,7 @@ def test_a_first_answer_that_is_too_long_is_cut_without_its_end():
     first = int(np.argmax(make_sample(record, max_length=999).labels != -100))
 
     def fit(max_length):
-        start_id = TOKENIZER.special_id("<img>")
-        return fit_sample(record, make_sample, max_length=max_length, span_start_id=start_id)
+        return fit_sample(record, make_sample, max_length=max_length, count_images=count_images)
 
     kept = fit(first + 3)
     assert len(kept.input_ids) == first + 3 and (kept.labels[first:] == kept.input_ids[first:]).all()
@@ -150,7 +167,7 @@ def test_captions_are_those_of_the_original():
             read_conversation(case["record"], "vary", images_in_front=True),
             make_caption,
             max_length=case["model_max_length"],
-            span_start_id=tokenizer.special_id("<img>"),
+            count_images=partial(ImageSpan(256).count, tokenizer=tokenizer),
         )
         assert kept.input_ids.tolist() == case["input_ids"], case["name"]
         assert kept.labels.tolist() == case["labels"], case["name"]
@@ -178,7 +195,7 @@ def test_labels_are_those_of_the_original():
             read_conversation(case["record"], "vary"),
             make_qwen_sample,
             max_length=case["model_max_length"],
-            span_start_id=151857,
+            count_images=partial(ImageSpan(256).count, tokenizer=tokenizer),
         )
         length = len(kept.input_ids)
         assert kept.input_ids.tolist() == case["input_ids"][:length], case["name"]

@@ -21,7 +21,7 @@ def test_paths_are_relative_to_the_registry(registry):
         ("pages: {images: x}", "lacks the key 'annotations'"),
         ("pages: {annotations: a.json, weight: 0}", "weight is 0.0; expected a number above 0"),
         ("pages: {annotations: a.json, weight: .nan}", "weight is nan"),
-        ("pages: {annotations: a.json, format: coco}", "'coco'; expected 'vary' or 'vary_tiny_600k'"),
+        ("pages: {annotations: a.json, format: coco}", "'coco'; expected 'vary' or 'llava' or 'vary_tiny_600k'"),
         ("pages: {annotations: [", "not valid YAML at line 1"),
     ],
 )

@@ -1,0 +1,34 @@
+"""Where the sizes of a TinyLLaVA's tower stand: its config.json is in a repository of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mindvlm.convert.model_config import read_config, read_config_file
+from mindvlm.convert.reference.tinyllava_layout import CLIP_DEFAULTS, SIGLIP_DEFAULTS
+
+BESIDE = "vision_config.json"
+
+
+def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return the config of the tower that a checkpoint calls `name`.
+
+    The first of these that is there: vision_config.json beside the weights; config.json of the folder that the name
+    is, relative to the weights or as it stands; the published tower of that name.
+
+    Raises:
+        UserError: a file that is there is no JSON object.
+    """
+    beside = folder / BESIDE
+    if beside.exists():
+        return read_config_file(beside, remedy="repair it or move it away")
+    for place in (folder / name, Path(name)):
+        if place.is_dir() and (config := read_config(place)) is not None:
+            return config.get("vision_config", config)
+    low = name.lower()
+    if "siglip" in low:
+        return dict(SIGLIP_DEFAULTS)
+    if "clip" in low and "336" in low:
+        return dict(CLIP_DEFAULTS)
+    return None

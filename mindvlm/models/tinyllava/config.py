@@ -1,0 +1,59 @@
+"""Configs of the TinyLLaVA family from our YAML. `hf_config` makes those of the model from a config.json."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mindvlm.config import GenerationConfig, build_config, resolve_path
+from mindvlm.errors import UserError
+from mindvlm.models.common.patches import height_and_width
+from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
+from mindvlm.models.tinyllava.processing import TinyLlavaProcessorConfig
+from mindvlm.runtime import RuntimeConfig
+
+
+@dataclass(kw_only=True)
+class TinyLlavaConfig(RuntimeConfig):
+    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections."""
+
+    family: Literal["tinyllava"] = "tinyllava"
+    name: str = "tinyllava"
+    checkpoint: str | None = None
+    adapter: str | None = None
+    model: TinyLlavaModelConfig
+    processor: TinyLlavaProcessorConfig
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+def parse_config(data: dict, path: Path) -> TinyLlavaConfig:
+    """Typed config from the YAML's mapping; paths in it are relative to the file."""
+    config = build_config(TinyLlavaConfig, data)
+    config.checkpoint = resolve_path(config.checkpoint, path)
+    config.adapter = resolve_path(config.adapter, path)
+    config.processor.tokenizer = resolve_path(config.processor.tokenizer, path)
+    if config.model.language_model and config.processor.vocab_size is None:
+        config.processor.vocab_size = config.model.language_model.vocab_size
+    check_processor(config.model, config.processor)
+    return config
+
+
+def check_processor(model: TinyLlavaModelConfig, processor: TinyLlavaProcessorConfig) -> None:
+    """Raises UserError where the processor would make something else than the model takes."""
+    if processor.num_image_tokens != model.image_token_len:
+        raise UserError(
+            f"processor.num_image_tokens is {processor.num_image_tokens} but model.image_token_len is "
+            f"{model.image_token_len}; the two must be equal"
+        )
+    if model.language_model and processor.vocab_size != model.language_model.vocab_size:
+        raise UserError(
+            f"processor.vocab_size is {processor.vocab_size} but model.language_model.vocab_size is "
+            f"{model.language_model.vocab_size}; the two must be equal"
+        )
+    if processor.image.resize == "keep":
+        raise UserError("processor.image.resize is 'keep'; the model takes pictures of one size, choose another")
+    tower = model.vision_tower
+    if tower and processor.image.height_width != height_and_width(tower.image_size):
+        raise UserError(
+            f"processor.image.size is {processor.image.size} but model.vision_tower.image_size is "
+            f"{tower.image_size}; the two must be equal"
+        )

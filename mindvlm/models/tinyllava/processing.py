@@ -1,0 +1,221 @@
+"""From a question and pictures to the inputs of a TinyLLaVA model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from mindvlm.errors import UserError
+from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images
+from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
+from mindvlm.processing.chat_template import ChatTemplate, get_template
+from mindvlm.processing.conversation import TrainingSample
+from mindvlm.processing.image_branch import ImageBranchConfig
+from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from mindvlm.processing.llava_samples import expand_images, image_to_front, llava_sample
+from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.processing.tokenizer_files import open_tokenizer
+from mindvlm.processing.transforms import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
+
+QUICK_START_MARKER = "<image-placeholder>"
+"""How questions of the original's quick start mark the place of a picture."""
+
+IMAGE_START, IMAGE_END, IMAGE_PATCH = "<im_start>", "<im_end>", "<im_patch>"
+
+
+def siglip_branch(size: int = 384, *, aspect_ratio: str = "pad") -> ImageBranchConfig:
+    """SigLIP's picture: straight to size x size. `aspect_ratio` as of `padding_of`."""
+    statistics = {"mean": list(SIGLIP_MEAN), "std": list(SIGLIP_STD)}
+    return ImageBranchConfig(size=size, resize="squash", padding=padding_of(aspect_ratio), **statistics)
+
+
+def clip_branch(size: int = 336, *, aspect_ratio: str = "pad") -> ImageBranchConfig:
+    """CLIP's picture: shortest edge to size, then the middle square. `aspect_ratio` as of `padding_of`."""
+    statistics = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)}
+    return ImageBranchConfig(size=size, resize="crop", padding=padding_of(aspect_ratio), **statistics)
+
+
+def padding_of(aspect_ratio: str) -> str:
+    """The padding that `image_aspect_ratio` of a config.json stands for: "centre" for pad, else "none".
+
+    Raises:
+        UserError: "anyres", whose pictures have different numbers of feature rows.
+    """
+    if aspect_ratio == "anyres":
+        raise UserError("image_aspect_ratio is 'anyres'; no TinyLLaVA checkpoint has it, set 'pad' or 'square'")
+    return "centre" if aspect_ratio == "pad" else "none"
+
+
+@dataclass(kw_only=True)
+class TinyLlavaProcessorConfig:
+    """Everything between files and model inputs. The defaults are those of the 3.1B model.
+
+    Attributes:
+        tokenizer: folder of the tokenizer's files, or one of them, see `open_tokenizer`.
+        vocab_size: rows of the model's embedding, to refuse a tokenizer with more tokens; None skips the check.
+        template: name in `templates.TEMPLATES`: phi for 3.1B and 2.0B, v1 for 1.5B.
+        system: system message instead of the template's.
+        num_image_tokens: feature rows of an image.
+        use_im_start_end: `<im_start>` and `<im_end>` around every image; `use_im_patch_token`: only in the vocabulary.
+        image_joint: text between an image and the question where the question has no `<image>` marker of its own.
+        image: picture of the tower.
+        original_parse: training samples as the original program makes them, see `llava_sample`.
+        max_pixels: limit of width x height of a source image.
+    """
+
+    tokenizer: str
+    vocab_size: int | None = None
+    template: str = "phi"
+    system: str | None = None
+    num_image_tokens: int = 729
+    use_im_start_end: bool = False
+    use_im_patch_token: bool = False
+    image_joint: str = "\n"
+    image: ImageBranchConfig = field(default_factory=siglip_branch)
+    original_parse: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class TinyLlavaPixels:
+    """One picture: float32 array (3, height, width)."""
+
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class TinyLlavaInputs(ChatPrompt):
+    """A prompt with its pictures, in the order of their placeholders.
+
+    Attributes:
+        pixels: (num_images, 3, height, width) float32.
+    """
+
+    pixels: np.ndarray
+
+
+class TinyLlavaProcessor(ChatProcessor):
+    """Questions, earlier turns and pictures to ids and pixels.
+
+    The text before, between and behind pictures is encoded piece by piece, as the original does.
+
+    Raises:
+        UserError: there is no tokenizer, it has more tokens than the model, or the template is unknown.
+    """
+
+    def __init__(self, config: TinyLlavaProcessorConfig):
+        self.config = config
+        template = get_template(config.template, TEMPLATES)
+        span = image_span(config)
+        super().__init__(
+            make_tokenizer(config),
+            template if config.system is None else replace(template, system=config.system),
+            span,
+            image_joint=config.image_joint,
+        )
+
+    @property
+    def cuts_samples(self) -> bool:
+        """Whether `training_sample` cuts long samples as the original does, so that nothing else may."""
+        return self.config.original_parse
+
+    def __call__(
+        self,
+        query: str,
+        images: Sequence[ImageSource | TinyLlavaPixels] | None = None,
+        history: History | None = None,
+    ) -> TinyLlavaInputs:
+        """Inputs of one prompt; arguments as of `prompt`, `images` are all pictures of the conversation in order
+        (`pixels` of one may be given in its place).
+
+        Raises:
+            UserError: a picture cannot be used, or pictures and `<image>` markers differ in number.
+        """
+        images = list(images or ())
+        prompt = self.prompt(query, num_images=len(images), history=history)
+        pixels = [image if isinstance(image, TinyLlavaPixels) else self.pixels(image) for image in images]
+        shape = (0, 3, *self.config.image.height_width)
+        arrays = [one.image for one in pixels]
+        return TinyLlavaInputs(**vars(prompt), pixels=np.stack(arrays) if arrays else np.zeros(shape, np.float32))
+
+    def pixels(self, image: ImageSource) -> TinyLlavaPixels:
+        """The tower's pixels of one picture. Raises UserError if it cannot be read."""
+        return TinyLlavaPixels(self.config.image.pixels(load_image(image, max_pixels=self.config.max_pixels)))
+
+    def mark_images(self, query: str, num_images: int) -> str:
+        return super().mark_images(query.replace(QUICK_START_MARKER, IMAGE_MARKER), num_images)
+
+    def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
+        """Ids and labels of a training record; the picture of a message moves to its front, as in the original.
+
+        Raises:
+            UserError: the record is malformed, or an image does not fit into `max_length`.
+        """
+        if self.config.original_parse:
+            return self.original_sample(record, max_length=max_length)
+        if isinstance(record, dict) and isinstance(record.get("conversations"), list) and record.get("image"):
+            turns = [
+                {**turn, "value": image_to_front(str(turn["value"]))} if shows_one_image(turn) else turn
+                for turn in record["conversations"]
+            ]
+            record = {**record, "conversations": turns}
+        return super().training_sample(record, max_length=max_length)
+
+    def original_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
+        """The sample of `llava_sample`, cut before and after its images become placeholders."""
+        record = record if isinstance(record, dict) else {"conversations": record}
+        sample = cut(self.unexpanded_sample(record, max_length=max_length), max_length)
+        placeholder_id = self.tokenizer.special_id(IMAGE_MARKER)
+        sample = expand_images(sample, placeholder_id=placeholder_id, num_tokens=self.image_span.num_tokens)
+        needed = self.image_span.needed_length(sample.input_ids.tolist(), self.tokenizer)
+        if needed > max_length:
+            raise UserError(f"max_length {max_length} cuts an image of the sample, it needs {needed}; raise max_length")
+        return cut(sample, max_length)
+
+    def unexpanded_sample(self, record: dict, *, max_length: int) -> TrainingSample:
+        """See `llava_sample`."""
+        return llava_sample(
+            record,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            max_length=max_length,
+            image_marks=image_marks(self.template, self.config.use_im_start_end),
+        )
+
+
+def cut(sample: TrainingSample, length: int) -> TrainingSample:
+    """The first `length` tokens of a sample."""
+    return replace(sample, input_ids=sample.input_ids[:length], labels=sample.labels[:length])
+
+
+def shows_one_image(turn: object) -> bool:
+    return isinstance(turn, dict) and turn.get("from") == "human" and str(turn.get("value")).count(IMAGE_MARKER) == 1
+
+
+def image_marks(template: ChatTemplate, use_im_start_end: bool) -> tuple[str, str]:
+    """Text around every image of a training sample."""
+    start, end = TAGGED_IMAGE if announces_images(template) else ("", "")
+    return (IMAGE_START + start, end + IMAGE_END) if use_im_start_end else (start, end)
+
+
+def image_span(config: TinyLlavaProcessorConfig) -> ImageSpan:
+    """The tokens of one image."""
+    if config.num_image_tokens < 1:
+        raise UserError(f"processor.num_image_tokens is {config.num_image_tokens}; expected at least 1")
+    start, end = (IMAGE_START, IMAGE_END) if config.use_im_start_end else ("", "")
+    return ImageSpan(config.num_image_tokens, start=start, placeholder=IMAGE_MARKER, end=end)
+
+
+def make_tokenizer(config: TinyLlavaProcessorConfig) -> Tokenizer:
+    """The tokenizer with the tokens of an image."""
+    more = [IMAGE_PATCH] if config.use_im_patch_token else []
+    more += [IMAGE_START, IMAGE_END] if config.use_im_start_end else []
+    tokenizer = open_tokenizer(config.tokenizer, more_special_tokens=more)
+    tokenizer.add_placeholder(IMAGE_MARKER)
+    if config.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, but the model has embeddings for "
+            f"{config.vocab_size}; use the tokenizer that belongs to the model"
+        )
+    return tokenizer

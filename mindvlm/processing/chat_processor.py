@@ -1,0 +1,140 @@
+"""From questions, earlier turns and the number of their pictures to ids: what the processors of all families share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindvlm.errors import UserError
+from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render, render_turn
+from mindvlm.processing.conversation import TrainingSample, build_sample
+from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.pieces import Piece, encode_pieces
+from mindvlm.processing.tokenizer import Tokenizer
+
+History = Sequence[tuple[str, str]]
+"""Earlier turns as (query, reply). Images of a query are marked in it, see `ChatProcessor.mark_images`."""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """Token ids of a prompt.
+
+    Attributes:
+        text: the prompt with all placeholders, without the tokens that the tokenizer puts in front of every text.
+        placeholder_starts: for each image the index of its first placeholder in `input_ids`.
+        num_image_tokens: placeholders per image; they stand side by side.
+    """
+
+    text: str
+    input_ids: list[int]
+    placeholder_starts: list[int]
+    num_image_tokens: int
+
+
+class ChatProcessor:
+    """Base of a family's processor.
+
+    What people and the model wrote is encoded with control tokens disarmed; only the template's own are armed.
+
+    Args:
+        tokenizer: has the tokens of the image span.
+        image_joint: text between an image and the question where the question has no `<image>` marker of its own.
+
+    Attributes:
+        cuts_samples: whether `training_sample` cuts long samples by a rule of its own, so that nothing else may.
+
+    Raises:
+        UserError: the vocabulary lacks a token that is needed.
+    """
+
+    cuts_samples: bool = False
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, image_span: ImageSpan, *, image_joint: str):
+        self.tokenizer, self.template, self.image_span = tokenizer, template, image_span
+        self.image_joint = image_joint
+        for token in (*image_span.tokens, tokenizer.end_token):
+            tokenizer.special_id(token)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer: the template's closing mark, if it is a token, and the end of text."""
+        special_ids = self.tokenizer.special_ids
+        marks = dict.fromkeys((self.template.answer_separator, self.tokenizer.end_token))
+        return tuple(special_ids[mark] for mark in marks if mark in special_ids)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The closing mark, where it is no single token of this vocabulary."""
+        mark = self.template.answer_separator
+        return () if mark in self.tokenizer.special_ids else (mark,)
+
+    def mark_images(self, query: str, num_images: int) -> str:
+        """The query with an `<image>` marker for each of its pictures, as it belongs into a history.
+
+        Raises:
+            UserError: the query has markers of its own, in another number; or it has no picture and the template takes
+                nothing else.
+        """
+        if self.template.style == "caption" and not num_images:
+            raise UserError(f"template {self.template.name!r} answers to pictures only; give an image, or another one")
+        num_markers = query.count(IMAGE_MARKER)
+        if num_markers == 0:
+            return (IMAGE_MARKER + self.image_joint) * num_images + query
+        if num_markers != num_images:
+            raise UserError(f"{num_images} images for {num_markers} {IMAGE_MARKER} markers: give one image per marker")
+        return query
+
+    def prompt(self, query: str, *, num_images: int = 0, history: History | None = None) -> ChatPrompt:
+        """Ids of a conversation that ends with the assistant's open turn.
+
+        Args:
+            query: the question. Each `<image>` in it is the place of a picture; without any, the pictures that the
+                history does not use stand before the question.
+            num_images: pictures of the conversation.
+            history: earlier turns.
+
+        Raises:
+            UserError: pictures and `<image>` markers differ in number.
+        """
+        history = history or ()
+        num_used = sum(earlier.count(IMAGE_MARKER) for earlier, _ in history)
+        if num_used > num_images:
+            raise UserError(
+                f"{num_images} images for {num_used} {IMAGE_MARKER} markers in the history: give all of them"
+            )
+        messages: list[list[Piece] | str | None] = []
+        for earlier, reply in history:
+            messages += [self.image_span.expand(earlier), reply]
+        messages += [self.image_span.expand(self.mark_images(query, num_images - num_used)), None]
+        return self._encode(render(self.template, messages), prefix_ids=self.tokenizer.prefix_ids)
+
+    def follow_up(self, query: str, *, num_images: int = 0, answer_is_closed: bool) -> ChatPrompt:
+        """What comes after an answer that is in the KV cache already: the next question and the open answer.
+
+        Args:
+            answer_is_closed: the closing mark was generated and its key and value are in the cache.
+        """
+        message = self.image_span.expand(self.mark_images(query, num_images))
+        closing = self.template.answer_separator
+        pieces = [] if answer_is_closed else [Piece(self.template.answer_joint + closing, control=True)]
+        pieces += render_turn(self.template, message, is_answer=False)
+        pieces += render_turn(self.template, None, is_answer=True)
+        return self._encode(pieces, continues=closing in self.tokenizer.special_ids)
+
+    def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
+        """Ids and labels of a training record, see `build_sample`."""
+        return build_sample(
+            record,
+            tokenizer=self.tokenizer,
+            template=self.template,
+            image_span=self.image_span,
+            max_length=max_length,
+        )
+
+    def _encode(self, pieces: list[Piece], *, prefix_ids: Sequence[int] = (), continues: bool = False) -> ChatPrompt:
+        ids, _ = encode_pieces(pieces, self.tokenizer, continues=continues)
+        ids = [*prefix_ids, *ids]
+        placeholders = np.flatnonzero(np.array(ids) == self.tokenizer.special_id(self.image_span.placeholder))
+        num_tokens = self.image_span.num_tokens
+        return ChatPrompt(prompt_text(pieces), ids, placeholders[::num_tokens].tolist(), num_tokens)

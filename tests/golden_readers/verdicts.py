@@ -1,0 +1,27 @@
+"""Yes or no: whether production code ends a text here, whether it refuses."""
+
+from collections.abc import Callable
+
+from mindvlm.errors import UserError
+from mindvlm.generation.stopping import RowStop
+from mindvlm.processing.stream_decoder import StreamDecoder
+from mindvlm.processing.tokenizer import Tokenizer
+
+
+def ends_there(tokenizer: Tokenizer, keyword: str, ids: list[int]) -> bool:
+    """Whether generation ends with the last of these ids, and not before."""
+    is_token = keyword in tokenizer.special_ids
+    stop_ids = [tokenizer.special_ids[keyword]] if is_token else []
+    stop = RowStop(stop_ids, [] if is_token else [keyword], StreamDecoder(tokenizer))
+    for number, token_id in enumerate(ids):
+        if stop.reason_after(token_id):
+            return number == len(ids) - 1
+    return False
+
+
+def is_refused(call: Callable) -> bool:
+    try:
+        call()
+    except UserError:
+        return True
+    return False
