@@ -22,6 +22,23 @@ PATTERNS = (
 _MAX_BYTES = 64 * 1024 * 1024
 
 
+def read_companions(source: Path) -> dict[str, bytes]:
+    """Return what `source` has of such files, by name.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found = {}
+    for file in sorted({file for pattern in PATTERNS for file in source.glob(pattern)}):
+        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
+            continue
+        try:
+            found[file.name] = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    return found
+
+
 def copy_companions(source: Path, target: Path) -> tuple[Path, ...]:
     """Copy what `source` has of such files into the folder `target`.
 
@@ -29,15 +46,8 @@ def copy_companions(source: Path, target: Path) -> tuple[Path, ...]:
         UserError: a file cannot be read or written.
     """
     copied = []
-    for file in sorted({file for pattern in PATTERNS for file in source.glob(pattern)}):
-        written = target / file.name
-        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
-            continue
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-        with atomic_file(written) as opened:
+    for name, content in read_companions(source).items():
+        with atomic_file(target / name) as opened:
             opened.write(content)
-        copied.append(written)
+        copied.append(target / name)
     return tuple(copied)

@@ -210,12 +210,14 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
 
 
 def native_model(infos: Infos, family: str = FAMILY) -> ConvertibleModel:
-    """Return the model whose native names the tensors of a whole model bear.
+    """Return the model whose native names the tensors of a whole model bear; of several the one that they complete.
 
     Raises:
-        UserError: an unknown family, or no model of it or more than one has such names.
+        UserError: an unknown family, or no model of it or more than one is such.
     """
     meant = [model for model in _of_family(family) if all(model.native.part_of(name) for name in infos)]
+    if len(meant) > 1:
+        meant = [model for model in meant if _failure(model.native, infos) is None]
     if len(meant) != 1:
         raise UserError(f"the tensors are of {len(meant)} models of the family {family!r}; give those of a whole model")
     return meant[0]

@@ -11,7 +11,7 @@ FAMILIES = ("vary", "tinyllava")
 
 @dataclass(frozen=True)
 class Family:
-    """The six things that the rest of the library needs from a family.
+    """The seven things that the rest of the library needs from a family.
 
     Attributes:
         parse_config: mapping and path of a YAML -> the family's typed run config.
@@ -22,6 +22,7 @@ class Family:
             `mindvlm.convert.lora.applying.adapted_view`.
         fit_pretrained: brings a pre-trained tensor to the shape that a training starts with, called with (name, array,
             shapes, seed=...), the shapes being those of all tensors of the model by name.
+        companions: files by name that stand beside trained weights, called with the run config.
     """
 
     parse_config: Callable
@@ -30,6 +31,7 @@ class Family:
     native_view: Callable
     adapted_view: Callable
     fit_pretrained: Callable
+    companions: Callable
 
 
 def get_family(name: str) -> Family:
@@ -46,16 +48,22 @@ def get_family(name: str) -> Family:
         from mindvlm.models.vary.pretrained import fit_pretrained
         from mindvlm.models.vary.processing import VaryProcessor
 
-        return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained)
+        return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained, no_files)
     if name == "tinyllava":
         from mindvlm.convert.lora.applying import adapted_view
         from mindvlm.convert.models import native_view
         from mindvlm.models.tinyllava.config import parse_config
+        from mindvlm.models.tinyllava.hf_export import companions
         from mindvlm.models.tinyllava.model import build_model
         from mindvlm.models.tinyllava.pretrained import fit_pretrained
         from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
 
         view = functools.partial(native_view, family=name)
         adapted = functools.partial(adapted_view, family=name)
-        return Family(parse_config, build_model, TinyLlavaProcessor, view, adapted, fit_pretrained)
+        return Family(parse_config, build_model, TinyLlavaProcessor, view, adapted, fit_pretrained, companions)
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
+
+
+def no_files(config) -> dict[str, bytes]:
+    """For a family whose weights stand alone."""
+    return {}

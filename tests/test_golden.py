@@ -15,11 +15,7 @@ CASES = sorted(path for family in FAMILIES for path in (GOLDEN_ROOT / family).gl
 MODES = ("graph", "pynative")
 # TinyLLaVA's models take minutes each, for the many lengths of their scenarios: one in each mode here, the others slow.
 QUICK_MODELS = {("llama_clip_hf", "graph"), ("e2e_stablelm", "pynative")}
-UNREAD = {
-    "scorers": "scoring answers is not part of the library yet",
-    "train_llama": "the trainer does not take TinyLLaVA yet",
-    "train_phi": "the trainer does not take TinyLLaVA yet",
-}
+UNREAD = {"scorers": "scoring answers is not part of the library yet"}
 
 if not CASES:
     pytest.skip(f"no recorded cases in {GOLDEN_ROOT} (set MINDVLM_GOLDEN to their folder)", allow_module_level=True)

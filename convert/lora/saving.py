@@ -18,6 +18,7 @@ import numpy as np
 from mindvlm.checkpoint import MemorySource, RawTensor, TensorInfo, atomic_file, write_safetensors
 from mindvlm.convert.lora.config import CONFIG_NAME
 from mindvlm.convert.models import native_model
+from mindvlm.convert.vary_towers import FAMILY
 from mindvlm.errors import UserError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -38,6 +39,7 @@ class AdapterFiles:
 
     Args:
         infos: the base's tensors under native names, whole.
+        family: that of the base.
         adapted: names of the adapted Linears; `NAME.lora_A` and `NAME.lora_B` are their factors.
         whole: native names of the base's tensors that train as they are.
         rank, alpha, dropout: of every adapted Linear.
@@ -56,13 +58,14 @@ class AdapterFiles:
         adapted: Sequence[str],
         whole: Sequence[str],
         *,
+        family: str = FAMILY,
         rank: int,
         alpha: float,
         dropout: float,
     ):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.adapted = frozenset(adapted)
-        model = native_model(infos)
+        model = native_model(infos, family)
         # a tied tensor has one name here
         table = model.hf.without(model.hf.aliases).reverse()
         self.plan = table.plan(infos, partial=True, origin="the model")

@@ -16,7 +16,15 @@ _STANDARD = (
     "pytorch_model.bin.index.json",
 )
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "tokenizer.bin")
+_NOT_WEIGHTS = (
+    "training_args.bin",
+    "optimizer.pt",
+    "optimizer.bin",
+    "optimizer.safetensors",
+    "scheduler.pt",
+    "scaler.pt",
+    "tokenizer.bin",
+)
 
 
 def find_weights(folder: Path) -> Path:

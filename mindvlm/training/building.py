@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mindspore import nn
 
+from mindvlm.api import read_config
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.convert.lora.saving import AdapterFiles
 from mindvlm.errors import UserError
-from mindvlm.families import Family
+from mindvlm.families import Family, get_family
 from mindvlm.models.common.lora import adapted_linears
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import (
@@ -24,6 +26,7 @@ from mindvlm.parallel.plan import (
 from mindvlm.training.config import TrainConfig
 from mindvlm.training.evaluate import DatasetsEvaluator, Evaluator, RenderedTextEvaluator
 from mindvlm.training.initial_weights import fill_weights, identify_weights
+from mindvlm.training.job_file import lay_over
 from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
 from mindvlm.training.sources import DatasetsSource, PassInputs, RenderedTextSource, Share, Source
@@ -33,11 +36,33 @@ from mindvlm.training.trainable import choose_trainable, require_something_train
 Say = Callable[[str], None]
 
 
+def read_model(config: TrainConfig) -> Any:
+    """The config of the model to train, with the changes of the job.
+
+    Raises:
+        UserError: it cannot be read, is of another family than the job, or a change is impossible.
+    """
+    changes = dict(config.model_changes)
+    tower = {"vision_tower": changes.pop("vision_tower")} if "vision_tower" in changes else {}
+    model = read_config(config.model_config, tower)
+    if model.family != config.family:
+        raise UserError(
+            f"family is {config.family!r} but {config.model_config} is of the family {model.family!r}; "
+            f"set family: {model.family}"
+        )
+    if not changes:
+        return model
+    path = Path(config.model_config)
+    data = lay_over(asdict(model), changes)
+    return get_family(config.family).parse_config(data, path / "config.json" if path.is_dir() else path)
+
+
 def open_source(config: TrainConfig, model_config: Any, family: Family, mesh: Mesh, *, say: Say) -> Source:
     """Where the batches of this process come from. Raises UserError if the data cannot be used."""
     share = Share(shard=mesh.dp_rank, num_shards=mesh.dp, num_passes=config.num_passes)
     if config.rendered_text:
-        return RenderedTextSource(config.rendered_text, model_config.processor, seed=config.seed, share=share)
+        make = (family.processor, model_config.processor)
+        return RenderedTextSource(config.rendered_text, *make, seed=config.seed, share=share)
     if config.data.max_length > model_config.model.max_length:
         raise UserError(
             f"data.max_length is {config.data.max_length} but the model's max_length is "
@@ -123,7 +148,8 @@ def adapter_files(model: nn.Cell, config: TrainConfig, divided: ParallelModel) -
     }
     whole = [name for name, parameter in base.items() if parameter.requires_grad]
     lora = config.lora
-    return AdapterFiles(infos, adapted, whole, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout)
+    options = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
+    return AdapterFiles(infos, adapted, whole, family=config.family, **options)
 
 
 def open_evaluator(

@@ -1,7 +1,7 @@
 """Typed config of a training job."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mindvlm.errors import UserError
 from mindvlm.models.common.lora import LoraConfig
@@ -90,7 +90,11 @@ class TrainConfig(RuntimeConfig):
     """A training job. Exactly one of `data` and `rendered_text` says what is learned.
 
     Attributes:
-        model_config: YAML of the model to train, relative to this file.
+        family: that of the model.
+        model_config: YAML of the model to train, or a Hugging Face folder with its config.json; relative to this file.
+        model_changes: values in place of those of `model_config`, section by section (`processor: {template: plain}`);
+            paths among them are relative to that file. Beside a folder of a language model alone `vision_tower` is the
+            folder of the tower that it gets.
         output_dir: where checkpoints and logs go, relative to the working folder.
         resume: "auto" goes on from the newest checkpoint in `output_dir` if there is one, "never" refuses to find one.
         freeze: regular expressions; parameters in whose name one is found do not train.
@@ -99,6 +103,8 @@ class TrainConfig(RuntimeConfig):
         lora: adapters train, and what `train` and `lora.modules_to_save` find; everything else is frozen.
         accumulation: passes of one optimizer step; 1 if neither it nor `rows_per_step` is given.
         rows_per_step: rows of one optimizer step over all devices and passes, in place of `accumulation`.
+        averages_passes: the loss of a step is the mean of the means of its passes on each device, as transformers'
+            Trainer has it up to 4.45, in place of the mean over all labels of the step.
         loss_scale: of float16.
         recompute: keep of every block its input alone and compute it again on the way back: less memory, more time.
         parallel: processes that train together.
@@ -109,8 +115,9 @@ class TrainConfig(RuntimeConfig):
         tensorboard: also write event files.
     """
 
-    family: Literal["vary"] = "vary"
+    family: Literal["vary", "tinyllava"] = "vary"
     model_config: str
+    model_changes: dict[str, Any] = field(default_factory=dict)
     output_dir: str
     resume: Literal["auto", "never"] = "auto"
     data: DatasetsConfig | None = None
@@ -124,6 +131,7 @@ class TrainConfig(RuntimeConfig):
     schedule: ScheduleConfig
     accumulation: int | None = None
     rows_per_step: int | None = None
+    averages_passes: bool = False
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     recompute: bool = False
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -140,6 +148,8 @@ class TrainConfig(RuntimeConfig):
             check_at_least(key, getattr(self, key), 1)
         if (self.data is None) == (self.rendered_text is None):
             raise UserError("give one of the sections 'data' (annotated data sets) and 'rendered_text', and only one")
+        if self.rendered_text and self.family != "vary":
+            raise UserError(f"rendered_text has no form for the family {self.family!r}; give the section 'data'")
         if self.rendered_text and self.evaluation:
             raise UserError("evaluation belongs to 'data'; rendered_text evaluates num_evaluation_images, take it out")
         if self.best and not (self.evaluation or self.rendered_text):

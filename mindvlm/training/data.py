@@ -4,14 +4,13 @@ B batch, L length (the same for every batch of a job), H and W of the processor'
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mindvlm.errors import UserError
-from mindvlm.models.vary.processing import VaryPixels, VaryProcessor, VaryProcessorConfig
 from mindvlm.processing.conversation import IGNORED_LABEL
 from mindvlm.training.processes import ProcessPool
 from mindvlm.training.rendered_text import Stage, sample
@@ -25,15 +24,14 @@ class Batch:
         input_ids: (B, L) int32, prompt and answer, filled with end-of-text.
         labels: (B, L) int32, the answer and the mark that closes it; elsewhere -100.
         prompt_lengths: (B,) int32.
-        clip_pixels, high_pixels: (B, 3, H, W) float32; one array where both towers see the same picture.
+        pixels: (B, 3, H, W) float32 of each vision branch; one array where branches see the same picture.
         texts: what the pictures show.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     prompt_lengths: np.ndarray
-    clip_pixels: np.ndarray
-    high_pixels: np.ndarray
+    pixels: tuple[np.ndarray, ...]
     texts: list[str]
 
 
@@ -41,7 +39,7 @@ class RenderedTextBatches:
     """Makes batch number n of a job from its seed and n alone.
 
     Args:
-        processor_config: of the model.
+        processor_type, processor_config: of the model.
         queries: questions; the first one has the share `main_query_share`.
         batch_size, seed: of the job.
         max_answer_tokens: a text of more characters than this less one is an error.
@@ -49,7 +47,8 @@ class RenderedTextBatches:
 
     def __init__(
         self,
-        processor_config: VaryProcessorConfig,
+        processor_type: Callable,
+        processor_config: Any,
         *,
         queries: Sequence[str],
         main_query_share: float,
@@ -57,7 +56,7 @@ class RenderedTextBatches:
         max_answer_tokens: int,
         seed: int,
     ):
-        self.processor = VaryProcessor(processor_config)
+        self.processor = processor_type(processor_config)
         self.prompts = [self.processor.prompt(query, num_images=1).input_ids for query in queries]
         self.main_query_share = main_query_share if len(queries) > 1 else 1.0
         self.batch_size = batch_size
@@ -73,7 +72,7 @@ class RenderedTextBatches:
             sample(self.seed, number * self.batch_size + row, stage=stage, split=split)
             for row in range(self.batch_size)
         ]
-        pixels = [self.pixels(one.image) for one in rendered]
+        pixels = stack_branches([self.processor.pixels(one.image) for one in rendered])
         input_ids = np.full((self.batch_size, self.length), self.fill_id, dtype=np.int32)
         labels = np.full_like(input_ids, IGNORED_LABEL)
         prompt_lengths = np.zeros(self.batch_size, dtype=np.int32)
@@ -82,10 +81,7 @@ class RenderedTextBatches:
             input_ids[row, : len(prompt) + len(answer)] = prompt + answer
             labels[row, len(prompt) : len(prompt) + len(answer)] = answer
             prompt_lengths[row] = len(prompt)
-        high = np.stack([one.high for one in pixels])
-        shared = all(one.clip is one.high for one in pixels)
-        clip = high if shared else np.stack([one.clip for one in pixels])
-        return Batch(input_ids, labels, prompt_lengths, clip, high, [one.text for one in rendered])
+        return Batch(input_ids, labels, prompt_lengths, pixels, [one.text for one in rendered])
 
     def query_number(self, rng: np.random.Generator, split: str) -> int:
         if split == "evaluation" or rng.random() < self.main_query_share:
@@ -99,13 +95,17 @@ class RenderedTextBatches:
             raise UserError(f"data.max_answer_tokens is {self.max_answer_tokens}; a text needs {len(ids)}, raise it")
         return ids
 
-    def pixels(self, image: Image.Image) -> VaryPixels:
-        """As the processor makes them, but once where both towers see the same."""
-        config = self.processor.config
-        if config.clip != config.high:
-            return self.processor.pixels(image)
-        high = config.high.pixels(config.trim.apply(image) if config.trim else image)
-        return VaryPixels(clip=high, high=high)
+
+def stack_branches(pictures: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The arrays of each branch over all pictures; branches that share theirs share the result.
+
+    Args:
+        pictures: what a processor's `pixels` gives of each.
+    """
+    stacked: dict[tuple[int, ...], np.ndarray] = {}
+    branches = zip(*(vars(one).values() for one in pictures), strict=True)
+    arrays = [branch for branch in branches if branch[0] is not None]
+    return tuple(stacked.setdefault(tuple(map(id, branch)), np.stack(branch)) for branch in arrays)
 
 
 class BackgroundBatches:

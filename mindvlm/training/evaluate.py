@@ -12,7 +12,7 @@ from mindvlm.errors import UserError
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
-from mindvlm.models.vary.model import VaryModel
+from mindvlm.models.common.image_text import ImageTextModel
 from mindvlm.processing.conversation import IGNORED_LABEL
 from mindvlm.processing.stream_decoder import StreamDecoder
 from mindvlm.training.config import EvaluationConfig
@@ -59,7 +59,7 @@ class Reader:
         graph_mode: whether Cells are compiled.
     """
 
-    def __init__(self, model: VaryModel, processor: Any, *, max_length: int, graph_mode: bool):
+    def __init__(self, model: ImageTextModel, processor: Any, *, max_length: int, graph_mode: bool):
         self.model = model
         self.processor = processor
         placeholder_id = processor.tokenizer.special_id(processor.image_span.placeholder)
@@ -100,7 +100,7 @@ class RenderedTextEvaluator:
         graph_mode: whether Cells are compiled.
     """
 
-    def __init__(self, source: RenderedTextSource, model: VaryModel, *, graph_mode: bool):
+    def __init__(self, source: RenderedTextSource, model: ImageTextModel, *, graph_mode: bool):
         self.source = source
         self.batches = source.batches
         self.reader = Reader(model, self.batches.processor, max_length=self.batches.length, graph_mode=graph_mode)
@@ -121,8 +121,7 @@ class RenderedTextEvaluator:
             batch = batches.make(number, STAGES[stage], "evaluation")
             lengths = zip(batch.input_ids, batch.prompt_lengths, strict=True)
             prompts = [ids[:length].tolist() for ids, length in lengths]
-            pixels = (batch.clip_pixels, batch.high_pixels)
-            texts = self.reader.read(prompts, pixels, max_new_tokens=batches.max_answer_tokens)
+            texts = self.reader.read(prompts, batch.pixels, max_new_tokens=batches.max_answer_tokens)
             readings += [Reading(f"batch {number}", *pair) for pair in zip(batch.texts, texts, strict=True)]
         return measured(readings)
 
@@ -149,7 +148,7 @@ class DatasetsEvaluator:
         data: DatasetsConfig,
         processor_type: Callable,
         processor_config: Any,
-        model: VaryModel,
+        model: ImageTextModel,
         *,
         max_length: int,
         graph_mode: bool,

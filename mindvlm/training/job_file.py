@@ -41,6 +41,8 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     config.num_passes  # noqa: B018 (refuses rows that cannot be divided before anything is built)
     written = asdict(config)
     config.model_config = resolve_path(config.model_config, path)
+    if isinstance(tower := config.model_changes.get("vision_tower"), str):
+        config.model_changes = {**config.model_changes, "vision_tower": resolve_path(tower, path)}
     config.init.weights = [resolve_path(weights, path) for weights in config.init.weights]
     if config.data:
         config.data.resolve_paths(path)

@@ -11,6 +11,7 @@ from mindspore import Parameter, nn, ops
 
 from mindvlm.models.common.decoder import CausalLM, all_positions
 from mindvlm.models.common.image_text import ImageTextModel
+from mindvlm.training.pass_loss import mean_loss
 
 BATCH, NOTHING, SHARED = 0, 1, 2
 """What a stage takes besides the states: the batch, nothing, or what all decoder layers share."""
@@ -19,16 +20,19 @@ BATCH, NOTHING, SHARED = 0, 1, 2
 class RecomputedGradients(nn.Cell):
     """batch -> (sum of the losses, number of labels), gradients: what `value_and_grad` of the model gives.
 
-    The blocks are the decoder's layers and, where something in the towers trains, those of the vision vocabulary. What
-    lies before the first of them runs once.
+    The blocks are the decoder's layers and, where something in the towers trains, those of the model's
+    `recomputed_tower`. What lies before the first of them runs once.
 
     Args:
         model: takes (input_ids, labels, inv_freq, *pixels, sources).
         parameters: those to compute gradients of; the gradients come in this order.
+        averages: gives the mean of the losses and 1.
         is_scaled: takes (scale, *batch) and gives (loss * scale, loss, number of labels), and gradients of the first.
     """
 
-    def __init__(self, model: ImageTextModel, parameters: Sequence[Parameter], *, is_scaled: bool):
+    def __init__(
+        self, model: ImageTextModel, parameters: Sequence[Parameter], *, is_scaled: bool, averages: bool = False
+    ):
         super().__init__(auto_prefix=False)
         decoder = model.language_model
         self.decoder = decoder
@@ -37,16 +41,17 @@ class RecomputedGradients(nn.Cell):
         if model.freeze_vision_tower:
             self.start = Embeds(model)
         else:
-            tower = model.vision_vocabulary
+            tower = model.recomputed_tower
             self.start = TowerStart(tower)
-            start = [*trained((tower.patch_embed,), parameters), *(p for p in parameters if p is tower.pos_embed)]
+            front = set(map(id, tower.parameters_before_blocks()))
+            start = [parameter for parameter in parameters if id(parameter) in front]
             blocks = list(tower.blocks)
             cells = [*blocks, EmbedsBehindBlocks(model), *cells]
             kinds = [NOTHING] * len(blocks) + [BATCH, *kinds]
         self.stages = nn.CellList(cells, auto_prefix=False)
         self.kinds = tuple(kinds)
 
-        self.loss = Loss(decoder, is_scaled=is_scaled)
+        self.loss = Loss(decoder, is_scaled=is_scaled, averages=averages)
         ends = trained((decoder.norm, decoder.lm_head), parameters)
         own = [trained((cell,), parameters) if kind != BATCH else [] for cell, kind in zip(cells, kinds, strict=True)]
         table = decoder.embed_tokens.weight
@@ -128,14 +133,14 @@ class Embeds(nn.Cell):
 
 
 class EmbedsBehindBlocks(Embeds):
-    """Output of the vision vocabulary's blocks, batch -> what enters the decoder's first layer."""
+    """Output of the tower's blocks, batch -> what enters the decoder's first layer."""
 
     def construct(self, states, *batch):
         return self.enter(batch, self.model.features_behind_blocks(states, *batch[3:-1]))
 
 
 class TowerStart(nn.Cell):
-    """batch -> what enters the first block of the vision vocabulary."""
+    """batch -> what enters the first block of the tower, whose pixels are the last ones of a batch."""
 
     def __init__(self, tower: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -148,14 +153,17 @@ class TowerStart(nn.Cell):
 class Loss(nn.Cell):
     """Output of the decoder's last layer, scale, labels -> as the model, or with the scaled loss before."""
 
-    def __init__(self, decoder: CausalLM, *, is_scaled: bool):
+    def __init__(self, decoder: CausalLM, *, is_scaled: bool, averages: bool):
         super().__init__(auto_prefix=False)
         self.norm = decoder.norm
         self.lm_head = decoder.lm_head
         self.is_scaled = is_scaled
+        self.averages = averages
 
     def construct(self, states, scale, labels):
         loss, num_labels = self.lm_head.loss_sum(self.norm(states), labels)
+        if self.averages:
+            loss, num_labels = mean_loss(loss, num_labels)
         if self.is_scaled:
             return loss * scale, loss, num_labels
         return loss, num_labels

@@ -10,6 +10,8 @@ from mindvlm.training.job_file import Job
 # What may change between two starts of one run: where it runs, what it shows, what it keeps.
 FREE_KEYS = {
     "model_config",
+    # they are compared as parts of the model
+    "model_changes",
     "output_dir",
     "resume",
     "device",
@@ -67,12 +69,12 @@ def is_free(key: str, free: set[str]) -> bool:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One text for each key whose value is another one. A key that came later is as good as one that is empty."""
+    """One text for each key whose value is another one. A key that came later is as good as one that is off."""
     absent = object()
     changed = []
     for key in dict.fromkeys([*then, *now]):
         before, after = then.get(key, absent), now.get(key, absent)
-        if before != after and not (before is absent and after in (None, [], {})):
+        if before != after and not (before is absent and after in (None, False, [], {})):
             texts = ["absent" if value is absent else repr(value) for value in (before, after)]
             changed.append(f"{key} (was {texts[0]}, is {texts[1]})")
     return changed

@@ -17,6 +17,7 @@ class ScheduleConfig:
         epochs: its length in passes over the data.
         warmup_steps: 100 if neither it nor `warmup_ratio` is given; or
         warmup_ratio: its share of all steps.
+        warmup_from_zero: the first step has the rate 0, as in transformers; otherwise its share of the warm-up.
         decay: shape of the way down; "constant" stays at the peak.
         decay_steps: length of the way down; null begins it right after the warm-up.
         final_ratio: share of the peak that is left at the end.
@@ -26,6 +27,7 @@ class ScheduleConfig:
     epochs: float | None = None
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
+    warmup_from_zero: bool = False
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     decay_steps: int | None = None
     final_ratio: float = 0.0
@@ -83,7 +85,7 @@ class ScheduleConfig:
         """Share of the peak learning rate at `step` (the first is 0); the length must be known."""
         warmup = self.num_warmup_steps
         if step < warmup:
-            return (step + 1) / warmup
+            return (step + (not self.warmup_from_zero)) / warmup
         decay_steps = self.total_steps - warmup if self.decay_steps is None else self.decay_steps
         left = self.total_steps - step
         if self.decay == "constant" or left >= decay_steps:

@@ -185,7 +185,7 @@ class RenderedTextSource:
 
     Args:
         config: of the job.
-        processor_config: of the model.
+        processor_type, processor_config: of the model; both can be pickled.
         seed: of the pictures.
         share: of this process.
     """
@@ -194,9 +194,12 @@ class RenderedTextSource:
     num_skipped = 0
     identity: dict[str, Any] = {}
 
-    def __init__(self, config: RenderedTextConfig, processor_config: Any, *, seed: int, share: Share):
+    def __init__(
+        self, config: RenderedTextConfig, processor_type: Callable, processor_config: Any, *, seed: int, share: Share
+    ):
         self.config, self.share = config, share
         self.options = dict(
+            processor_type=processor_type,
             processor_config=processor_config,
             queries=config.queries,
             main_query_share=config.main_query_share,
@@ -238,7 +241,7 @@ class RenderedTextSource:
             batch.input_ids,
             batch.labels,
             splice_sources(batch.input_ids, len(batch.input_ids), span.num_tokens, placeholder_id),
-            (batch.clip_pixels, batch.high_pixels),
+            batch.pixels,
             int(batch.prompt_lengths.sum()) + answers,
             [f"text {text!r}" for text in batch.texts],
         )

@@ -17,16 +17,16 @@ from mindvlm.parallel.state import fill_masters
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.loss_scale import LossScale, LossScaleConfig
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
-from mindvlm.training.recompute import RecomputedGradients
+from mindvlm.training.pass_gradients import PassGradients
 
 
 class StepResult(NamedTuple):
     """What a step gave, as scalar Tensors, equal on all ranks.
 
     Attributes:
-        loss: mean over all labels of the step, float32.
+        loss: mean over the step, float32.
         norm: of the gradient of that mean, before clipping.
-        num_labels: float32.
+        num_labels: float32; of passes, where these are averaged.
         is_finite: false if a gradient was not finite; then nothing was updated.
     """
 
@@ -39,7 +39,8 @@ class StepResult(NamedTuple):
 class TrainStep:
     """Trains a model whose `construct` returns the sum of its token losses and their number.
 
-    The gradient is that of the mean over all labels of the step, over all passes and replicas. Call the object with
+    The gradient is that of the mean over all labels of the step, over all passes and replicas; with `averages_passes`
+    that of the mean over passes and replicas of each one's mean. Call the object with
     (learning_rate, *batch) for a step of one pass; or `accumulate(*batch)` as often as there are passes, then
     `update(learning_rate)`.
 
@@ -53,6 +54,7 @@ class TrainStep:
         mesh: of this process.
         divided: what tensor parallelism did to the model.
         recompute: see `RecomputedGradients`; the model is an `ImageTextModel` then.
+        averages_passes: every pass of every replica has the same weight, however many labels it has.
 
     Attributes:
         optimizer: an `AdamW`, or a `ShardedAdamW` with ZeRO.
@@ -71,6 +73,7 @@ class TrainStep:
         mesh: Mesh | None = None,
         divided: ParallelModel | None = None,
         recompute: bool = False,
+        averages_passes: bool = False,
     ):
         parallel, mesh, divided = parallel or ParallelConfig(), mesh or Mesh(), divided or ParallelModel()
         self.mesh = mesh
@@ -93,7 +96,8 @@ class TrainStep:
             self.optimizer = ShardedAdamW(parameters, buckets, config, mesh, takes_chunks=takes_chunks)
         else:
             self.optimizer = AdamW(parameters, config, layer_norms=layer_norms)
-        gradients = PassGradients(model, parameters, self.loss_scale, self.num_passes, recompute=recompute)
+        options = {"recompute": recompute, "averages": averages_passes}
+        gradients = PassGradients(model, parameters, self.loss_scale, self.num_passes, **options)
         update = Update(self.optimizer, sync, self.loss_scale, config.max_grad_norm)
         self.graph = self.accumulate_graph = self.update_graph = None
         if accumulates:
@@ -143,54 +147,6 @@ class TrainStep:
             fill_masters(self.optimizer, self.mesh)
         else:
             self.optimizer.fill_masters()
-
-
-class ScaledLoss(nn.Cell):
-    """(scale, *batch) -> the model's loss times the scale, the loss, the number of labels."""
-
-    def __init__(self, model: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, scale, *batch):
-        loss, num_labels = self.model(*batch)
-        return loss * scale, loss, num_labels
-
-
-class PassGradients(nn.Cell):
-    """batch -> sum of the losses, number of labels, gradients of the sum (times the loss scale)."""
-
-    def __init__(
-        self,
-        model: nn.Cell,
-        parameters: list[Parameter],
-        scale: LossScale | None,
-        counter: Parameter | None,
-        *,
-        recompute: bool,
-    ):
-        super().__init__(auto_prefix=False)
-        self.is_scaled = scale is not None
-        if self.is_scaled:
-            self.scale = scale.value
-        self.counts = counter is not None
-        if self.counts:
-            self.num_passes = counter
-        if recompute:
-            self.compute = RecomputedGradients(model, parameters, is_scaled=self.is_scaled)
-        else:
-            function = ScaledLoss(model) if self.is_scaled else model
-            self.compute = ops.value_and_grad(function, None, ms.ParameterTuple(parameters), has_aux=True)
-
-    def construct(self, *batch):
-        if self.is_scaled:
-            (_, loss, num_labels), gradients = self.compute(self.scale, *batch)
-        else:
-            (loss, num_labels), gradients = self.compute(*batch)
-        if self.counts:
-            one = ops.depend(Tensor(1, ms.int32), (loss, gradients))
-            loss = ops.depend(loss, ops.assign_add(self.num_passes, one))
-        return loss, num_labels, gradients
 
 
 class Update(nn.Cell):

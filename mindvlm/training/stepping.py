@@ -19,7 +19,7 @@ class Outcome:
     """What a step gave.
 
     Attributes:
-        loss: mean over the labels of all ranks and passes.
+        loss: mean over all ranks and passes.
         norm: of the gradients before clipping.
         is_finite: false if a gradient was not finite; then nothing was updated.
         is_overflow: whether that is a matter of the loss scale, which has been lowered.
@@ -65,6 +65,7 @@ class Stepper:
             mesh=mesh,
             divided=divided,
             recompute=config.recompute,
+            averages_passes=config.averages_passes,
         )
 
     def run(self, learning_rate: float, passes: list[PassInputs]) -> Outcome:

@@ -10,7 +10,6 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvlm import runtime
-from mindvlm.api import read_config
 from mindvlm.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.models.common.rotary import inverse_frequencies
@@ -45,8 +44,8 @@ class Trainer:
     def __init__(self, job: Job, *, say: Callable[[str], None] = print, accept_changes: bool = False):
         self.job, config = job, job.config
         self.config = config
-        model_config = read_config(config.model_config)
-        family = get_family(model_config.family)
+        model_config = building.read_model(config)
+        family = get_family(config.family)
         self.checkpoints = CheckpointFolder(config.output_dir)
         dtype = runtime.start(config)
         self.mesh = init_parallel(config.parallel)
@@ -73,6 +72,7 @@ class Trainer:
             host=self.ranks.host,
             adapter=building.adapter_files(self.model, config, divided),
         )
+        self.companions = family.companions(model_config)
         self.evaluator = building.open_evaluator(config, model_config, family, self.source, self.model, say=self.say)
         self.progress = Progress(self.schedule.total_steps)
         self.step: int = state.get("step", 0)
@@ -254,6 +254,8 @@ class Trainer:
 
         def fill(folder: Path) -> None:
             self.tensors.write(folder)
+            for name, content in self.companions.items():
+                (folder / name).write_bytes(content)
             checkpoint.write_state(folder, state)
 
         path = self.checkpoints.write(self.step, fill)

@@ -21,6 +21,7 @@ from tests.golden_readers import (
     tinyllava_connectors,
     tinyllava_folder,
     tinyllava_pictures,
+    tinyllava_runs,
     tinyllava_text,
     towers,
 )
@@ -102,6 +103,11 @@ KINDS = (
         "TinyLLaVA pictures",
         tinyllava_pictures.is_tinyllava_pictures,
         lambda case, report, mode: tinyllava_pictures.read_tinyllava_pictures(case, report),
+    ),
+    Kind(
+        "TinyLLaVA training",
+        tinyllava_runs.is_training_runs,
+        lambda case, report, mode: tinyllava_runs.read_training_runs(case, report),
     ),
     Kind("text", is_text, lambda case, report, mode: text.read_text(case, report)),
 )

@@ -8,8 +8,10 @@ import yaml
 from PIL import Image, ImageDraw
 
 from mindvlm.training.job_file import Job, read_job
+from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import write_tiny_opt, write_tiny_vary
 
+WRITERS = {"toy": write_tiny_vary, "tiny": write_tiny_opt, "tinyllava": write_tiny_tinyllava}
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -39,9 +41,10 @@ def write_data(folder: Path, num_records: int = 12, *, name: str = "words") -> P
 
 def write_job(folder: Path, *, kind: str = "toy", **changes: Any) -> Path:
     """Writes model, data and job into the folder; a change is named by its key, with "__" between sections."""
-    model = write_tiny_opt(folder) if kind == "tiny" else write_tiny_vary(folder)
+    model = WRITERS[kind](folder)
     registry = write_data(folder)
     data = {
+        "family": "tinyllava" if kind == "tinyllava" else "vary",
         "model_config": model.name,
         "output_dir": str(folder / "run"),
         "device": "cpu",

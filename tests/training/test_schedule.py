@@ -26,6 +26,13 @@ def test_without_a_plateau_the_descent_begins_after_the_warm_up():
     assert cosine.factor(0) == linear.factor(0) == constant.factor(0) == 0.1
 
 
+def test_a_warm_up_from_zero_is_that_of_transformers():
+    schedule = ScheduleConfig(total_steps=10, warmup_steps=4, warmup_from_zero=True)
+    assert [schedule.factor(step) for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    others = ScheduleConfig(total_steps=10, warmup_steps=4)
+    assert [schedule.factor(step) for step in range(4, 10)] == [others.factor(step) for step in range(4, 10)]
+
+
 def test_length_in_epochs():
     schedule = ScheduleConfig(epochs=1.5, warmup_ratio=0.1).resolved(rows_per_epoch=100, rows_per_step=8)
     assert (schedule.total_steps, schedule.num_warmup_steps) == (19, 2)

@@ -5,6 +5,7 @@ import pytest
 
 from mindvlm.api import read_config
 from mindvlm.errors import UserError
+from mindvlm.models.vary.processing import VaryProcessor
 from mindvlm.training.config import RenderedTextConfig
 from mindvlm.training.curriculum import MIN_STEPS_PER_STAGE
 from mindvlm.training.data import BackgroundBatches
@@ -21,7 +22,7 @@ def open_source():
 
     def make(batch_size=2, *, step=0, state=None, **share):
         config = RenderedTextConfig(batch_size=batch_size, curriculum_threshold=100.0)
-        opened.append(RenderedTextSource(config, processor, seed=3, share=Share(**share)))
+        opened.append(RenderedTextSource(config, VaryProcessor, processor, seed=3, share=Share(**share)))
         opened[-1].start(step, state)
         return opened[-1]
 

@@ -8,7 +8,12 @@ from mindspore import nn, ops
 
 class ImageTextModel(nn.Cell):
     """Base of a family's model; a subclass sets `language_model` (a `CausalLM`), and defines `encode_images` and
-    `towers`, the Cells whose output no gradient leaves where `freeze_vision_tower` is set."""
+    `towers`, the Cells whose output no gradient leaves where `freeze_vision_tower` is set.
+
+    Of the tower whose blocks a training may compute twice it says which one it is, `recomputed_tower` (with `embed`,
+    `blocks` and `parameters_before_blocks`), and what follows them, `features_behind_blocks`: what `encode_images`
+    gives, from the last block's output and the pixels.
+    """
 
     def stop_at_frozen_towers(self) -> None:
         """Sets `freeze_vision_tower` by whether anything in the towers trains."""

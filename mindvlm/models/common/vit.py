@@ -176,7 +176,22 @@ class VisionTransformer(nn.Cell):
         x = self.embed(pixels)
         for i in range(self.num_feature_layers):
             x = self.encoder.layers[i](x)
+        return self.finish(x)
+
+    def finish(self, x):
+        """The features, from what the last of `blocks` gives."""
         return x[:, self.num_dropped_tokens :] if self.num_dropped_tokens else x
+
+    @property
+    def blocks(self) -> list[nn.Cell]:
+        """The layers that take part in the feature."""
+        # a slice of a CellList would give the parameters new names
+        return list(self.encoder.layers)[: self.num_feature_layers]
+
+    def parameters_before_blocks(self) -> list[Parameter]:
+        """The parameters of `embed`."""
+        norm = [self.pre_layrnorm] if "pre_layrnorm" in self.name_cells() else []
+        return [parameter for cell in (self.embeddings, *norm) for parameter in cell.get_parameters()]
 
     def embed(self, pixels):
         """What enters the first layer, (N, T, hidden)."""
@@ -193,7 +208,6 @@ class VisionTransformer(nn.Cell):
 
     def unused_cells(self) -> list[nn.Cell]:
         """Cells whose parameters are in the checkpoint and take no part in the feature."""
-        # a slice of a CellList would give the parameters new names
         return [*list(self.encoder.layers)[self.num_feature_layers :], self.post_layernorm]
 
 

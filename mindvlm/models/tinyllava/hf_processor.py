@@ -31,6 +31,8 @@ def processor_config(
     """
     is_legacy = data.get("model_type") == "llava"
     tower = model.vision_tower
+    # a language model alone has not been given the token
+    has_patch_token = "mm_vision_tower" in data and not is_legacy and "text_config" not in data
     make_branch = siglip_branch if tower is None or tower.dialect == "siglip" else clip_branch
     height, width = height_and_width(tower.image_size) if tower else (384, 384)
     if height != width:
@@ -41,9 +43,7 @@ def processor_config(
         template=LEGACY_TEMPLATE if is_legacy else template_of(data),
         num_image_tokens=model.image_token_len,
         use_im_start_end=bool(data.get("mm_use_im_start_end", False)),
-        use_im_patch_token=not is_legacy
-        and bool(data.get("mm_use_im_patch_token", True))
-        and "text_config" not in data,
+        use_im_patch_token=has_patch_token and bool(data.get("mm_use_im_patch_token", True)),
         image=make_branch(height, aspect_ratio=data.get("image_aspect_ratio") or "square"),
     )
 

@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from mindvlm.models.common.decoder import CausalLM
 from mindvlm.models.common.image_text import ImageTextModel, freeze
-from mindvlm.models.common.vit import TOWERS
+from mindvlm.models.common.vit import TOWERS, VisionTransformer
 from mindvlm.models.tinyllava.connector import build_connector
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig, TuneConfig
 
@@ -46,6 +46,11 @@ class TinyLlavaModel(ImageTextModel):
         """The vision tower, if there is one."""
         return [self.vision_tower] if self.config.vision_tower else []
 
+    @property
+    def recomputed_tower(self) -> VisionTransformer:
+        """The only tower."""
+        return self.vision_tower
+
     def embed(self, input_ids):
         """Token embeddings (B, L, hidden); the ids of placeholders may be negative, they are replaced later."""
         ids = ops.maximum(input_ids, Tensor(0, ms.int32))
@@ -59,6 +64,10 @@ class TinyLlavaModel(ImageTextModel):
     def encode_images(self, pixels):
         """Image features in the decoder's space, (N, T, hidden)."""
         return self.mm_projector(self.tower_features(pixels))
+
+    def features_behind_blocks(self, states, pixels):
+        """As `encode_images`, from what the last of the tower's blocks gives."""
+        return self.mm_projector(self.vision_tower.finish(states))
 
     def construct(self, input_ids, labels, inv_freq, pixels, sources):
         """Sum of the next-token losses of a batch with images, and their number; shapes as in `merge`, `text_loss`."""

@@ -45,6 +45,11 @@ class VaryModel(ImageTextModel):
                 freeze(self.vision_vocabulary)
 
     @property
+    def recomputed_tower(self) -> VisionVocabulary:
+        """The larger tower."""
+        return self.vision_vocabulary
+
+    @property
     def towers(self) -> list[nn.Cell]:
         """The vision towers that there are."""
         towers = (("vision_tower", self.config.vision_tower), ("vision_vocabulary", self.config.vision_vocabulary))
@@ -94,6 +99,11 @@ class VaryTinyModel(ImageTextModel):
         self.mm_projector = Linear(width, config.language_model.hidden_size, dtype=dtype)
         if config.freeze_vision_tower:
             freeze(self.vision_vocabulary)
+
+    @property
+    def recomputed_tower(self) -> VisionVocabulary:
+        """The only tower."""
+        return self.vision_vocabulary
 
     @property
     def towers(self) -> list[nn.Cell]:

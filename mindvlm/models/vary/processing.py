@@ -142,7 +142,10 @@ class VaryProcessor(ChatProcessor):
         if self.config.trim is not None:
             picture = self.config.trim.apply(picture)
         high = self.config.high.pixels(picture)
-        return VaryPixels(self.config.clip.pixels(picture), high) if self.config.clip else VaryTinyPixels(high)
+        if self.config.clip is None:
+            return VaryTinyPixels(high)
+        is_same = self.config.clip == self.config.high
+        return VaryPixels(high if is_same else self.config.clip.pixels(picture), high)
 
 
 def open_tokenizer(

@@ -253,6 +253,10 @@ class VisionVocabulary(nn.Cell):
         patches = self.patch_embed(pixels)
         return patches + widen(self.pos_embed, patches)
 
+    def parameters_before_blocks(self) -> list[Parameter]:
+        """The parameters of `embed`."""
+        return [*self.patch_embed.get_parameters(), self.pos_embed]
+
     def finish(self, x):
         """The stages behind the last block, from its output."""
         neck = self.neck(x)

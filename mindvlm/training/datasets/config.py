@@ -90,7 +90,7 @@ def sample_options(
     """Reads the registry and indexes the annotation files.
 
     Args:
-        make_processor: can be pickled, such as `partial(VaryProcessor, processor_config)`.
+        make_processor: can be pickled, such as `partial(family.processor, processor_config)`.
         shuffle: False for evaluation, in the order of the files.
         num_shards: devices of the job; the order of groups suits them only.
 

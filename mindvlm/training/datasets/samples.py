@@ -85,7 +85,7 @@ class SampleOptions:
     Attributes:
         entries: data sets in the order of the mixture.
         mixture: which record a number stands for.
-        make_processor: called without arguments in each worker, such as `partial(VaryProcessor, config)`.
+        make_processor: called without arguments in each worker, such as `partial(family.processor, config)`.
         max_length: tokens; longer samples end earlier, see `fit_sample`.
         augment: None leaves pictures as they are.
         index_folder: of `AnnotationIndex`.

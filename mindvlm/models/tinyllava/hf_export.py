@@ -1,0 +1,132 @@
+"""A model of ours as TinyLLaVABench describes it: config.json, the way back of `hf_config` and `hf_processor`, with the
+tokenizer's files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mindvlm.convert.companions import read_companions
+from mindvlm.errors import UserError
+from mindvlm.models.common.decoder import DecoderConfig
+from mindvlm.models.common.patches import height_and_width
+from mindvlm.models.common.vit import VitConfig
+from mindvlm.models.tinyllava.config import TinyLlavaConfig
+from mindvlm.models.tinyllava.hf_tower import CLIP_336, SIGLIP_384
+from mindvlm.models.tinyllava.processing import make_tokenizer
+from mindvlm.processing.tokenizer import Tokenizer
+
+TYPES = {
+    "phi": ("TinyLlavaPhiForCausalLM", "tiny_llava_phi"),
+    "stablelm": ("TinyLlavaStablelmForCausalLM", "tiny_llava_stablelm"),
+    "llama": ("TinyLlavaLlamaForCausalLM", "tiny_llava"),
+}
+PUBLISHED_TOWERS = {"siglip": "google/siglip-so400m-patch14-384", "clip": "openai/clip-vit-large-patch14-336"}
+
+
+def companions(config: TinyLlavaConfig) -> dict[str, bytes]:
+    """The small files that stand beside trained weights and make a model folder of them, by name.
+
+    A model that TinyLLaVABench has no config.json for (TinyLLaVA Factory's Phi, whose head has a bias) has none.
+
+    Raises:
+        UserError: the tokenizer's files cannot be read.
+    """
+    if config.model.language_model.head_bias:
+        return {}
+    path = Path(config.processor.tokenizer)
+    files = read_companions(path) if path.is_dir() else {path.name: path.read_bytes()}
+    description = hf_config(config, make_tokenizer(config.processor))
+    return {**files, "config.json": (json.dumps(description, indent=2) + "\n").encode()}
+
+
+def hf_config(config: TinyLlavaConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The contents of a config.json, from which `run_config` makes the same model again.
+
+    Args:
+        config: of a whole model.
+        tokenizer: of the model.
+
+    Raises:
+        UserError: the model has something that TinyLLaVABench has no key for.
+    """
+    model, processor = config.model, config.processor
+    decoder, tower, connector = model.language_model, model.vision_tower, model.connector
+    if decoder is None or tower is None:
+        raise UserError("config.json describes a whole TinyLLaVA; this is a part of one")
+    if decoder.head_bias:
+        raise UserError("a head with a bias is TinyLLaVA Factory's; TinyLLaVABench has no key for it")
+    dialect, end_id = dialect_of(decoder), tokenizer.special_id(tokenizer.end_token)
+    architecture, model_type = TYPES[dialect]
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **decoder_keys(decoder, dialect),
+        "max_position_embeddings": model.max_length,
+        "tokenizer_model_max_length": model.max_length,
+        "tokenizer_padding_side": "right",
+        "bos_token_id": (tokenizer.prefix_ids or [end_id])[0],
+        "eos_token_id": end_id,
+        "pad_token_id": tokenizer.pad_id,
+        "mm_vision_tower": tower_name(tower),
+        "vision_config": tower_keys(tower),
+        "mm_hidden_size": tower.hidden_size,
+        "mm_projector_type": connector.type,
+        **{key: value for key, value in vars(connector).items() if key != "type" and connector.type == "resampler"},
+        "mm_vision_select_layer": -2 if tower.dialect == "siglip" else model.vision_select_layer,
+        "mm_vision_select_feature": "patch" if tower.dialect == "siglip" or model.num_dropped_tokens else "cls_patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": processor.use_im_start_end,
+        "mm_use_im_patch_token": processor.use_im_patch_token,
+        "image_aspect_ratio": "pad" if processor.image.padding == "centre" else "square",
+        "use_mm_proj": True,
+        "use_cache": True,
+        "tie_word_embeddings": False,
+        "torch_dtype": config.dtype,
+    }
+
+
+def dialect_of(decoder: DecoderConfig) -> str:
+    """ "phi", "stablelm" or "llama"."""
+    if decoder.residual == "parallel":
+        return "phi"
+    return "stablelm" if decoder.norm == "layer_norm" else "llama"
+
+
+def decoder_keys(decoder: DecoderConfig, dialect: str) -> dict[str, Any]:
+    """What transformers calls the sizes of a decoder."""
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    same += ("num_key_value_heads", "hidden_act", "rope_theta", "initializer_range")
+    own = {
+        "phi": {
+            "layer_norm_eps": decoder.layer_norm_eps,
+            "partial_rotary_factor": decoder.partial_rotary_factor,
+            "resid_pdrop": decoder.residual_dropout,
+        },
+        "stablelm": {
+            "norm_eps": decoder.layer_norm_eps,
+            "rope_pct": decoder.partial_rotary_factor,
+            "use_qkv_bias": decoder.qkv_bias,
+        },
+        "llama": {"rms_norm_eps": decoder.rms_norm_eps},
+    }
+    return {**{key: getattr(decoder, key) for key in same}, **own[dialect]}
+
+
+def tower_keys(tower: VitConfig) -> dict[str, Any]:
+    """The config.json of a tower; that of SigLIP counts the layer that TinyLLaVABench deletes."""
+    is_siglip = tower.dialect == "siglip"
+    height, width = height_and_width(tower.image_size)
+    return {
+        **{key: value for key, value in vars(tower).items() if key != "dialect"},
+        "model_type": f"{tower.dialect}_vision_model",
+        "image_size": height if height == width else [height, width],
+        "num_hidden_layers": tower.num_hidden_layers + is_siglip,
+    }
+
+
+def tower_name(tower: VitConfig) -> str:
+    """The published tower of these sizes, or its kind: the original chooses its class by the name."""
+    published = SIGLIP_384 if tower.dialect == "siglip" else CLIP_336
+    keys = tower_keys(tower)
+    is_published = all(keys[key] == value for key, value in published.items())
+    return PUBLISHED_TOWERS[tower.dialect] if is_published else tower.dialect

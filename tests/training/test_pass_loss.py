@@ -1,0 +1,50 @@
+"""Means over labels and over passes."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from mindvlm.training.loss_scale import LossScaleConfig
+from mindvlm.training.optimizer import OptimizerConfig
+from mindvlm.training.step import TrainStep
+
+
+class Product(nn.Cell):
+    """Sum of the losses weight * x, and the number of labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(Tensor([2.0], ms.float32), name="weight")
+
+    def construct(self, x, num_labels):
+        return (self.weight * x).sum(), num_labels
+
+
+@pytest.fixture(autouse=True)
+def same_mode():
+    mode = ms.get_context("mode")
+    yield
+    ms.set_context(mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("averages", "expected"),
+    # 6 over 3 labels, 1 over one, nothing over none
+    [(False, 7 / 4), (True, (2 + 1 + 0) / 3)],
+)
+@pytest.mark.parametrize("loss_scale", [None, LossScaleConfig(initial=64.0)])
+def test_what_a_step_is_the_mean_of(averages, expected, loss_scale):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    step = TrainStep(
+        Product(),
+        OptimizerConfig(learning_rate=1e-3),
+        accumulates=True,
+        averages_passes=averages,
+        loss_scale=loss_scale,
+    )
+    for x, num_labels in ((6.0, 3.0), (1.0, 1.0), (0.0, 0.0)):
+        step.accumulate(Tensor([x], ms.float32), Tensor(num_labels, ms.float32))
+    result = step.update(Tensor(1e-3, ms.float32))
+    np.testing.assert_allclose(result.loss.asnumpy(), 2 * expected, rtol=1e-6)
+    np.testing.assert_allclose(result.norm.asnumpy(), expected, rtol=1e-6)

@@ -1,0 +1,177 @@
+"""TinyLLaVA through the production trainer: policies, recompute, what is saved, how it goes on, what is refused."""
+
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from safetensors.numpy import save_file
+
+from mindvlm.errors import UserError
+from mindvlm.families import get_family
+from mindvlm.models.common.rotary import inverse_frequencies
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.training import building
+from mindvlm.training.optimizer import OptimizerConfig
+from mindvlm.training.step import TrainStep
+from mindvlm.training.trainer import Trainer
+from tests.processing.small_pieces import write_piece_files
+from tests.tiny_tinyllava import hf_config, hf_tensors
+from tests.training.small_job import small_job
+
+WEIGHTS = {"weights": ["model"]}
+SHARE = {"model": {"tune": {"vision_tower_from_layer": 1}}}
+SHORT = dict(init=WEIGHTS, schedule__total_steps=2, schedule__warmup_steps=0)
+SHORT |= dict(data__max_length=192, data__lengths=[192])
+
+
+def llava_job(folder: Path, **changes):
+    return small_job(folder, kind="tinyllava", **(SHORT | changes))
+
+
+def train(job, **options) -> Trainer:
+    trainer = Trainer(job, say=lambda line: None, **options)
+    trainer.train()
+    return trainer
+
+
+def built(job):
+    """The model of a job, its weights filled."""
+    config = job.config
+    model_config = building.read_model(config)
+    family = get_family(config.family)
+    options = {"is_new": True, "say": lambda line: None}
+    return building.build_model(config, model_config, family, Mesh(), ms.float32, **options)[0], model_config
+
+
+def trained_parts(job) -> set[str]:
+    """What trains, folded: a part, or a part and the number of its layer."""
+    names = [parameter.name.split(".") for parameter in built(job)[0].trainable_params()]
+    folded = {".".join(name[: 4 if "encoder" in name else 2]) for name in names}
+    return {name.replace("vision_tower.encoder.layers", "layer") for name in folded}
+
+
+DECODER = {f"language_model.{name}" for name in ("embed_tokens", "layers", "norm", "lm_head")}
+CONNECTOR = {"mm_projector.0", "mm_projector.2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, DECODER | CONNECTOR),
+        ({"freeze": [r"^language_model\."]}, CONNECTOR),
+        ({"model_changes": {"model": {"tune": {"language_model": False}}}}, CONNECTOR),
+        (
+            {"model_changes": {"model": {"tune": {"language_model": False, "embed_tokens": True}}}},
+            CONNECTOR | {"language_model.embed_tokens"},
+        ),
+        ({"freeze": [r"^language_model\.(embed_tokens|layers|norm)\."]}, CONNECTOR | {"language_model.lm_head"}),
+        ({"freeze": [r"^language_model\.lm_head\."]}, DECODER - {"language_model.lm_head"} | CONNECTOR),
+        ({"freeze": [r"^mm_projector\."]}, DECODER),
+        ({"model_changes": SHARE}, DECODER | CONNECTOR | {"layer.1", "layer.2"}),
+        ({"train": [r"^vision_tower\.encoder\.layers\.[12]\."]}, DECODER | CONNECTOR | {"layer.1", "layer.2"}),
+        (
+            {"model_changes": {"model": {"tune": {"vision_tower_from_layer": -1}}}},
+            DECODER | CONNECTOR | {"layer.0", "layer.1", "layer.2", "vision_tower.embeddings"},
+        ),
+    ],
+)
+def test_the_policies_of_the_original(tmp_path, changes, expected):
+    assert trained_parts(llava_job(tmp_path, **changes)) == expected
+
+
+def test_evaluation_reads_with_pictures(tmp_path):
+    evaluation = {"datasets": "words", "num_samples": 4, "batch_size": 2, "max_new_tokens": 2}
+    trainer = train(llava_job(tmp_path, evaluation=evaluation, best="cer", schedule__total_steps=1))
+    assert trainer.best and 0 <= trainer.best["cer"]
+
+
+def trained(model, inputs, **settings) -> dict[str, np.ndarray]:
+    """Losses and weights after two steps."""
+    step = TrainStep(model.set_train(), OptimizerConfig(learning_rate=1e-2), **settings)
+    found = [step(Tensor(1e-2, ms.float32), *inputs).loss.asnumpy() for _ in range(2)]
+    return {parameter.name: parameter.asnumpy() for parameter in model.get_parameters()} | {"losses": np.stack(found)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "averages"),
+    [
+        ({}, True),
+        ({"model_changes": SHARE}, False),
+        ({"model_changes": {"model": {"tune": {"vision_tower_from_layer": -1}}}}, False),
+    ],
+)
+def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
+    job = llava_job(tmp_path, **changes)
+    results = []
+    for recompute in (False, True):
+        model, config = built(job)
+        decoder = config.model.language_model
+        frequencies = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
+        source = building.open_source(job.config, config, get_family("tinyllava"), Mesh(), say=lambda line: None)
+        source.start(0, None)
+        (one,) = source.take()
+        source.close()
+        inputs = (Tensor(one.input_ids), Tensor(one.labels), frequencies, Tensor(one.pixels[0]), Tensor(one.sources))
+        results.append(trained(model, inputs, recompute=recompute, averages_passes=averages))
+    plain, recomputed = results
+    assert plain["losses"][0] != plain["losses"][1]
+    for name, array in plain.items():
+        np.testing.assert_allclose(recomputed[name], array, rtol=0, atol=1e-6 * np.abs(array).max(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "vary"}, "family is 'vary' but .*model is of the family 'tinyllava'; set family: tinyllava"),
+        ({"model_changes": {"model": {"tune": {"tower": 1}}}}, "unknown config key 'model.tune.tower'"),
+        ({"model_changes": {"processor": {"template": "ph"}}}, "template 'ph'"),
+        ({"data__max_length": 300, "data__lengths": []}, "data.max_length is 300 but the model's max_length is 256"),
+        ({"init": {"weights": []}, "lora": {}}, "init.weights is empty"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        Trainer(llava_job(tmp_path, **changes), say=lambda line: None)
+    assert "\n" not in str(error.value)
+
+
+def test_rendered_text_is_for_vary(tmp_path):
+    with pytest.raises(UserError, match="rendered_text has no form for the family 'tinyllava'"):
+        llava_job(tmp_path, data=None, rendered_text={})
+
+
+def test_weights_of_parts_make_a_whole(tmp_path):
+    """A language model and a tower of their own, as a pre-training starts from them."""
+    tensors = hf_tensors(hf_config("llama"), "llama")
+    plain = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    prefix = "model.vision_tower.vision_tower."
+    llm = {name: array for name, array in tensors.items() if not name.startswith(("model.vision", "model.mm_"))}
+    tower = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    job = llava_job(
+        tmp_path,
+        init={"weights": ["llm", "tower"], "random": [r"^mm_projector\."]},
+        model_config="llm",
+        model_changes={
+            "vision_tower": "tower",
+            "model": {"connector": {"type": "mlp2x_gelu"}},
+            "processor": {"template": "plain"},
+        },
+    )
+    config = hf_config("llama")
+    description = {key: value for key, value in config.items() if not key.startswith(("mm_", "vision", "image"))}
+    for name, arrays, text in (("llm", llm, description | plain), ("tower", tower, config["vision_config"])):
+        (tmp_path / name).mkdir()
+        save_file(arrays, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(text))
+    write_piece_files(tmp_path / "llm")
+    model, _ = built(job)
+    parameters = dict(model.parameters_and_names())
+    np.testing.assert_array_equal(
+        parameters["vision_tower.encoder.layers.2.mlp.fc1.weight"].asnumpy(),
+        tensors[f"{prefix}vision_model.encoder.layers.2.mlp.fc1.weight"],
+    )
+    np.testing.assert_array_equal(parameters["language_model.lm_head.weight"].asnumpy(), tensors["lm_head.weight"])
+    assert parameters["mm_projector.0.weight"].shape == (32, 16)

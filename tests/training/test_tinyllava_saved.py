@@ -1,0 +1,131 @@
+"""What a training of TinyLLaVA leaves: folders that load and go on, files under published names, adapters."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import mindvlm
+from mindvlm.api import VisionLanguageModel
+from mindvlm.checkpoint import open_checkpoint
+from mindvlm.convert.conversion import Request, convert
+from mindvlm.families import get_family
+from tests.tiny_tinyllava import TOWER, hf_config, write_tiny_tinyllava
+from tests.tiny_vary import picture
+from tests.training.small_job import losses
+from tests.training.test_tinyllava_job import SHARE, built, llava_job, train
+
+
+def read_all(path: Path) -> dict[str, np.ndarray]:
+    with open_checkpoint(path) as checkpoint:
+        return {name: checkpoint.read(name).to_float32() for name in checkpoint.infos}
+
+
+def test_a_run_goes_on_and_its_checkpoint_is_a_model_folder(tmp_path):
+    options = dict(schedule__total_steps=4, save_every=2, model_changes=SHARE)
+    whole = train(llava_job(tmp_path, output_dir=str(tmp_path / "whole"), keep_checkpoints=4, **options))
+    parts = tmp_path / "whole" / "step-4"
+    parts.rename(tmp_path / "aside")
+    train(llava_job(tmp_path, output_dir=str(tmp_path / "whole"), keep_checkpoints=4, **options))
+    for name, value in read_all(tmp_path / "aside" / "weights.safetensors").items():
+        np.testing.assert_array_equal(read_all(parts / "weights.safetensors")[name], value, err_msg=name)
+    assert len(losses(tmp_path / "whole")) == 4 and whole.step == 4
+
+    convert(Request(sources=(parts / "weights.safetensors",), target=tmp_path / "hf", to="hf", verify="tensors"))
+    start, end = read_all(tmp_path / "model"), read_all(tmp_path / "hf")
+    assert {name: array.shape for name, array in start.items()} == {name: array.shape for name, array in end.items()}
+    prefix = "model.vision_tower.vision_tower.vision_model.encoder.layers."
+    moved = {name for name in start if not np.array_equal(start[name], end[name])}
+    assert f"{prefix}1.mlp.fc1.weight" in moved and "model.mm_projector.0.weight" in moved
+    assert not any(name.startswith(f"{prefix}0.") for name in moved)
+    answers = [
+        mindvlm.load(folder, device="cpu", mode="pynative").chat("What?", picture(), max_new_tokens=3).ids
+        for folder in (parts, tmp_path / "hf")
+    ]
+    assert answers[0] == answers[1]
+
+    target = tmp_path / "connector.safetensors"
+    convert(Request(sources=(parts / "weights.safetensors",), target=target, to="hf", only="projectors"))
+    connector = read_all(tmp_path / "connector.safetensors")
+    assert set(connector) == {f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    again = llava_job(
+        tmp_path, init={"weights": ["model", "connector.safetensors"]}, output_dir=str(tmp_path / "again")
+    )
+    parameters = dict(built(again)[0].parameters_and_names())
+    np.testing.assert_array_equal(parameters["mm_projector.0.weight"].asnumpy(), end["model.mm_projector.0.weight"])
+
+
+@pytest.mark.parametrize("dialect", ["llama", "phi", "stablelm"])
+def test_config_json_is_written_as_it_was_read(tmp_path, dialect):
+    config = mindvlm.api.read_config(write_tiny_tinyllava(tmp_path, dialect=dialect))
+    files = get_family("tinyllava").companions(config)
+    assert {"config.json", "tokenizer.model", "tokenizer_config.json"} <= set(files)
+    again = tmp_path / "again"
+    again.mkdir()
+    for name, content in files.items():
+        (again / name).write_bytes(content)
+    found = mindvlm.api.read_config(again)
+    assert found.model == config.model
+    assert {**vars(found.processor), "tokenizer": ""} == {**vars(config.processor), "tokenizer": ""}
+    written = json.loads(files["config.json"])
+    expected = hf_config(dialect)
+    assert {key: written[key] for key in expected} == expected
+
+
+def test_an_adapter_has_the_published_names_and_predicts(tmp_path):
+    lora = {"rank": 2, "alpha": 8, "targets": [r"^language_model\.layers\."], "modules_to_save": [r"^mm_projector\."]}
+    trainer = train(llava_job(tmp_path, lora=lora, optimizer__learning_rate=0.02))
+    step = tmp_path / "run" / "step-2"
+    adapter = read_all(step / "adapter_model.safetensors")
+    prefix = "base_model.model.model."
+    linears = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    expected = {
+        f"{prefix}layers.{layer}.{name}.lora_{factor}.weight" for layer in (0, 1) for name in linears for factor in "AB"
+    }
+    expected |= {f"{prefix}mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    assert set(adapter) == expected
+    written = json.loads((step / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"], written["modules_to_save"]) == (
+        2,
+        8,
+        ["model.mm_projector.0", "model.mm_projector.2"],
+    )
+    options = dict(device="cpu", mode="pynative")
+    convert(Request(sources=(tmp_path / "model",), target=tmp_path / "merged", to="hf", merge_lora=step))
+    trainer.model.set_train(False)
+    config = mindvlm.api.read_config(tmp_path / "model", options)
+    processor = get_family("tinyllava").processor(config.processor)
+    live = VisionLanguageModel(trainer.model, processor, config)
+    expected = live.logits("<image>\nWhat?", picture())
+    base = mindvlm.load(tmp_path / "model", **options).logits("<image>\nWhat?", picture())
+    assert np.abs(expected - base).max() > 1e-2 * np.abs(base).max(), "nothing was learned"
+    for found in (
+        mindvlm.load(tmp_path / "model", adapter=step, **options),
+        mindvlm.load(tmp_path / "merged", **options),
+    ):
+        np.testing.assert_allclose(
+            found.logits("<image>\nWhat?", picture()), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+        )
+
+
+def test_a_trained_tower_goes_into_its_own_repository(tmp_path):
+    """Over the published repository, whose names and small files it takes; the original reads its tower from there."""
+    job = llava_job(tmp_path, model_changes=SHARE, schedule__total_steps=1)
+    prefix = "model.vision_tower.vision_tower."
+    published = read_all(tmp_path / "model")
+    tower = {name.removeprefix(prefix): array for name, array in published.items() if name.startswith(prefix)}
+    (tmp_path / "siglip").mkdir()
+    save_file(tower, tmp_path / "siglip" / "model.safetensors")
+    (tmp_path / "siglip" / "config.json").write_text(json.dumps(TOWER))
+    trainer = train(job)
+    sources = (tmp_path / "siglip", tmp_path / "run" / "step-1" / "weights.safetensors")
+    options = {"to": "hf", "only": "vision_tower", "model": "tinyllava_llama"}
+    convert(Request(sources=sources, target=tmp_path / "vision_tower", **options))
+    written = read_all(tmp_path / "vision_tower")
+    assert set(written) == set(tower) and (tmp_path / "vision_tower" / "config.json").exists()
+    name = "encoder.layers.2.mlp.fc1.weight"
+    parameter = dict(trainer.model.parameters_and_names())[f"vision_tower.{name}"]
+    np.testing.assert_array_equal(written[f"vision_model.{name}"], parameter.asnumpy())
+    assert not np.array_equal(written[f"vision_model.{name}"], tower[f"vision_model.{name}"])
