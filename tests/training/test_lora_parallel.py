@@ -1,4 +1,4 @@
-"""A job with adapters under msrun gives the numbers and the adapter of one process."""
+"""A job with adapters under msrun, or in several passes, gives the numbers and the adapter of one process."""
 
 import shutil
 from pathlib import Path
@@ -20,16 +20,18 @@ NUM_STEPS = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Of a job that one process ran ("one"), and two that share the weights ("two")."""
+    """Of a job that one process ran ("one"), two that share the weights ("two") and two replicas ("replicas")."""
     folder = tmp_path_factory.mktemp("lora")
     changes = dict(schedule__total_steps=NUM_STEPS, rows_per_step=2, save_every=2, optimizer__eps=1e-5)
     path = write_job(folder, mode="graph", lora=LORA, init={"weights": ["tiny.safetensors"]}, **changes)
     Trainer(read_job(path, {"output_dir": str(folder / "one")}), say=lambda line: None).train()
-    arguments = ["--config_path", str(path), "--output_dir", str(folder / "two"), "--set", "parallel.tp=2"]
-    job = start(ROOT / "tools" / "train.py", *arguments, num_processes=2, log_dir=folder)
-    console, _ = job.communicate(timeout=900)
-    assert job.returncode == 0, console
-    assert console.count("parameters train (") == 1
+    for name, changes in (("two", ["parallel.tp=2"]), ("replicas", ["parallel.dp=2", "data.batch_size=1"])):
+        arguments = ["--config_path", str(path), "--output_dir", str(folder / name)]
+        arguments += [argument for change in changes for argument in ("--set", change)]
+        job = start(ROOT / "tools" / "train.py", *arguments, num_processes=2, log_dir=folder)
+        console, _ = job.communicate(timeout=900)
+        assert job.returncode == 0, console
+        assert console.count("parameters train (") == 1
     return folder
 
 
@@ -62,3 +64,15 @@ def test_one_process_goes_on_from_the_adapter_of_two(folder, tmp_path):
     assert trainer.step == 2
     trainer.train()
     require_equal_runs(folder / "one", tmp_path / "two")
+
+
+def test_replicas_drop_what_one_process_drops(folder):
+    require_equal_runs(folder / "one", folder / "replicas")
+
+
+def test_passes_drop_what_one_pass_drops(folder, tmp_path):
+    shutil.copytree(folder / "one", tmp_path / "passes")
+    shutil.rmtree(tmp_path / "passes" / f"step-{NUM_STEPS}")
+    overrides = {"output_dir": str(tmp_path / "passes"), "mode": "pynative", "data.batch_size": 1}
+    Trainer(read_job(folder / "job.yaml", overrides), say=lambda line: None).train()
+    require_equal_runs(folder / "one", tmp_path / "passes")

@@ -209,6 +209,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_a_while_with_its_batch(co
     assert sum("the loss is nan" in line for line in lines) == 2
 
 
+def test_a_loss_that_is_not_finite_in_the_last_step_ends_no_run(counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(CountingStepper, "bad", {4: float("nan"), 5: float("nan")})
+    lines = []
+    counted(small_job(tmp_path, schedule__total_steps=6, save_every=100, log_every=2), say=lines.append).train()
+    assert [name for name in entries(tmp_path / "run") if name.startswith("step")] == ["step-6"]
+    assert "loss" in metrics(tmp_path / "run")[-2] and "loss" not in metrics(tmp_path / "run")[-1]
+    assert sum("nothing was updated" in line for line in lines) == 2
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(counted, tmp_path):
     trainer = counted(small_job(tmp_path, schedule__total_steps=4, save_every=2))
     trainer.train()
@@ -264,6 +273,23 @@ def test_data_that_have_grown_are_another_job(counted, tmp_path):
     write_data(tmp_path, 13)
     with pytest.raises(UserError, match=r"records of words \(was 12, is 13\)"):
         counted(job)
+
+
+def test_data_of_another_weight_are_another_job(counted, tmp_path):
+    counted(small_job(tmp_path, schedule__total_steps=2)).train()
+    job = small_job(tmp_path, schedule__total_steps=2)
+    registry = yaml.safe_load((tmp_path / "registry.yaml").read_text())
+    registry["words"]["weight"] = 0.5
+    (tmp_path / "registry.yaml").write_text(yaml.safe_dump(registry))
+    with pytest.raises(UserError, match=r"weight of words \(was 1.0, is 0.5\)"):
+        counted(job)
+
+
+def test_groups_go_on_with_their_own_batches_alone(counted, tmp_path):
+    changes = dict(schedule__total_steps=2, data__group_by_modality=True, rows_per_step=2)
+    counted(small_job(tmp_path, **changes)).train()
+    with pytest.raises(UserError, match=r"batch size of the groups \(was 2, is 1\)"):
+        counted(small_job(tmp_path, **changes, data__batch_size=1))
 
 
 def test_samples_that_cannot_be_used_are_counted_over_restarts(counted, tmp_path):
