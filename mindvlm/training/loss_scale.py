@@ -62,3 +62,15 @@ class LossScale(nn.Cell):
 
 def state(name: str, value: float) -> Parameter:
     return Parameter(Tensor(value, ms.float32), name=name, requires_grad=False)
+
+
+class ScaledLoss(nn.Cell):
+    """(scale, *batch) -> the model's loss times the scale, the loss, the number of labels."""
+
+    def __init__(self, model: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, scale, *batch):
+        loss, num_labels = self.model(*batch)
+        return loss * scale, loss, num_labels

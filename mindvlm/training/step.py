@@ -15,7 +15,7 @@ from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.state import fill_masters
 from mindvlm.parallel.zero import ShardedAdamW
-from mindvlm.training.loss_scale import LossScale, LossScaleConfig
+from mindvlm.training.loss_scale import LossScale, LossScaleConfig, ScaledLoss
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
 from mindvlm.training.recompute import RecomputedGradients
 
@@ -146,18 +146,6 @@ class TrainStep:
             fill_masters(self.optimizer, self.mesh)
         else:
             self.optimizer.fill_masters()
-
-
-class ScaledLoss(nn.Cell):
-    """(scale, *batch) -> the model's loss times the scale, the loss, the number of labels."""
-
-    def __init__(self, model: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.model = model
-
-    def construct(self, scale, *batch):
-        loss, num_labels = self.model(*batch)
-        return loss * scale, loss, num_labels
 
 
 class PassGradients(nn.Cell):

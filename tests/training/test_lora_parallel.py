@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvlm.checkpoint import open_checkpoint
 from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.parallel.launch import start
-from tests.training.small_job import losses, write_job
+from tests.training.small_job import losses, read_tensors, write_job
 
 ROOT = Path(__file__).parents[2]
 # towers with divided query, key and value in one matrix, the head, and dropout before divided inputs
@@ -35,15 +34,10 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def read_all(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path) as source:
-        return {name: source.read(name).data.copy() for name in source.infos}
-
-
 def require_equal_runs(first: Path, second: Path) -> None:
     np.testing.assert_allclose(losses(first), losses(second), rtol=1e-5)
     for name in ("trained", "adapter_model", "optimizer"):
-        alone, shared = (read_all(run / f"step-{NUM_STEPS}" / f"{name}.safetensors") for run in (first, second))
+        alone, shared = (read_tensors(run / f"step-{NUM_STEPS}" / f"{name}.safetensors") for run in (first, second))
         assert alone.keys() == shared.keys()
         for key, values in alone.items():
             np.testing.assert_allclose(shared[key], values, rtol=1e-4, atol=2e-6, err_msg=key)
@@ -51,7 +45,7 @@ def require_equal_runs(first: Path, second: Path) -> None:
 
 def test_divided_adapters_learn_as_whole_ones(folder):
     require_equal_runs(folder / "one", folder / "two")
-    factors = read_all(folder / "one" / f"step-{NUM_STEPS}" / "trained.safetensors")
+    factors = read_tensors(folder / "one" / f"step-{NUM_STEPS}" / "trained.safetensors")
     still = [name for name, values in factors.items() if not values.any() and "encoder.layers.1" not in name]
     assert not still, "no gradient"
 

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from mindvlm.api import load
-from mindvlm.checkpoint import open_checkpoint
 from mindvlm.errors import UserError
 from mindvlm.training import trainer as trainer_module
 from mindvlm.training.evaluate import Evaluation, Reading
@@ -24,7 +23,7 @@ from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import picture
 from tests.training.counting import CountingStepper
-from tests.training.small_job import losses, metrics, small_job, write_data, write_job
+from tests.training.small_job import losses, metrics, read_tensors, small_job, write_data, write_job
 from tests.training.test_checkpoint import largest_file
 
 ROOT = Path(__file__).parents[2]
@@ -125,11 +124,6 @@ def metrics_safely(folder: Path) -> list[str]:
     """Complete lines of a file that another process writes."""
     path = folder / "metrics.jsonl"
     return path.read_text().split("\n")[:-1] if path.exists() else []
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: checkpoint.read(name).data.copy() for name in checkpoint.infos}
 
 
 def test_a_run_in_parts_sees_every_sample_once_in_the_same_order(counted, tmp_path, monkeypatch):
