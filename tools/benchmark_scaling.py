@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def run_processes(
             # msrun starts `python`: the one that runs this
             environment["PATH"] = f"{bin_folder}{os.pathsep}{environment.get('PATH', '')}"
             sizes = [f"--worker_num={num_processes}", f"--local_worker_num={num_processes}", "--join=True"]
-            command = [str(bin_folder / "msrun"), *sizes, f"--log_dir={logs}", *command[1:]]
+            meeting = [f"--master_port={free_port()}", f"--log_dir={logs}"]
+            command = [str(bin_folder / "msrun"), *sizes, *meeting, *command[1:]]
         done = subprocess.run(
             command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -94,6 +96,13 @@ def run_processes(
             print("\n".join(done.stdout.splitlines()[-MAX_SHOWN_LINES:]), file=sys.stderr)
             raise UserError(f"{num_processes} training processes ended with status {done.returncode}; see above")
         return json.loads(result.read_text())
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main(path: str) -> None:

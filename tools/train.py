@@ -1,6 +1,7 @@
 """Trains a model: python tools/train.py --config_path configs/vary/train_nano.yaml"""
 
 import argparse
+import signal
 import sys
 
 
@@ -12,7 +13,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config_path", required=True, metavar="YAML", help="the training job")
     parser.add_argument("--output_dir", metavar="FOLDER", help="where checkpoints and logs go, instead of the config's")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another value for a key, as parallel.dp=8"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key, as parallel.dp=8 or data.lengths=[64,128]; may be given again",
     )
     parser.add_argument(
         "--accept_changes", action="store_true", help="go on from a checkpoint although the config differs from its own"
@@ -35,6 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     return cli.run(command, argv)
 
 
+def interrupt(number, frame) -> None:
+    raise KeyboardInterrupt
+
+
 def train(argv: list[str] | None) -> int:
     """Trains until the schedule ends; what was saved before an interruption is where the same command goes on."""
     options = build_parser().parse_args(argv)
@@ -47,9 +56,16 @@ def train(argv: list[str] | None) -> int:
         overrides["output_dir"] = options.output_dir
     job = read_job(options.config_path, overrides)
 
+    from mindvlm.parallel.environment import is_launched
     from mindvlm.training.trainer import Trainer
 
-    Trainer(job, say=say, accept_changes=options.accept_changes).train()
+    # once a graph has run, MindSpore turns Ctrl-C into this signal; the ranks of a job must end at once
+    before = None if is_launched() else signal.signal(signal.SIGTERM, interrupt)
+    try:
+        Trainer(job, say=say, accept_changes=options.accept_changes).train()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -17,14 +17,10 @@ _STANDARD = (
 )
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _NOT_WEIGHTS = (
-    "training_args.bin",
-    "optimizer.pt",
-    "optimizer.bin",
+    *("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "tokenizer.bin"),
     "optimizer.safetensors",
-    "scheduler.pt",
-    "scaler.pt",
-    "tokenizer.bin",
 )
+_ADAPTER = "adapter_model.safetensors"
 
 
 def find_weights(folder: Path) -> Path:
@@ -50,6 +46,8 @@ def find_weights(folder: Path) -> Path:
         return folder / (originals or names)[0]
     if not names:
         raise UserError(f"{folder}: holds no weights; expected one of {', '.join(_STANDARD)} or a single weights file")
+    if _ADAPTER in names:
+        raise UserError(f"{folder}: holds an adapter and no whole model; give the model's weights, and this as adapter")
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     raise UserError(f"{folder}: holds {len(names)} weights files ({shown}) and no index; give one file, or the index")
 

@@ -26,8 +26,9 @@ def rank_name() -> str:
 
 
 def limit_threads() -> None:
-    """Divides the cores among the processes of this machine; a user's own OMP_NUM_THREADS stays.
+    """Divides the cores of this machine among the processes of the job; a user's own OMP_NUM_THREADS stays.
 
+    `msrun` does not tell how many of them are on this machine: where there are several machines, set it.
     Has an effect only before MindSpore is imported.
     """
     if is_launched():

@@ -53,7 +53,7 @@ class ChatTemplate:
     label_rule: str = ""
 
 
-_CHATML = {
+CHATML = {
     "style": "chatml",
     "roles": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
     "separator": "<|im_end|>",
@@ -114,11 +114,11 @@ _MOSAIC_LIST = (
 TEMPLATES: dict[str, ChatTemplate] = {
     template.name: template
     for template in (
-        ChatTemplate("mpt", system=_DETAILED, **_CHATML),
-        ChatTemplate("qwen", system=_DETAILED, **_CHATML),
-        ChatTemplate("mpt_eval", system="", **_CHATML),
-        ChatTemplate("mpt_text", system=_MOSAIC_LIST, **_CHATML),
-        ChatTemplate("mpt_multimodal", system=_VARY_LIST, **_CHATML),
+        ChatTemplate("mpt", system=_DETAILED, **CHATML),
+        ChatTemplate("qwen", system=_DETAILED, **CHATML),
+        ChatTemplate("mpt_eval", system="", **CHATML),
+        ChatTemplate("mpt_text", system=_MOSAIC_LIST, **CHATML),
+        ChatTemplate("mpt_multimodal", system=_VARY_LIST, **CHATML),
         ChatTemplate("v1", system=_CURIOUS_USER, **_USER_ASSISTANT),
         ChatTemplate("vicuna_v1_1", system=_CURIOUS_USER, **_USER_ASSISTANT),
         ChatTemplate("baichuan", system=_CURIOUS_USER, **_USER_ASSISTANT),

@@ -92,7 +92,9 @@ class RenderedTextBatches:
         """One id a byte, whatever longer tokens the vocabulary has for its prompts, and the end mark."""
         ids = [self.processor.tokenizer.encode(character)[0] for character in text] + [self.end_id]
         if len(ids) > self.max_answer_tokens:
-            raise UserError(f"data.max_answer_tokens is {self.max_answer_tokens}; a text needs {len(ids)}, raise it")
+            raise UserError(
+                f"rendered_text.max_answer_tokens is {self.max_answer_tokens}; a text needs {len(ids)}, raise it"
+            )
         return ids
 
 

@@ -31,7 +31,9 @@ def add_lora(model: nn.Cell, config: LoraConfig, *, seed: int, divided: Parallel
     """
     linears = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, Linear)}
     targets = {name for pattern in config.targets for name in found_names("lora.targets", pattern, linears)}
-    counter = dropout_counter(model) or new_counter()
+    counter = dropout_counter(model)
+    if counter is None:
+        counter = new_counter()
     for index, name in enumerate(sorted(targets)):
         linear = linears[name]
         for parameter in linear.get_parameters():

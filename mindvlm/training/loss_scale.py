@@ -7,7 +7,8 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindvlm.errors import UserError
 
-MAX_SCALE = 2.0**24
+# what is scaled is the sum of the token losses, so that a large step may need less than 1
+MIN_SCALE, MAX_SCALE = 2.0**-16, 2.0**24
 
 
 @dataclass(kw_only=True)
@@ -47,7 +48,7 @@ class LossScale(nn.Cell):
         num_good = (self.num_good + 1.0) * good
         grows = (num_good >= self.growth_interval).astype(ms.float32)
         factor = good * (1.0 + grows) + (1.0 - good) * 0.5
-        value = ops.clamp(self.value * factor, 1.0, MAX_SCALE)
+        value = ops.clamp(self.value * factor, MIN_SCALE, MAX_SCALE)
         moved = ops.assign(self.value, value)
         counted = ops.assign(self.num_good, num_good * (1.0 - grows))
         skipped = ops.assign_add(self.num_skipped, 1.0 - good)

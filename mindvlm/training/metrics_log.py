@@ -49,8 +49,10 @@ def drop_after(path: Path, step: int) -> None:
     """Removes the records of later steps, which an interrupted run left. Raises UserError if it is no such file."""
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         with atomic_file(path) as file:
-            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept).encode())
+            # what a model writes may be half of a surrogate pair
+            file.write(text.encode(errors="backslashreplace"))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

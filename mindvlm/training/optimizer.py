@@ -166,7 +166,8 @@ class AdamW(nn.Cell):
 
     @property
     def state(self) -> dict[str, Parameter]:
-        """Everything that a checkpoint keeps besides the parameters, by name."""
+        """Everything that a checkpoint keeps besides the parameters, by name; to be filled before the first update:
+        a compiled graph does not notice `set_data` of what it has filled with zeros itself."""
         kept = (*self.moment1, *self.moment2, *(master for _, master in self.masters), self.num_updates)
         return {parameter.name: parameter for parameter in kept}
 

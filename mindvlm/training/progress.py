@@ -50,14 +50,13 @@ class Progress:
     def line(self, step: int, figures: Mapping[str, float]) -> str:
         """`step 50/7300 | loss 3.2146 | lr 1.50e-03 | ... | 1:02:03 left`"""
         parts = [f"step {step}/{self.total_steps}"]
-        parts += [describe(name, value) for name, value in figures.items() if name not in HIDDEN]
+        parts += [describe(name, value) for name, value in figures.items()]
         seconds = self.speed.get("seconds_per_step")
         if seconds and step < self.total_steps:
             parts.append(f"{duration((self.total_steps - step) * seconds)} left")
         return " | ".join(parts)
 
 
-HIDDEN = {"smoothed_loss"}
 FORMATS = {
     "learning_rate": "lr {:.2e}",
     "tokens_per_second": "{:.0f} tokens/s",

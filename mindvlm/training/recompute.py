@@ -61,9 +61,13 @@ class RecomputedGradients(nn.Cell):
             start = rest
         else:
             own[kinds.index(BATCH)] = rest
-        # the places of each parameter's gradients among all; the table of a tied head has two
+        # where each parameter's gradient is among all; the table of a tied head has a second one
         order = [one for group in (start, *own, ends) for one in group]
-        self.places = tuple(tuple(i for i, one in enumerate(order) if one is wanted) for wanted in parameters)
+        found = [[i for i, one in enumerate(order) if one is wanted] for wanted in parameters]
+        self.places = tuple(places[0] for places in found)
+        self.second_places = tuple(places[1] if len(places) > 1 else -1 for places in found)
+        # a loop over all parameters would pass the depth of calls that the compiler allows
+        self.for_all = ops.HyperMap()
 
         self.has_start, self.has_ends = bool(start), bool(ends)
         self.num_weights = tuple(len(group) for group in own)
@@ -103,17 +107,18 @@ class RecomputedGradients(nn.Cell):
             back = inputs[0]
         if self.has_start:
             gradients = self.of_weights(self.start, self.start_weights)(*batch, back) + gradients
-        return value, self.in_order(gradients)
+        return value, self.for_all(ops.Partial()(gradient_at, gradients), self.places, self.second_places)
 
-    def in_order(self, gradients):
-        """Stage by stage -> in the order of the parameters."""
-        ordered = ()
-        for places in self.places:
-            total = gradients[places[0]]
-            if len(places) > 1:
-                total = total + gradients[places[1]]
-            ordered = ordered + (total,)
-        return ordered
+
+gradient_at = ops.MultitypeFuncGraph("gradient_at")
+
+
+@gradient_at.register("Tuple", "Number", "Number")
+def _gradient_at(gradients, place, second):
+    """The gradient at a place, plus a second one where there is one (not -1)."""
+    if second >= 0:
+        return gradients[place] + gradients[second]
+    return gradients[place]
 
 
 class Embeds(nn.Cell):

@@ -121,6 +121,10 @@ class DatasetsSource:
         self.rows_per_epoch = self.options.mixture.epoch_size
         mixture = self.options.mixture
         self.identity = {f"records of {name}": size for name, size in zip(mixture.names, mixture.sizes, strict=True)}
+        for entry in self.options.entries:
+            self.identity |= {f"weight of {entry.name}": entry.weight, f"format of {entry.name}": entry.format}
+        if config.group_by_modality:
+            self.identity |= {"batch size of the groups": config.batch_size, "replicas of the groups": share.num_shards}
         self.skip_list = skip_list
         self.loader: BatchLoader | None = None
 

@@ -145,7 +145,8 @@ class RunTensors:
         self.moment_specs = moment_specs(optimizer, specs)
 
     def write(self, folder: Path | None) -> None:
-        """Writes all files. The first rank has the folder; divided tensors are whole in its memory for a moment."""
+        """Writes all files. The first rank has the folder; where anything is divided, all tensors of a file are whole
+        in its memory until the file is written."""
         if self.adapter:
             self._write_adapter(folder)
         if folder is not None and not self.specs and self.sharded is None:

@@ -27,7 +27,7 @@ class StepResult(NamedTuple):
         loss: mean over the step, float32.
         norm: of the gradient of that mean, before clipping.
         num_labels: float32; of passes, where these are averaged.
-        is_finite: false if a gradient was not finite; then nothing was updated.
+        is_finite: false if the loss or a gradient was not; then nothing was updated.
     """
 
     loss: Tensor
@@ -137,9 +137,12 @@ class TrainStep:
         state = {"num_updates": self.optimizer.num_updates} if self.is_sharded else dict(self.optimizer.state)
         if self.loss_scale:
             state |= self.loss_scale.state
-        if self.num_passes is not None:
-            state[self.num_passes.name] = self.num_passes
         return state
+
+    def set_num_passes(self, count: int) -> None:
+        """Goes on as after `count` passes, which is what the masks of dropout depend on."""
+        if self.num_passes is not None:
+            self.num_passes.set_data(Tensor(count, ms.int32))
 
     def fill_masters(self) -> None:
         """Makes the float32 copies of 16-bit weights equal to these: once the weights of a new run are filled."""
@@ -172,7 +175,7 @@ class Update(nn.Cell):
         divisor = ops.maximum(num_labels, ops.ones_like(num_labels))
         scale = 1.0 / divisor if self.scale is None else 1.0 / (divisor * self.scale.value)
         norm = norm * scale
-        is_finite = ops.isfinite(norm)
+        is_finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         if self.max_grad_norm is not None:
             scale = scale * ops.minimum(self.max_grad_norm / (norm + 1e-6), ops.ones_like(norm))
         result = norm

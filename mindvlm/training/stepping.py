@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
+from mindvlm.models.common.dropout import place_dropout
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.config import TrainConfig
+from mindvlm.training.loss_scale import MIN_SCALE
 from mindvlm.training.sources import PassInputs
 from mindvlm.training.step import StepResult, TrainStep
 
@@ -29,6 +31,13 @@ class Outcome:
     norm: float
     is_finite: bool = True
     is_overflow: bool = False
+
+
+def model_arguments(inputs: PassInputs, inv_freq: Tensor, dtype) -> tuple[Tensor, ...]:
+    """The arguments of a model of that dtype; an array that is there twice becomes one Tensor."""
+    tensors = {id(array): Tensor(array, dtype) for array in inputs.pixels}
+    pixels = [tensors[id(array)] for array in inputs.pixels]
+    return Tensor(inputs.input_ids), Tensor(inputs.labels), inv_freq, *pixels, Tensor(inputs.sources)
 
 
 class Stepper:
@@ -54,8 +63,11 @@ class Stepper:
         dtype=ms.float32,
     ):
         self.inv_freq = inv_freq
-        self.accumulates = config.num_passes > 1
+        self.dtype = dtype
+        self.num_passes = config.num_passes
+        self.accumulates = self.num_passes > 1
         self.has_loss_scale = dtype == ms.float16
+        place_dropout(model, num_passes=self.num_passes, num_replicas=mesh.dp, replica=mesh.dp_rank)
         self.step = TrainStep(
             model,
             config.optimizer,
@@ -81,14 +93,20 @@ class Stepper:
 
     def outcome(self, result: StepResult) -> Outcome:
         loss, norm, _, is_finite = (value.asnumpy().item() for value in result)
-        is_overflow = self.has_loss_scale and not is_finite and math.isfinite(loss)
-        return Outcome(loss, norm, is_finite and math.isfinite(loss), is_overflow)
+        is_overflow = self.has_loss_scale and not is_finite and math.isfinite(loss) and not self.scale_is_lowest()
+        return Outcome(loss, norm, is_finite, is_overflow)
+
+    def scale_is_lowest(self) -> bool:
+        """Whether the loss scale cannot be lowered any more."""
+        return self.step.loss_scale.value.asnumpy().item() <= MIN_SCALE
 
     def arguments(self, inputs: PassInputs) -> tuple[Tensor, ...]:
-        """The model's arguments; an array that is there twice becomes one Tensor."""
-        tensors = {id(array): Tensor(array) for array in inputs.pixels}
-        pixels = [tensors[id(array)] for array in inputs.pixels]
-        return Tensor(inputs.input_ids), Tensor(inputs.labels), self.inv_freq, *pixels, Tensor(inputs.sources)
+        """See `model_arguments`."""
+        return model_arguments(inputs, self.inv_freq, self.dtype)
+
+    def start_at(self, step: int) -> None:
+        """Goes on behind that many steps."""
+        self.step.set_num_passes(step * self.num_passes)
 
     @property
     def optimizer_state(self) -> dict[str, Parameter]:

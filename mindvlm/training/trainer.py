@@ -82,6 +82,7 @@ class Trainer:
         self.num_skipped_before: int = state.get("num_skipped", 0)
         self.nan_steps = 0
         self.seen_shapes: set = set()
+        self.stepper.start_at(self.step)
         if is_new:
             self.stepper.fill_masters()
         else:
@@ -123,6 +124,11 @@ class Trainer:
         try:
             while self.step < self.schedule.total_steps:
                 self.train_step()
+        except KeyboardInterrupt:
+            last = self.checkpoints.latest()
+            kept = f"the same command goes on from {last}" if last else "no checkpoint was written yet"
+            self.say(f"stopped at step {self.step} of {self.schedule.total_steps}; {kept}")
+            raise
         finally:
             self.source.close()
             if self.metrics:
@@ -137,14 +143,16 @@ class Trainer:
         self.step += 1
         is_end = self.step == self.schedule.total_steps
         if not outcome.is_finite and not outcome.is_overflow:
-            self.meet_nan(outcome, passes, is_end=is_end)
-            return
-        self.nan_steps = 0
-        self.num_overflows += outcome.is_overflow
-        self.window.append(outcome.loss)
-        news = self.source.observe(outcome.loss)
-        if news:
-            self.say(f"step {self.step}: {news}")
+            self.meet_nan(outcome, passes)
+            if not is_end:
+                return
+        else:
+            self.nan_steps = 0
+            self.num_overflows += outcome.is_overflow
+            self.window.append(outcome.loss)
+            news = self.source.observe(outcome.loss)
+            if news:
+                self.say(f"step {self.step}: {news}")
         if is_end or self.step % config.log_every == 0:
             self.log(outcome)
         is_best = False
@@ -173,13 +181,13 @@ class Trainer:
         """Of the present step."""
         return self.config.optimizer.learning_rate * self.schedule.factor(self.step)
 
-    def meet_nan(self, outcome: Outcome, passes: list[PassInputs], *, is_end: bool) -> None:
+    def meet_nan(self, outcome: Outcome, passes: list[PassInputs]) -> None:
         """A loss that is not finite: the batch is kept; too many in a row are an error."""
         self.nan_steps += 1
         path = building.save_batch(self.checkpoints.folder, self.step, passes, self.mesh)
         what = f"the loss is {outcome.loss} and the norm of the gradients {outcome.norm}"
         self.say(f"step {self.step}: {what}; nothing was updated, the batch is in {path}")
-        if self.nan_steps >= self.config.max_nan_steps or is_end:
+        if self.nan_steps >= self.config.max_nan_steps:
             last = self.checkpoints.latest()
             kept = f"the last checkpoint, {last}, is kept" if last else "no checkpoint was written yet"
             raise UserError(
@@ -189,9 +197,10 @@ class Trainer:
 
     def log(self, outcome: Outcome) -> None:
         """The progress line and its record; the loss is the mean since the last one."""
+        means = {"loss": sum(self.window) / len(self.window)} if self.window else {}
         figures = {
-            "loss": sum(self.window) / len(self.window),
-            "norm": outcome.norm,
+            **means,
+            **({"norm": outcome.norm} if outcome.is_finite else {}),
             "learning_rate": self.config.optimizer.learning_rate * self.schedule.factor(self.step - 1),
             **self.source.figures,
             **self.progress.speed,
@@ -216,6 +225,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Reads what was held out; figures and answers are logged."""
         # the ranks that share a replica compute together; of the replicas one is enough
+        self.say(f"step {self.step}: evaluating")
         evaluation = self.evaluator.evaluate() if self.mesh.dp_rank == 0 else Evaluation({})
         figures = self.ranks.from_first({name: float(value) for name, value in evaluation.figures.items()})
         self.say(self.progress.line(self.step, figures))

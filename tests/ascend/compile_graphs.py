@@ -13,6 +13,7 @@ import re
 import sys
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from mindvlm import runtime
@@ -20,6 +21,7 @@ from mindvlm.api import read_config
 from mindvlm.families import get_family
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import Sampler
+from mindvlm.models.common.lora import LoraConfig
 from mindvlm.models.common.patches import height_and_width
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh
@@ -30,9 +32,13 @@ from mindvlm.parallel.plan import (
     ParallelModel,
     apply_tensor_parallel,
 )
+from mindvlm.training.lora import add_lora
 from mindvlm.training.loss_scale import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
+from mindvlm.training.sources import PassInputs
 from mindvlm.training.step import TrainStep
+from mindvlm.training.stepping import model_arguments
+from mindvlm.training.trainable import choose_trainable
 
 BATCH_SIZE, NUM_IMAGES, LENGTH, NUM_SLOTS = 2, 2, 320, 512
 NUM_LAYERS = 2
@@ -112,14 +118,19 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
     """name -> (graph, its inputs) of the training step, as `TrainStep` builds it.
 
     Args:
-        job: "step" for one pass in one graph; "passes" for accumulation; "parallel step" for one of dp 2 x tp 2
-            processes with ZeRO-2. The front end takes the size of every group from RANK_SIZE.
+        job: "step" for one pass in one graph; "passes" for accumulation; "lora step" with adapters; "recomputed step";
+            "parallel step" for one of dp 2 x tp 2 processes with ZeRO-2. The front end takes the size of every group
+            from RANK_SIZE.
     """
     model.set_train()
     parallel, mesh, divided = ParallelConfig(), Mesh(device="Ascend"), ParallelModel()
     if job == "parallel step":
         parallel, mesh = ParallelConfig(dp=2, tp=2, zero=2), Mesh(dp=2, tp=2, device="Ascend")
         divided = apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
+    if job == "lora step":
+        choose_trainable(model, freeze=[], train={}, freezes_all=True)
+        add_lora(model, LoraConfig(), seed=0, divided=divided, mesh=mesh)
+        model.stop_at_frozen_towers()
     step = TrainStep(
         model,
         OptimizerConfig(learning_rate=1e-4, weight_decay=0.1),
@@ -128,10 +139,13 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
         parallel=parallel,
         mesh=mesh,
         divided=divided,
+        recompute=job == "recomputed step",
     )
-    learning_rate, tokens = blank(dtype=ms.float32), blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
+    learning_rate = blank(dtype=ms.float32)
+    tokens = np.zeros((BATCH_SIZE, LENGTH), np.int32)
+    images = tuple(np.zeros(tensor.shape, np.float32) for tensor in pixels(config.model, ms.float32))
     inv_freq = blank(config.model.language_model.rotary_dim // 2, dtype=ms.float32)
-    batch = [tokens, tokens, inv_freq, *pixels(config.model, dtype), tokens]
+    batch = model_arguments(PassInputs(tokens, tokens, tokens, images, 0, []), inv_freq, dtype)
     if job == "passes":
         return {"accumulate": (step.accumulate_graph, batch), "update": (step.update_graph, [learning_rate])}
     return {job: (step.graph, [learning_rate, *batch])}

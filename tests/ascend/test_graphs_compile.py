@@ -89,6 +89,13 @@ def test_training_step_of_several_passes(tmp_path):
     assert num_fused == {"accumulate": [5, 2], "update": [0, 0]}
 
 
+@pytest.mark.parametrize(("job", "expected"), [("lora step", [5, 2]), ("recomputed step", [7, 2])])
+def test_training_step_of_another_kind(tmp_path, job, expected):
+    num_fused = compile_graphs(tmp_path, "vary/vary_toy.yaml", "bfloat16", "fused", [job], job=job)
+
+    assert num_fused == {job: expected}
+
+
 def test_training_step_of_one_among_four_processes(tmp_path):
     """dp 2 x tp 2 with ZeRO-2: the collectives that the CPU backend lacks."""
     num_fused = compile_graphs(

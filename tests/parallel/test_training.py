@@ -111,7 +111,8 @@ def test_zero_halves_the_optimizer_state(jobs, folder, single):
 
 def test_a_state_of_four_ranks_goes_on_in_one_process(jobs, folder, single):
     uninterrupted = single["qwen"]["training"].run(NUM_STEPS, NUM_STEPS + 5)
-    training = single["qwen"]["training"]
+    # a compiled step does not notice new moments: they are loaded before the first update
+    training = TinyTraining("qwen", ParallelConfig(), Mesh())
     training.load(folder / "dp2_tp2_zero1_resumed.safetensors")
     np.testing.assert_allclose(training.run(NUM_STEPS, NUM_STEPS + 5), uninterrupted, rtol=1e-5)
 

@@ -31,6 +31,9 @@ class CountingStepper:
     def fill_masters(self):
         pass
 
+    def start_at(self, step):
+        pass
+
     @property
     def optimizer_state(self):
         return {"count": self.count}

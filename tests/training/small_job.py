@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from mindvlm.checkpoint import open_checkpoint
 from mindvlm.training.job_file import Job, read_job
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import write_tiny_opt, write_tiny_vary
@@ -88,3 +90,12 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def losses(folder: Path) -> list[tuple[int, float, float]]:
     """Step, loss and norm of every log line, with all digits."""
     return [(one["step"], one["loss"], one["norm"]) for one in metrics(folder) if "loss" in one]
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint file, or of all the files of a checkpoint's folder."""
+    tensors = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with open_checkpoint(file) as checkpoint:
+            tensors |= {name: checkpoint.read(name).data.copy() for name in checkpoint.infos}
+    return tensors

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from mindvlm.errors import UserError
-from mindvlm.training.metrics_log import MetricsLog, read_metrics
+from mindvlm.training.metrics_log import MetricsLog, drop_after, read_metrics
 
 
 def test_records_keep_all_digits_and_later_ones_are_dropped_on_resume(tmp_path):
@@ -22,6 +22,13 @@ def test_records_keep_all_digits_and_later_ones_are_dropped_on_resume(tmp_path):
         {"step": 2, "loss": values[1]},
         {"step": 3, "loss": 7.0},
     ]
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_run_that_goes_on(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text(json.dumps({"step": 1, "text": "\ud83d"}) + "\n")
+    drop_after(path, 3)
+    assert read_metrics(path)[0]["text"] in ("\ud83d", "\\ud83d")
 
 
 @pytest.mark.parametrize("text", ["nonsense\n{}\n", '{"loss": 1}\n\n{"step": 1}\n', "[1]\n \n"])

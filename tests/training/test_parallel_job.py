@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvlm.checkpoint import open_checkpoint
 from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.parallel.launch import start
-from tests.training.small_job import losses, metrics, write_job
+from tests.training.small_job import losses, metrics, read_tensors, write_job
 
 ROOT = Path(__file__).parents[2]
 EVALUATION = {"datasets": "words", "num_samples": 3, "batch_size": 3, "max_new_tokens": 2, "num_shown": 1}
@@ -32,14 +31,6 @@ def folder(tmp_path_factory) -> Path:
     assert job.returncode == 0, console
     (folder / "console.txt").write_text(console)
     return folder
-
-
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with open_checkpoint(path) as checkpoint:
-            tensors |= {name: checkpoint.read(name).data.copy() for name in checkpoint.infos}
-    return tensors
 
 
 def require_equal_runs(first: Path, second: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvlm.checkpoint import open_checkpoint
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training.ranks import Ranks
 from tests.parallel.launch import start
 from tests.parallel.tiny_training import TinyTraining
 from tests.training.ranks_job import LAYOUTS, run_tensors
+from tests.training.small_job import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,6 @@ def results(tmp_path_factory) -> Path:
     output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     return folder
-
-
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with open_checkpoint(path) as checkpoint:
-            tensors |= {name: checkpoint.read(name).data.copy() for name in checkpoint.infos}
-    return tensors
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -110,6 +110,14 @@ def test_the_steps_are_those_without(make, mode, settings):
         np.testing.assert_allclose(got[name], array, rtol=0, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
+def test_the_depth_of_a_released_model_compiles():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    model = build(tiny_config(model__freeze_vision_tower=True, model__language_model__num_hidden_layers=24)).set_train()
+    step = TrainStep(model, OptimizerConfig(learning_rate=1e-2), recompute=True)
+    step.compile(Tensor(1e-2, ms.float32), *batch(model))
+
+
 def growth(recompute: bool) -> int:
     """Bytes that the peak of a process rises by in a step that is compiled already."""
     script = Path(__file__).with_name("recompute_memory.py")

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from mindvlm.api import load
-from mindvlm.checkpoint import open_checkpoint
 from mindvlm.errors import UserError
 from mindvlm.training import trainer as trainer_module
 from mindvlm.training.evaluate import Evaluation, Reading
@@ -24,7 +23,7 @@ from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import picture
 from tests.training.counting import CountingStepper
-from tests.training.small_job import losses, metrics, small_job, write_data, write_job
+from tests.training.small_job import losses, metrics, read_tensors, small_job, write_data, write_job
 from tests.training.test_checkpoint import largest_file
 
 ROOT = Path(__file__).parents[2]
@@ -127,11 +126,6 @@ def metrics_safely(folder: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    with open_checkpoint(path) as checkpoint:
-        return {name: checkpoint.read(name).data.copy() for name in checkpoint.infos}
-
-
 def test_a_run_in_parts_sees_every_sample_once_in_the_same_order(counted, tmp_path, monkeypatch):
     whole = counted(small_job(tmp_path, schedule__total_steps=14, output_dir=str(tmp_path / "whole"), save_every=5))
     whole.train()
@@ -209,6 +203,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_a_while_with_its_batch(co
     assert sum("the loss is nan" in line for line in lines) == 2
 
 
+def test_a_loss_that_is_not_finite_in_the_last_step_ends_no_run(counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(CountingStepper, "bad", {4: float("nan"), 5: float("nan")})
+    lines = []
+    counted(small_job(tmp_path, schedule__total_steps=6, save_every=100, log_every=2), say=lines.append).train()
+    assert [name for name in entries(tmp_path / "run") if name.startswith("step")] == ["step-6"]
+    assert "loss" in metrics(tmp_path / "run")[-2] and "loss" not in metrics(tmp_path / "run")[-1]
+    assert sum("nothing was updated" in line for line in lines) == 2
+
+
 def test_a_full_disk_keeps_the_last_good_checkpoint(counted, tmp_path):
     trainer = counted(small_job(tmp_path, schedule__total_steps=4, save_every=2))
     trainer.train()
@@ -264,6 +267,23 @@ def test_data_that_have_grown_are_another_job(counted, tmp_path):
     write_data(tmp_path, 13)
     with pytest.raises(UserError, match=r"records of words \(was 12, is 13\)"):
         counted(job)
+
+
+def test_data_of_another_weight_are_another_job(counted, tmp_path):
+    counted(small_job(tmp_path, schedule__total_steps=2)).train()
+    job = small_job(tmp_path, schedule__total_steps=2)
+    registry = yaml.safe_load((tmp_path / "registry.yaml").read_text())
+    registry["words"]["weight"] = 0.5
+    (tmp_path / "registry.yaml").write_text(yaml.safe_dump(registry))
+    with pytest.raises(UserError, match=r"weight of words \(was 1.0, is 0.5\)"):
+        counted(job)
+
+
+def test_groups_go_on_with_their_own_batches_alone(counted, tmp_path):
+    changes = dict(schedule__total_steps=2, data__group_by_modality=True, rows_per_step=2)
+    counted(small_job(tmp_path, **changes)).train()
+    with pytest.raises(UserError, match=r"batch size of the groups \(was 2, is 1\)"):
+        counted(small_job(tmp_path, **changes, data__batch_size=1))
 
 
 def test_samples_that_cannot_be_used_are_counted_over_restarts(counted, tmp_path):

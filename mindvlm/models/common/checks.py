@@ -1,4 +1,4 @@
-"""Impossible sizes of decoders and towers as errors that name the key."""
+"""Impossible or contradicting sizes of decoders and towers as errors that name the key."""
 
 import dataclasses
 import math
@@ -85,3 +85,17 @@ def check_image_size(section: str, image_size: int | list[int], patch_size: int)
 def check_divides(section: str, width: int, num_heads: int) -> None:
     if width % num_heads:
         raise UserError(f"model.{section}: width {width} is not a multiple of {num_heads} attention heads")
+
+
+def check_token_counts(model, processor) -> None:
+    """Raises UserError where a model and its processor count an image's tokens or the vocabulary differently."""
+    if processor.num_image_tokens != model.image_token_len:
+        raise UserError(
+            f"processor.num_image_tokens is {processor.num_image_tokens} but model.image_token_len is "
+            f"{model.image_token_len}; the two must be equal"
+        )
+    if model.language_model and processor.vocab_size != model.language_model.vocab_size:
+        raise UserError(
+            f"processor.vocab_size is {processor.vocab_size} but model.language_model.vocab_size is "
+            f"{model.language_model.vocab_size}; the two must be equal"
+        )

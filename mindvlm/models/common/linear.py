@@ -88,8 +88,11 @@ class BiasedHead(Linear):
 
     def loss_sum(self, states, labels):
         """As that of `Head`: the bias is the weight of one more state that is always 1."""
-        states = ops.concat((states, ops.ones(states.shape[:-1] + (1,), states.dtype)), -1)
-        matrix = ops.concat((self.weight, self.bias.reshape((-1, 1))), 1)
+        ones, matrix = ops.ones(states.shape[:-1] + (1,), states.dtype), self.weight
+        if self.is_adapted:
+            states, matrix = self.lora.widened(states, matrix, self.lora_A, self.lora_B)
+        states = ops.concat((states, ones), -1)
+        matrix = ops.concat((matrix, self.bias.reshape((-1, 1))), 1)
         return self.token_loss(states, matrix, labels)
 
 

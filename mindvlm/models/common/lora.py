@@ -62,7 +62,7 @@ class LowRank(nn.Cell):
     def construct(self, x, a, b):
         """x (N, in_features), a (rank, in_features), b (out_features, rank) -> (N, out_features)."""
         if self.dropout is not None and self.training:
-            return self.dropped_core(x, a, b, self.dropout.masks, self.dropout.first_row())
+            return self.dropped_core(x, a, b, self.dropout.masks, self.dropout.first_row(x.shape[0]))
         return self.core(x, a, b)
 
     def widened(self, states, matrix, a, b):

@@ -18,24 +18,17 @@ NORM_EPS = 1e-5
 FEED_FORWARD_FACTOR = 4
 
 
-class FeedForward(nn.CellList):
+class FeedForward(nn.SequentialCell):
     """linear(gelu(linear(norm x))) without biases. x (..., width) -> the same shape."""
 
     def __init__(self, width: int, dtype):
         inner = FEED_FORWARD_FACTOR * width
         super().__init__(
-            [
-                LayerNorm(width, eps=NORM_EPS, dtype=dtype),
-                Linear(width, inner, has_bias=False, dtype=dtype),
-                activation("gelu"),
-                Linear(inner, width, has_bias=False, dtype=dtype),
-            ]
+            LayerNorm(width, eps=NORM_EPS, dtype=dtype),
+            Linear(width, inner, has_bias=False, dtype=dtype),
+            activation("gelu"),
+            Linear(inner, width, has_bias=False, dtype=dtype),
         )
-
-    def construct(self, x):
-        for cell in self:
-            x = cell(x)
-        return x
 
 
 class ResamplerBlock(nn.Cell):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from mindvlm.config import GenerationConfig, build_config, resolve_path
 from mindvlm.errors import UserError
+from mindvlm.models.common.checks import check_token_counts
 from mindvlm.models.common.patches import height_and_width
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processing import TinyLlavaProcessorConfig
@@ -39,16 +40,7 @@ def parse_config(data: dict, path: Path) -> TinyLlavaConfig:
 
 def check_processor(model: TinyLlavaModelConfig, processor: TinyLlavaProcessorConfig) -> None:
     """Raises UserError where the processor would make something else than the model takes."""
-    if processor.num_image_tokens != model.image_token_len:
-        raise UserError(
-            f"processor.num_image_tokens is {processor.num_image_tokens} but model.image_token_len is "
-            f"{model.image_token_len}; the two must be equal"
-        )
-    if model.language_model and processor.vocab_size != model.language_model.vocab_size:
-        raise UserError(
-            f"processor.vocab_size is {processor.vocab_size} but model.language_model.vocab_size is "
-            f"{model.language_model.vocab_size}; the two must be equal"
-        )
+    check_token_counts(model, processor)
     if processor.image.resize == "keep":
         raise UserError("processor.image.resize is 'keep'; the model takes pictures of one size, choose another")
     tower = model.vision_tower

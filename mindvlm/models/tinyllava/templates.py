@@ -5,7 +5,7 @@ back to another one, and its `stablelm` and `qwen2` conversations are in no tabl
 `llava_hf` is what the first TinyLLaVA's page tells to ask with; no program trains with it.
 """
 
-from mindvlm.processing.chat_template import ChatTemplate
+from mindvlm.processing.chat_template import CHATML, ChatTemplate
 from mindvlm.processing.image_span import IMAGE_MARKER
 
 _USER = (
@@ -61,14 +61,6 @@ _SINGLE = {
     "answer_separator": "###",
     "label_rule": "default",
 }
-_CHATML = {
-    "style": "chatml",
-    "roles": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
-    "separator": "<|im_end|>",
-    "answer_separator": "<|im_end|>",
-    "system_prefix": "<|im_start|>system\n",
-    "label_rule": "mpt",
-}
 _INSTRUCTION = {
     "style": "instruction",
     "roles": ("USER", "ASSISTANT"),
@@ -101,8 +93,8 @@ _PLAIN = {
     "answer_separator": "\n",
     "label_rule": "plain",
 }
-_CHATML_ANSWERER = {**_CHATML, "system": "Answer the questions."}
-_IM_TURNS = {**_CHATML, "roles": ("<im_start>user\n", "<im_start>assistant\n")}
+_CHATML_ANSWERER = {**CHATML, "system": "Answer the questions."}
+_IM_TURNS = {**CHATML, "roles": ("<im_start>user\n", "<im_start>assistant\n")}
 _IM_TURNS |= {"separator": "<im_end>", "answer_separator": "<im_end>"}
 
 TEMPLATES: dict[str, ChatTemplate] = {
@@ -124,7 +116,7 @@ TEMPLATES: dict[str, ChatTemplate] = {
             "mpt",
             system="A conversation between a user and an LLM-based AI assistant. "
             "The assistant gives helpful and honest answers.",
-            **_CHATML,
+            **CHATML,
         ),
         ChatTemplate("tiny_llama", system=_VISION, **_TAGGED),
         ChatTemplate("phi", system=_USER, label_rule="phi", **_END_OF_TEXT_PAIR),

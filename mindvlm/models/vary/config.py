@@ -6,6 +6,7 @@ from typing import Literal
 
 from mindvlm.config import GenerationConfig, build_config, resolve_path
 from mindvlm.errors import UserError
+from mindvlm.models.common.checks import check_token_counts
 from mindvlm.models.common.patches import height_and_width
 from mindvlm.models.vary.hf_config import from_hf_config
 from mindvlm.models.vary.mindocr_config import from_mindocr
@@ -49,16 +50,7 @@ def parse_config(data: dict, path: Path) -> VaryConfig:
 
 def check_processor(model: VaryModelConfig, processor: VaryProcessorConfig) -> None:
     """Raises UserError where the processor would make something else than the model takes."""
-    if processor.num_image_tokens != model.image_token_len:
-        raise UserError(
-            f"processor.num_image_tokens is {processor.num_image_tokens} but model.image_token_len is "
-            f"{model.image_token_len}; the two must be equal"
-        )
-    if model.language_model and processor.vocab_size != model.language_model.vocab_size:
-        raise UserError(
-            f"processor.vocab_size is {processor.vocab_size} but model.language_model.vocab_size is "
-            f"{model.language_model.vocab_size}; the two must be equal"
-        )
+    check_token_counts(model, processor)
     for name, branch, section, tower in (
         ("clip", processor.clip, "vision_tower", model.vision_tower),
         ("high", processor.high, "vision_vocabulary", model.vision_vocabulary),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from mindvlm.models.common.dropout import RowDropout, dropout_counter, new_counter
+from mindvlm.models.common.dropout import RowDropout, dropout_counter, new_counter, place_dropout
 
 P, WIDTH = 0.3, 64
 
@@ -51,6 +51,17 @@ def test_the_gradient_has_the_same_mask(two):
     x = Tensor(np.ones((2, 7, WIDTH), np.float32))
     gradient = ms.grad(lambda x: two.first(x).sum())(x)
     np.testing.assert_array_equal(gradient.asnumpy(), two.first(x).asnumpy())
+
+
+def test_replicas_and_passes_drop_what_one_process_drops(two):
+    whole = drop(two, 3)[0].reshape((-1, WIDTH))
+    parts = []
+    for number in range(2):
+        for replica in range(3):
+            place_dropout(two, num_passes=2, num_replicas=3, replica=replica)
+            dropout_counter(two).set_data(Tensor(3 * 2 + number, ms.int32))
+            parts.append(two.first(Tensor(np.ones((100, WIDTH), np.float32))).asnumpy())
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_nothing_is_dropped_outside_of_training(two):

@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from mindvlm.errors import UserError
 from mindvlm.models.common.dropout import NUM_ROWS, RowDropout, mask_table, new_counter
-from mindvlm.models.common.linear import Head, Linear
+from mindvlm.models.common.linear import BiasedHead, Head, Linear
 from mindvlm.models.common.lora import LoraConfig, adapt, adapted_linears, first_values
 
 CONFIG = LoraConfig(rank=3, alpha=5.0)
@@ -101,8 +101,9 @@ def test_a_starts_as_in_peft():
         assert not np.array_equal(values, other)
 
 
-def test_the_loss_of_an_adapted_head_is_that_of_its_logits():
-    head = adapted(Head)
+@pytest.mark.parametrize("kind", [Head, BiasedHead])
+def test_the_loss_of_an_adapted_head_is_that_of_its_logits(kind):
+    head = adapted(kind)
     states = np.random.default_rng(5).standard_normal((2, 4, 6)).astype(np.float32)
     labels = np.array([[0, 1, 2, 3], [-100, 3, -100, 1]], np.int32)
     loss, count = head.loss_sum(Tensor(states), Tensor(labels))
