@@ -89,9 +89,17 @@ def test_training_step_of_several_passes(tmp_path):
     assert num_fused == {"accumulate": [5, 2], "update": [0, 0]}
 
 
-@pytest.mark.parametrize(("job", "expected"), [("lora step", [5, 2]), ("recomputed step", [7, 2])])
-def test_training_step_of_another_kind(tmp_path, job, expected):
-    num_fused = compile_graphs(tmp_path, "vary/vary_toy.yaml", "bfloat16", "fused", [job], job=job)
+@pytest.mark.parametrize(
+    ("config", "job", "expected"),
+    [
+        ("vary/vary_toy.yaml", "lora step", [5, 2]),
+        ("vary/vary_toy.yaml", "recomputed step", [7, 2]),
+        ("tinyllava/tinyllava_3_1b.yaml", "lora step", [4, 2]),
+        ("tinyllava/tinyllava_2_0b.yaml", "recomputed step", [6, 2]),
+    ],
+)
+def test_training_step_of_another_kind(tmp_path, config, job, expected):
+    num_fused = compile_graphs(tmp_path, config, "bfloat16", "fused", [job], job=job)
 
     assert num_fused == {job: expected}
 
