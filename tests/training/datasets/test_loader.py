@@ -210,8 +210,8 @@ if __name__ == "__main__":
     data = DatasetsConfig(registry=sys.argv[1], datasets="talk", num_workers=2)
     loader = open_loader(data, partial(VaryProcessor, processor), seed=1)
     loader.take()
-    print(*loader.workers.pool.process_ids, flush=True)
     try:
+        print(*loader.workers.pool.process_ids, flush=True)
         while True:
             loader.take()
     except KeyboardInterrupt:
