@@ -109,7 +109,7 @@ def build_model(
         require_base_in_files(model, made)
         add_lora(model, config.lora, seed=config.seed, divided=divided, mesh=mesh)
     require_something_trains(model)
-    model.stop_at_frozen_towers()
+    model.stop_at_frozen_parts()
     for line in trainable_table(model, divided.specs):
         say(line)
     model.set_train()

@@ -130,7 +130,7 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
     if job == "lora step":
         choose_trainable(model, freeze=[], train={}, freezes_all=True)
         add_lora(model, LoraConfig(), seed=0, divided=divided, mesh=mesh)
-        model.stop_at_frozen_towers()
+        model.stop_at_frozen_parts()
     step = TrainStep(
         model,
         OptimizerConfig(learning_rate=1e-4, weight_decay=0.1),

@@ -47,11 +47,13 @@ def test_train_finds_what_the_model_froze(make_model):
     model = make_model(model__freeze_vision_tower=True)
     assert "vision_vocabulary" not in parts(trained(model)) and model.freeze_vision_tower
     choose_trainable(model, freeze=[], train={"train": ["vision_vocabulary"]})
-    model.stop_at_frozen_towers()
+    model.stop_at_frozen_parts()
     assert "vision_vocabulary" in parts(trained(model)) and not model.freeze_vision_tower
-    choose_trainable(model, freeze=["^vision_"], train={})
-    model.stop_at_frozen_towers()
+    assert model.language_model.lm_head.token_loss.matrix_trains
+    choose_trainable(model, freeze=["^vision_", "lm_head"], train={})
+    model.stop_at_frozen_parts()
     assert model.freeze_vision_tower
+    assert not model.language_model.lm_head.token_loss.matrix_trains
 
 
 def test_patterns_that_choose_nothing(make_model):

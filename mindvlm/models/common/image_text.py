@@ -5,6 +5,8 @@ N images, T tokens an image, B batch, L length, V vocabulary.
 
 from mindspore import nn, ops
 
+from mindvlm.models.common.loss import NextTokenLoss
+
 
 class ImageTextModel(nn.Cell):
     """Base of a family's model; a subclass sets `language_model` (a `CausalLM`), and defines `encode_images` and
@@ -15,10 +17,12 @@ class ImageTextModel(nn.Cell):
     gives, from the last block's output and the pixels.
     """
 
-    def stop_at_frozen_towers(self) -> None:
-        """Sets `freeze_vision_tower` by whether anything in the towers trains."""
-        towers = [parameter for tower in self.towers for parameter in tower.get_parameters()]
-        self.freeze_vision_tower = not any(parameter.requires_grad for parameter in towers)
+    def stop_at_frozen_parts(self) -> None:
+        """Spares the gradients of the towers and of the head where nothing in them trains."""
+        self.freeze_vision_tower = not any(map(trains, self.towers))
+        head = self.language_model.lm_head
+        if isinstance(head.token_loss, NextTokenLoss):
+            head.token_loss.matrix_trains = trains(head)
 
     def embed(self, input_ids):
         """Token embeddings (B, L, hidden) of input_ids (B, L) int32."""
@@ -55,3 +59,8 @@ def freeze(cell: nn.Cell) -> None:
     """Takes a Cell's parameters out of training, weight decay included."""
     for parameter in cell.get_parameters():
         parameter.requires_grad = False
+
+
+def trains(cell: nn.Cell) -> bool:
+    """Whether any parameter of it does."""
+    return any(parameter.requires_grad for parameter in cell.get_parameters())

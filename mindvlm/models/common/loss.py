@@ -40,15 +40,19 @@ class NextTokenLoss(nn.Cell):
 
     The gradients of the states and of the head's matrix are computed with the loss, chunk of rows by chunk of rows, and
     handed out on the way back. Where no gradient is asked for, the compiler drops them.
+
+    Attributes:
+        matrix_trains: false saves the gradient of the matrix, a third of the work and V x hidden float32.
     """
 
     def __init__(self):
         super().__init__(auto_prefix=False)
+        self.matrix_trains = True
         self.logits = ops.MatMul(transpose_b=True)
         self.product = ops.MatMul()
         self.by_columns = ops.MatMul(transpose_a=True)
         self.tile = ops.Tile()
-        self.known_gradients = KnownGradients()
+        self.known_gradient = KnownGradient()
 
     def construct(self, states, matrix, labels):
         """Args:
@@ -65,18 +69,15 @@ class NextTokenLoss(nn.Cell):
         loss, states_gradient, matrix_gradient = self.by_chunks(
             ops.stop_gradient(states).reshape((-1, hidden_size)), ops.stop_gradient(matrix), target, counted
         )
-        loss = self.known_gradients(
-            ops.stop_gradient(loss),
-            states,
-            matrix,
-            ops.stop_gradient(states_gradient).reshape(states.shape),
-            ops.stop_gradient(matrix_gradient),
-        )
+        states_gradient = ops.stop_gradient(states_gradient).reshape(states.shape)
+        loss = self.known_gradient(ops.stop_gradient(loss), states, states_gradient)
+        if self.matrix_trains:
+            loss = self.known_gradient(loss, matrix, ops.stop_gradient(matrix_gradient))
         return loss, counted.sum()
 
     def by_chunks(self, states, matrix, target, counted):
         """states (N, hidden), matrix (V, hidden), target (N,) int32, counted (N,) float32 -> the loss, its float32
-        gradients with respect to states and matrix."""
+        gradients with respect to states and matrix; of a matrix that does not train one element."""
         num_rows = states.shape[0]
         order = ops.argsort(ops.arange(num_rows).astype(ms.float32) - counted * num_rows).astype(ms.int32)
         back = ops.argsort(order.astype(ms.float32)).astype(ms.int32)
@@ -86,50 +87,44 @@ class NextTokenLoss(nn.Cell):
         counted = ops.gather(counted, order, 0).reshape((-1, 1))
         loss = Tensor(0.0, ms.float32)
         state_parts = ()
-        matrix_gradient = ops.zeros(matrix.shape, ms.float32)
+        matrix_gradient = ops.zeros(matrix.shape if self.matrix_trains else (1,), ms.float32)
         for start, stop in chunks(states.shape[0], matrix.shape[0]):
             part, part_target, part_counted = states[start:stop], target[start:stop], counted[start:stop]
             part_gradient = ops.zeros((stop - start, states.shape[1]), ms.float32)
             if num_counted > start:
-                added_loss, part_gradient, added = self.chunk(part, matrix, part_target, part_counted, matrix_gradient)
+                # one after the other: the logits of all chunks would fill the memory at once
+                part = ops.depend(part, (loss, matrix_gradient))
+                added_loss, logits_gradient = self.chunk(part, matrix, part_target, part_counted)
                 loss = loss + added_loss
-                matrix_gradient = matrix_gradient + added
+                # rows are weighted where they are narrow
+                weights = self.tile(part_counted, (1, part.shape[1]))
+                part_gradient = self.product(logits_gradient, matrix).astype(ms.float32) * weights
+                if self.matrix_trains:
+                    added = self.by_columns(logits_gradient, part * weights.astype(part.dtype))
+                    matrix_gradient = matrix_gradient + added.astype(ms.float32)
             state_parts = state_parts + (part_gradient,)
         states_gradient = state_parts[0] if len(state_parts) == 1 else ops.concat(state_parts, 0)
         return loss, ops.gather(states_gradient, back, 0), matrix_gradient
 
-    def chunk(self, states, matrix, target, counted, matrix_gradient):
-        states = ops.depend(states, matrix_gradient)
+    def chunk(self, states, matrix, target, counted):
+        """The loss, and the gradient of the logits as if every row counted: probabilities, less one at the target."""
         log_probabilities = ops.log_softmax(self.logits(states, matrix).astype(ms.float32), -1)
         picked = ops.gather_elements(log_probabilities, 1, target)
-        # gradient of the logits: probabilities, less one at the target; rows are weighted where they are narrow
         gradient = ops.tensor_scatter_elements(ops.exp(log_probabilities), target, ops.exp(picked) - 1.0, 1)
-        gradient = gradient.astype(states.dtype)
-        weights = self.tile(counted, (1, states.shape[1]))
-        return (
-            -(picked * counted).sum(),
-            self.product(gradient, matrix).astype(ms.float32) * weights,
-            self.by_columns(gradient, states * weights.astype(states.dtype)).astype(ms.float32),
-        )
+        return -(picked * counted).sum(), gradient.astype(states.dtype)
 
 
-class KnownGradients(nn.Cell):
-    """A loss whose gradients with respect to `states` and `matrix` are given; it returns the loss itself."""
+class KnownGradient(nn.Cell):
+    """A loss whose gradient with respect to `x` is given, beside what it has already; it returns the loss itself."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
 
-    def construct(self, loss, states, matrix, states_gradient, matrix_gradient):
+    def construct(self, loss, x, gradient):
         return loss * 1.0
 
-    def bprop(self, loss, states, matrix, states_gradient, matrix_gradient, out, dout):
-        return (
-            ops.zeros_like(loss),
-            (states_gradient * dout).astype(states.dtype),
-            (matrix_gradient * dout).astype(matrix.dtype),
-            ops.zeros_like(states_gradient),
-            ops.zeros_like(matrix_gradient),
-        )
+    def bprop(self, loss, x, gradient, out, dout):
+        return dout, (gradient * dout).astype(x.dtype), ops.zeros_like(gradient)
 
 
 @ops.constexpr

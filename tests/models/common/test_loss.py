@@ -99,6 +99,21 @@ def relative_error(mine: np.ndarray, expected: np.ndarray) -> float:
     return np.linalg.norm(mine - expected) / np.linalg.norm(expected)
 
 
+def test_a_frozen_matrix_leaves_the_gradient_of_the_states(small_chunks, batch):
+    _, labels, states, matrix = batch
+    found = []
+    for trains in (True, False):
+        cell = Scaled().set_train()
+        cell.token_loss.matrix_trains = trains
+        inputs = Tensor(states), Tensor(matrix), Tensor(labels)
+        (loss, _), gradients = ops.value_and_grad(cell, (0, 1), has_aux=True)(*inputs)
+        found.append((float(loss), *(gradient.asnumpy() for gradient in gradients)))
+    (loss, expected, _), (same_loss, gradient, of_matrix) = found
+    assert same_loss == loss
+    assert np.array_equal(gradient, expected)
+    assert not of_matrix.any()
+
+
 @pytest.mark.parametrize("is_training", [True, False])
 def test_a_tied_table_gets_both_gradients(small_chunks, batch, is_training):
     ids, labels, _, matrix = batch
