@@ -275,10 +275,11 @@ class Answers:
     def answer(self, row: int) -> Answer:
         """The answer of one row, as far as it came."""
         self.stops[row].end()
-        text = self.stops[row].text
+        text = self.stops[row].answer
         *earlier, (query, _) = self.turns[row]
         return Answer.of(
             text,
+            generated=self.stops[row].text,
             ids=list(self.rows[row].ids),
             num_prompt_tokens=len(self.prompts[row]),
             stop_reason=self.rows[row].stop_reason or "interrupted",

@@ -78,7 +78,7 @@ class FolderReader:
             ("prompt ids", short, text),
             ("merged_length", len(inputs.input_ids), entry["merged_length"]),
             ("new_ids", list(answer.ids), entry["new_ids"]),
-            ("printed", str(answer).strip(), entry["printed"]),
+            ("printed", str(answer), entry["printed"]),
         ]
         self.report.same(f"{query} {EXPECTED}", pairs)
         known = {
