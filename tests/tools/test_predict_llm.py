@@ -40,6 +40,10 @@ def test_a_checkpoint_folder_is_converted_once(images, run, tmp_path, monkeypatc
     texts = [err.partition(" prompt tokens")[0] for _, _, err in (without, first, second)]
     assert [text.count("converting ") for text in texts] == [0, 1, 0]
     assert [text.count(f"{tmp_path / 'cache'}") for text in texts] == [0, 1, 1]
+    monkeypatch.setenv("MINDVLM_CACHE", str(images / "a.png"))
+    status, out, err = run(*command)
+    assert (status, out) == (0, without[1])
+    assert err.startswith("warning: converted weights are not kept: ") and err.count("\n") == 3
 
 
 def test_one_picture_with_output(loaded, images, run, tmp_path):
