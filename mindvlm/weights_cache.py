@@ -33,7 +33,7 @@ def cache_folder() -> Path:
         UserError: there is no home folder.
     """
     if chosen := os.environ.get("MINDVLM_CACHE"):
-        return Path(chosen).absolute()
+        return Path(os.path.expanduser(chosen)).absolute()
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # the XDG specification has relative paths ignored
     if shared.is_absolute():
