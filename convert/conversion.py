@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mindvlm.checkpoint import (
     CastSource,
     MemorySource,
     TensorInfo,
     TensorSource,
+    bytes_bar,
     check_ending,
     plan_target,
     staging_folder,
@@ -167,7 +166,7 @@ def convert(
         if request.write and not request.dry_run:
             staging = stack.enter_context(staging_folder(request.target))
             place = staging / request.target.name
-            with _progress(planned, "writing", show_progress) as bar:
+            with bytes_bar(planned, "writing", show=show_progress) as bar:
                 made = write_checkpoint(
                     place,
                     tap or planned,
@@ -182,7 +181,7 @@ def convert(
         verified = parity = error = None
         if request.verify and not request.dry_run:
             try:
-                with _progress(planned, "verifying", show_progress) as bar:
+                with bytes_bar(planned, "verifying", show=show_progress) as bar:
                     verified = verify_conversion(
                         opened,
                         place,
@@ -249,8 +248,3 @@ def _parity_request(request: Request, opened: Opened, place: Path, config: Mappi
 def _check_choice(flag: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise UserError(f"{flag} {value!r} is unknown; expected one of: {', '.join(known)}")
-
-
-def _progress(source: TensorSource, what: str, show: bool) -> tqdm:
-    total = sum(info.num_bytes for info in source.infos.values())
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not show, leave=False)

@@ -16,7 +16,7 @@ from mindvlm.convert.rules.consistency import require_consistent_sizes
 from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.convert.rules.layered import FirstRows
 from mindvlm.convert.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
-from mindvlm.convert.rules.plan import Plan
+from mindvlm.convert.rules.plan import Plan, PlannedSource
 from mindvlm.convert.rules.table import RuleTable
 from mindvlm.convert.vary_towers import FAMILY
 from mindvlm.errors import UserError
@@ -185,7 +185,7 @@ def _recognise(
     return complete[0]
 
 
-def native_view(source: TensorSource, *, target_infos: Infos | None = None, family: str = FAMILY) -> TensorSource:
+def native_view(source: TensorSource, *, target_infos: Infos | None = None, family: str = FAMILY) -> PlannedSource:
     """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
 
     Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`; with

@@ -24,20 +24,27 @@ from mindvlm.generation.stopping import RowStop
 from mindvlm.hf_folder import folder_config
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.processing.stream_decoder import StreamDecoder
+from mindvlm.weights_cache import kept_weights
 
 MAX_CACHED_IMAGES = 16
 History = Sequence[tuple[str, str]]
 
 
 def load(
-    config_path: str | Path | None = None, *, progress: Callable[[str], None] | None = None, **overrides
+    config_path: str | Path | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+    cache: bool = True,
+    **overrides,
 ) -> "VisionLanguageModel":
     """Builds the model that a YAML or a checkpoint folder describes and loads its weights.
 
     Args:
         config_path: a YAML of ours or MindOCR's vary_toy.yaml; or a Hugging Face folder of a TinyLLaVA with its
             config.json; None for the shipped Vary-nano.
-        progress: called with one line before each slow step (loading, compiling); None keeps silent.
+        progress: called with one line before each slow step (converting, loading, compiling); None keeps silent.
+        cache: keep weights that have foreign names, under native ones, in the folder of `weights_cache.cache_folder`,
+            and read them from there the next time.
         overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors" or
             adapter="folder" of a PEFT adapter, which is merged into the weights.
 
@@ -57,8 +64,12 @@ def load(
         model = family.model(config.model, runtime.start(config))
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
         weights = family.native_view(checkpoint, target_infos=expected)
+        if cache and not weights.plan.is_identity:
+            files = (checkpoint.path, *checkpoint.files)
+            kept = kept_weights(weights, files, recipe=weights.plan.fingerprint, say=progress)
+            weights = stack.enter_context(kept)
         if progress:
-            progress(f"loading {config.checkpoint}{f' with {config.adapter}' if config.adapter else ''}")
+            progress(f"loading {weights.path}{f' with {config.adapter}' if config.adapter else ''}")
         if config.adapter:
             weights = stack.enter_context(family.adapted_view(weights, config.adapter))
         fill_parameters(model, lambda name: weights.read(name).to_float32())
@@ -264,10 +275,11 @@ class Answers:
     def answer(self, row: int) -> Answer:
         """The answer of one row, as far as it came."""
         self.stops[row].end()
-        text = self.stops[row].text
+        text = self.stops[row].answer
         *earlier, (query, _) = self.turns[row]
         return Answer.of(
             text,
+            generated=self.stops[row].text,
             ids=list(self.rows[row].ids),
             num_prompt_tokens=len(self.prompts[row]),
             stop_reason=self.rows[row].stop_reason or "interrupted",

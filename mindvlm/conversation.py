@@ -85,7 +85,7 @@ class Conversation:
         if answer.stop_reason == "stop_token" and not self.answer_is_closed:
             ids = ids[:-1]
         if answer.stop_reason == "stop_string":
-            ids, rest = ids_of_text(str(answer), ids, processor.tokenizer)
+            ids, rest = ids_of_text(answer.generated, ids, processor.tokenizer)
         # a picture's placeholder that the model said itself would ask for a picture when it is prefilled
         while ids and ids[-1] == engine.placeholder_id:
             ids = ids[:-1]

@@ -6,6 +6,7 @@ from mindspore import ops
 
 from mindvlm.conversation import Conversation, ids_of_text
 from mindvlm.errors import UserError
+from mindvlm.generation.answer import Answer
 from tests.processing.small_vocabulary import small_tokenizer
 from tests.tiny_vary import picture, tiny_model
 
@@ -193,6 +194,16 @@ def test_what_lies_behind_a_stop_string_is_forgotten(model, spy):
     said = ids[begin : len(ids) - len(follow_up)]
     assert model.processor.tokenizer.decode(said, skip_special=True) == first
     assert_uncached(model, ids, spy.logits[-1])
+
+
+def test_a_blank_in_front_of_a_cut_answer_stays_in_the_cache(model):
+    tokenizer = model.processor.tokenizer
+    talk = Conversation(model)
+    asked = talk.ask("read", max_new_tokens=1)
+    details = vars(asked) | {"generated": " use", "ids": tokenizer.encode(" use#"), "stop_reason": "stop_string"}
+    prompt = talk.ids[: asked.num_prompt_tokens]
+    talk.take_over(prompt, Answer.of("use", **details))
+    assert talk.ids == prompt + tokenizer.encode(" use")
 
 
 def test_a_placeholder_that_the_model_says_asks_for_no_picture(model, monkeypatch):

@@ -1,7 +1,12 @@
-"""What the README shows works."""
+"""What README and docs show works."""
 
 import re
 from pathlib import Path
+
+import mindvlm
+from mindvlm.api import load as load_model
+from tests.tiny_tinyllava import write_tiny_tinyllava
+from tests.tiny_vary import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +24,31 @@ def test_the_quick_start_runs(monkeypatch, capsys):
     *read, measures = capsys.readouterr().out.splitlines()
     assert read == ["Hello, MindSpore!", "It is 9:45."] * 2
     assert re.fullmatch(r"stop_token [1-9]\d* tokens/s", measures)
+
+
+def test_the_quick_start_of_tinyllava_runs(monkeypatch, capsys, tmp_path):
+    """With random weights and answers of two tokens."""
+    write_tiny_tinyllava(tmp_path).rename(tmp_path / "TinyLLaVA-1.5B")
+    for number, name in enumerate(("ironing.jpg", "waterview.jpg")):
+        picture(number).save(tmp_path / name)
+    loaded, encoded = [], []
+
+    def load(folder):
+        model = load_model(folder, mode="pynative")
+        model.config.generation.max_new_tokens = 2
+        encode = model.engine.encode_images
+        monkeypatch.setattr(model.engine, "encode_images", lambda *pixels: encoded.append(pixels) or encode(*pixels))
+        loaded.append(model)
+        return model
+
+    monkeypatch.setattr(mindvlm, "load", load)
+    monkeypatch.chdir(tmp_path)
+    (quick_start,) = code_blocks("docs/tinyllava.md", "python")
+
+    exec(compile(quick_start, "docs/tinyllava.md", "exec"), {})
+
+    assert len(loaded) == 1 and len(encoded) == 2
+    assert capsys.readouterr().out.count(" max_new_tokens\n") == 3
 
 
 def test_both_languages_show_the_same_code_and_figures():

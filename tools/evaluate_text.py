@@ -27,7 +27,7 @@ def evaluate(argv: list[str] | None) -> int:
     from mindvlm.training.rendered_text import sample
 
     overrides = {"checkpoint": str(Path(options.checkpoint).resolve())} if options.checkpoint else {}
-    model = mindvlm.load(options.config_path, progress=cli.say, **overrides)
+    model = mindvlm.load(options.config_path, progress=cli.say, cache=not options.no_cache, **overrides)
     started = time.perf_counter()
     texts, references = [], []
     for first in range(0, options.num_images, options.batch_size):
@@ -58,6 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_path", help="model YAML; default: the shipped Vary-nano")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the YAML's, as of a training run")
+    parser.add_argument("--no_cache", action="store_true", help="neither keep converted weights nor use kept ones")
     parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")
     parser.add_argument("--num_images", type=at_least(1), default=1000, help="how many (default 1000)")
     parser.add_argument("--batch_size", type=at_least(1), default=20, help="pictures read together (default 20)")

@@ -29,7 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image_dir", nargs="+", metavar="PATH", help="a picture, several, or a folder of them")
     parser.add_argument("--query", default=DEFAULT_QUERY, help="the question (default: %(default)s)")
-    parser.add_argument("--config_path", metavar="YAML", help="the model (default: the shipped Vary-nano)")
+    parser.add_argument(
+        "--config_path",
+        metavar="PATH",
+        help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
+    )
     parser.add_argument(
         "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="talk, several turns"
     )
@@ -37,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
     runtime.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to merge into the weights")
+    runtime.add_argument("--no_cache", action="store_true", help="neither keep converted weights nor use kept ones")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
     runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
@@ -76,7 +81,7 @@ def predict(argv: list[str] | None) -> int:
     for key in ("checkpoint", "adapter"):
         if overrides.get(key):
             overrides[key] = str(Path(overrides[key]).resolve())
-    model = mindvlm.load(arguments.config_path, progress=cli.say, **overrides)
+    model = mindvlm.load(arguments.config_path, progress=cli.say, cache=not arguments.no_cache, **overrides)
     options = {
         key: value for key in (*GENERATION_OPTIONS, "do_sample") if (value := getattr(arguments, key)) is not None
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +61,12 @@ class Plan:
     def identities(self) -> tuple[str, ...]:
         """The tensors that keep their name and layout."""
         return tuple(name for name, pieces in self.pieces.items() if len(pieces) == 1 and pieces[0].source == name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A text that is another one when a tensor of the result is, or consists of other elements of the source."""
+        made = [(info, self.pieces[name]) for name, info in self.infos.items()]
+        return hashlib.sha256(repr(made).encode()).hexdigest()
 
     @cached_property
     def unused_rules(self) -> tuple[Rule, ...]:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator
 
 
 class Answer(str):
-    """The text of an answer, which also says how it came about.
+    """The text of an answer without blanks around it, which also says how it came about.
 
     Attributes:
+        generated: the text with them.
         ids: generated ids, the stop token included.
         num_prompt_tokens: length of the prompt, image placeholders included.
         stop_reason: 'stop_token', 'stop_string', 'max_new_tokens', 'context_full' or 'interrupted'.
@@ -14,6 +15,7 @@ class Answer(str):
         history: the conversation including this turn, to pass as `history` of the next `chat`.
     """
 
+    generated: str
     ids: list[int]
     num_prompt_tokens: int
     stop_reason: str

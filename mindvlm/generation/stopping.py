@@ -8,12 +8,16 @@ from mindvlm.processing.stream_decoder import StreamDecoder
 class RowStop:
     """Stop ids and stop strings of one row, and its text so far.
 
-    Text that could be the beginning of a stop string is held back, so that no piece of one is ever shown.
+    Text that could be the beginning of a stop string is held back, so that no piece of one is ever shown. Blanks around
+    an answer are not part of it, as in the original programs: a template writes its own.
 
     Args:
         stop_ids: ids that end the answer and are not part of its text.
         stop_strings: texts that end the answer; what precedes the first one is the answer.
         decoder: ids to whole characters.
+
+    Attributes:
+        text: what was generated, blanks included.
     """
 
     def __init__(self, stop_ids: Collection[int], stop_strings: Sequence[str], decoder: StreamDecoder):
@@ -47,11 +51,18 @@ class RowStop:
             self.text += self.decoder.flush()
             self.ended = True
 
+    @property
+    def answer(self) -> str:
+        """The text without blanks around it."""
+        return self.text.strip()
+
     def take(self) -> str:
-        """The text that became safe to show since the last call."""
-        safe = len(self.text) if self.ended else len(self.text) - self.held_back()
-        piece = self.text[self.num_taken : safe]
-        self.num_taken = max(self.num_taken, safe)
+        """The part of `answer` that became safe to show since the last call."""
+        safe = self.text if self.ended else self.text[: len(self.text) - self.held_back()]
+        # blanks at the end wait until something follows them
+        shown = safe.strip()
+        piece = shown[self.num_taken :]
+        self.num_taken = max(self.num_taken, len(shown))
         return piece
 
     def held_back(self) -> int:

@@ -88,7 +88,7 @@ class Reader:
             self.model.set_train(True)
         for stop in stops:
             stop.end()
-        return [stop.text for stop in stops]
+        return [stop.answer for stop in stops]
 
 
 class RenderedTextEvaluator:
@@ -200,7 +200,7 @@ class DatasetsEvaluator:
         return sample.input_ids[: int(np.argmax(sample.labels != IGNORED_LABEL))].tolist()
 
     def reference(self, sample: Sample) -> str:
-        return str(self.maker.conversation(sample.number)["conversations"][1]["value"])
+        return str(self.maker.conversation(sample.number)["conversations"][1]["value"]).strip()
 
 
 def measured(readings: list[Reading]) -> Evaluation:

@@ -87,11 +87,25 @@ def test_a_stop_string_behind_a_cut_character():
     assert stop.text == "\N{REPLACEMENT CHARACTER}"
 
 
-LETTERS = st.text("ab中é", max_size=14)
+def test_blanks_around_an_answer_are_not_shown():
+    """ASSISTANT: is followed by a token that begins with a space; what ends an answer may be a line break."""
+    stop = make()
+    pieces, _ = feed(stop, byte_ids(" \n a  b \n"))
+    assert pieces == ["", "", "", "a", "", "", "  b", "", "", ""]
+    assert (stop.answer, stop.text) == ("a  b", " \n a  b \n")
+
+
+def test_blanks_before_a_stop_string_are_not_shown():
+    stop = make("###")
+    pieces, reason = feed(stop, byte_ids(" a\n###"))
+    assert (reason, "".join(pieces), stop.answer) == ("stop_string", "a", "a")
+
+
+LETTERS = st.text("ab中é \n", max_size=14)
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=LETTERS, stops=st.lists(st.text("ab中é", min_size=1, max_size=4), max_size=3), data=st.data())
+@given(text=LETTERS, stops=st.lists(st.text("ab中é ", min_size=1, max_size=4), max_size=3), data=st.data())
 def test_what_is_shown_is_the_text_before_the_first_stop_string(text, stops, data):
     ids = data.draw(st.sampled_from([byte_ids(text), TOKENIZER.encode(text)]))
     stop = make(*stops)
@@ -106,8 +120,8 @@ def test_what_is_shown_is_the_text_before_the_first_stop_string(text, stops, dat
     if not reason:
         stop.end()
         shown += stop.take()
-    assert shown == stop.text
+    assert shown == stop.answer == stop.text.strip()
     if reason:
-        assert text.startswith(shown) and any(text[len(shown) :].startswith(mark) for mark in stops)
+        assert text.startswith(stop.text) and any(text[len(stop.text) :].startswith(mark) for mark in stops)
     else:
-        assert shown == text and not any(mark in text for mark in stops)
+        assert stop.text == text and not any(mark in text for mark in stops)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from mindvlm.tools import predict_llm
+from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import tiny_model
 
 QUICK = ["--mode", "pynative", "--max_new_tokens", "2"]
@@ -27,6 +28,22 @@ def test_one_picture_with_a_fresh_model(folder, images, run):
     assert f"{expected.num_prompt_tokens} prompt tokens, 2 new (max_new_tokens)" in err
     for stage in ("compile", "vision", "prefill", "decode", "tokens/s"):
         assert stage in err
+
+
+def test_a_checkpoint_folder_is_converted_once(images, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDVLM_CACHE", str(tmp_path / "cache"))
+    model = write_tiny_tinyllava(tmp_path)
+    command = ["--config_path", model, "--image_dir", images / "a.png", "--query", "hi", *QUICK]
+    without, first, second = run(*command, "--no_cache"), run(*command), run(*command)
+    assert [status for status, _, _ in (without, first, second)] == [0, 0, 0]
+    assert without[1] == first[1] == second[1]
+    texts = [err.partition(" prompt tokens")[0] for _, _, err in (without, first, second)]
+    assert [text.count("converting ") for text in texts] == [0, 1, 0]
+    assert [text.count(f"{tmp_path / 'cache'}") for text in texts] == [0, 1, 1]
+    monkeypatch.setenv("MINDVLM_CACHE", str(images / "a.png"))
+    status, out, err = run(*command)
+    assert (status, out) == (0, without[1])
+    assert err.startswith("warning: converted weights are not kept: ") and err.count("\n") == 3
 
 
 def test_one_picture_with_output(loaded, images, run, tmp_path):
@@ -86,12 +103,13 @@ def test_options_reach_model_and_generation(loaded, run, monkeypatch, tmp_path):
     options = ["--do_sample", "no", "--temperature", "0.5", "--top_k", "3", "--top_p", "0.9", "--seed", "4"]
     options += ["--repetition_penalty", "1.2", "--no_repeat_ngram_size", "3", "--stop", "x", "--stop", "yz"]
     options += ["--max_new_tokens", "2", "--checkpoint", "w.ckpt", "--device", "cpu", "--dtype", "float32"]
+    options += ["--no_cache"]
     assert run("--query", "hello", "--config_path", "my.yaml", *options)[0] == 0
     ((path, overrides),) = loaded
     overrides.pop("progress")
     assert (path, overrides) == (
         "my.yaml",
-        {"checkpoint": str(tmp_path / "w.ckpt"), "device": "cpu", "dtype": "float32"},
+        {"cache": False, "checkpoint": str(tmp_path / "w.ckpt"), "device": "cpu", "dtype": "float32"},
     )
     assert asked == {
         "stream": True, "do_sample": False, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4,

@@ -224,6 +224,23 @@ class TestWhatAPlanTells:
         assert not self.TABLE.plan(floats("mask")).is_identity
         assert self.TABLE.identity("native").plan(floats("keep", "q", "k", "ab")).is_identity
 
+    def test_its_fingerprint_is_what_the_result_consists_of(self):
+        names = ("keep", "qkv", "a", "b")
+
+        def fingerprint(*rules, **shapes) -> str:
+            return table(*rules).plan(infos(**{**dict.fromkeys(names, (4,)), **shapes})).fingerprint
+
+        rules = self.TABLE.rules
+        same = fingerprint(*rules)
+        assert same == fingerprint(*rules[:3]) == fingerprint(*rules, mask=(1,))
+        others = [
+            fingerprint(rules[0], Split("qkv", ("k", "q")), rules[2]),
+            fingerprint(*rules[:2], Concat(("b", "a"), "ab")),
+            fingerprint(Rename("keep", "kept"), *rules[1:]),
+            fingerprint(*rules, keep=(5,)),
+        ]
+        assert len({same, *others}) == 5
+
 
 def test_an_open_drop_takes_all_names_below_it():
     rules = table(Rename("x", "x"), Drop("text_model.*", "not needed"))
