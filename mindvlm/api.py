@@ -38,8 +38,9 @@ def load(
         config_path: a YAML of ours or MindOCR's vary_toy.yaml; or a Hugging Face folder of a TinyLLaVA with its
             config.json; None for the shipped Vary-nano.
         progress: called with one line before each slow step (loading, compiling); None keeps silent.
-        overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors" or
-            adapter="folder" of a PEFT adapter, which is merged into the weights.
+        overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors",
+            adapter="folder" of a PEFT adapter, which is merged into the weights, or (TinyLLaVA) vision_tower="folder"
+            of a tower's repository, whose weights are taken in the place of the checkpoint's tower.
 
     Raises:
         UserError: the config, the tokenizer file, the checkpoint or the adapter cannot be used; the message says how to
@@ -56,9 +57,11 @@ def load(
         checkpoint = stack.enter_context(open_checkpoint(config.checkpoint))
         model = family.model(config.model, runtime.start(config))
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
-        weights = family.native_view(checkpoint, target_infos=expected)
+        parts = {key: stack.enter_context(open_checkpoint(path)) for key, path in separate_parts(config).items()}
+        weights = family.native_view(checkpoint, target_infos=expected, **parts)
         if progress:
-            progress(f"loading {config.checkpoint}{f' with {config.adapter}' if config.adapter else ''}")
+            sources = (config.checkpoint, *separate_parts(config).values(), config.adapter)
+            progress(f"loading {' with '.join(filter(None, sources))}")
         if config.adapter:
             weights = stack.enter_context(family.adapted_view(weights, config.adapter))
         fill_parameters(model, lambda name: weights.read(name).to_float32())
@@ -67,10 +70,17 @@ def load(
     return loaded
 
 
+def separate_parts(config) -> dict[str, str]:
+    """Files or folders of parts whose weights are not taken from `config.checkpoint`, by their names in
+    `Family.native_view`."""
+    tower = getattr(config, "vision_tower", None)
+    return {"tower": tower} if tower else {}
+
+
 def read_config(config_path: str | Path, overrides: dict | None = None):
     """The family's typed config of a YAML or of a checkpoint folder, with top-level keys replaced by `overrides`.
 
-    `vision_tower` among them is where the config.json of a folder's tower is, see `folder_config`.
+    `vision_tower` among them is where a folder's tower is, see `folder_config`.
     """
     path = Path(config_path)
     overrides = {key: str(value) if isinstance(value, Path) else value for key, value in (overrides or {}).items()}
