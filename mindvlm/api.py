@@ -23,6 +23,8 @@ from mindvlm.generation.generate import Generator, Row
 from mindvlm.generation.stopping import RowStop
 from mindvlm.hf_folder import folder_config
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.processing.chat_processor import ChatPrompt
+from mindvlm.processing.image_span import ImageRows, joined_rows
 from mindvlm.processing.stream_decoder import StreamDecoder
 
 MAX_CACHED_IMAGES = 16
@@ -139,7 +141,8 @@ class VisionLanguageModel:
             UserError: a picture cannot be used, pictures and marks differ in number, or the context is too short.
         """
         images = as_list(images)
-        prompt = self.processor.prompt(query, num_images=len(images), history=history)
+        pictures = self.image_rows(images)
+        prompt = self.prompt(query, pictures, history)
         num_earlier = sum(earlier.count("<image>") for earlier, _ in history or ())
         asked = self.processor.mark_images(query, len(images) - num_earlier)
         self.generation_config(generation)
@@ -147,7 +150,7 @@ class VisionLanguageModel:
         self.engine.reset_clock()
         features = self.encode_images(images)
         self.engine.reset(1)
-        logits = self.engine.append([prompt.input_ids], features)
+        logits = self.engine.append([prompt.input_ids], features, self.order(pictures))
         answers = self.start_answers([prompt.input_ids], logits, generation, turns=[[*(history or ()), (asked, "")]])
         result = AnswerStream(answers.pieces(0), lambda: answers.answer(0))
         return result if stream else result.answer
@@ -175,16 +178,14 @@ class VisionLanguageModel:
         if not queries or len(images) != len(queries):
             raise UserError(f"{len(images)} image entries for {len(queries)} queries; give one entry for each query")
         rows = [as_list(entry) for entry in images]
-        prompts = [
-            self.processor.prompt(query, num_images=len(row)).input_ids
-            for query, row in zip(queries, rows, strict=True)
-        ]
+        pictures = [self.image_rows(row) for row in rows]
+        prompts = [self.prompt(*row).input_ids for row in zip(queries, pictures, strict=True)]
         self.generation_config(generation)
         self.engine.check_length(max(map(len, prompts)))
         self.engine.reset_clock()
         features = self.encode_images([image for row in rows for image in row])
         self.engine.reset(len(prompts))
-        logits = self.engine.append(prompts, features)
+        logits = self.engine.append(prompts, features, self.order([one for row in pictures for one in row]))
         turns = [[(self.processor.mark_images(query, len(row)), "")] for query, row in zip(queries, rows, strict=True)]
         answers = self.start_answers(prompts, logits, generation, turns=turns)
         for _ in answers.steps:
@@ -192,10 +193,11 @@ class VisionLanguageModel:
         return [answers.answer(row) for row in range(len(prompts))]
 
     def encode_images(self, images) -> Tensor | None:
-        """Image features (N, T, hidden) of N pictures, None for none. The last few pictures' features are kept."""
+        """Image features (N, T, hidden) of N pictures, None for none; a picture that is cut into tiles has one entry
+        for each of its views. Those of the last few views are kept."""
         rows = []
-        for image in as_list(images):
-            pixels = list(vars(self.processor.pixels(image)).values())
+        for view in (view for image in as_list(images) for view in self.processor.views(image)):
+            pixels = list(vars(view).values())
             digest = hashlib.sha256(b"".join(array.tobytes() for array in pixels)).hexdigest()
             if digest not in self.image_features:
                 self.image_features[digest] = self.engine.encode_images(*(array[None] for array in pixels))
@@ -210,9 +212,23 @@ class VisionLanguageModel:
     def logits(self, query: str, images=None, history: History | None = None) -> np.ndarray:
         """Logits (L, V) float32 at every position of the prompt that `chat` would use; same arguments and errors."""
         images = as_list(images)
-        prompt = self.processor.prompt(query, num_images=len(images), history=history)
-        input_ids = np.array([prompt.input_ids], np.int32)
-        return self.engine.logits(input_ids, self.encode_images(images))[0].asnumpy().astype(np.float32)
+        pictures = self.image_rows(images)
+        input_ids = np.array([self.prompt(query, pictures, history).input_ids], np.int32)
+        logits = self.engine.logits(input_ids, self.encode_images(images), self.order(pictures))
+        return logits[0].asnumpy().astype(np.float32)
+
+    def image_rows(self, images) -> list[ImageRows]:
+        """The feature rows that stand for each picture; see `encode_images` for the rows."""
+        return [self.processor.image_rows(image) for image in as_list(images)]
+
+    def prompt(self, query: str, pictures: Sequence[ImageRows], history: History | None = None) -> ChatPrompt:
+        """The prompt of a conversation with these pictures; errors as of `ChatProcessor.prompt`."""
+        lengths = [len(picture.rows) for picture in pictures]
+        return self.processor.prompt(query, num_images=len(pictures), history=history, image_lengths=lengths)
+
+    def order(self, pictures: Sequence[ImageRows]) -> np.ndarray:
+        """The feature row for each placeholder of these pictures."""
+        return joined_rows(pictures, self.processor.image_span.num_tokens)
 
     def generation_config(self, overrides: dict) -> GenerationConfig:
         """The YAML's generation section with some keys replaced."""

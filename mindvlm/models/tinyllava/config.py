@@ -49,6 +49,16 @@ def check_processor(model: TinyLlavaModelConfig, processor: TinyLlavaProcessorCo
     check_token_counts(model, processor)
     if processor.image.resize == "keep":
         raise UserError("processor.image.resize is 'keep'; the model takes pictures of one size, choose another")
+    tiling = processor.tiling
+    if tiling:
+        tiling.check(processor.image.height_width[0], processor.num_image_tokens)
+        if processor.image.padding != "none":
+            raise UserError("processor.image.padding has no effect beside processor.tiling; set it to none")
+    if tiling and (tiling.merge == "spatial_unpad") != model.image_newline:
+        raise UserError(
+            f"model.image_newline is {model.image_newline} but processor.tiling.merge is {tiling.merge!r}; the learned "
+            "row belongs to spatial_unpad and to nothing else"
+        )
     tower = model.vision_tower
     if tower and processor.image.height_width != height_and_width(tower.image_size):
         raise UserError(
