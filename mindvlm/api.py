@@ -15,6 +15,7 @@ from mindspore import Tensor, ops
 from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
 from mindvlm.config import GenerationConfig, build_config, is_mindocr_config, read_yaml
+from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.generation.answer import Answer, AnswerStream
@@ -60,7 +61,11 @@ def load(
         model = family.model(config.model, runtime.start(config))
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
         parts = {key: stack.enter_context(open_checkpoint(path)) for key, path in separate_parts(config).items()}
-        weights = family.native_view(checkpoint, target_infos=expected, **parts)
+        try:
+            weights = family.native_view(checkpoint, target_infos=expected, **parts)
+        except ConversionError as error:
+            sizes = f"{config_path}/config.json" if Path(config_path).is_dir() else config_path
+            raise UserError(f"{error}; correct the sizes in {sizes}, or take the weights that belong to it") from None
         if progress:
             sources = (config.checkpoint, *separate_parts(config).values(), config.adapter)
             progress(f"loading {' with '.join(filter(None, sources))}")

@@ -14,6 +14,7 @@ from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.hf_export import hf_config
 from mindvlm.models.tinyllava.hf_processor import processor_config
 from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from tests.tiny_batch import assert_rows_are_answers
 from tests.tiny_tinyllava import write_tiny_tinyllava
 
 ANYRES = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]]}
@@ -81,24 +82,19 @@ def test_features_stand_where_the_original_puts_them(models, merge, image, grid)
     np.testing.assert_array_equal(embeds[:start], table[:start])
 
 
-def assert_rows_are_answers(model) -> None:
-    queries, images = ["the cup", "<image> or <image>?", "What?"], [None, [SQUARE, TALL], WIDE]
-    answers = model.generate(queries, images, max_new_tokens=3)
-    for query, image, answer in zip(queries, images, answers, strict=True):
-        alone = model.chat(query, image, max_new_tokens=3)
-        assert (answer.ids, answer.num_prompt_tokens) == (alone.ids, alone.num_prompt_tokens)
+ROWS = (["the cup", "<image> or <image>?", "What?"], [None, [SQUARE, TALL], WIDE])
 
 
 @pytest.mark.parametrize("merge", ["flat", "spatial_unpad"])
 def test_rows_of_a_batch_are_the_answers_alone(models, merge):
-    assert_rows_are_answers(models[merge])
+    assert_rows_are_answers(models[merge], *ROWS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("merge", ["flat", "spatial_unpad"])
 def test_the_graphs_give_what_pynative_gives(folders, models, merge):
     compiled = mindvlm.load(folders[merge], mode="graph")
-    assert_rows_are_answers(compiled)
+    assert_rows_are_answers(compiled, *ROWS)
     expected = models[merge].logits("compare", [TALL, SQUARE])
     np.testing.assert_allclose(compiled.logits("compare", [TALL, SQUARE]), expected, rtol=1e-4, atol=1e-4)
 
