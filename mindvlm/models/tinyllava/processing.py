@@ -144,7 +144,7 @@ class TinyLlavaProcessor(ChatProcessor):
     def pixels(self, image: ImageSource) -> TinyLlavaPixels:
         """The tower's pixels of one picture. Raises UserError if it cannot be read, or has more views than one."""
         if self.config.tiling:
-            raise UserError("processor.tiling cuts pictures into tiles, which this has no room for; set it to null")
+            raise UserError("processor.tiling cuts pictures into tiles, which training does not take; set it to null")
         return TinyLlavaPixels(self.config.image.pixels(self.load(image)))
 
     def load(self, image: ImageSource) -> Image.Image:
