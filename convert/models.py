@@ -185,12 +185,14 @@ def _recognise(
     return complete[0]
 
 
-def native_view(source: TensorSource, *, target_infos: Infos | None = None, family: str = FAMILY) -> PlannedSource:
+def native_view(
+    source: TensorSource, *, target_infos: Infos | None = None, family: str = FAMILY, partial: bool = False
+) -> TensorSource:
     """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
 
-    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`; with
-    them, the model is one that has such tensors, without them it is recognised. A vocabulary that is longer than they
-    ask for is cut, where the model allows it.
+    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos` and
+    `partial`; with the former, the model is one that has such tensors, without them it is recognised. A vocabulary that
+    is longer than they ask for is cut, where the model allows it.
 
     Raises:
         ConversionError: the tensors do not make up the model.
@@ -206,7 +208,7 @@ def native_view(source: TensorSource, *, target_infos: Infos | None = None, fami
     source = FirstRows.of(
         source, {sources[0]: info for name, info in wanted.items() if (sources := table.sources_of(name))}
     )
-    return table.plan(source.infos, target_infos, origin=origin).view(source)
+    return table.plan(source.infos, target_infos, origin=origin, partial=partial).view(source)
 
 
 def native_model(infos: Infos, family: str = FAMILY) -> ConvertibleModel:

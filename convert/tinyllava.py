@@ -109,6 +109,7 @@ class TinyLlava:
             "num_hidden_layers": 1,
             "use_qkv_bias": True,
             "head_bias": self.dialect == "phi",
+            "mm_patch_merge_type": "spatial_unpad",
             "resampler_hidden_size": 241,
             "num_queries": 251,
             "num_resampler_layers": 1,

@@ -93,12 +93,15 @@ def tower_parts(prefix: str, *, drops_text: bool = False) -> tuple[Part, ...]:
     )
 
 
-def connector_parts(prefix: str, layers: Mapping[str, str] | None = None) -> tuple[Part, ...]:
+def connector_parts(
+    prefix: str, layers: Mapping[str, str] | None = None, *, newline: str | None = None
+) -> tuple[Part, ...]:
     """The connector, of any kind, whose names stand behind `prefix`; each kind is a part, and each Linear of an MLP.
 
     Args:
         prefix: without the dot.
         layers: the Linears of an MLP, theirs -> native number, where they have other names and there is no other kind.
+        newline: name of the learned row that ends lines of feature rows, where there may be one.
     """
 
     def part(name: str, rules: tuple[Rule, ...]) -> Part:
@@ -114,6 +117,7 @@ def connector_parts(prefix: str, layers: Mapping[str, str] | None = None) -> tup
         *(part(f"connector layer {i}", rename_all(f"{prefix}.{i}", f"mm_projector.{i}")) for i in numbers),
         part("linear connector", rename_all(prefix, "mm_projector")),
         part("resampler", renames(f"{prefix}.", "mm_projector.", unchanged(_RESAMPLER))),
+        *((part("image newline", (Rename(newline, "image_newline"),)),) if newline else ()),
     )
 
 
@@ -127,13 +131,13 @@ def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
         "Hugging Face",
         *decoder_parts(dialect),
         *tower_parts("model.vision_tower.vision_tower."),
-        *connector_parts("model.mm_projector"),
+        *connector_parts("model.mm_projector", newline="model.image_newline"),
     )
     factory = table(
         "TinyLLaVA Factory",
         *decoder_parts(dialect, "language_model.", keeps_head_bias=True),
         *tower_parts("vision_tower._vision_tower."),
-        *connector_parts("connector._connector"),
+        *connector_parts("connector._connector", newline="image_newline"),
     )
     tables = [factory.identity("native"), bench, factory]
     if dialect == "llama":

@@ -11,6 +11,16 @@ from mindvlm.convert.reference.tinyllava_layout import CLIP_DEFAULTS, SIGLIP_DEF
 BESIDE = "vision_config.json"
 
 
+def in_tower(name: str) -> bool:
+    """Whether a tensor of a whole TinyLLaVA is one of the tower, in whichever naming."""
+    return name.startswith(("vision_tower.", "model.vision_tower."))
+
+
+def tower_folders(folder: Path, name: str) -> list[Path]:
+    """Return the folders here that a tower's name may stand for: relative to the weights, and as it stands."""
+    return [place for place in (folder / name, Path(name)) if place.is_dir()]
+
+
 def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:
     """Return the config of the tower that a checkpoint calls `name`.
 
@@ -23,8 +33,8 @@ def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:
     beside = folder / BESIDE
     if beside.exists():
         return read_config_file(beside, remedy="repair it or move it away")
-    for place in (folder / name, Path(name)):
-        if place.is_dir() and (config := read_config(place)) is not None:
+    for place in tower_folders(folder, name):
+        if (config := read_config(place)) is not None:
             return config.get("vision_config", config)
     low = name.lower()
     if "siglip" in low:

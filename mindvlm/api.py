@@ -15,6 +15,7 @@ from mindspore import Tensor, ops
 from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
 from mindvlm.config import GenerationConfig, build_config, is_mindocr_config, read_yaml
+from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.generation.answer import Answer, AnswerStream
@@ -23,6 +24,8 @@ from mindvlm.generation.generate import Generator, Row
 from mindvlm.generation.stopping import RowStop
 from mindvlm.hf_folder import folder_config
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.processing.chat_processor import ChatPrompt
+from mindvlm.processing.image_span import ImageRows, joined_rows
 from mindvlm.processing.stream_decoder import StreamDecoder
 from mindvlm.weights_cache import kept_weights
 
@@ -45,8 +48,9 @@ def load(
         progress: called with one line before each slow step (converting, loading, compiling); None keeps silent.
         cache: keep weights that have foreign names, under native ones, in the folder of `weights_cache.cache_folder`,
             and read them from there the next time.
-        overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors" or
-            adapter="folder" of a PEFT adapter, which is merged into the weights.
+        overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors",
+            adapter="folder" of a PEFT adapter, which is merged into the weights, or (TinyLLaVA) vision_tower="folder"
+            of a tower's repository, whose weights are taken in the place of the checkpoint's tower.
 
     Raises:
         UserError: the config, the tokenizer file, the checkpoint or the adapter cannot be used; the message says how to
@@ -63,13 +67,18 @@ def load(
         checkpoint = stack.enter_context(open_checkpoint(config.checkpoint))
         model = family.model(config.model, runtime.start(config))
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
-        weights = family.native_view(checkpoint, target_infos=expected)
-        if cache and not weights.plan.is_identity:
-            files = (checkpoint.path, *checkpoint.files)
-            kept = kept_weights(weights, files, recipe=weights.plan.fingerprint, say=progress)
-            weights = stack.enter_context(kept)
+        parts = {key: stack.enter_context(open_checkpoint(path)) for key, path in separate_parts(config).items()}
+        try:
+            weights = family.native_view(checkpoint, target_infos=expected, **parts)
+        except ConversionError as error:
+            sizes = f"{config_path}/config.json" if Path(config_path).is_dir() else config_path
+            raise UserError(f"{error}; correct the sizes in {sizes}, or take the weights that belong to it") from None
+        if cache and weights.recipe:
+            files = (file for source in (checkpoint, *parts.values()) for file in (source.path, *source.files))
+            weights = stack.enter_context(kept_weights(weights, files, say=progress))
         if progress:
-            progress(f"loading {weights.path}{f' with {config.adapter}' if config.adapter else ''}")
+            sources = (str(weights.path), *separate_parts(config).values(), config.adapter)
+            progress(f"loading {' with '.join(filter(None, sources))}")
         if config.adapter:
             weights = stack.enter_context(family.adapted_view(weights, config.adapter))
         fill_parameters(model, lambda name: weights.read(name).to_float32())
@@ -78,10 +87,17 @@ def load(
     return loaded
 
 
+def separate_parts(config) -> dict[str, str]:
+    """Files or folders of parts whose weights are not taken from `config.checkpoint`, by their names in
+    `Family.native_view`."""
+    tower = getattr(config, "vision_tower", None)
+    return {"tower": tower} if tower else {}
+
+
 def read_config(config_path: str | Path, overrides: dict | None = None):
     """The family's typed config of a YAML or of a checkpoint folder, with top-level keys replaced by `overrides`.
 
-    `vision_tower` among them is where the config.json of a folder's tower is, see `folder_config`.
+    `vision_tower` among them is where a folder's tower is, see `folder_config`.
     """
     path = Path(config_path)
     overrides = {key: str(value) if isinstance(value, Path) else value for key, value in (overrides or {}).items()}
@@ -140,7 +156,8 @@ class VisionLanguageModel:
             UserError: a picture cannot be used, pictures and marks differ in number, or the context is too short.
         """
         images = as_list(images)
-        prompt = self.processor.prompt(query, num_images=len(images), history=history)
+        pictures = self.image_rows(images)
+        prompt = self.prompt(query, pictures, history)
         num_earlier = sum(earlier.count("<image>") for earlier, _ in history or ())
         asked = self.processor.mark_images(query, len(images) - num_earlier)
         self.generation_config(generation)
@@ -148,7 +165,7 @@ class VisionLanguageModel:
         self.engine.reset_clock()
         features = self.encode_images(images)
         self.engine.reset(1)
-        logits = self.engine.append([prompt.input_ids], features)
+        logits = self.engine.append([prompt.input_ids], features, self.order(pictures))
         answers = self.start_answers([prompt.input_ids], logits, generation, turns=[[*(history or ()), (asked, "")]])
         result = AnswerStream(answers.pieces(0), lambda: answers.answer(0))
         return result if stream else result.answer
@@ -176,16 +193,14 @@ class VisionLanguageModel:
         if not queries or len(images) != len(queries):
             raise UserError(f"{len(images)} image entries for {len(queries)} queries; give one entry for each query")
         rows = [as_list(entry) for entry in images]
-        prompts = [
-            self.processor.prompt(query, num_images=len(row)).input_ids
-            for query, row in zip(queries, rows, strict=True)
-        ]
+        pictures = [self.image_rows(row) for row in rows]
+        prompts = [self.prompt(*row).input_ids for row in zip(queries, pictures, strict=True)]
         self.generation_config(generation)
         self.engine.check_length(max(map(len, prompts)))
         self.engine.reset_clock()
         features = self.encode_images([image for row in rows for image in row])
         self.engine.reset(len(prompts))
-        logits = self.engine.append(prompts, features)
+        logits = self.engine.append(prompts, features, self.order([one for row in pictures for one in row]))
         turns = [[(self.processor.mark_images(query, len(row)), "")] for query, row in zip(queries, rows, strict=True)]
         answers = self.start_answers(prompts, logits, generation, turns=turns)
         for _ in answers.steps:
@@ -193,10 +208,11 @@ class VisionLanguageModel:
         return [answers.answer(row) for row in range(len(prompts))]
 
     def encode_images(self, images) -> Tensor | None:
-        """Image features (N, T, hidden) of N pictures, None for none. The last few pictures' features are kept."""
+        """Image features (N, T, hidden) of N pictures, None for none; a picture that is cut into tiles has one entry
+        for each of its views. Those of the last few views are kept."""
         rows = []
-        for image in as_list(images):
-            pixels = list(vars(self.processor.pixels(image)).values())
+        for view in (view for image in as_list(images) for view in self.processor.views(image)):
+            pixels = list(vars(view).values())
             digest = hashlib.sha256(b"".join(array.tobytes() for array in pixels)).hexdigest()
             if digest not in self.image_features:
                 self.image_features[digest] = self.engine.encode_images(*(array[None] for array in pixels))
@@ -211,9 +227,23 @@ class VisionLanguageModel:
     def logits(self, query: str, images=None, history: History | None = None) -> np.ndarray:
         """Logits (L, V) float32 at every position of the prompt that `chat` would use; same arguments and errors."""
         images = as_list(images)
-        prompt = self.processor.prompt(query, num_images=len(images), history=history)
-        input_ids = np.array([prompt.input_ids], np.int32)
-        return self.engine.logits(input_ids, self.encode_images(images))[0].asnumpy().astype(np.float32)
+        pictures = self.image_rows(images)
+        input_ids = np.array([self.prompt(query, pictures, history).input_ids], np.int32)
+        logits = self.engine.logits(input_ids, self.encode_images(images), self.order(pictures))
+        return logits[0].asnumpy().astype(np.float32)
+
+    def image_rows(self, images) -> list[ImageRows]:
+        """The feature rows that stand for each picture; see `encode_images` for the rows."""
+        return [self.processor.image_rows(image) for image in as_list(images)]
+
+    def prompt(self, query: str, pictures: Sequence[ImageRows], history: History | None = None) -> ChatPrompt:
+        """The prompt of a conversation with these pictures; errors as of `ChatProcessor.prompt`."""
+        lengths = [len(picture.rows) for picture in pictures]
+        return self.processor.prompt(query, num_images=len(pictures), history=history, image_lengths=lengths)
+
+    def order(self, pictures: Sequence[ImageRows]) -> np.ndarray:
+        """The feature row for each placeholder of these pictures."""
+        return joined_rows(pictures, self.processor.image_span.num_tokens)
 
     def generation_config(self, overrides: dict) -> GenerationConfig:
         """The YAML's generation section with some keys replaced."""

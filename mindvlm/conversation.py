@@ -4,6 +4,7 @@ from mindspore import Tensor, ops
 
 from mindvlm.api import VisionLanguageModel, as_list
 from mindvlm.generation.answer import Answer, AnswerStream
+from mindvlm.processing.image_span import ImageRows
 from mindvlm.processing.tokenizer import Tokenizer
 
 
@@ -23,6 +24,7 @@ class Conversation:
         """Forgets all turns and pictures."""
         self.turns: list[tuple[str, str]] = []
         self.features: Tensor | None = None
+        self.pictures: list[ImageRows] = []
         self.ids: list[int] = []
         self.answer_is_closed = False
         self.open_answer: AnswerStream | None = None
@@ -36,20 +38,19 @@ class Conversation:
         model, images = self.model, as_list(images)
         model.generation_config(generation)
         model.engine.reset_clock()
-        new_features = model.encode_images(images)
+        new_features, new_pictures = model.encode_images(images), model.image_rows(images)
         asked = model.processor.mark_images(query, len(images))
-        prefix, addition = self.continuation(query, len(images))
+        prefix, addition = self.continuation(query, new_pictures)
+        pictures = [*self.pictures, *new_pictures]
         if prefix is None:
-            features = join(self.features, new_features)
-            num_images = 0 if features is None else features.shape[0]
             prefix = []
-            addition = model.processor.prompt(query, num_images=num_images, history=self.turns).input_ids
+            addition = model.prompt(query, pictures, self.turns).input_ids
             model.engine.check_length(len(addition))
             model.engine.reset(1)
-            logits = model.engine.append([addition], features)
+            logits = model.engine.append([addition], join(self.features, new_features), model.order(pictures))
         else:
-            logits = model.engine.append([addition], new_features)
-        self.features = join(self.features, new_features)
+            logits = model.engine.append([addition], new_features, model.order(new_pictures))
+        self.features, self.pictures = join(self.features, new_features), pictures
         prompt = prefix + addition
         model.engine.owner = self
         answers = model.start_answers([prompt], logits, generation, turns=[[*self.turns, (asked, "")]])
@@ -63,12 +64,17 @@ class Conversation:
         result = self.open_answer = AnswerStream(answers.pieces(0), finish)
         return result if stream else result.answer
 
-    def continuation(self, query: str, num_images: int) -> tuple[list[int] | None, list[int]]:
+    def continuation(self, query: str, pictures: list[ImageRows]) -> tuple[list[int] | None, list[int]]:
         """Ids that are in the cache and ids to add; (None, []) when the cache cannot be continued."""
         engine = self.model.engine
         if not self.turns or engine.owner is not self:
             return None, []
-        prompt = self.model.processor.follow_up(query, num_images=num_images, answer_is_closed=self.answer_is_closed)
+        prompt = self.model.processor.follow_up(
+            query,
+            num_images=len(pictures),
+            answer_is_closed=self.answer_is_closed,
+            image_lengths=[len(picture.rows) for picture in pictures],
+        )
         if engine.alpha_for(len(self.ids) + len(prompt.input_ids)) != engine.alpha:
             return None, []
         num_cached = int(engine.lengths[0])

@@ -17,7 +17,8 @@ class Family:
         parse_config: mapping and path of a YAML -> the family's typed run config.
         model: builds the model Cell, called with (config.model, dtype).
         processor: from files and text to model inputs, called with (config.processor).
-        native_view: a checkpoint under the model's own names, see `mindvlm.convert.models.native_view`.
+        native_view: a checkpoint under the model's own names, see `mindvlm.convert.models.native_view`; of a family
+            whose config has a `vision_tower`, `tower` is the checkpoint of that.
         adapted_view: the tensors of such a checkpoint with an adapter merged in, see
             `mindvlm.convert.lora.applying.adapted_view`.
         fit_pretrained: brings a pre-trained tensor to the shape that a training starts with, called with (name, array,
@@ -51,16 +52,15 @@ def get_family(name: str) -> Family:
         return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained, no_files)
     if name == "tinyllava":
         from mindvlm.convert.lora.applying import adapted_view
-        from mindvlm.convert.models import native_view
+        from mindvlm.convert.separate_tower import whole_view
         from mindvlm.models.tinyllava.config import parse_config
         from mindvlm.models.tinyllava.hf_export import companions
         from mindvlm.models.tinyllava.model import build_model
         from mindvlm.models.tinyllava.pretrained import fit_pretrained
         from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
 
-        view = functools.partial(native_view, family=name)
         adapted = functools.partial(adapted_view, family=name)
-        return Family(parse_config, build_model, TinyLlavaProcessor, view, adapted, fit_pretrained, companions)
+        return Family(parse_config, build_model, TinyLlavaProcessor, whole_view, adapted, fit_pretrained, companions)
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
 
 

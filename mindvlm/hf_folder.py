@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mindvlm.checkpoint import holds_weights, open_checkpoint
 from mindvlm.convert.model_config import named_types, read_config, read_config_file, shown_name
 from mindvlm.convert.models import MODELS
-from mindvlm.convert.tinyllava_tower import find_tower_config
+from mindvlm.convert.tinyllava_tower import find_tower_config, in_tower, tower_folders
 from mindvlm.errors import UserError
 from mindvlm.models.tinyllava.config import TinyLlavaConfig
 from mindvlm.models.tinyllava.hf_run import run_config
@@ -20,7 +21,8 @@ def folder_config(
     Args:
         folder: with config.json, weights and tokenizer files.
         overrides: runtime keys that replace the defaults.
-        tower: folder of the tower's repository, or its config.json, where the checkpoint does not say what it is.
+        tower: folder of the tower's repository. Its weights, if it has any, replace the tower in the checkpoint. A
+            config.json, or a folder with nothing but that, only describes the tower.
 
     Raises:
         UserError: no config.json, of a model that has no such folder, or an override that is no runtime key.
@@ -33,6 +35,7 @@ def folder_config(
         types = ", ".join(map(shown_name, named_types(data)[:3])) or "nothing"
         raise UserError(f"{folder}/config.json: model type {types} is not read from a folder; give a YAML for it")
     config = run_config(data, folder, vision_config=tower_config(data, folder, tower))
+    config.vision_tower = tower_weights(data, folder, tower)
     known = {field.name for field in dataclasses.fields(config)} - {"family", "model", "processor", "generation"}
     for key, value in (overrides or {}).items():
         if key not in known:
@@ -45,7 +48,24 @@ def tower_config(data: dict[str, Any], folder: Path, tower: str | Path | None) -
     """The tower's config.json from where `tower` says, or from where the checkpoint's own does; None if it is in it."""
     if tower is not None:
         path = Path(tower)
-        return read_config_file(path / "config.json" if path.is_dir() else path, remedy="give a tower's config.json")
+        file = path / "config.json" if path.is_dir() else path
+        described = read_config_file(file, remedy="give a tower's folder")
+        # of a whole TinyLLaVA, whose tower is described elsewhere
+        is_elsewhere = "vision_config" not in described and described.get("mm_vision_tower")
+        return find_tower_config(file.parent, described["mm_vision_tower"]) if is_elsewhere else described
     if "vision_config" in data or not data.get("mm_vision_tower"):
         return None
     return find_tower_config(folder, data["mm_vision_tower"])
+
+
+def tower_weights(data: dict[str, Any], folder: Path, tower: str | Path | None) -> str | None:
+    """Where the tower's weights are, if not in the checkpoint: in the folder that `tower` says. Or, of a checkpoint
+    without a tower, in the folder that its config.json names, if there is such a folder."""
+    if tower is not None:
+        return str(tower) if Path(tower).is_dir() and holds_weights(Path(tower)) else None
+    name = data.get("mm_vision_tower")
+    places = [place for place in tower_folders(folder, name) if holds_weights(place)] if name else []
+    if not places or not holds_weights(folder):
+        return None
+    with open_checkpoint(folder) as checkpoint:
+        return None if any(map(in_tower, checkpoint.infos)) else str(places[0])

@@ -44,18 +44,23 @@ def cache_folder() -> Path:
         raise UserError("no home folder to keep converted weights in; set MINDVLM_CACHE to a folder") from error
 
 
-def entry_folder(weights_file: Path) -> Path:
-    """Where the converted tensors of a file, or of the shards of an index, are kept."""
+def entry_folder(weights_file: Path, *others: Path) -> Path:
+    """Where the converted tensors of a file, or of the shards of an index, are kept.
+
+    Args:
+        others: further files that tensors come from; of those in other folders, the folders count.
+    """
     folder = weights_file.parent.resolve()
+    folders = sorted({other.parent.resolve() for other in others} - {folder})
     # in the Hugging Face cache a folder has the name of a commit, two above it is that of the model
     named = folder.parent.parent if folder.parent.name == "snapshots" else folder
     name = re.sub(r"[^\w.-]", "_", named.name).lstrip(".")[:40] or "weights"
-    digest = hashlib.sha256(os.fsencode(folder / weights_file.name)).hexdigest()
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, (folder / weights_file.name, *folders)))).hexdigest()
     return cache_folder() / f"{name}-{digest[:8]}"
 
 
 def kept_weights(
-    weights: TensorSource, files: Iterable[Path], *, recipe: str, say: Callable[[str], None] | None = None
+    weights: TensorSource, files: Iterable[Path], *, say: Callable[[str], None] | None = None
 ) -> TensorSource:
     """The tensors of `weights` as the cache has them. If it has not, they are put there for the next time, and
     `weights` are returned; what hinders that is one line of a warning.
@@ -63,12 +68,11 @@ def kept_weights(
     Args:
         weights: converted while they are read.
         files: that they are read from, the one that the user knows first.
-        recipe: a text that is another one when the conversion is.
         say: called with one line before a conversion; with it and a terminal there is a bar, too.
     """
     files = tuple(dict.fromkeys(files))
     try:
-        entry, manifest = entry_folder(files[0]), describe(files, recipe)
+        entry, manifest = entry_folder(*files), describe(files, weights.recipe)
         kept = open_entry(entry, manifest, weights)
         if kept is not None:
             return kept

@@ -31,8 +31,8 @@ def spy(model, monkeypatch):
     spy.appended, spy.logits = [], []
     append, encode = model.engine.append, model.engine.encode_images
 
-    def spying_append(rows, features=None):
-        logits = append(rows, features)
+    def spying_append(rows, features=None, order=None):
+        logits = append(rows, features, order)
         spy.appended.append(list(rows[0]))
         spy.logits.append(logits.asnumpy()[0])
         return logits

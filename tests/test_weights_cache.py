@@ -21,9 +21,15 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def weights_of(seed: int) -> MemorySource:
+class Made(MemorySource):
+    recipe = "as it was made"
+
+
+def weights_of(seed: int, recipe: str) -> MemorySource:
     """Several chunks of one number each."""
-    return MemorySource({name: np.full(CHUNK_BYTES, seed, np.float32) for name in ("a", "b")})
+    weights = Made({name: np.full(CHUNK_BYTES, seed, np.float32) for name in ("a", "b")})
+    weights.recipe = recipe
+    return weights
 
 
 @pytest.fixture
@@ -35,34 +41,34 @@ def source(tmp_path) -> Path:
 
 def test_another_recipe_is_another_entry(cache, source):
     for recipe, number in (("one", 1), ("two", 2)):
-        weights = weights_of(number)
-        assert kept_weights(weights, [source], recipe=recipe) is weights
-    with kept_weights(weights_of(3), [source], recipe="two") as kept:
+        weights = weights_of(number, recipe)
+        assert kept_weights(weights, [source]) is weights
+    with kept_weights(weights_of(3, "two"), [source]) as kept:
         assert (kept.read("a").data == 2).all()
 
 
 def test_only_chunks_are_in_memory(cache, source):
     largest = 0
 
-    class Watched(MemorySource):
+    class Watched(Made):
         def read_range(self, name, start, stop):
             nonlocal largest
             largest = max(largest, 4 * (stop - start))
             return super().read_range(name, start, stop)
 
-    kept_weights(Watched({"a": np.ones(8 * CHUNK_BYTES, np.float32)}), [source], recipe="").close()
+    kept_weights(Watched({"a": np.ones(8 * CHUNK_BYTES, np.float32)}), [source]).close()
     assert 0 < largest <= CHUNK_BYTES
 
 
 def test_an_entry_that_is_replaced_stays_readable_to_who_has_it(cache, source):
-    kept_weights(weights_of(1), [source], recipe="one")
-    first = kept_weights(weights_of(1), [source], recipe="one")
+    kept_weights(weights_of(1, "one"), [source])
+    first = kept_weights(weights_of(1, "one"), [source])
 
     def another_process(line: str) -> None:
-        kept_weights(weights_of(2), [source], recipe="two")
+        kept_weights(weights_of(2, "two"), [source])
 
-    kept_weights(weights_of(3), [source], recipe="three", say=another_process)
-    third = kept_weights(weights_of(3), [source], recipe="three")
+    kept_weights(weights_of(3, "three"), [source], say=another_process)
+    third = kept_weights(weights_of(3, "three"), [source])
     for kept, number in ((first, 1), (third, 3)):
         assert kept.path.is_relative_to(cache) and (kept.read("b").data == number).all()
         kept.close()
@@ -77,10 +83,14 @@ import numpy as np
 from mindvlm.checkpoint import MemorySource
 from mindvlm.weights_cache import kept_weights
 
+class Made(MemorySource):
+    recipe = ""
+
 for turn in range(12):
     number = (turn // 3 + int(sys.argv[2])) % 2
-    weights = MemorySource({name: np.full(100_000, number) for name in "ab"})
-    with kept_weights(weights, [Path(sys.argv[1])], recipe=str(number)) as kept:
+    weights = Made({name: np.full(100_000, number) for name in "ab"})
+    weights.recipe = str(number)
+    with kept_weights(weights, [Path(sys.argv[1])]) as kept:
         assert all((kept.read(name).data == number).all() for name in kept.infos)
 """
 

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="write one JSON line per picture")
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
+    runtime.add_argument("--vision_tower", metavar="FOLDER", help="a tower's weights in the place of the checkpoint's")
     runtime.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to merge into the weights")
     runtime.add_argument("--no_cache", action="store_true", help="neither keep converted weights nor use kept ones")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
@@ -75,10 +76,10 @@ def predict(argv: list[str] | None) -> int:
 
     overrides = {
         key: value
-        for key in ("checkpoint", "adapter", "device", "mode", "dtype")
+        for key in ("checkpoint", "vision_tower", "adapter", "device", "mode", "dtype")
         if (value := getattr(arguments, key)) is not None
     }
-    for key in ("checkpoint", "adapter"):
+    for key in ("checkpoint", "vision_tower", "adapter"):
         if overrides.get(key):
             overrides[key] = str(Path(overrides[key]).resolve())
     model = mindvlm.load(arguments.config_path, progress=cli.say, cache=not arguments.no_cache, **overrides)

@@ -186,10 +186,12 @@ def check_model(run: Run) -> Lines:
 
 def check_weights(run: Run) -> Lines:
     """Names, shapes and kinds of numbers against the model, from headers alone."""
-    from mindvlm.checkpoint import TensorInfo
+    from mindvlm.api import separate_parts
+    from mindvlm.checkpoint import TensorInfo, open_checkpoint
 
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()}
-    run.weights = run.family.native_view(run.checkpoint, target_infos=expected)
+    parts = {key: open_checkpoint(path) for key, path in separate_parts(run.config).items()}
+    run.weights = run.family.native_view(run.checkpoint, target_infos=expected, **parts)
     yield OK, f"names and shapes of all {len(expected)} tensors fit the model (values are not read)"
 
 

@@ -175,6 +175,8 @@ def parameter_shapes(config: Config, dialect: str) -> Shapes:
         shapes |= tower_shapes(tower, prefix="model.vision_tower.vision_tower.")
         width = {**tower_defaults(tower), **tower}["hidden_size"]
         shapes |= connector_shapes(config, width, prefix="model.mm_projector")
+        if "unpad" in (config.get("mm_patch_merge_type") or "flat"):
+            shapes["model.image_newline"] = (hidden,)
     shapes["lm_head.weight"] = (vocab_size, hidden)
     if config.get("head_bias"):
         shapes["lm_head.bias"] = (vocab_size,)

@@ -37,6 +37,10 @@ class LayeredSource(TensorSource):
         for index, source in enumerate(self._sources):
             self._lay(index, source)
 
+    @property
+    def recipe(self) -> str:
+        return " ".join(filter(None, (source.recipe for source in self._sources)))
+
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._sources[self.origins[name]].read_range(name, start, stop)
 
@@ -73,6 +77,10 @@ class SelectedSource(TensorSource):
         self.path = source.path
         self.infos = {name: info for name, info in source.infos.items() if name in wanted}
         self._source = source
+
+    @property
+    def recipe(self) -> str:
+        return self._source.recipe
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._source.read_range(name, start, stop)

@@ -112,6 +112,11 @@ class PlannedSource(TensorSource):
         self.infos = plan.infos
         self._source = source
 
+    @property
+    def recipe(self) -> str:
+        own = "" if self.plan.is_identity else self.plan.fingerprint
+        return " ".join(filter(None, (own, self._source.recipe)))
+
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         runs = []
         offset = 0

@@ -7,6 +7,7 @@ are read without executing them. Writers stream and leave a file under its name 
 from mindvlm.checkpoint.atomic import PendingFiles, atomic_file, check_writable, staging_folder
 from mindvlm.checkpoint.dtypes import DTYPES, FLOAT_DTYPES
 from mindvlm.checkpoint.files import open_checkpoint
+from mindvlm.checkpoint.folder import holds_weights
 from mindvlm.checkpoint.progress import bytes_bar
 from mindvlm.checkpoint.safetensors_format import write_safetensors
 from mindvlm.checkpoint.source import CastSource, MemorySource, RawTensor, TensorInfo, TensorSource
@@ -30,6 +31,7 @@ __all__ = [
     "check_ending",
     "check_target",
     "check_writable",
+    "holds_weights",
     "open_checkpoint",
     "parse_size",
     "plan_target",

@@ -35,11 +35,7 @@ def find_weights(folder: Path) -> Path:
     for name in _STANDARD:
         if (folder / name).is_file():
             return folder / name
-    names = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.suffix in _ENDINGS and entry.name not in _NOT_WEIGHTS and not entry.name.startswith(".")
-    )
+    names = _weights_files(folder)
     # a .ckpt may have been made here from the other file
     originals = [name for name in names if not name.endswith(".ckpt")]
     if len(names) == 1 or len(originals) == 1:
@@ -50,6 +46,19 @@ def find_weights(folder: Path) -> Path:
         raise UserError(f"{folder}: holds an adapter and no whole model; give the model's weights, and this as adapter")
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     raise UserError(f"{folder}: holds {len(names)} weights files ({shown}) and no index; give one file, or the index")
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether there is anything in a folder that `find_weights` may choose."""
+    return any((folder / name).is_file() for name in _STANDARD) or bool(_weights_files(folder))
+
+
+def _weights_files(folder: Path) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix in _ENDINGS and entry.name not in _NOT_WEIGHTS and not entry.name.startswith(".")
+    )
 
 
 def read_index(path: Path, read_file: Callable[[Path], Contents]) -> Contents:

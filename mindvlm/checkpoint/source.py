@@ -79,6 +79,12 @@ class TensorSource(ABC):
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return elements [start, stop) of the flattened (row-major) tensor, a 1-D storage array."""
 
+    @property
+    def recipe(self) -> str:
+        """A text that is another one when the tensors are made in another way from those in the files; empty if they
+        are as they lie there."""
+        return ""
+
     def read(self, name: str) -> RawTensor:
         """Return one whole tensor."""
         info = self.infos[name]

@@ -94,7 +94,9 @@ class Engine:
         """The dynamic NTK factor that a prompt of this length asks for."""
         return ntk_alpha(length, self.config.training_length) if self.config.use_dynamic_ntk else 1
 
-    def append(self, rows: list[list[int]], image_features: Tensor | None = None) -> Tensor:
+    def append(
+        self, rows: list[list[int]], image_features: Tensor | None = None, order: np.ndarray | None = None
+    ) -> Tensor:
         """Prefill: adds tokens to every row and returns the logits (B, V) behind each row's last token.
 
         The NTK factor follows from the rows' length when the cache is empty and stays until it is reset.
@@ -102,6 +104,7 @@ class Engine:
         Args:
             rows: B lists of ids, at least one each.
             image_features: (N, T, hidden), in the order of the placeholders in `rows`.
+            order: the feature row for each placeholder where that is another order, see `splice_sources`.
 
         Raises:
             UserError: a row passes `max_length`, or placeholders and features differ in number.
@@ -115,7 +118,7 @@ class Engine:
         # near the end of the context the padding gives way, so that the cache need not grow beyond it
         room = bucket_length(self.max_length) - int(self.lengths.max())
         padded = max(min(self.padded_length(int(counts.max())), room), int(counts.max()))
-        embeds = self.merged_embeddings(pad_rows(rows, padded, 0), image_features)
+        embeds = self.merged_embeddings(pad_rows(rows, padded, 0), image_features, order)
         self.ensure_slots(int(self.lengths.max()) + embeds.shape[1])
         logits = None
         for start in range(0, embeds.shape[1], MAX_PREFILL_LENGTH):
@@ -149,11 +152,13 @@ class Engine:
         """Forgets what every row holds beyond `length` tokens."""
         self.lengths = np.minimum(self.lengths, np.int32(length))
 
-    def logits(self, input_ids: np.ndarray, image_features: Tensor | None = None) -> Tensor:
+    def logits(
+        self, input_ids: np.ndarray, image_features: Tensor | None = None, order: np.ndarray | None = None
+    ) -> Tensor:
         """Logits at every position, without the cache: input_ids (B, L) int32 -> (B, L, V)."""
         self.check_length(input_ids.shape[1])
         inv_freq = self.frequencies(self.alpha_for(input_ids.shape[1]))
-        return self.run("prefill", self.score, self.merged_embeddings(input_ids, image_features), inv_freq)
+        return self.run("prefill", self.score, self.merged_embeddings(input_ids, image_features, order), inv_freq)
 
     def check_length(self, length: int) -> None:
         if length > self.max_length:
@@ -162,7 +167,9 @@ class Engine:
                 "shorten it or raise model.max_length"
             )
 
-    def merged_embeddings(self, input_ids: np.ndarray, image_features: Tensor | None) -> Tensor:
+    def merged_embeddings(
+        self, input_ids: np.ndarray, image_features: Tensor | None, order: np.ndarray | None = None
+    ) -> Tensor:
         if image_features is None:
             sources = splice_sources(input_ids, 0, 0, self.placeholder_id)
             # an empty tensor cannot enter a graph; one row that nothing points at can
@@ -170,7 +177,7 @@ class Engine:
             image_features = Tensor(blank).astype(self.model.language_model.dtype)
         else:
             num_images, image_token_len, _ = image_features.shape
-            sources = splice_sources(input_ids, num_images, image_token_len, self.placeholder_id)
+            sources = splice_sources(input_ids, num_images, image_token_len, self.placeholder_id, order=order)
         # a placeholder may have no embedding; its row is taken from the features
         ids = Tensor(np.maximum(input_ids, 0))
         return self.run("prefill", self.merge, ids, image_features, Tensor(sources))

@@ -94,8 +94,8 @@ class VocabParallelHead(ColumnParallelLinear):
     x (..., in_features) -> (..., V). The loss leaves the logits where they are: (..., V / n).
     """
 
-    def __init__(self, in_features: int, out_features: int, *, mesh: Mesh, dtype=ms.float32):
-        super().__init__(in_features, out_features, mesh=mesh, has_bias=False, dtype=dtype)
+    def __init__(self, in_features: int, out_features: int, *, mesh: Mesh, has_bias: bool = False, dtype=ms.float32):
+        super().__init__(in_features, out_features, mesh=mesh, has_bias=has_bias, dtype=dtype)
         self.gather_columns = GatherColumns(mesh.tp_group, mesh.tp_rank, mesh.tp)
         self.token_loss = VocabParallelTokenLoss(out_features, mesh)
 

@@ -161,9 +161,7 @@ def build_parallel_cell(cell: nn.Cell, kind: str, mesh: Mesh) -> nn.Cell:
         return norms[type(cell)](cell.weight.shape[0], eps=norm_epsilon(cell), mesh=mesh, dtype=dtype)
     if kind == "vocabulary":
         return VocabParallelEmbedding(*cell.weight.shape, mesh=mesh, dtype=dtype)
-    if kind == "head":
-        return VocabParallelHead(cell.in_features, cell.out_features, mesh=mesh, dtype=dtype)
-    linears = {"column": ColumnParallelLinear, "row": RowParallelLinear}
+    linears = {"column": ColumnParallelLinear, "row": RowParallelLinear, "head": VocabParallelHead}
     return linears[kind](cell.in_features, cell.out_features, mesh=mesh, has_bias=cell.has_bias, dtype=dtype)
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from mindvlm.errors import UserError
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render, render_turn
 from mindvlm.processing.conversation import TrainingSample, build_sample
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan
+from mindvlm.processing.images import ImageSource
 from mindvlm.processing.pieces import Piece, encode_pieces
 from mindvlm.processing.tokenizer import Tokenizer
 
@@ -23,17 +26,17 @@ class ChatPrompt:
     Attributes:
         text: the prompt with all placeholders, without the tokens that the tokenizer puts in front of every text.
         placeholder_starts: for each image the index of its first placeholder in `input_ids`.
-        num_image_tokens: placeholders per image; they stand side by side.
+        image_lengths: for each image the number of its placeholders; they stand side by side.
     """
 
     text: str
     input_ids: list[int]
     placeholder_starts: list[int]
-    num_image_tokens: int
+    image_lengths: list[int]
 
 
 class ChatProcessor:
-    """Base of a family's processor.
+    """Base of a family's processor; a subclass defines `pixels`, what its towers see of a picture as a whole.
 
     What people and the model wrote is encoded with control tokens disarmed; only the template's own are armed.
 
@@ -85,7 +88,26 @@ class ChatProcessor:
             raise UserError(f"{num_images} images for {num_markers} {IMAGE_MARKER} markers: give one image per marker")
         return query
 
-    def prompt(self, query: str, *, num_images: int = 0, history: History | None = None) -> ChatPrompt:
+    def views(self, image: ImageSource) -> list[Any]:
+        """What the towers see of a picture, as `pixels` gives it: the whole, or the whole and parts of it.
+
+        Raises:
+            UserError: the picture cannot be read.
+        """
+        return [self.pixels(image)]
+
+    def image_rows(self, image: ImageSource) -> ImageRows:
+        """The feature rows of a picture's views that stand for it. Raises UserError if it cannot be read."""
+        return ImageRows(1, np.arange(self.image_span.num_tokens, dtype=np.int32))
+
+    def prompt(
+        self,
+        query: str,
+        *,
+        num_images: int = 0,
+        history: History | None = None,
+        image_lengths: Sequence[int] | None = None,
+    ) -> ChatPrompt:
         """Ids of a conversation that ends with the assistant's open turn.
 
         Args:
@@ -93,6 +115,7 @@ class ChatProcessor:
                 history does not use stand before the question.
             num_images: pictures of the conversation.
             history: earlier turns.
+            image_lengths: placeholders of each picture, see `image_rows`; None for those of one view each.
 
         Raises:
             UserError: pictures and `<image>` markers differ in number.
@@ -103,24 +126,30 @@ class ChatProcessor:
             raise UserError(
                 f"{num_images} images for {num_used} {IMAGE_MARKER} markers in the history: give all of them"
             )
+        lengths = self._lengths(num_images, image_lengths)
+        expand = partial(self.image_span.expand, lengths=iter(lengths))
         messages: list[list[Piece] | str | None] = []
         for earlier, reply in history:
-            messages += [self.image_span.expand(earlier), reply]
-        messages += [self.image_span.expand(self.mark_images(query, num_images - num_used)), None]
-        return self._encode(render(self.template, messages), prefix_ids=self.tokenizer.prefix_ids)
+            messages += [expand(earlier), reply]
+        messages += [expand(self.mark_images(query, num_images - num_used)), None]
+        return self._encode(render(self.template, messages), lengths, prefix_ids=self.tokenizer.prefix_ids)
 
-    def follow_up(self, query: str, *, num_images: int = 0, answer_is_closed: bool) -> ChatPrompt:
+    def follow_up(
+        self, query: str, *, num_images: int = 0, answer_is_closed: bool, image_lengths: Sequence[int] | None = None
+    ) -> ChatPrompt:
         """What comes after an answer that is in the KV cache already: the next question and the open answer.
 
         Args:
             answer_is_closed: the closing mark was generated and its key and value are in the cache.
+            image_lengths: as of `prompt`, of the new pictures.
         """
-        message = self.image_span.expand(self.mark_images(query, num_images))
+        lengths = self._lengths(num_images, image_lengths)
+        message = self.image_span.expand(self.mark_images(query, num_images), iter(lengths))
         closing = self.template.answer_separator
         pieces = [] if answer_is_closed else [Piece(self.template.answer_joint + closing, control=True)]
         pieces += render_turn(self.template, message, is_answer=False)
         pieces += render_turn(self.template, None, is_answer=True)
-        return self._encode(pieces, continues=closing in self.tokenizer.special_ids)
+        return self._encode(pieces, lengths, continues=closing in self.tokenizer.special_ids)
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
         """Ids and labels of a training record, see `build_sample`."""
@@ -132,9 +161,14 @@ class ChatProcessor:
             max_length=max_length,
         )
 
-    def _encode(self, pieces: list[Piece], *, prefix_ids: Sequence[int] = (), continues: bool = False) -> ChatPrompt:
+    def _lengths(self, num_images: int, image_lengths: Sequence[int] | None) -> list[int]:
+        return [self.image_span.num_tokens] * num_images if image_lengths is None else list(image_lengths)
+
+    def _encode(
+        self, pieces: list[Piece], lengths: list[int], *, prefix_ids: Sequence[int] = (), continues: bool = False
+    ) -> ChatPrompt:
         ids, _ = encode_pieces(pieces, self.tokenizer, continues=continues)
         ids = [*prefix_ids, *ids]
         placeholders = np.flatnonzero(np.array(ids) == self.tokenizer.special_id(self.image_span.placeholder))
-        num_tokens = self.image_span.num_tokens
-        return ChatPrompt(prompt_text(pieces), ids, placeholders[::num_tokens].tolist(), num_tokens)
+        starts = placeholders[np.cumsum([0, *lengths])[:-1]].tolist()
+        return ChatPrompt(prompt_text(pieces), ids, starts, lengths)

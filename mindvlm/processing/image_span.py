@@ -1,6 +1,6 @@
 """Where images stand in text: the `<image>` marker and the run of placeholder tokens it becomes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,33 @@ from mindvlm.processing.pieces import Piece
 from mindvlm.processing.tokenizer import Tokenizer
 
 IMAGE_MARKER = "<image>"
+NEWLINE = -1
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The feature rows that stand for one picture.
+
+    Attributes:
+        num_views: how often the towers look at it: once, or at an overview and at tiles.
+        rows: (R,) int32, for each placeholder a row of the views' rows in order; NEWLINE is the learned row.
+    """
+
+    num_views: int
+    rows: np.ndarray
+
+
+def joined_rows(pictures: Sequence[ImageRows], num_tokens: int) -> np.ndarray:
+    """Rows of several pictures over the feature rows of all their views, (R,) int32.
+
+    Args:
+        num_tokens: feature rows of a view.
+    """
+    joined, start = [np.zeros(0, np.int32)], 0
+    for picture in pictures:
+        joined.append(np.where(picture.rows == NEWLINE, NEWLINE, picture.rows + start).astype(np.int32))
+        start += picture.num_views * num_tokens
+    return np.concatenate(joined)
 
 
 @dataclass(frozen=True)
@@ -22,7 +49,11 @@ class ImageSpan:
 
     @property
     def text(self) -> str:
-        return self.start + self.placeholder * self.num_tokens + self.end
+        return self.text_of(self.num_tokens)
+
+    def text_of(self, num_tokens: int) -> str:
+        """The tokens of an image with another number of placeholders."""
+        return self.start + self.placeholder * num_tokens + self.end
 
     @property
     def tokens(self) -> list[str]:
@@ -39,10 +70,15 @@ class ImageSpan:
         last = tokenizer.special_id(self.end or self.placeholder)
         return len(ids) - list(ids)[::-1].index(last) if last in ids else 0
 
-    def expand(self, text: str) -> list[Piece]:
-        """Pieces of a message: each `<image>` becomes this span as control text, the rest stays ordinary text."""
+    def expand(self, text: str, lengths: Iterator[int] | None = None) -> list[Piece]:
+        """Pieces of a message: each `<image>` becomes this span as control text, the rest stays ordinary text.
+
+        Args:
+            lengths: gives the number of placeholders of each image; None for `num_tokens` each.
+        """
         first, *others = text.split(IMAGE_MARKER)
         pieces = [Piece(first)]
         for following in others:
-            pieces += [Piece(self.text, control=True), Piece(following)]
+            length = self.num_tokens if lengths is None else next(lengths)
+            pieces += [Piece(self.text_of(length), control=True), Piece(following)]
         return [piece for piece in pieces if piece.text]

@@ -5,12 +5,92 @@ Sizes are (width, height) throughout.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+import numpy as np
 from PIL import Image
 
 from mindvlm.errors import UserError
+from mindvlm.processing.image_span import NEWLINE, ImageRows
 
 Size = tuple[int, int]
+Merge = Literal["flat", "spatial", "spatial_unpad"]
+
+
+@dataclass(kw_only=True)
+class TilingConfig:
+    """Pictures as an overview and tiles, each as large as the tower's picture.
+
+    Attributes:
+        resolutions: [width, height] of what is cut into tiles (`image_grid_pinpoints`); the best one is chosen.
+        merge: how the feature rows follow each other behind those of the overview. "flat": tile by tile. "spatial":
+            line by line over all tiles. "spatial_unpad": line by line without the black margins, and a learned row
+            behind each line.
+    """
+
+    resolutions: list[list[int]]
+    merge: Merge = "flat"
+
+    def __post_init__(self) -> None:
+        if self.merge not in get_args(Merge):
+            raise UserError(f"mm_patch_merge_type is {self.merge!r}; expected one of {', '.join(get_args(Merge))}")
+        if not self.resolutions or any(len(one) != 2 or min(one) < 1 for one in self.resolutions):
+            raise UserError(f"image_grid_pinpoints are {self.resolutions}; expected at least one [width, height]")
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The resolutions as tuples."""
+        return [(width, height) for width, height in self.resolutions]
+
+    def check(self, tile: int, num_tokens: int) -> None:
+        """Raises UserError where the resolutions are no multiples of a tile, or its tokens no square to be merged."""
+        odd = next((size for size in self.resolutions if size[0] % tile or size[1] % tile), None)
+        if odd:
+            raise UserError(f"image_grid_pinpoints: {odd} is no multiple of the tower's picture of {tile} pixels")
+        if self.merge != "flat" and math.isqrt(num_tokens) ** 2 != num_tokens:
+            raise UserError(
+                f"mm_patch_merge_type is {self.merge!r} but an image has {num_tokens} tokens, which are no square of "
+                "patches; set it to flat"
+            )
+
+    def tiles(self, image: Image.Image, tile: int) -> list[Image.Image]:
+        """Overview and tiles of a picture, each tile x tile pixels."""
+        return tiles(image, self.sizes, tile=tile, overview=(tile, tile))
+
+    def image_rows(self, size: Size, *, tile: int, num_tokens: int) -> ImageRows:
+        """The feature rows that stand for a picture of that size.
+
+        Args:
+            tile: edge of the tower's picture in pixels.
+            num_tokens: feature rows of it.
+        """
+        columns, lines = grid_shape(size, self.sizes, tile)
+        num_views = 1 + columns * lines
+        rows = np.arange(num_views * num_tokens, dtype=np.int32)
+        if self.merge == "flat":
+            return ImageRows(num_views, rows)
+        side = math.isqrt(num_tokens)
+        grid = rows[num_tokens:].reshape(lines, columns, side, side).transpose(0, 2, 1, 3)
+        grid = grid.reshape(lines * side, columns * side)
+        if self.merge == "spatial_unpad":
+            grid = without_margins(grid, size)
+            grid = np.pad(grid, ((0, 0), (0, 1)), constant_values=NEWLINE)
+        return ImageRows(num_views, np.concatenate((rows[:num_tokens], grid.reshape(-1))))
+
+
+def without_margins(grid: np.ndarray, size: Size) -> np.ndarray:
+    """The lines and columns of a grid (height, width) that show the picture which `fit_on_black` put on it.
+
+    Args:
+        size: of the picture.
+    """
+    height, width = grid.shape
+    if size[0] / size[1] > width / height:
+        margin = (height - int(size[1] * (width / size[0]))) // 2
+        return grid[margin : height - margin]
+    margin = (width - int(size[0] * (height / size[1]))) // 2
+    return grid[:, margin : width - margin]
 
 
 def choose_resolution(size: Size, resolutions: Sequence[Size]) -> Size:

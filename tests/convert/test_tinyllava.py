@@ -164,6 +164,14 @@ def test_a_siglip_as_google_publishes_it():
     assert native.plan.absent_parts == ("language model", "connector") or "vision tower" not in native.plan.absent_parts
 
 
+def test_the_row_that_ends_lines():
+    tensors = bench_tensors("phi", mm_patch_merge_type="spatial_unpad")
+    native = view(tensors)
+    np.testing.assert_array_equal(native.read("image_newline").data, tensors["model.image_newline"])
+    assert_equal(read_all(native.plan.table.reverse().plan(native.infos).view(native)), tensors)
+    assert view(read_all(native)).plan.is_identity
+
+
 def test_a_connector_file_and_one_beside_an_adapter():
     tensors = {name: value for name, value in bench_tensors("phi").items() if "mm_projector" in name}
     native = view(tensors)

@@ -17,8 +17,8 @@ class RecordingEngine(Engine):
 
     recorded: list[np.ndarray]
 
-    def append(self, rows, image_features=None):
-        logits = super().append(rows, image_features)
+    def append(self, rows, image_features=None, order=None):
+        logits = super().append(rows, image_features, order)
         self.recorded = [logits.asnumpy()]
         return logits
 

@@ -52,11 +52,16 @@ def main() -> None:
         def __init__(self, config):
             super().__init__()
             self.language_model = CausalLM(config)
-            self.inv_freq = Tensor(inverse_frequencies(config.head_dim, config.rope_theta))
+            self.inv_freq = Tensor(inverse_frequencies(config.rotary_dim, config.rope_theta))
 
         def construct(self, ids):
             embeds = self.language_model.embed_tokens(ids)
             return weighted_sum(self.language_model.lm_head(self.language_model(embeds, self.inv_freq)))
+
+    class TokenLoss(GatheredLogits):
+        def construct(self, ids):
+            states = self.language_model(self.language_model.embed_tokens(ids), self.inv_freq)
+            return self.language_model.lm_head.loss_sum(states, ids)[0]
 
     vit = VitConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, image_size=28)
     sam = VisionVocabularyConfig(
@@ -76,6 +81,7 @@ def main() -> None:
         "CLIP": (ClipTower, vit, VISION_TRANSFORMER, pixels(28)),
         "vision vocabulary": (VocabularyTower, sam, VISION_VOCABULARY, pixels(64)),
         "decoder": (GatheredLogits, CONFIGS["qwen"], DECODER, Tensor(batch(0)[0])),
+        "biased head's loss": (TokenLoss, CONFIGS["phi"], DECODER, Tensor(batch(0)[0])),
         "tied decoder": (GatheredLogits, CONFIGS["opt"], DECODER, Tensor(batch(0)[0])),
     }
     over_tp = SumOver(mesh.tp_group)

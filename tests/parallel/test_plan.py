@@ -25,8 +25,8 @@ def no_communication(monkeypatch):
     monkeypatch.setattr(collectives.SumOver, "__init__", lambda self, group: collectives.nn.Cell.__init__(self))
 
 
-@pytest.mark.parametrize("dialect", ["qwen", "opt"])
-def test_names_order_and_training_stay_and_shapes_follow_the_specs(dialect):
+@pytest.mark.parametrize(("dialect", "num_divided"), [("qwen", 12), ("opt", 11), ("phi", 13)])
+def test_names_order_and_training_stay_and_shapes_follow_the_specs(dialect, num_divided):
     whole, divided = TinyModel(CONFIGS[dialect]), TinyModel(CONFIGS[dialect])
     for model in (whole, divided):
         freeze(model.language_model.layers[0].self_attn.k_proj)
@@ -39,8 +39,8 @@ def test_names_order_and_training_stay_and_shapes_follow_the_specs(dialect):
         spec = result.specs.get(part.name)
         shape = tuple(part.shape)
         assert (shape if spec is None else spec.full_shape(shape)) == tuple(full.shape)
-    # q, k, v with biases, o, three or two matrices of the MLP (one bias), embedding and a head of its own
-    assert len(result.specs) == (6 + 1 + 3 + 2 if dialect == "qwen" else 6 + 1 + 3 + 1)
+    # q, k, v with biases, o, three or two matrices of the MLP (one bias), embedding, and a head of its own (a bias)
+    assert len(result.specs) == num_divided
     assert divided.language_model.config.num_attention_heads == 2
     assert divided.language_model.layers[0].self_attn.num_heads == 2
 
@@ -110,4 +110,5 @@ def test_divided_parts_of_models_agree_with_whole_ones(tmp_path):
         assert f"rank {rank}: CLIP with 20 divided parameters agrees" in output
         assert f"rank {rank}: vision vocabulary with 12 divided parameters agrees" in output
         assert f"rank {rank}: decoder with 12 divided parameters agrees" in output
+        assert f"rank {rank}: biased head's loss with 13 divided parameters agrees" in output
         assert f"rank {rank}: tied decoder with 11 divided parameters agrees" in output

@@ -39,6 +39,21 @@ CONFIGS = {
         o_bias=True,
         tie_word_embeddings=True,
     ),
+    # as TinyLLaVA Factory's, whose head has a bias
+    "phi": DecoderConfig(
+        **SIZES,
+        intermediate_size=24,
+        norm="layer_norm",
+        residual="parallel",
+        partial_rotary_factor=0.5,
+        mlp="plain",
+        hidden_act="gelu_new",
+        qkv_bias=True,
+        o_bias=True,
+        head_bias=True,
+        use_dynamic_ntk=False,
+        use_logn_attn=False,
+    ),
 }
 # Without a rotation the key biases have no gradient but rounding errors; a larger eps keeps AdamW from amplifying them.
 OPTIMIZER = OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1, eps=1e-5, max_grad_norm=0.5)

@@ -15,11 +15,16 @@ from mindvlm.runtime import RuntimeConfig
 
 @dataclass(kw_only=True)
 class TinyLlavaConfig(RuntimeConfig):
-    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections."""
+    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections.
+
+    Attributes:
+        vision_tower: weights of a tower, which are taken in the place of those in `checkpoint`.
+    """
 
     family: Literal["tinyllava"] = "tinyllava"
     name: str = "tinyllava"
     checkpoint: str | None = None
+    vision_tower: str | None = None
     adapter: str | None = None
     model: TinyLlavaModelConfig
     processor: TinyLlavaProcessorConfig
@@ -30,6 +35,7 @@ def parse_config(data: dict, path: Path) -> TinyLlavaConfig:
     """Typed config from the YAML's mapping; paths in it are relative to the file."""
     config = build_config(TinyLlavaConfig, data)
     config.checkpoint = resolve_path(config.checkpoint, path)
+    config.vision_tower = resolve_path(config.vision_tower, path)
     config.adapter = resolve_path(config.adapter, path)
     config.processor.tokenizer = resolve_path(config.processor.tokenizer, path)
     if config.model.language_model and config.processor.vocab_size is None:
@@ -43,6 +49,16 @@ def check_processor(model: TinyLlavaModelConfig, processor: TinyLlavaProcessorCo
     check_token_counts(model, processor)
     if processor.image.resize == "keep":
         raise UserError("processor.image.resize is 'keep'; the model takes pictures of one size, choose another")
+    tiling = processor.tiling
+    if tiling:
+        tiling.check(processor.image.height_width[0], processor.num_image_tokens)
+        if processor.image.padding != "none":
+            raise UserError("processor.image.padding has no effect beside processor.tiling; set it to none")
+    if tiling and (tiling.merge == "spatial_unpad") != model.image_newline:
+        raise UserError(
+            f"model.image_newline is {model.image_newline} but processor.tiling.merge is {tiling.merge!r}; the learned "
+            "row belongs to spatial_unpad and to nothing else"
+        )
     tower = model.vision_tower
     if tower and processor.image.height_width != height_and_width(tower.image_size):
         raise UserError(

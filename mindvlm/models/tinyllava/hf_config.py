@@ -52,6 +52,8 @@ def from_hf_config(data: Config, *, vision_config: Config | None = None) -> Tiny
         vision_select_layer=select_layer,
         num_dropped_tokens=dropped,
         image_token_len=image_token_len(vit, dropped, connector),
+        # the original makes the row by this key alone, though it needs it for pictures in tiles only
+        image_newline="unpad" in (data.get("mm_patch_merge_type") or "flat"),
         max_length=data.get("tokenizer_model_max_length") or data.get("max_position_embeddings", DEFAULT_LENGTH),
         padding_token_id=data.get("pad_token_id"),
     )

@@ -74,15 +74,26 @@ def hf_config(config: TinyLlavaConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         **{key: value for key, value in vars(connector).items() if key != "type" and connector.type == "resampler"},
         "mm_vision_select_layer": -2 if tower.dialect == "siglip" else model.vision_select_layer,
         "mm_vision_select_feature": "patch" if tower.dialect == "siglip" or model.num_dropped_tokens else "cls_patch",
-        "mm_patch_merge_type": "flat",
         "mm_use_im_start_end": processor.use_im_start_end,
         "mm_use_im_patch_token": processor.use_im_patch_token,
-        "image_aspect_ratio": "pad" if processor.image.padding == "centre" else "square",
+        **picture_keys(config),
         "use_mm_proj": True,
         "use_cache": True,
         "tie_word_embeddings": False,
         "torch_dtype": config.dtype,
     }
+
+
+def picture_keys(config: TinyLlavaConfig) -> dict[str, Any]:
+    """What becomes of a picture: padding, or tiles and the order of their feature rows."""
+    tiling = config.processor.tiling
+    if tiling:
+        keys = {"image_grid_pinpoints": tiling.resolutions, "mm_patch_merge_type": tiling.merge}
+        return {"image_aspect_ratio": "anyres", **keys}
+    # without tiles the row is of no use, but it is among the weights
+    merge = "spatial_unpad" if config.model.image_newline else "flat"
+    is_padded = config.processor.image.padding == "centre"
+    return {"image_aspect_ratio": "pad" if is_padded else "square", "mm_patch_merge_type": merge}
 
 
 def dialect_of(decoder: DecoderConfig) -> str:

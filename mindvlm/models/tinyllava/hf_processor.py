@@ -1,14 +1,17 @@
 """Processor configs from the config.json of a checkpoint: which template, which picture, which marks around images."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mindvlm.config import convert_value
 from mindvlm.errors import UserError
 from mindvlm.models.common.patches import height_and_width
 from mindvlm.models.tinyllava.hf_decoder import dialect_of
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processing import TinyLlavaProcessorConfig, clip_branch, siglip_branch
+from mindvlm.processing.tiling import TilingConfig
 
 TEMPLATES_OF_DIALECTS = {"phi": "phi", "stablelm": "phi", "llama": "v1"}
 """What the published models were trained with. Another template gives nonsense."""
@@ -27,7 +30,7 @@ def processor_config(
         model: what `from_hf_config` makes of `data`.
 
     Raises:
-        UserError: the language model is unknown, or pictures are cut into tiles.
+        UserError: the language model is unknown, or the tiles of pictures are described wrongly.
     """
     is_legacy = data.get("model_type") == "llava"
     tower = model.vision_tower
@@ -37,6 +40,7 @@ def processor_config(
     height, width = height_and_width(tower.image_size) if tower else (384, 384)
     if height != width:
         raise UserError(f"config.json: the tower's image_size is {tower.image_size}; expected a square")
+    aspect_ratio = data.get("image_aspect_ratio") or "square"
     return TinyLlavaProcessorConfig(
         tokenizer=str(folder),
         vocab_size=model.language_model.vocab_size if model.language_model else None,
@@ -44,8 +48,26 @@ def processor_config(
         num_image_tokens=model.image_token_len,
         use_im_start_end=bool(data.get("mm_use_im_start_end", False)),
         use_im_patch_token=has_patch_token and bool(data.get("mm_use_im_patch_token", True)),
-        image=make_branch(height, aspect_ratio=data.get("image_aspect_ratio") or "square"),
+        image=make_branch(height, aspect_ratio=aspect_ratio),
+        tiling=tiling_of(data) if aspect_ratio == "anyres" else None,
     )
+
+
+def tiling_of(data: Mapping[str, Any]) -> TilingConfig:
+    """How a checkpoint of that config.json cuts pictures into tiles.
+
+    Raises:
+        UserError: `image_grid_pinpoints`, a list or a text that is one, or `mm_patch_merge_type` is wrong.
+    """
+    pinpoints = data.get("image_grid_pinpoints")
+    try:
+        pinpoints = (
+            json.loads(pinpoints.replace("(", "[").replace(")", "]")) if isinstance(pinpoints, str) else pinpoints
+        )
+    except ValueError:
+        raise UserError(f"config.json: image_grid_pinpoints is {pinpoints!r}; expected a list") from None
+    resolutions = convert_value(list[list[int]], pinpoints or [], "image_grid_pinpoints")
+    return TilingConfig(resolutions=resolutions, merge=data.get("mm_patch_merge_type") or "flat")
 
 
 def template_of(data: Mapping[str, Any]) -> str:

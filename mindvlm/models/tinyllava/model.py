@@ -4,7 +4,8 @@ N images, T tokens an image, B batch, L length, V vocabulary.
 """
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from mindvlm.models.common.decoder import CausalLM
 from mindvlm.models.common.image_text import ImageTextModel, freeze
@@ -39,6 +40,9 @@ class TinyLlavaModel(ImageTextModel):
         if config.language_model and config.vision_tower:
             width = config.vision_tower.hidden_size
             self.mm_projector = build_connector(config.connector, width, config.language_model.hidden_size, dtype)
+        if config.image_newline:
+            shape = (config.language_model.hidden_size,)
+            self.image_newline = Parameter(initializer("zeros", shape, dtype), name="image_newline")
         freeze_parts(self, config.tune)
 
     @property
@@ -55,6 +59,13 @@ class TinyLlavaModel(ImageTextModel):
         """Token embeddings (B, L, hidden); the ids of placeholders may be negative, they are replaced later."""
         ids = ops.maximum(input_ids, Tensor(0, ms.int32))
         return self.learned_embeddings(self.language_model.embed_tokens(ids), ids)
+
+    def merge(self, input_ids, image_features, sources):
+        """As that of every family; the learned row that ends lines is the row behind the image features."""
+        if self.config.image_newline:
+            rows = image_features.reshape((-1, image_features.shape[-1]))
+            image_features = ops.concat((rows, self.image_newline.reshape((1, -1))), 0)
+        return super().merge(input_ids, image_features, sources)
 
     def tower_features(self, pixels):
         """Features of the tower, (N, T, width). pixels (N, 3, height, width)."""

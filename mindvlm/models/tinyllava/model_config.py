@@ -33,7 +33,8 @@ class TinyLlavaModelConfig:
     Attributes:
         vision_select_layer: which of [embeddings, after layer 0, ...] of the tower is the feature.
         num_dropped_tokens: tokens in front of the features that are none: 1 for CLIP's class token.
-        image_token_len: feature rows, and placeholders, of an image.
+        image_token_len: feature rows, and placeholders, of an image, or of each tile of one.
+        image_newline: a learned row that ends each line of feature rows of a picture in tiles.
         max_length: the longest prompt plus answer in tokens, image features included.
         padding_token_id: the token whose embedding does not learn; null for none.
         tune: what training changes.
@@ -45,6 +46,7 @@ class TinyLlavaModelConfig:
     vision_select_layer: int = -1
     num_dropped_tokens: int = 0
     image_token_len: int = 729
+    image_newline: bool = False
     max_length: int = 2048
     padding_token_id: int | None = None
     tune: TuneConfig = field(default_factory=TuneConfig)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from PIL import Image
 
 from mindvlm.errors import UserError
 from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images
@@ -11,9 +12,10 @@ from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
 from mindvlm.processing.chat_template import ChatTemplate, get_template
 from mindvlm.processing.conversation import TrainingSample
 from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan
 from mindvlm.processing.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from mindvlm.processing.llava_samples import expand_images, image_to_front, llava_sample
+from mindvlm.processing.tiling import TilingConfig
 from mindvlm.processing.tokenizer import Tokenizer
 from mindvlm.processing.tokenizer_files import open_tokenizer
 from mindvlm.processing.transforms import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
@@ -37,13 +39,7 @@ def clip_branch(size: int = 336, *, aspect_ratio: str = "pad") -> ImageBranchCon
 
 
 def padding_of(aspect_ratio: str) -> str:
-    """The padding that `image_aspect_ratio` of a config.json stands for: "centre" for pad, else "none".
-
-    Raises:
-        UserError: "anyres", whose pictures have different numbers of feature rows.
-    """
-    if aspect_ratio == "anyres":
-        raise UserError("image_aspect_ratio is 'anyres'; no TinyLLaVA checkpoint has it, set 'pad' or 'square'")
+    """The padding that `image_aspect_ratio` of a config.json stands for: "centre" for pad, else "none"."""
     return "centre" if aspect_ratio == "pad" else "none"
 
 
@@ -60,6 +56,7 @@ class TinyLlavaProcessorConfig:
         use_im_start_end: `<im_start>` and `<im_end>` around every image; `use_im_patch_token`: only in the vocabulary.
         image_joint: text between an image and the question where the question has no `<image>` marker of its own.
         image: picture of the tower.
+        tiling: pictures are cut into tiles of its size; null for one look at the whole.
         original_parse: training samples as the original program makes them, see `llava_sample`.
         max_pixels: limit of width x height of a source image.
     """
@@ -73,6 +70,7 @@ class TinyLlavaProcessorConfig:
     use_im_patch_token: bool = False
     image_joint: str = "\n"
     image: ImageBranchConfig = field(default_factory=siglip_branch)
+    tiling: TilingConfig | None = None
     original_parse: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
 
@@ -89,7 +87,7 @@ class TinyLlavaInputs(ChatPrompt):
     """A prompt with its pictures, in the order of their placeholders.
 
     Attributes:
-        pixels: (num_images, 3, height, width) float32.
+        pixels: (num_views, 3, height, width) float32; a picture has one view, or several where it is cut into tiles.
     """
 
     pixels: np.ndarray
@@ -133,15 +131,39 @@ class TinyLlavaProcessor(ChatProcessor):
             UserError: a picture cannot be used, or pictures and `<image>` markers differ in number.
         """
         images = list(images or ())
-        prompt = self.prompt(query, num_images=len(images), history=history)
-        pixels = [image if isinstance(image, TinyLlavaPixels) else self.pixels(image) for image in images]
+        views = [[image] if isinstance(image, TinyLlavaPixels) else self.views(image) for image in images]
+        lengths = [
+            self.image_span.num_tokens if isinstance(image, TinyLlavaPixels) else len(self.image_rows(image).rows)
+            for image in images
+        ]
+        prompt = self.prompt(query, num_images=len(images), history=history, image_lengths=lengths)
         shape = (0, 3, *self.config.image.height_width)
-        arrays = [one.image for one in pixels]
+        arrays = [view.image for one in views for view in one]
         return TinyLlavaInputs(**vars(prompt), pixels=np.stack(arrays) if arrays else np.zeros(shape, np.float32))
 
     def pixels(self, image: ImageSource) -> TinyLlavaPixels:
-        """The tower's pixels of one picture. Raises UserError if it cannot be read."""
-        return TinyLlavaPixels(self.config.image.pixels(load_image(image, max_pixels=self.config.max_pixels)))
+        """The tower's pixels of one picture. Raises UserError if it cannot be read, or has more views than one."""
+        if self.config.tiling:
+            raise UserError("processor.tiling cuts pictures into tiles, which training does not take; set it to null")
+        return TinyLlavaPixels(self.config.image.pixels(self.load(image)))
+
+    def load(self, image: ImageSource) -> Image.Image:
+        """The picture itself. Raises UserError if it cannot be read."""
+        return load_image(image, max_pixels=self.config.max_pixels)
+
+    def views(self, image: ImageSource) -> list[TinyLlavaPixels]:
+        config = self.config
+        if config.tiling is None:
+            return super().views(image)
+        parts = config.tiling.tiles(self.load(image), config.image.height_width[0])
+        return [TinyLlavaPixels(config.image.pixels(part)) for part in parts]
+
+    def image_rows(self, image: ImageSource) -> ImageRows:
+        config = self.config
+        if config.tiling is None:
+            return super().image_rows(image)
+        edge = config.image.height_width[0]
+        return config.tiling.image_rows(self.load(image).size, tile=edge, num_tokens=config.num_image_tokens)
 
     def mark_images(self, query: str, num_images: int) -> str:
         return super().mark_images(query.replace(QUICK_START_MARKER, IMAGE_MARKER), num_images)

@@ -39,8 +39,33 @@ def test_what_a_config_may_change():
     assert (config.image.size, config.image.resize, config.num_image_tokens) == (336, "crop", 576)
     assert config.use_im_start_end and not config.use_im_patch_token
     assert config_of("phi", image_aspect_ratio=None).image.padding == "none"
-    with pytest.raises(UserError, match="image_aspect_ratio is 'anyres'"):
-        config_of("phi", image_aspect_ratio="anyres")
+
+
+@pytest.mark.parametrize(
+    "pinpoints", [[[384, 768], [768, 768]], "[(384, 768), (768, 768)]", "[[384, 768], [768, 768]]"]
+)
+def test_pictures_in_tiles(pinpoints):
+    config = config_of("phi", image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
+    assert config.tiling.resolutions == [[384, 768], [768, 768]] and config.tiling.merge == "flat"
+    assert config.image.padding == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "image_grid_pinpoints are \\[\\]; expected at least one"),
+        ({"image_grid_pinpoints": "[(384, 768"}, "image_grid_pinpoints is .*; expected a list"),
+        ({"image_grid_pinpoints": [[384]]}, "expected at least one \\[width, height\\]"),
+        ({"image_grid_pinpoints": "(1x1),...,(6x6)"}, "image_grid_pinpoints is .*; expected a list"),
+        (
+            {"image_grid_pinpoints": [[384, 384]], "mm_patch_merge_type": "maxpool2x2"},
+            "mm_patch_merge_type is 'maxpool2x2'; expected one of flat, spatial",
+        ),
+    ],
+)
+def test_tiles_that_are_described_wrongly(changes, message):
+    with pytest.raises(UserError, match=message):
+        config_of("phi", image_aspect_ratio="anyres", **changes)
 
 
 def test_the_first_model():

@@ -8,6 +8,7 @@ import yaml
 
 from mindvlm.convert.models import MODELS
 from mindvlm.convert.reference import tinyllava_layout
+from mindvlm.convert.tinyllava import LLAMA, bench_form
 from mindvlm.families import get_family
 from mindvlm.models.common.weights import parameter_shapes
 from mindvlm.models.tinyllava.config import TinyLlavaConfig, parse_config
@@ -64,10 +65,17 @@ def test_freezing_leaves_the_names(first):
     assert not any("post_layernorm" in name for name in tower)
 
 
-def test_the_legacy_layout_has_596_tensors():
-    shapes = parameter_shapes(build_model(from_hf_config(tinyllava_layout.legacy_config())))
-    assert len(shapes) == 596
+def test_totals_of_the_first_model():
+    """596 tensors; the decoder has 64 more rows than that of the 1.5B, the tower is the whole CLIP."""
+    config = tinyllava_layout.legacy_config()
+    shapes = parameter_shapes(build_model(from_hf_config(config)))
+    decoder = PUBLISHED["tinyllava_llama"][2] + 2 * 64 * 2048
+    assert (len(shapes), num_values(shapes)) == (596, decoder + 303_507_456 + 6_295_552) == (596, 1_410_113_536)
+    assert num_values(shapes, "language_model.") == decoder
+    assert num_values(shapes, "vision_tower.") == 303_507_456
+    assert num_values(shapes, "mm_projector.") == 6_295_552
     assert shapes["vision_tower.embeddings.position_embedding.weight"] == (577, 1024)
+    assert shapes == {name: info.shape for name, info in LLAMA.infos_of(bench_form(config, "llama")).items()}
 
 
 @pytest.mark.parametrize("name", YAMLS)
