@@ -18,7 +18,7 @@ from mindvlm.convert.reference import tinyllava_layout
 from mindvlm.convert.reference.tinyllava_form import bench_form
 from mindvlm.convert.rules.table import RuleTable
 from mindvlm.convert.tinyllava_parts import tables_of
-from mindvlm.convert.tinyllava_tower import find_tower_config
+from mindvlm.convert.tinyllava_tower import with_tower_config
 from mindvlm.convert.vary_towers import CLIP_FIELDS
 from mindvlm.errors import UserError
 
@@ -61,12 +61,9 @@ class TinyLlava:
         if config is None or not set(named_types(config)) & set(self.model_types):
             return None
         try:
-            form = bench_form(config, self.dialect)
+            form = bench_form(with_tower_config(config, folder), self.dialect)
             if "vision_config" not in form and form.get("mm_vision_tower"):
-                tower = find_tower_config(folder, form["mm_vision_tower"])
-                if tower is None:
-                    return None
-                form["vision_config"] = tower
+                return None
             Layout(self.name, self.model_types, _FIELDS, _OPTIONAL, {"vision_config": _TOWER_FIELDS}).check(form)
             return self.infos_of(form)
         except (ValueError, AttributeError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,20 @@ from mindvlm.convert.model_config import read_config, read_config_file
 from mindvlm.convert.reference.tinyllava_layout import CLIP_DEFAULTS, SIGLIP_DEFAULTS
 
 BESIDE = "vision_config.json"
+
+
+def with_tower_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the config.json in `folder` with that of its tower under `vision_config`, wherever this stands; as it is
+    where no file says it.
+
+    Raises:
+        UserError: a file that is there is no JSON object.
+    """
+    name = config.get("mm_vision_tower")
+    if "vision_config" in config or not name:
+        return dict(config)
+    tower = find_tower_config(folder, name)
+    return dict(config) if tower is None else {**config, "vision_config": tower}
 
 
 def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ def ntk_alpha(length: int, seq_length: int) -> float:
 
 def inverse_frequencies(head_dim: int, base: float, alpha: float = 1.0) -> Tensor:
     """Float32 (head_dim / 2) rotary frequencies with the base stretched by alpha^(d / (d - 2))."""
-    stretched = base * alpha ** (head_dim / (head_dim - 2))
+    # without a stretch a head may turn in two dimensions alone
+    stretched = base if alpha == 1 else base * alpha ** (head_dim / (head_dim - 2))
     return 1.0 / (stretched ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
 
 

@@ -26,11 +26,12 @@ def bench_form(config: Config, dialect: str) -> dict[str, Any]:
     """Return a config of any layout in TinyLLaVABench's form: one table, the tower's under `vision_config`.
 
     Three keys are ours: `dialect`; `head_bias`; `keeps_last_layer` of a SigLIP that has all its layers. A tower's own
-    config gives a table of `vision_config` alone, whose feature is its last state.
+    config gives a table without `dialect`; the feature of a SigLIP alone is its last state.
     """
     if str(config.get("model_type", "")).startswith(("siglip", "clip")):
-        tower = {"model_type": config["model_type"], **config.get("vision_config", config), "keeps_last_layer": True}
-        return {"vision_config": tower, "mm_vision_select_layer": -1, "mm_vision_select_feature": "cls_patch"}
+        tower = {"model_type": config["model_type"], **config.get("vision_config", config)}
+        last = {"mm_vision_select_layer": -1, "mm_vision_select_feature": "cls_patch"} if is_siglip(tower) else {}
+        return {"vision_config": tower, **last}
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         return {**config, "dialect": dialect}

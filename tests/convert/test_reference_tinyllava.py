@@ -10,8 +10,9 @@ from mindvlm.convert.models import MODELS, native_view
 from mindvlm.convert.reference import tinyllava_layout
 from mindvlm.convert.reference.connectors import build_connector
 from mindvlm.convert.reference.random_weights import random_tensor
-from mindvlm.convert.reference.tinyllava import PLACEHOLDER_ID, ReferenceTinyLlava, build_tower
+from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava, build_tower
 from mindvlm.convert.reference.tinyllava_form import bench_form, num_image_tokens
+from mindvlm.processing.tokenizer import PLACEHOLDER_ID
 from tests.convert.test_tinyllava import config_of as tiny_config
 from tests.golden_files import golden_json, golden_path
 from tests.golden_readers.case import Case
