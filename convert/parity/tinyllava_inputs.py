@@ -29,8 +29,8 @@ def parity_form(config: Mapping[str, Any], model: str, names: Collection[str]) -
     form = bench_form(config, next(kind.dialect for kind in KINDS if kind.name == model))
     if "dialect" not in form:
         tower = form["vision_config"]
-        last = f"vision_tower.encoder.layers.{tower_sizes(tower)['num_hidden_layers'] - 1}."
-        tower["keeps_last_layer"] = any(name.startswith(last) for name in names)
+        last = tower_sizes({**tower, "keeps_last_layer": True})["num_hidden_layers"] - 1
+        tower["keeps_last_layer"] = any(name.startswith(f"vision_tower.encoder.layers.{last}.") for name in names)
     return form
 
 
