@@ -16,8 +16,9 @@ from mindvlm.convert.rules.consistency import require_consistent_sizes
 from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.convert.rules.layered import FirstRows
 from mindvlm.convert.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
-from mindvlm.convert.rules.plan import Plan, PlannedSource
+from mindvlm.convert.rules.plan import Plan
 from mindvlm.convert.rules.table import RuleTable
+from mindvlm.convert.tinyllava_tower import with_tower_config
 from mindvlm.convert.vary_towers import FAMILY
 from mindvlm.errors import UserError
 
@@ -39,6 +40,7 @@ class ConvertibleModel:
         released_infos: the native tensors of the released weights.
         released_config: the config.json of the released weights.
         example_infos: the native tensors of an example whose numbers all differ, see consistency.py.
+        whole_config: a config.json and its folder -> the same with what stands in other files.
         row_tables: native tensors of which a model may take the first rows alone: a vocabulary that is longer than
             the tokenizer.
     """
@@ -53,6 +55,7 @@ class ConvertibleModel:
     released_infos: Callable[[], dict[str, TensorInfo]]
     released_config: Callable[[], dict[str, Any]]
     example_infos: Callable[[], dict[str, TensorInfo]]
+    whole_config: Callable[[Config, Path], Config] = lambda config, folder: config
     row_tables: tuple[str, ...] = ()
 
     @property
@@ -122,6 +125,7 @@ MODELS = {
                 released_infos=kind.released_infos,
                 released_config=kind.released_config,
                 example_infos=kind.example_infos,
+                whole_config=with_tower_config,
                 row_tables=tinyllava.ROW_TABLES,
             )
             for kind in tinyllava.KINDS

@@ -113,7 +113,7 @@ class Opened:
             UserError: none lies beside the base, and the sizes are not the released ones.
         """
         if self.config is not None:
-            return self.config
+            return self.model.whole_config(self.config, self.layers[0].checkpoint.path.parent)
         if _is_released(self.model, self.source.infos):
             return self.model.released_config()
         raise UserError(f"{self.source.path}: --verify logits needs the model's config.json; put it beside the weights")

@@ -15,9 +15,10 @@ from typing import Any
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.convert.model_config import FLAG, IMAGE_SIZE, NUM_LAYERS, SIZE, Layout, named_types, read_config
 from mindvlm.convert.reference import tinyllava_layout
+from mindvlm.convert.reference.tinyllava_form import bench_form
 from mindvlm.convert.rules.table import RuleTable
 from mindvlm.convert.tinyllava_parts import tables_of
-from mindvlm.convert.tinyllava_tower import find_tower_config
+from mindvlm.convert.tinyllava_tower import with_tower_config
 from mindvlm.convert.vary_towers import CLIP_FIELDS
 from mindvlm.errors import UserError
 
@@ -32,14 +33,6 @@ _OPTIONAL = {
     "use_qkv_bias": FLAG,
 }
 _TOWER_FIELDS = {**CLIP_FIELDS, "image_size": IMAGE_SIZE}
-# what transformers adds to a `text_config` of the `llava` layout that is silent
-_LLAMA_7B = {
-    "hidden_size": 4096,
-    "vocab_size": 32000,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-}
 ROW_TABLES = ("language_model.embed_tokens.weight", "language_model.lm_head.weight", "language_model.lm_head.bias")
 """Tensors with a row for each token; the published files hold more rows than the tokenizer has tokens."""
 
@@ -68,12 +61,9 @@ class TinyLlava:
         if config is None or not set(named_types(config)) & set(self.model_types):
             return None
         try:
-            form = bench_form(config, self.dialect)
+            form = bench_form(with_tower_config(config, folder), self.dialect)
             if "vision_config" not in form and form.get("mm_vision_tower"):
-                tower = find_tower_config(folder, form["mm_vision_tower"])
-                if tower is None:
-                    return None
-                form["vision_config"] = tower
+                return None
             Layout(self.name, self.model_types, _FIELDS, _OPTIONAL, {"vision_config": _TOWER_FIELDS}).check(form)
             return self.infos_of(form)
         except (ValueError, AttributeError, TypeError) as error:
@@ -121,20 +111,6 @@ class TinyLlava:
             for connector in ("linear", "resampler", "mlp8x_gelu"):
                 found |= self.infos_of({**sizes, "mm_projector_type": connector})
         return found
-
-
-def bench_form(config: Mapping[str, Any], dialect: str) -> dict[str, Any]:
-    """Return a config of any layout in TinyLLaVABench's form: one table, the tower's under `vision_config`."""
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return dict(config)
-    form = {**text, "vision_config": dict(config.get("vision_config", {}))}
-    if config.get("model_type") == "llava":
-        form = {**_LLAMA_7B, **form, "mm_projector_type": "mlp2x_gelu"}
-        return {**form, "vocab_size": config.get("vocab_size", form["vocab_size"])}
-    form["vision_config"]["keeps_last_layer"] = True
-    form |= {key: config[key] for key in tinyllava_layout.RESAMPLER_DEFAULTS if config.get(key)}
-    return {**form, "mm_projector_type": config.get("connector_type", "linear"), "head_bias": dialect == "phi"}
 
 
 PHI = TinyLlava(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ def in_tower(name: str) -> bool:
 def tower_folders(folder: Path, name: str) -> list[Path]:
     """Return the folders here that a tower's name may stand for: relative to the weights, and as it stands."""
     return [place for place in (folder / name, Path(name)) if place.is_dir()]
+
+
+def with_tower_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the config.json in `folder` with that of its tower under `vision_config`, wherever this stands; as it is
+    where no file says it.
+
+    Raises:
+        UserError: a file that is there is no JSON object.
+    """
+    name = config.get("mm_vision_tower")
+    if "vision_config" in config or not name:
+        return dict(config)
+    tower = find_tower_config(folder, name)
+    return dict(config) if tower is None else {**config, "vision_config": tower}
 
 
 def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:

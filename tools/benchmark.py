@@ -28,7 +28,7 @@ from mindvlm.errors import UserError
 from mindvlm.tools import cli
 from mindvlm.tools.benchmark_stages import PEERS, STAGES
 from mindvlm.tools.benchmark_training import benchmark_training
-from mindvlm.tools.benchmark_workload import MODELS, Workload
+from mindvlm.tools.benchmark_workload import MODELS, Workload, make_workload
 
 OURS = "mindvlm"
 COPY_BYTES = 256 * 1024 * 1024
@@ -59,7 +59,12 @@ def run_peer(name: str, workload: Workload, *, num_threads: int) -> dict[str, An
     Raises:
         UserError: the process failed; its own messages have gone to standard error.
     """
-    job = {"peer": name, "workload": dataclasses.asdict(workload), "num_threads": num_threads}
+    job = {
+        "peer": name,
+        "family": workload.family,
+        "workload": dataclasses.asdict(workload),
+        "num_threads": num_threads,
+    }
     with tempfile.TemporaryDirectory() as folder:
         job_path, result_path = Path(folder, "job.json"), Path(folder, "result.json")
         job_path.write_text(json.dumps(job))
@@ -170,7 +175,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     others = sorted(PEERS.keys() - {OURS})
     parser.add_argument(
-        "--model", choices=sorted(MODELS), default="vary_toy", help="sizes of the model; smoke runs in seconds"
+        "--model",
+        choices=sorted(MODELS),
+        default="vary_toy",
+        help="sizes of the model; smoke and tinyllava_smoke run in seconds",
     )
     parser.add_argument("--against", choices=others, nargs="*", default=[], help="other implementations to run")
     parser.add_argument("--only", choices=sorted(PEERS), help="run this one alone")
@@ -217,11 +225,13 @@ def benchmark(arguments: list[str] | None) -> int:
     check_writable(options.json)
     settings = {"settings": vars(options) | {"json": str(options.json)}}
     if options.train:
+        if options.model not in ("vary_toy", "smoke"):
+            raise UserError(f"--train --model {options.model}: measures a Vary-toy; give vary_toy or smoke")
         for name in [options.only] if options.only else [OURS, *options.against]:
             check_installed(name)
         write_report(options.json, settings | benchmark_training(options, format_table))
         return 0
-    workload = Workload(MODELS[options.model](), seed=options.seed, num_tokens=options.tokens)
+    workload = make_workload(options.model, seed=options.seed, num_tokens=options.tokens)
     peers = [options.only] if options.only else [OURS, *options.against]
     check_machine(workload, peers)
     results = run_benchmark(workload, peers, num_rounds=options.rounds, num_threads=options.threads)

@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from mindvlm import runtime
 from mindvlm.config import GenerationConfig
-from mindvlm.convert.models import native_view
 from mindvlm.convert.reference.random_weights import RandomSource
-from mindvlm.convert.reference.vary_layout import parameter_shapes
+from mindvlm.families import get_family
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.models.common.weights import fill_parameters
-from mindvlm.models.vary.config import from_hf_config
-from mindvlm.models.vary.model import VaryModel
+from mindvlm.models.tinyllava import hf_config
+from mindvlm.models.vary import config as vary_config
+from mindvlm.tools.benchmark_workload import Workload
+
+MODEL_CONFIGS = {"vary": vary_config.from_hf_config, "tinyllava": hf_config.from_hf_config}
 
 
 class MindvlmPeer:
     """See `mindvlm.tools.benchmark_stages.Peer`; the arguments are those of `TorchPeer`."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        *,
-        seed: int,
-        prompt_ids: np.ndarray,
-        pixels: tuple[np.ndarray, np.ndarray],
-        num_slots: int,
-        num_threads: int,
-    ) -> None:
-        self.dtype = runtime.start(runtime.RuntimeConfig(seed=seed))
-        self.config, self.seed, self.num_threads = config, seed, num_threads
-        self.prompt_ids, self.pixels, self.num_slots = prompt_ids, pixels, num_slots
+    def __init__(self, workload: Workload, *, num_threads: int) -> None:
+        self.dtype = runtime.start(runtime.RuntimeConfig(seed=workload.seed))
+        self.workload, self.num_threads = workload, num_threads
+        self.prompt_ids, self.pixels = workload.prompt_ids, workload.pixels
 
     def describe(self) -> str:
         target = ms.get_context("device_target")
         return f"mindvlm on MindSpore {ms.__version__}, {target}, {self.num_threads} threads, graph mode"
 
     def load(self) -> None:
-        model_config = from_hf_config(self.config)
-        model = VaryModel(model_config, self.dtype)
-        weights = native_view(RandomSource(parameter_shapes(self.config), self.seed))
+        workload = self.workload
+        family = get_family(workload.family)
+        model_config = MODEL_CONFIGS[workload.family](workload.config)
+        model = family.model(model_config, self.dtype)
+        weights = family.native_view(RandomSource(workload.shapes, workload.seed))
         fill_parameters(model, lambda name: weights.read(name).to_float32())
         self.engine = Engine(
-            model, placeholder_id=self.config["im_patch_token"], max_length=max(model_config.max_length, self.num_slots)
+            model,
+            placeholder_id=workload.placeholder_id,
+            max_length=max(model_config.max_length, workload.num_slots),
         )
         self.sampler = Generator(self.engine).sampler(GenerationConfig(), 1)
 

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mindvlm.tools.benchmark_workload import Workload
+from mindvlm.tools.benchmark_workload import MODELS, Workload
 
 NUM_KEPT_LOGITS = 4096
 
 
 class Peer(Protocol):
-    """A framework running the workload; made with (config, seed=, prompt_ids=, pixels=, num_slots=, num_threads=).
+    """A framework running the workload; made with (workload, num_threads=).
 
     All results are on the host when a method returns. `vision`, `prefill`, `decode` may be called again in this order.
     """
@@ -85,14 +85,7 @@ STAGES: tuple[Stage, ...] = (
 
 def make_peer(name: str, workload: Workload, num_threads: int) -> Peer:
     module, _, attribute = PEERS[name].location.partition(":")
-    return getattr(importlib.import_module(module), attribute)(
-        workload.config,
-        seed=workload.seed,
-        prompt_ids=workload.prompt_ids,
-        pixels=workload.pixels,
-        num_slots=workload.num_slots,
-        num_threads=num_threads,
-    )
+    return getattr(importlib.import_module(module), attribute)(workload, num_threads=num_threads)
 
 
 def run_stages(peer: Peer, workload: Workload) -> dict[str, Any]:
@@ -116,7 +109,8 @@ def peak_resident_bytes() -> int:
 
 def main(arguments: list[str]) -> None:
     job = json.loads(Path(arguments[0]).read_text())
-    workload = Workload(**job["workload"])
+    kinds = {model.kind.family: model.kind for model in MODELS.values()}
+    workload = kinds[job["family"]](**job["workload"])
     result = run_stages(make_peer(job["peer"], workload, job["num_threads"]), workload)
     Path(arguments[1]).write_text(json.dumps(result))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
-from mindvlm.tools.benchmark_workload import Workload, smoke_config
+from mindvlm.tools.benchmark_workload import VaryWorkload, smoke_config
 
 IGNORED_LABEL = -100
 
@@ -37,7 +37,7 @@ class TrainingWorkload:
     @property
     def input_ids(self) -> np.ndarray:
         """(B, L) int32: the benchmark's prompt, then random text."""
-        prompt = Workload(self.config, seed=self.seed, num_tokens=1).prompt_ids[0]
+        prompt = VaryWorkload(self.config, seed=self.seed, num_tokens=1).prompt_ids[0]
         text_size = min(self.config["im_start_token"], self.config["vocab_size"])
         rng = np.random.default_rng(self.seed)
         answers = rng.integers(0, text_size, (self.batch_size, self.length - len(prompt)))
@@ -47,13 +47,13 @@ class TrainingWorkload:
     def labels(self) -> np.ndarray:
         """(B, L) int32: the answers, -100 for the prompt."""
         labels = self.input_ids
-        labels[:, : Workload(self.config, seed=self.seed, num_tokens=1).prompt_ids.shape[1]] = IGNORED_LABEL
+        labels[:, : VaryWorkload(self.config, seed=self.seed, num_tokens=1).prompt_ids.shape[1]] = IGNORED_LABEL
         return labels
 
     @property
     def pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Noise for both towers, (B, 3, height, width) float32 each."""
-        branches = Workload(self.config, seed=self.seed, num_tokens=1).pixels
+        branches = VaryWorkload(self.config, seed=self.seed, num_tokens=1).pixels
         return tuple(np.repeat(branch, self.batch_size, 0) for branch in branches)
 
     @property

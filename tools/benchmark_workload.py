@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mindvlm.convert.reference.vary_layout import (
-    clip_config,
-    parameter_shapes,
-    patch_grid,
-    vary_toy_config,
-    vocabulary_config,
-)
+from mindvlm.convert.reference import tinyllava_layout, vary_layout
+from mindvlm.convert.reference.tinyllava_form import bench_form, num_image_tokens
+from mindvlm.convert.reference.vary_layout import Shapes, clip_config, patch_grid, vary_toy_config, vocabulary_config
+from mindvlm.processing.tokenizer import PLACEHOLDER_ID
 
-# "Provide the ocr results of this image." in the released template: what stands before and behind the image span.
-TEXT_BEFORE = "151644 8948 198 2610 1265 1795 279 11221 15516 323 10339 697 11253 304 7716 13 151645 151644 872 198"
-TEXT_BEHIND = "198 60424 279 297 5082 3059 315 419 2168 13 151645 151644 77091 198"
 BYTES_PER_VALUE = 4
 
 
@@ -27,30 +22,51 @@ BYTES_PER_VALUE = 4
 class Workload:
     """One image, one prompt, `num_tokens` greedy tokens, on random float32 weights of `seed`.
 
-    `config` is an official config.json of Vary-toy as a dict.
+    A subclass says the rest for one family.
+
+    Attributes:
+        config: a config.json as a dict.
+        family: of `mindvlm.families`.
+        head: prefixes of the tensors that a decode step reads, the blocks, the last norm and the head.
     """
 
     config: dict[str, Any]
     seed: int
     num_tokens: int
 
-    @property
-    def prompt_ids(self) -> np.ndarray:
-        """(1, L) int32; 292 ids for the released sizes. A smaller vocabulary gets the text ids modulo its size."""
-        config = self.config
-        before, behind = (
-            [int(token) % config["im_start_token"] for token in text.split()] for text in (TEXT_BEFORE, TEXT_BEHIND)
-        )
-        span = [config["im_start_token"], *[config["im_patch_token"]] * config["image_token_len"]]
-        return np.array([[*before, *span, config["im_end_token"], *behind]], np.int32)
+    family: ClassVar[str]
+    head: ClassVar[tuple[str, ...]]
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Official name -> shape of every tensor."""
+        raise NotImplementedError
 
     @property
-    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalised noise for both towers: two (1, 3, height, width) float32 arrays."""
+    def placeholder_id(self) -> int:
+        """The token that stands for one row of the image's features."""
+        raise NotImplementedError
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        """(1, L) int32. A smaller vocabulary than the released one gets the text ids modulo its size."""
+        raise NotImplementedError
+
+    @property
+    def pixel_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """(1, 3, height, width) of every tower."""
+        raise NotImplementedError
+
+    @property
+    def key_width(self) -> int:
+        """Channels of the keys of one token in one layer."""
+        raise NotImplementedError
+
+    @property
+    def pixels(self) -> tuple[np.ndarray, ...]:
+        """Normalised noise for every tower: (1, 3, height, width) float32 arrays."""
         generator = np.random.default_rng(self.seed)
-        shapes = [_pixel_shape(size) for size in (clip_config(self.config), vocabulary_config(self.config))]
-        clip, high = (generator.standard_normal(shape, dtype=np.float32) for shape in shapes)
-        return clip, high
+        return tuple(generator.standard_normal(shape, dtype=np.float32) for shape in self.pixel_shapes)
 
     @property
     def num_slots(self) -> int:
@@ -60,20 +76,89 @@ class Workload:
     @property
     def parameter_bytes(self) -> int:
         """All weights in float32."""
-        return BYTES_PER_VALUE * sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
+        return BYTES_PER_VALUE * sum(map(math.prod, self.shapes.values()))
 
     @property
     def decode_bytes(self) -> int:
         """What one decode step must read at least: decoder blocks, head, and the filled KV cache at half the answer."""
-        config = self.config
-        weights = sum(
-            math.prod(shape)
-            for name, shape in parameter_shapes(config).items()
-            if name.startswith(("transformer.h.", "transformer.ln_f", "lm_head"))
-        )
-        width = config["num_attention_heads"] * config["kv_channels"]
+        weights = sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(self.head))
         filled = self.num_slots - self.num_tokens // 2
-        return BYTES_PER_VALUE * (weights + 2 * config["num_hidden_layers"] * width * filled)
+        return BYTES_PER_VALUE * (weights + 2 * self.config["num_hidden_layers"] * self.key_width * filled)
+
+
+class VaryWorkload(Workload):
+    """A Vary-toy, asked "Provide the ocr results of this image." in the released template: 292 tokens."""
+
+    family = "vary"
+    head = ("transformer.h.", "transformer.ln_f", "lm_head")
+    before = "151644 8948 198 2610 1265 1795 279 11221 15516 323 10339 697 11253 304 7716 13 151645 151644 872 198"
+    behind = "198 60424 279 297 5082 3059 315 419 2168 13 151645 151644 77091 198"
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        return vary_layout.parameter_shapes(self.config)
+
+    @property
+    def placeholder_id(self) -> int:
+        return self.config["im_patch_token"]
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        config = self.config
+        span = [config["im_start_token"], *[self.placeholder_id] * config["image_token_len"], config["im_end_token"]]
+        return prompt(self.before, span, self.behind, vocab_size=config["im_start_token"])
+
+    @property
+    def pixel_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        return tuple(_pixel_shape(size) for size in (clip_config(self.config), vocabulary_config(self.config)))
+
+    @property
+    def key_width(self) -> int:
+        return self.config["num_attention_heads"] * self.config["kv_channels"]
+
+
+class TinyLlavaWorkload(Workload):
+    """A TinyLLaVA, asked "What is unusual about this image?" in the template `v1`: 778 tokens for 729 of the image.
+
+    `config` is in the form of `tinyllava_form.bench_form`.
+    """
+
+    family = "tinyllava"
+    head = ("model.layers.", "model.norm.", "model.final_layernorm.", "lm_head")
+    before = (
+        "1 319 13563 1546 263 12758 1404 322 385 23116 21082 20255 29889 450 20255 4076 8444 29892 13173 29892 322 "
+        "1248 568 6089 304 278 1404 29915 29879 5155 29889 3148 1001 29901 29871"
+    )
+    behind = "29871 13 5618 338 22910 1048 445 1967 29973 319 1799 9047 13566 29901"
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        return tinyllava_layout.parameter_shapes(self.config, self.config["dialect"])
+
+    @property
+    def placeholder_id(self) -> int:
+        return PLACEHOLDER_ID
+
+    @property
+    def prompt_ids(self) -> np.ndarray:
+        span = [PLACEHOLDER_ID] * num_image_tokens(self.config)
+        return prompt(self.before, span, self.behind, vocab_size=self.config["vocab_size"])
+
+    @property
+    def pixel_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        side = tinyllava_layout.tower_sizes(self.config["vision_config"])["image_size"]
+        return ((1, 3, side, side),)
+
+    @property
+    def key_width(self) -> int:
+        config = self.config
+        return config["hidden_size"] // config["num_attention_heads"] * config["num_key_value_heads"]
+
+
+def prompt(before: str, span: list[int], behind: str, *, vocab_size: int) -> np.ndarray:
+    """Ids (1, L) int32 of the text before and behind the span of an image."""
+    first, last = ([int(token) % vocab_size for token in text.split()] for text in (before, behind))
+    return np.array([[*first, *span, *last]], np.int32)
 
 
 def smoke_config() -> dict[str, Any]:
@@ -109,7 +194,44 @@ def smoke_config() -> dict[str, Any]:
     }
 
 
-MODELS: dict[str, Callable[[], dict[str, Any]]] = {"vary_toy": vary_toy_config, "smoke": smoke_config}
+def tinyllava_config() -> dict[str, Any]:
+    """The released TinyLLaVA-1.5B."""
+    return bench_form(tinyllava_layout.llama_config(), "llama")
+
+
+def tinyllava_smoke_config() -> dict[str, Any]:
+    """The layout of TinyLLaVA-1.5B with such numbers."""
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return tinyllava_config() | {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 256,
+        "vision_config": {**tinyllava_layout.SIGLIP_DEFAULTS, **tower, "image_size": 60},
+    }
+
+
+@dataclass(frozen=True)
+class BenchmarkModel:
+    """A model of the benchmark: its kind of workload, and what makes its config."""
+
+    kind: type[Workload]
+    config: Callable[[], dict[str, Any]]
+
+
+MODELS = {
+    "vary_toy": BenchmarkModel(VaryWorkload, vary_toy_config),
+    "smoke": BenchmarkModel(VaryWorkload, smoke_config),
+    "tinyllava_1_5b": BenchmarkModel(TinyLlavaWorkload, tinyllava_config),
+    "tinyllava_smoke": BenchmarkModel(TinyLlavaWorkload, tinyllava_smoke_config),
+}
+
+
+def make_workload(model: str, *, seed: int, num_tokens: int) -> Workload:
+    """The workload of a key of `MODELS`."""
+    return MODELS[model].kind(MODELS[model].config(), seed, num_tokens)
 
 
 def _pixel_shape(config: dict[str, Any]) -> tuple[int, int, int, int]:

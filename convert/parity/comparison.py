@@ -72,6 +72,21 @@ _VOCABULARY = {
     "vocabulary_neck": Stage("vocabulary neck", "vision_vocabulary.* up to the neck"),
     "vocabulary_features": Stage("vocabulary features", "vision_vocabulary.net_2.*, net_3.*"),
 }
+_STEPS = Stage("logits with cache", "those of the decoder, used with its cache")
+_TINYLLAVA = ParityModel(
+    {
+        "tower_features": Stage("vision features", "vision_tower.*"),
+        "tower_last_hidden": Stage("vision last layer", "vision_tower.encoder.layers.* behind the features"),
+        "tower_pooled": Stage("vision last norm", "vision_tower.post_layernorm.*"),
+        "connector": Stage("connector", "mm_projector.*"),
+        "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
+        "layers": Stage("decoder layers", "language_model.layers.*, norm.*", stacked=True),
+        "logits": Stage("logits", "language_model.lm_head.*"),
+        STEP_LOGITS: _STEPS,
+    },
+    "mindvlm.convert.reference.tinyllava_stages:run",
+    "mindvlm.convert.parity.tinyllava:run",
+)
 MODELS: dict[str, ParityModel] = {
     "vary_toy": ParityModel(
         {
@@ -83,7 +98,7 @@ MODELS: dict[str, ParityModel] = {
             "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
             "layers": Stage("decoder layers", "language_model.layers.*, norm.*", stacked=True),
             "logits": Stage("logits", "language_model.lm_head.*"),
-            STEP_LOGITS: Stage("logits with cache", "those of the decoder, used with its cache"),
+            STEP_LOGITS: _STEPS,
         },
         "mindvlm.convert.reference.vary_stages:run",
         "mindvlm.convert.parity.vary:run",
@@ -95,11 +110,12 @@ MODELS: dict[str, ParityModel] = {
             "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
             "layers": Stage("decoder layers", "language_model.embed_positions.*, layers.*, norm.*", stacked=True),
             "logits": Stage("logits", "language_model.embed_tokens.* as the head"),
-            STEP_LOGITS: Stage("logits with cache", "those of the decoder, used with its cache"),
+            STEP_LOGITS: _STEPS,
         },
         "mindvlm.convert.reference.vary_stages:run",
         "mindvlm.convert.parity.vary:run",
     ),
+    **dict.fromkeys(("tinyllava_phi", "tinyllava_stablelm", "tinyllava_llama"), _TINYLLAVA),
 }
 
 

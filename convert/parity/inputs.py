@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,16 @@ def vary_inputs(config: Mapping[str, Any], seed: int, *, image: bool) -> VaryInp
     generator = np.random.default_rng(seed)
     clip_pixels = high_pixels = features = input_ids = None
     if has_vision(config) and not is_vary_tiny(config):
-        clip_pixels = structured_pixels(generator, *_pixel_size(clip_config(config)))
+        clip_pixels = structured_pixels(generator, *pixel_size(clip_config(config)))
     if has_vision(config) or "vision_high_config" in config:
-        high_pixels = structured_pixels(generator, *_pixel_size(vocabulary_config(config)))
+        high_pixels = structured_pixels(generator, *pixel_size(vocabulary_config(config)))
         widths = clip_config(config)["hidden_size"], vocabulary_config(config)["net_3_channels"]
         shape = (1, num_image_tokens(config))
         features = tuple(generator.standard_normal((*shape, width), dtype=np.float32) for width in widths)
     if "vocab_size" in config:
-        input_ids = prompt_ids(generator, config, num_placeholders=num_image_tokens(config) if image else 0)
+        special = [config[key] for key in ("im_patch_token", "im_start_token", "im_end_token") if key in config]
+        span = [special[1], *[special[0]] * num_image_tokens(config), special[2]] if image else ()
+        input_ids = prompt_ids(generator, config["vocab_size"], special=special, span=span)
     return VaryInputs(clip_pixels, high_pixels, features, input_ids)
 
 
@@ -115,16 +117,14 @@ def structured_pixels(generator: np.random.Generator, height: int, width: int) -
     return pixels[None].astype(np.float32)
 
 
-def prompt_ids(generator: np.random.Generator, config: Mapping[str, Any], *, num_placeholders: int) -> np.ndarray:
-    """Text ids (1, L) int32, with one span of placeholders between its tokens where `num_placeholders` is not 0."""
-    special = [config[key] for key in ("im_patch_token", "im_start_token", "im_end_token") if key in config]
-    ordinary = np.setdiff1d(np.arange(config["vocab_size"]), special)
+def prompt_ids(
+    generator: np.random.Generator, vocab_size: int, *, special: Sequence[int] = (), span: Sequence[int] = ()
+) -> np.ndarray:
+    """Text ids (1, L) int32, none of them `special`, with the span of a picture between them if there is one."""
+    ordinary = np.setdiff1d(np.arange(vocab_size), special)
     text = generator.choice(ordinary, NUM_IDS_BEFORE_IMAGE + NUM_IDS_BEHIND_IMAGE)
-    if num_placeholders:
-        patch, start, end = special
-        span = [start, *[patch] * num_placeholders, end]
-        text = np.concatenate([text[:NUM_IDS_BEFORE_IMAGE], span, text[NUM_IDS_BEFORE_IMAGE:]])
-    return text[None].astype(np.int32)
+    before, behind = text[:NUM_IDS_BEFORE_IMAGE], text[NUM_IDS_BEFORE_IMAGE:]
+    return np.concatenate([before, span, behind])[None].astype(np.int32)
 
 
 def num_image_tokens(config: Mapping[str, Any]) -> int:
@@ -133,6 +133,7 @@ def num_image_tokens(config: Mapping[str, Any]) -> int:
     return math.ceil(rows / 4) * math.ceil(columns / 4)
 
 
-def _pixel_size(tower: Mapping[str, Any]) -> tuple[int, int]:
+def pixel_size(tower: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of a tower's pictures, from its `image_size`."""
     size = tower["image_size"]
     return (size, size) if isinstance(size, int) else tuple(size)

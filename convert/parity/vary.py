@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
-from mindvlm.convert.parity.comparison import GREEDY_IDS, STEP_LOGITS, ParityRequest
+from mindvlm.convert.parity.comparison import ParityRequest
+from mindvlm.convert.parity.graphs import LanguageStages, Say, Stages, TowerStages, named, start
 from mindvlm.convert.parity.inputs import CONVOLUTIONS, VaryInputs, VaryScope, is_vary_tiny, vary_config, vary_inputs
 from mindvlm.families import get_family
-from mindvlm.generation.engine import Engine
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.vary.config import from_hf_config
 
-Stages = dict[str, np.ndarray]
 CLIP = ("clip_features", "clip_last_hidden", "clip_pooled")
 VOCABULARY = ("vocabulary_neck", "vocabulary_features")
-
-
-class ClipStages(nn.Cell):
-    """pixels (N, 3, height, width) -> the tower's features, its last layer, its pooled class token."""
-
-    def __init__(self, tower):
-        super().__init__(auto_prefix=False)
-        self.tower = tower
-
-    def construct(self, pixels):
-        states, pooled = self.tower.hidden_states(pixels)
-        return self.tower(pixels), states[-1], pooled
 
 
 class VocabularyStages(nn.Cell):
@@ -76,7 +61,7 @@ class VisionStages(nn.Cell):
     def __init__(self, model):
         super().__init__(auto_prefix=False)
         self.model = model
-        self.clip, self.vocabulary = ClipStages(model.vision_tower), VocabularyStages(model.vision_vocabulary)
+        self.clip, self.vocabulary = TowerStages(model.vision_tower), VocabularyStages(model.vision_vocabulary)
 
     def construct(self, clip_pixels, high_pixels):
         features = self.model.encode_images(clip_pixels, high_pixels)
@@ -95,30 +80,14 @@ class TinyVisionStages(nn.Cell):
         return *self.vocabulary(high_pixels), self.model.encode_images(high_pixels)
 
 
-class LayerStages(nn.Cell):
-    """One pass without a cache: what every layer hands on (the last one through the norm), and the logits."""
-
-    def __init__(self, language_model):
-        super().__init__(auto_prefix=False)
-        self.language_model = language_model
-
-    def construct(self, embeds, inv_freq):
-        states = self.language_model.layer_states(embeds, inv_freq)
-        normed = self.language_model.norm(states[-1])
-        return ops.stack((*states[1:-1], normed)), self.language_model.lm_head(normed)
-
-
-def run(
-    request: ParityRequest, forced_ids: np.ndarray | None, say: Callable[[str], None]
-) -> tuple[str, dict[str, np.ndarray]]:
-    """See `mindvlm.convert.parity.ParityModel`. Always on the CPU and in float32, where both sides can agree.
+def run(request: ParityRequest, forced_ids: np.ndarray | None, say: Say) -> tuple[str, dict[str, np.ndarray]]:
+    """See `mindvlm.convert.parity.ParityModel`.
 
     Raises:
         UserError: the target cannot be read, or its tensors are not those that the config describes.
     """
     request = dataclasses.replace(request, config=vary_config(request.config))
-    dtype = runtime.start(runtime.RuntimeConfig(device="cpu"))
-    framework = f"MindSpore {ms.__version__} on {ms.get_context('device_target')}, graph mode"
+    dtype, framework = start()
     say(f"loading the target into {framework}")
     model = get_family("vary").model(from_hf_config(request.config), dtype).set_train(False)
     scope = load_target(model, request.target, request.config)
@@ -160,28 +129,27 @@ class VaryStages:
         say: called with one line before each slow step.
     """
 
-    def __init__(
-        self, model: nn.Cell, scope: VaryScope, config: dict[str, Any], num_tokens: int, say: Callable[[str], None]
-    ) -> None:
-        self.model, self.scope, self.config, self.num_tokens, self.say = model, scope, config, num_tokens, say
-        self.engine: Engine | None = None
+    def __init__(self, model: nn.Cell, scope: VaryScope, config: dict[str, Any], num_tokens: int, say: Say) -> None:
+        self.scope, self.say = scope, say
         if scope.images:
             self.vision = VisionStages(model) if scope.clip else TinyVisionStages(model)
         if scope.clip:
-            self.clip = ClipStages(model.vision_tower)
+            self.clip = TowerStages(model.vision_tower)
         if scope.neck:
             self.vocabulary = VocabularyStages(model.vision_vocabulary)
         if scope.connector:
             self.connector = TinyConnector(model) if is_vary_tiny(config) else Connector(model)
         if scope.language_model:
-            self.layers = LayerStages(model.language_model)
+            self.language = LanguageStages(
+                model, placeholder_id=config.get("im_patch_token", -1), num_tokens=num_tokens, say=say
+            )
 
     def compute(self, inputs: VaryInputs, forced_ids: np.ndarray | None) -> Stages:
         """Every stage that the parts allow, by the keys of `mindvlm.convert.parity.MODELS`."""
         stages = self.vision_stages(inputs)
         if self.scope.language_model:
             features = Tensor(stages["connector"]) if self.scope.images else None
-            stages |= self.language_stages(inputs.input_ids, features, forced_ids)
+            stages |= self.language.compute(inputs.input_ids, features, forced_ids)
         # nobody computes what the missing convolutions would make
         return stages if self.scope.vocabulary else {k: v for k, v in stages.items() if k != VOCABULARY[-1]}
 
@@ -203,33 +171,3 @@ class VaryStages:
         if self.scope.connector:
             stages |= named(("connector",), (self.connector(*map(Tensor, inputs.features)),))
         return stages
-
-    def language_stages(self, input_ids: np.ndarray, features: Tensor | None, forced_ids: np.ndarray | None) -> Stages:
-        """Embeddings, layers and logits in one pass; then prefill and steps along `forced_ids`, with the cache."""
-        length = input_ids.shape[1]
-        if self.engine is None:
-            self.engine = Engine(
-                self.model,
-                placeholder_id=self.config.get("im_patch_token", -1),
-                max_length=length + self.num_tokens,
-                on_compile=lambda stage: self.say(f"compiling the {stage} graph"),
-            )
-        engine = self.engine
-        self.say(f"compiling and running a prompt of {length} tokens")
-        embeds = engine.merged_embeddings(input_ids, features)
-        inv_freq = engine.frequencies(engine.alpha_for(length))
-        stages = named(("merged_embeddings",), (embeds,))
-        stages |= named(("layers", "logits"), engine.run("prefill", self.layers, embeds, inv_freq))
-        if forced_ids is not None:
-            engine.reset(1)
-            steps = [engine.append(input_ids.tolist(), features).asnumpy()]
-            self.say(f"running {len(forced_ids)} tokens")
-            for token in forced_ids[:-1]:
-                steps.append(engine.step(Tensor(np.array([token], np.int32))).asnumpy())
-            stages[STEP_LOGITS] = np.concatenate(steps)
-            stages[GREEDY_IDS] = stages[STEP_LOGITS].argmax(-1).astype(np.int32)
-        return stages
-
-
-def named(names: tuple[str, ...], outputs: tuple[Tensor, ...]) -> Stages:
-    return {name: output.asnumpy() for name, output in zip(names, outputs, strict=True)}

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
 from mindvlm.convert.reference.vary import ReferenceVary
+
+if TYPE_CHECKING:
+    from mindvlm.tools.benchmark_workload import Workload
+
+MODELS = {"vary": ReferenceVary, "tinyllava": ReferenceTinyLlava}
 
 
 class TorchPeer:
     """See `mindvlm.tools.benchmark_stages.Peer`.
 
     Args:
-        config: official config.json as a dict.
-        seed: of the random weights.
-        prompt_ids: (1, L) int32.
-        pixels: (1, 3, height, width) float32 of the CLIP and of the vocabulary branch.
-        num_slots: capacity of the cache.
+        workload: sizes, seed of the random weights, prompt and pixels.
         num_threads: for torch's operators.
     """
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        *,
-        seed: int,
-        prompt_ids: np.ndarray,
-        pixels: tuple[np.ndarray, np.ndarray],
-        num_slots: int,
-        num_threads: int,
-    ) -> None:
+    def __init__(self, workload: Workload, *, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self.config, self.seed, self.num_slots = config, seed, num_slots
-        self.prompt_ids = torch.from_numpy(prompt_ids)
-        self.pixels = tuple(torch.from_numpy(branch) for branch in pixels)
+        self.workload = workload
+        self.prompt_ids = torch.from_numpy(workload.prompt_ids)
+        self.pixels = tuple(torch.from_numpy(branch) for branch in workload.pixels)
 
     def describe(self) -> str:
         return f"torch {torch.__version__}, {self.model.device}, {torch.get_num_threads()} threads, eager"
 
     def load(self) -> None:
-        self.model = ReferenceVary.from_seed(self.config, self.seed)
-        self.cache = self.model.new_cache(1, self.num_slots)
+        workload = self.workload
+        self.model = MODELS[workload.family].from_seed(workload.config, workload.seed)
+        self.cache = self.model.new_cache(1, workload.num_slots)
 
     @torch.inference_mode()
     def vision(self) -> None:

@@ -1,18 +1,19 @@
-"""Torch reference of the CLIP vision tower (Radford et al. 2021; `CLIPVisionModel` of transformers).
+"""Torch reference of the vision towers CLIP (Radford et al. 2021; `CLIPVisionModel` of transformers) and SigLIP
+(arXiv 2303.15343; `SiglipVisionModel` without its pooling head).
 
-N images, T patches (plus one class token), C channels, H heads, D head dim.
+N images, T patches (and in CLIP one class token), C channels, H heads, D head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.vary_layout import patch_grid
+from mindvlm.convert.reference.vary_layout import whole_patches
 
 
 class ClipAttention(nn.Module):
@@ -34,15 +35,44 @@ class ClipAttention(nn.Module):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_new": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that a config.json calls by that name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {name!r}: the reference knows {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 class ClipMlp(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class ClipLayer(nn.Module):
@@ -51,7 +81,7 @@ class ClipLayer(nn.Module):
         width, eps = config["hidden_size"], config["layer_norm_eps"]
         self.self_attn = ClipAttention(width, config["num_attention_heads"])
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
-        self.mlp = ClipMlp(width, config["intermediate_size"])
+        self.mlp = ClipMlp(width, config["intermediate_size"], activation(config["hidden_act"]))
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +93,7 @@ class ClipEmbeddings(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width, patch = config["hidden_size"], config["patch_size"]
-        rows, columns = patch_grid(config)
+        rows, columns = whole_patches(config)
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.patch_embedding = nn.Conv2d(config["num_channels"], width, patch, stride=patch, bias=False)
         self.position_embedding = nn.Embedding(rows * columns + 1, width)
@@ -72,6 +102,20 @@ class ClipEmbeddings(nn.Module):
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
         return torch.cat([class_token, patches], dim=1) + self.position_embedding.weight
+
+
+class SiglipEmbeddings(nn.Module):
+    """Patches with a bias, no class token."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, patch = config["hidden_size"], config["patch_size"]
+        rows, columns = whole_patches(config)
+        self.patch_embedding = nn.Conv2d(config["num_channels"], width, patch, stride=patch)
+        self.position_embedding = nn.Embedding(rows * columns, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.patch_embedding(pixels).flatten(2).transpose(1, 2) + self.position_embedding.weight
 
 
 class ClipEncoder(nn.Module):
@@ -88,36 +132,44 @@ class ClipVisionModel(nn.Module):
         self.encoder = ClipEncoder(config)
         self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
 
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.pre_layrnorm(self.embeddings(pixels))
 
-class ClipTower(nn.Module):
-    """CLIP vision tower with the state dict of `CLIPVisionModel`.
 
-    Args:
-        config: an HF CLIP `vision_config`; `image_size` may be a pair [height, width].
-
-    Raises:
-        ValueError: an activation other than quick_gelu, or an image size that is no multiple of the patch size.
-    """
-
+class SiglipVisionModel(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        if config["hidden_act"] != "quick_gelu":
-            raise ValueError(f"hidden_act {config['hidden_act']!r}: the CLIP tower knows quick_gelu only")
-        self.vision_model = ClipVisionModel(config)
+        self.embeddings = SiglipEmbeddings(config)
+        self.encoder = ClipEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.embeddings(pixels)
+
+
+class VisionTower(nn.Module):
+    """A vision transformer with the state dict of its class in transformers.
+
+    Args:
+        vision_model: built from an HF `vision_config`, whose `image_size` may be a pair [height, width].
+    """
+
+    def __init__(self, vision_model: ClipVisionModel | SiglipVisionModel) -> None:
+        super().__init__()
+        self.vision_model = vision_model
 
     def hidden_states(self, pixels: Tensor, *, num_layers: int | None = None) -> list[Tensor]:
-        """Pixels (N, 3, height, width) -> list of (N, T + 1, C): the encoder's input, then the output of each layer.
+        """Pixels (N, 3, height, width) -> list of (N, tokens, C): the encoder's input, then the output of each layer.
 
         `num_layers` stops early: the last entry is then the output of that many layers.
         """
-        model = self.vision_model
-        states = [model.pre_layrnorm(model.embeddings(pixels))]
-        for layer in model.encoder.layers[:num_layers]:
+        states = [self.vision_model.embed(pixels)]
+        for layer in self.vision_model.encoder.layers[:num_layers]:
             states.append(layer(states[-1]))
         return states
 
-    def features(self, pixels: Tensor, *, select_layer: int = -2) -> Tensor:
-        """Pixels (N, 3, height, width) -> (N, T, C): one hidden state without its class token, patches row-major.
+    def features(self, pixels: Tensor, *, select_layer: int = -2, num_dropped_tokens: int = 1) -> Tensor:
+        """Pixels (N, 3, height, width) -> (N, T, C): one hidden state without its first tokens, patches row-major.
 
         `select_layer` indexes the list of `hidden_states`; layers behind it are not run.
         """
@@ -125,12 +177,25 @@ class ClipTower(nn.Module):
         wanted = select_layer if select_layer >= 0 else depth + 1 + select_layer
         if not 0 <= wanted <= depth:
             raise ValueError(f"vision_select_layer {select_layer}: must lie in -{depth + 1}..{depth}")
-        model = self.vision_model
-        x = model.pre_layrnorm(model.embeddings(pixels))
-        for layer in model.encoder.layers[:wanted]:
+        x = self.vision_model.embed(pixels)
+        for layer in self.vision_model.encoder.layers[:wanted]:
             x = layer(x)
-        return x[:, 1:]
+        return x[:, num_dropped_tokens:]
 
     def pooled(self, last_hidden_state: Tensor) -> Tensor:
-        """Last hidden state (N, T + 1, C) -> class token after the post layer norm (N, C)."""
+        """Last hidden state (N, tokens, C) -> its first token, in CLIP the class token, after the last norm (N, C)."""
         return self.vision_model.post_layernorm(last_hidden_state[:, 0])
+
+
+class ClipTower(VisionTower):
+    """CLIP: `CLIPVisionModel`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(ClipVisionModel(config))
+
+
+class SiglipTower(VisionTower):
+    """SigLIP: `SiglipVisionModel` without its pooling head."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(SiglipVisionModel(config))

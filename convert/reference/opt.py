@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.qwen import KVCache
+from mindvlm.convert.reference.rotary import KVCache
 from mindvlm.convert.reference.vary_tiny_layout import POSITION_OFFSET
 
 
@@ -66,6 +66,8 @@ class OptDecoder(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width = config["hidden_size"]
+        # what `KVCache` reads
+        self.position_config = {**config, "kv_channels": width // config["num_attention_heads"]}
         self.embed_tokens = nn.Embedding(config["vocab_size"], width)
         self.embed_positions = nn.Embedding(config["max_position_embeddings"] + POSITION_OFFSET, width)
         self.layers = nn.ModuleList(OptLayer(config) for _ in range(config["num_hidden_layers"]))

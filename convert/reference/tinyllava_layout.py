@@ -6,11 +6,12 @@ Reproduces the tensor inventories of bczhou/TinyLLaVA-3.1B, -2.0B and -1.5B: 877
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from mindvlm.convert.reference.vary_layout import Shapes, linear_shapes, norm_shapes
+from mindvlm.convert.reference.vary_layout import Shapes, linear_shapes, norm_shapes, whole_patches
 
 Config = Mapping[str, Any]
 
@@ -173,8 +174,7 @@ def parameter_shapes(config: Config, dialect: str) -> Shapes:
     if "vision_config" in config:
         tower = config["vision_config"]
         shapes |= tower_shapes(tower, prefix="model.vision_tower.vision_tower.")
-        width = {**tower_defaults(tower), **tower}["hidden_size"]
-        shapes |= connector_shapes(config, width, prefix="model.mm_projector")
+        shapes |= connector_shapes(config, tower_sizes(tower)["hidden_size"], prefix="model.mm_projector")
         if "unpad" in (config.get("mm_patch_merge_type") or "flat"):
             shapes["model.image_newline"] = (hidden,)
     shapes["lm_head.weight"] = (vocab_size, hidden)
@@ -226,32 +226,48 @@ def tower_defaults(tower: Config) -> dict[str, Any]:
     return SIGLIP_DEFAULTS if is_siglip(tower) else CLIP_DEFAULTS
 
 
-def tower_shapes(tower: Config, *, prefix: str = "") -> Shapes:
-    """Names and shapes of a tower from its repository's config.json. SigLIP's has one layer less than the file says,
-    unless `keeps_last_layer` is true."""
+def tower_sizes(tower: Config) -> dict[str, Any]:
+    """A tower's config.json with everything that it leaves out. SigLIP's has one layer less than the file says, unless
+    `keeps_last_layer` is true."""
     sizes = {**tower_defaults(tower), **tower}
+    if is_siglip(tower) and not tower.get("keeps_last_layer"):
+        sizes["num_hidden_layers"] -= 1
+    return sizes
+
+
+def tower_shapes(tower: Config, *, prefix: str = "") -> Shapes:
+    """Names and shapes of a tower from its repository's config.json, see `tower_sizes`."""
+    sizes = tower_sizes(tower)
     width, inner, patch = sizes["hidden_size"], sizes["intermediate_size"], sizes["patch_size"]
-    size = sizes["image_size"]
-    height, breadth = (size, size) if isinstance(size, int) else size
-    num_patches = (height // patch) * (breadth // patch)
-    num_layers = sizes["num_hidden_layers"]
+    num_patches = math.prod(whole_patches(sizes))
     model = prefix + "vision_model."
     shapes: Shapes = {model + "embeddings.patch_embedding.weight": (width, sizes["num_channels"], patch, patch)}
     if is_siglip(tower):
         shapes[model + "embeddings.patch_embedding.bias"] = (width,)
-        num_layers -= not tower.get("keeps_last_layer")
     else:
         num_patches += 1
         shapes[model + "embeddings.class_embedding"] = (width,)
         shapes |= norm_shapes(model + "pre_layrnorm", width)
     shapes[model + "embeddings.position_embedding.weight"] = (num_patches, width)
-    for layer in range(num_layers):
+    for layer in range(sizes["num_hidden_layers"]):
         block = f"{model}encoder.layers.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             shapes |= linear_shapes(f"{block}self_attn.{name}", width, width)
         shapes |= norm_shapes(block + "layer_norm1", width) | norm_shapes(block + "layer_norm2", width)
         shapes |= linear_shapes(block + "mlp.fc1", inner, width) | linear_shapes(block + "mlp.fc2", width, inner)
     return shapes | norm_shapes(model + "post_layernorm", width)
+
+
+def num_connector_layers(kind: str) -> int:
+    """N of mlpNx_gelu.
+
+    Raises:
+        ValueError: another type.
+    """
+    found = re.fullmatch(r"mlp([1-8])x_gelu", str(kind))
+    if not found:
+        raise ValueError(f"mm_projector_type {kind!r}: expected linear, mlpNx_gelu (N 1 to 8), resampler or identity")
+    return int(found.group(1))
 
 
 def connector_shapes(config: Config, width: int, *, prefix: str) -> Shapes:
@@ -267,11 +283,8 @@ def connector_shapes(config: Config, width: int, *, prefix: str) -> Shapes:
         return linear_shapes(prefix, hidden, width)
     if kind == "resampler":
         return resampler_shapes({**RESAMPLER_DEFAULTS, **config}, width, hidden, prefix=prefix)
-    found = re.fullmatch(r"mlp([1-8])x_gelu", str(kind))
-    if not found:
-        raise ValueError(f"mm_projector_type {kind!r}: expected linear, mlpNx_gelu (N 1 to 8), resampler or identity")
     shapes = linear_shapes(f"{prefix}.0", hidden, width)
-    for layer in range(1, int(found.group(1))):
+    for layer in range(1, num_connector_layers(kind)):
         shapes |= linear_shapes(f"{prefix}.{2 * layer}", hidden, hidden)
     return shapes
 

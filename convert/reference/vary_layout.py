@@ -85,9 +85,15 @@ def patch_grid(config: Mapping[str, Any]) -> tuple[int, int]:
         ValueError: a side is no multiple of `patch_size`.
     """
     size, patch = config["image_size"], config["patch_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    if height % patch or width % patch:
+    if any(side % patch for side in (size if isinstance(size, list | tuple) else (size,))):
         raise ValueError(f"image_size {size}: both sides must be multiples of patch_size {patch}")
+    return whole_patches(config)
+
+
+def whole_patches(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(rows, columns) of patches as `patch_grid` has them, a rest that fills no patch left out."""
+    size, patch = config["image_size"], config["patch_size"]
+    height, width = (size, size) if isinstance(size, int) else size
     return height // patch, width // patch
 
 

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mindvlm.checkpoint import CastSource, TensorSource
 from mindvlm.convert.opened import open_native
-from mindvlm.convert.parity.comparison import GREEDY_IDS, STEP_LOGITS, ParityRequest
+from mindvlm.convert.parity.comparison import ParityRequest
 from mindvlm.convert.parity.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
 from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.sam import VisionVocabulary
-from mindvlm.convert.reference.vary import ReferenceVary, default_device
+from mindvlm.convert.reference.stages import Say, Stages, fill, language_stages, start
+from mindvlm.convert.reference.vary import ReferenceVary
 from mindvlm.convert.reference.vary_layout import clip_config, vocabulary_config
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
-from mindvlm.errors import UserError
-
-Stages = Iterator[tuple[str, Tensor]]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,7 @@ def run(request: ParityRequest, say: Say) -> tuple[str, dict[str, np.ndarray]]:
         UserError: a source cannot be read, or its tensors are not those that the config describes.
     """
     request = dataclasses.replace(request, config=vary_config(request.config))
-    # TensorFloat-32 would round every product to three digits.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    device = default_device()
-    framework = f"torch {torch.__version__} on {device.type}"
+    device, framework = start()
     with open_native(
         request.source_paths, model=request.model, merge_lora=request.merge_lora, only=request.only
     ) as opened:
@@ -114,8 +107,8 @@ def make_parts(config: dict[str, Any], layout: Layout) -> Parts:
 def fill_parts(parts: Parts, weights: TensorSource, device: torch.device, scope: VaryScope) -> None:
     """Stream the tensors in pieces into float32 modules, so that nothing is held twice.
 
-    Modules that `weights` has nothing of stay empty, but projectors, which cost little and of which a model asks the
-    device. Convolutions that the vocabulary does not come with are zero; the neck does not depend on them.
+    Modules that `weights` has nothing of stay empty. Convolutions that the vocabulary does not come with are zero; the
+    neck does not depend on them.
 
     Raises:
         UserError: the tensors are not those that the config describes.
@@ -123,8 +116,6 @@ def fill_parts(parts: Parts, weights: TensorSource, device: torch.device, scope:
     values = CastSource(weights, "float32")
     for prefix, module in parts.modules.items():
         if not any(name.startswith(prefix) for name in weights.infos):
-            if prefix in parts.layout.projectors:
-                module.to_empty(device=device)
             continue
         module.to_empty(device=device).eval()
         for name, parameter in module.named_parameters():
@@ -135,22 +126,6 @@ def fill_parts(parts: Parts, weights: TensorSource, device: torch.device, scope:
                 fill(parameter, values, prefix + name)
     if parts.whole is not None:
         parts.whole.eval()
-
-
-def fill(parameter: nn.Parameter, values: TensorSource, name: str) -> None:
-    """Copy one tensor, piece by piece.
-
-    Raises:
-        UserError: there is no such tensor, or it has another shape.
-    """
-    info = values.infos.get(name)
-    if info is None or info.shape != tuple(parameter.shape):
-        found = list(info.shape) if info else "missing"
-        raise UserError(f"{values.path}: {name} is {found}, config.json asks for {list(parameter.shape)}")
-    flat, start = parameter.detach().view(-1), 0
-    for chunk in values.chunks(name):
-        flat[start : start + len(chunk)].copy_(torch.from_numpy(chunk))
-        start += len(chunk)
 
 
 def compute(
@@ -183,25 +158,5 @@ def compute(
             projected = parts.modules[layout.projectors[0]](vocabulary)
         yield "connector", projected
     if scope.language_model:
-        yield from language_stages(whole, inputs, projected if scope.images else None, request.num_tokens, say)
-
-
-def language_stages(
-    model: ReferenceVary, inputs: VaryInputs, image_features: Tensor | None, num_tokens: int, say: Say
-) -> Stages:
-    """Embeddings, layers and logits of the prompt in one pass, then greedy steps with the cache."""
-    input_ids = torch.from_numpy(inputs.input_ids)
-    say(f"reference: prompt of {input_ids.shape[1]} tokens")
-    embeds = model.merge(input_ids, None if image_features is None else [image_features])
-    yield "merged_embeddings", embeds
-    hidden, block_inputs = model.transformer.decode(embeds)
-    yield "layers", torch.stack([*block_inputs[1:], hidden])
-    yield "logits", model.logits(hidden)
-    say(f"reference: {num_tokens} tokens")
-    cache = model.new_cache(1, embeds.shape[1] + num_tokens)
-    steps = [model.prefill(embeds, cache)]
-    while len(steps) < num_tokens:
-        steps.append(model.decode_step(steps[-1].argmax(-1), cache))
-    logits = torch.cat(steps)
-    yield STEP_LOGITS, logits
-    yield GREEDY_IDS, logits.argmax(-1).int()
+        input_ids = torch.from_numpy(inputs.input_ids)
+        yield from language_stages(whole, input_ids, projected if scope.images else None, request.num_tokens, say)

@@ -6,7 +6,7 @@ weights (`model.vision_tower_2.`), without the tied `lm_head.weight`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mindvlm.convert.reference.opt import OptDecoder
-from mindvlm.convert.reference.qwen import KVCache
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary
 from mindvlm.convert.reference.vary_layout import vocabulary_config
@@ -74,10 +73,6 @@ class ReferenceVaryTiny(ReferenceVary):
         """The decoder, where `ReferenceVary` has its own."""
         return self.model.decoder
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.mm_projector.weight.device
-
     def vocabulary_features(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, height, width) -> (N, T, net_3_channels)."""
         return self.model.vision_tower_2(self._pixels(pixels))
@@ -89,16 +84,3 @@ class ReferenceVaryTiny(ReferenceVary):
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden states (..., hidden) -> (..., vocab)."""
         return F.linear(hidden, self.model.decoder.embed_tokens.weight)
-
-    def new_cache(self, batch_size: int, num_slots: int) -> KVCache:
-        """An empty cache of the model's dtype and device."""
-        sizes = {**self.config, "kv_channels": self.config["hidden_size"] // self.config["num_attention_heads"]}
-        dtype = self.model.mm_projector.weight.dtype
-        return KVCache(sizes, batch_size=batch_size, num_slots=num_slots, dtype=dtype, device=self.device)
-
-    def _pixels(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device, self.model.mm_projector.weight.dtype)
-
-    def _encode(self, input_ids: Tensor, images: Sequence[Tensor | None] | None) -> list[Tensor | None] | None:
-        pairs = None if images is None else [None if pixels is None else (pixels,) for pixels in images]
-        return super()._encode(input_ids, pairs)

@@ -6,8 +6,8 @@ import torch
 import transformers
 
 from mindvlm.convert.reference.clip import ClipTower
-from mindvlm.convert.reference.qwen import inverse_frequencies, logn_multipliers, ntk_alpha
 from mindvlm.convert.reference.random_weights import random_tensor
+from mindvlm.convert.reference.rotary import inverse_frequencies, logn_multipliers, ntk_alpha
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary, random_state
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mindvlm.convert.reference.clip import ClipTower
-from mindvlm.convert.reference.qwen import inverse_frequencies, logn_multipliers, ntk_alpha
+from mindvlm.convert.reference.rotary import inverse_frequencies, logn_multipliers, ntk_alpha
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary, parameter_groups
 from tests.golden_files import golden_path

@@ -9,12 +9,12 @@ import pytest
 from mindvlm.errors import UserError
 from mindvlm.tools import benchmark
 from mindvlm.tools.benchmark_stages import PEERS, STAGES, PeerEntry
-from mindvlm.tools.benchmark_workload import MODELS, Workload
+from mindvlm.tools.benchmark_workload import Workload, make_workload
 
 
 @pytest.fixture
 def workload() -> Workload:
-    return Workload(MODELS["smoke"](), seed=0, num_tokens=8)
+    return make_workload("smoke", seed=0, num_tokens=8)
 
 
 def result(*, vision: float, prefill: float, decode: float, ids: list[int], logits: list[float]) -> dict:
@@ -29,7 +29,7 @@ def result(*, vision: float, prefill: float, decode: float, ids: list[int], logi
 
 
 def test_the_released_workload_is_the_canonical_prompt_and_size():
-    workload = Workload(MODELS["vary_toy"](), seed=0, num_tokens=64)
+    workload = make_workload("vary_toy", seed=0, num_tokens=64)
     ids = workload.prompt_ids[0].tolist()
     assert len(ids) == 292
     assert (ids.index(151857), ids.index(151858), ids.count(151859)) == (20, 277, 256)
@@ -37,6 +37,17 @@ def test_the_released_workload_is_the_canonical_prompt_and_size():
     # The language model without its embedding table, and 324 of 356 cached slots of 24 layers, keys and values.
     assert workload.decode_bytes == 4 * (1_836_517_376 - 311_009_280 + 2 * 24 * 2048 * 324)
     assert [branch.shape for branch in workload.pixels] == [(1, 3, 224, 224), (1, 3, 1024, 1024)]
+
+
+def test_the_workload_of_tinyllava_is_its_prompt_and_size():
+    workload = make_workload("tinyllava_1_5b", seed=0, num_tokens=64)
+    ids = workload.prompt_ids[0].tolist()
+    assert len(ids) == 778 and ids.count(-200) == 729 and ids.index(-200) == 35
+    assert max(ids) < 32_000 and workload.placeholder_id == -200
+    assert workload.parameter_bytes == 4 * 1_504_353_824
+    # The decoder without its embedding table, and 810 of 842 cached slots of 22 layers, keys and values of 4 heads.
+    assert workload.decode_bytes == 4 * (1_100_048_384 - 65_536_000 + 2 * 22 * 256 * 810)
+    assert [pixels.shape for pixels in workload.pixels] == [(1, 3, 384, 384)]
 
 
 def test_summary_and_comparison_of_known_figures(workload):
@@ -78,9 +89,10 @@ def test_the_torch_peer_runs_without_mindspore():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys):
+@pytest.mark.parametrize("model", ["smoke", "tinyllava_smoke"])
+def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys, model):
     path = tmp_path / "figures.json"
-    arguments = ["--model", "smoke", "--against", "torch", "--rounds", "1", "--tokens", "8", "--json", str(path)]
+    arguments = ["--model", model, "--against", "torch", "--rounds", "1", "--tokens", "8", "--json", str(path)]
     assert benchmark.main([*arguments, "--threads", "1"]) == 0
     output = capsys.readouterr().out
     assert "decode_tokens_per_s" in output and "first 8 of 8 tokens equal" in output
@@ -97,6 +109,7 @@ def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["--train", "--model", "tinyllava_1_5b"], "--train --model tinyllava_1_5b: measures a Vary-toy"),
         (["--tokens", "-3"], "--tokens -3: must be at least 1"),
         (["--json", "no/such/folder/figures.json"], "does not exist"),
     ],

@@ -85,7 +85,7 @@ def tower_config(data: Config) -> TinyLlavaModelConfig:
 
 def legacy_config(data: Config) -> TinyLlavaModelConfig:
     """transformers' `llava` layout: a Llama, CLIP and two Linears; the published file is silent about most sizes."""
-    refuse(data, "projector_hidden_act", ("gelu",))
+    refuse(data, "projector_hidden_act", (None, "gelu"))
     text = {**LEGACY_TEXT, **data["text_config"]}
     if "vocab_size" in data:
         text["vocab_size"] = data["vocab_size"]

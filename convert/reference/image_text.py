@@ -1,0 +1,248 @@
+"""What the torch references of image-text models have in common: weights, the forward pass, greedy decoding.
+
+B batch, L prompt length, N images, T feature rows per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mindvlm.convert.reference.random_weights import fill_random
+from mindvlm.convert.reference.rotary import KVCache
+
+IGNORED_LABEL = -100
+# Buffers that some published checkpoints carry although they are computed, not learned.
+COMPUTED_SUFFIXES = (".embeddings.position_ids", ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+Images = Sequence["Tensor | tuple[Tensor, ...] | None"]
+Model = TypeVar("Model", bound="ImageTextReference")
+
+
+@dataclass(frozen=True)
+class ReferenceOutput:
+    """logits (B, L, vocab); last_hidden (B, L, hidden) after the final norm; block_inputs, one (B, L, hidden) per
+    block; merged_embeds (B, L, hidden); loss, a float32 scalar or None."""
+
+    logits: Tensor
+    last_hidden: Tensor
+    block_inputs: list[Tensor]
+    merged_embeds: Tensor
+    loss: Tensor | None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """ids (B, num_new); logits, one (B, vocab) per step: those the id of that step was chosen from."""
+
+    ids: Tensor
+    logits: list[Tensor]
+
+
+class ImageTextReference(nn.Module):
+    """Base of a model, configured by the dict of an official config.json.
+
+    A subclass sets `transformer` (a decoder with `wte`, `decode` and `position_config`) and `lm_head`, and defines
+    `placeholder_id`, `encode_images` and `place`. Build it with `from_state` or `from_seed`, which never hold the
+    weights twice.
+    """
+
+    config: Mapping[str, Any]
+
+    @classmethod
+    def from_state(
+        cls: type[Model],
+        config: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Model:
+        """Build from an official state dict; names and shapes must match exactly, computed buffers are dropped."""
+        model = _build_empty(cls, config, device, dtype)
+        model.load_state_dict({name: value for name, value in state.items() if not name.endswith(COMPUTED_SUFFIXES)})
+        return model
+
+    @classmethod
+    def from_seed(
+        cls: type[Model],
+        config: Mapping[str, Any],
+        seed: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Model:
+        """Build with the weights of `random_weights.random_tensor(name, shape, seed)`."""
+        model = _build_empty(cls, config, device, dtype)
+        init_random_(model, seed)
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.wte.weight.dtype
+
+    @property
+    def placeholder_id(self) -> int:
+        """The token that stands for one feature row."""
+        raise NotImplementedError
+
+    def encode_images(self, *pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, height, width) of every tower -> rows for the prompt (N, T, hidden)."""
+        raise NotImplementedError
+
+    def place(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> None:
+        """Write features (N, T, hidden) over the placeholders of one sample, embeds (L, hidden) and ids (L,).
+
+        Raises:
+            ValueError: the placeholders do not fit the features.
+        """
+        raise NotImplementedError
+
+    def merge(self, input_ids: Tensor, image_features: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Token embeddings (B, L, hidden) of ids (B, L), with image features over the placeholders.
+
+        Args:
+            image_features: per sample (N_i, T, hidden) or None, in the order of the placeholders. A sample without
+                placeholders keeps its embeddings, whatever its entry.
+
+        Raises:
+            ValueError: another number of entries than samples, or a sample whose placeholders do not fit.
+        """
+        input_ids = input_ids.to(self.device)
+        # a placeholder may have no embedding
+        embeds = self.transformer.wte(input_ids.clamp(min=0))
+        if image_features is None:
+            return embeds
+        if len(image_features) != len(input_ids):
+            raise ValueError(f"{len(image_features)} image entries for {len(input_ids)} samples: give one per sample")
+        embeds = embeds.clone()
+        for row, features in enumerate(image_features):
+            if bool((input_ids[row] == self.placeholder_id).any()):
+                self.place(embeds[row], input_ids[row], features)
+        return embeds
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states (..., hidden) -> (..., vocab)."""
+        return self.lm_head(hidden)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        images: Images | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> ReferenceOutput:
+        """All positions of a batch, without cache.
+
+        Args:
+            input_ids: (B, L).
+            images: per sample pixels (N_i, 3, height, width), a tuple of such for several towers, or None.
+            attention_mask: (B, L), nonzero = real token.
+            labels: (B, L), -100 = ignored; the loss is the mean cross-entropy of the next token in float32.
+        """
+        embeds = self.merge(input_ids, self._encode(input_ids, images))
+        last_hidden, block_inputs = self.transformer.decode(embeds, attention_mask=attention_mask)
+        logits = self.logits(last_hidden)
+        loss = None
+        if labels is not None:
+            target = labels[:, 1:].to(logits.device).long().flatten()
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), target, ignore_index=IGNORED_LABEL)
+        return ReferenceOutput(logits, last_hidden, block_inputs, embeds, loss)
+
+    def new_cache(self, batch_size: int, num_slots: int) -> KVCache:
+        """An empty cache of the model's dtype and device."""
+        sizes = self.transformer.position_config
+        return KVCache(sizes, batch_size=batch_size, num_slots=num_slots, dtype=self.dtype, device=self.device)
+
+    @torch.inference_mode()
+    def prefill(self, embeds: Tensor, cache: KVCache, *, attention_mask: Tensor | None = None) -> Tensor:
+        """Write a prompt (B, L, hidden) into the cache; returns the logits (B, vocab) of its last position."""
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        hidden, _ = self.transformer.decode(embeds, cache=cache, attention_mask=attention_mask)
+        return self.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def decode_step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        """One token per row (B,) -> logits (B, vocab) of the next one."""
+        hidden, _ = self.transformer.decode(self.transformer.wte(token_ids[:, None]), cache=cache)
+        return self.logits(hidden[:, -1])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        images: Images | None = None,
+        *,
+        max_new_tokens: int,
+        attention_mask: Tensor | None = None,
+    ) -> Generated:
+        """Greedy decoding with the cache and without a stop; a shorter prompt of a batch is padded on the left.
+
+        Raises:
+            ValueError: the last slot of some row is padding.
+        """
+        if attention_mask is not None and not bool((attention_mask[:, -1] != 0).all()):
+            raise ValueError("attention_mask ends in padding: pad prompts on the left for generation")
+        embeds = self.merge(input_ids, self._encode(input_ids, images))
+        cache = self.new_cache(embeds.shape[0], embeds.shape[1] + max_new_tokens)
+        steps = [self.prefill(embeds, cache, attention_mask=attention_mask)]
+        ids = [steps[0].argmax(-1)]
+        while len(ids) < max_new_tokens:
+            steps.append(self.decode_step(ids[-1], cache))
+            ids.append(steps[-1].argmax(-1))
+        return Generated(torch.stack(ids, dim=1), steps)
+
+    def _pixels(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.device, self.dtype)
+
+    def _encode(self, input_ids: Tensor, images: Images | None) -> list[Tensor | None] | None:
+        if images is None:
+            return None
+        if len(images) != len(input_ids):
+            raise ValueError(f"{len(images)} image entries for {len(input_ids)} samples: give one per sample")
+        used = (input_ids == self.placeholder_id).any(dim=1).tolist()
+        return [
+            self.encode_images(*(entry if isinstance(entry, tuple) else (entry,)))
+            if entry is not None and needed
+            else None
+            for entry, needed in zip(images, used, strict=True)
+        ]
+
+
+def init_random_(model: nn.Module, seed: int) -> None:
+    """Fill every parameter in place with `random_weights.random_tensor(name, shape, seed)`.
+
+    Float32 parameters on the CPU are written directly; others pass through one temporary of their own size.
+    """
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if parameter.dtype == torch.float32 and parameter.device.type == "cpu":
+                fill_random(parameter.numpy(), name, seed=seed)
+            else:
+                values = fill_random(np.empty(tuple(parameter.shape), np.float32), name, seed=seed)
+                parameter.copy_(torch.from_numpy(values))
+
+
+def default_device() -> torch.device:
+    """CUDA when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _build_empty(
+    cls: type[Model], config: Mapping[str, Any], device: torch.device | str | None, dtype: torch.dtype
+) -> Model:
+    with torch.device("meta"):
+        model = cls(config).to(dtype)
+    return model.to_empty(device=device or default_device()).eval()
