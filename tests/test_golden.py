@@ -13,8 +13,12 @@ from tests.golden_files import GOLDEN_ROOT
 RUNNER = Path(__file__).with_name("golden_case.py")
 CASES = sorted(path for family in FAMILIES for path in (GOLDEN_ROOT / family).glob("*") if path.is_dir())
 MODES = ("graph", "pynative")
-# TinyLLaVA's models take minutes each, for the many lengths of their scenarios: one in each mode here, the others slow.
-QUICK_MODELS = {("llama_clip_hf", "graph"), ("e2e_stablelm", "pynative")}
+# TinyLLaVA's models take up to a minute each, for the many lengths of their scenarios: here each in one mode, the other
+# mode is slow.
+QUICK_MODELS = {
+    *((name, "graph") for name in ("llama", "stablelm", "llama_clip_hf", "e2e_llama", "e2e_phi", "train_llama")),
+    *((name, "pynative") for name in ("phi", "llama_clip", "e2e_stablelm", "train_phi")),
+}
 UNREAD = {"scorers": "scoring answers is not part of the library yet"}
 
 if not CASES:

@@ -184,5 +184,16 @@ def test_the_tool_takes_a_tower(model, tmp_path, capsys):
     tower = write_tower(tmp_path / "siglip")
     arguments = ("--config_path", model, "--query", "the cup", "--max_new_tokens", 1, "--mode", "pynative")
     status, _, err = run(*arguments, "--vision_tower", tower)
-    assert status == 0 and f"loading {model} with {tower}" in err
+    assert status == 0 and f"loading {model / 'model.safetensors'} with {tower}" in err
     assert_refused(run(*arguments, "--vision_tower", tmp_path / "nowhere"), "nowhere", "give a tower's folder")
+
+
+def test_a_changed_tower_is_converted_again(model, tmp_path):
+    tower = write_tower(tmp_path / "siglip")
+    for turn in ("converting", "loading"):
+        lines = []
+        assert_tower(parameters(model, vision_tower=tower, progress=lines.append), tower)
+        assert lines[0].startswith(turn)
+    write_tower(tmp_path / "other", seed=10)
+    (tmp_path / "other/model.safetensors").replace(tower / "model.safetensors")
+    assert_tower(parameters(model, vision_tower=tower), tower)
