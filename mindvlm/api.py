@@ -6,7 +6,7 @@ import hashlib
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,9 @@ from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.generation.answer import Answer, AnswerStream
+from mindvlm.generation.answers import Answers
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.generate import Generator, Row
+from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
 from mindvlm.hf_folder import folder_config
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
@@ -251,7 +252,7 @@ class VisionLanguageModel:
 
     def start_answers(
         self, prompts: list[list[int]], logits: Tensor, generation: dict, *, turns: list[list[tuple[str, str]]]
-    ) -> "Answers":
+    ) -> Answers:
         """Begins generation behind prompts that are in the KV cache; see `Answers`."""
         config = self.generation_config(generation)
         without_effect = [key for key in ("temperature", "top_k", "top_p") if key in generation]
@@ -264,58 +265,6 @@ class VisionLanguageModel:
         seed = self.config.seed if config.seed is None else config.seed
         steps = self.generator.stream(prompts, logits, config, stops=stops, seed=seed)
         return Answers(self.engine, prompts, stops, steps, turns)
-
-
-class Answers:
-    """The answers of one batch while they grow.
-
-    Attributes:
-        steps: runs the generation, one token a row each time.
-        rows: the rows as of the last step.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: list[list[int]],
-        stops: list[RowStop],
-        steps: Iterator[list[Row]],
-        turns: list[list[tuple[str, str]]],
-    ):
-        self.engine = engine
-        self.prompts = prompts
-        self.stops = stops
-        self.turns = turns
-        self.rows = [Row() for _ in prompts]
-        self.steps = self.follow(steps)
-
-    def follow(self, steps: Iterator[list[Row]]) -> Iterator[list[Row]]:
-        for self.rows in steps:
-            yield self.rows
-
-    def pieces(self, row: int) -> Iterator[str]:
-        """Text of one row as it becomes complete."""
-        for rows in self.steps:
-            if rows[row].stop_reason:
-                self.stops[row].end()
-            piece = self.stops[row].take()
-            if piece:
-                yield piece
-
-    def answer(self, row: int) -> Answer:
-        """The answer of one row, as far as it came."""
-        self.stops[row].end()
-        text = self.stops[row].answer
-        *earlier, (query, _) = self.turns[row]
-        return Answer.of(
-            text,
-            generated=self.stops[row].text,
-            ids=list(self.rows[row].ids),
-            num_prompt_tokens=len(self.prompts[row]),
-            stop_reason=self.rows[row].stop_reason or "interrupted",
-            seconds=dict(self.engine.seconds),
-            history=[*earlier, (query, text)],
-        )
 
 
 def as_list(images) -> list:
