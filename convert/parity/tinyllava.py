@@ -13,7 +13,13 @@ from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
 from mindvlm.convert.parity.comparison import ParityRequest
 from mindvlm.convert.parity.graphs import LanguageStages, Say, Stages, TowerStages, named, start
-from mindvlm.convert.parity.tinyllava_inputs import TinyLlavaInputs, TinyLlavaScope, parity_form, tinyllava_inputs
+from mindvlm.convert.parity.tinyllava_inputs import (
+    PARTS,
+    TinyLlavaInputs,
+    TinyLlavaScope,
+    parity_form,
+    tinyllava_inputs,
+)
 from mindvlm.families import get_family
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.tinyllava.hf_config import from_hf_config
@@ -79,7 +85,7 @@ def fill_target(model: nn.Cell, path: str, names: Collection[str]) -> None:
     }
     with open_checkpoint(path) as checkpoint:
         weights = get_family(FAMILY).native_view(checkpoint, target_infos=expected)
-        for part in sorted(parts):
+        for part in sorted(parts & PARTS.keys()):
             fill_parameters(getattr(model, part), lambda name, part=part: weights.read(f"{part}.{name}").to_float32())
 
 

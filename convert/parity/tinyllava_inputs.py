@@ -16,7 +16,8 @@ from mindvlm.errors import UserError
 from mindvlm.processing.tokenizer import PLACEHOLDER_ID
 
 PARTS = {"vision_tower": "vision_config", "mm_projector": "vision_config", "language_model": "dialect"}
-"""Parts of native names, and the key of a form that describes each."""
+"""Parts of native names, and the key of a form that describes each. The learned row of pictures in tiles is in none:
+the stages have one picture, uncut."""
 
 
 def parity_form(config: Mapping[str, Any], model: str, names: Collection[str]) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class TinyLlavaScope:
         Raises:
             UserError: there is a part that the config does not describe.
         """
-        parts = {name.partition(".")[0] for name in names}
+        parts = {name.partition(".")[0] for name in names} & PARTS.keys()
         for part in sorted(parts):
             if PARTS[part] not in form:
                 raise UserError(

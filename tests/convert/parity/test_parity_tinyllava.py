@@ -108,6 +108,14 @@ def test_a_connector_without_tensors(tmp_path):
     assert report.passed and "connector" in [stage.key for stage in report.stages]
 
 
+def test_the_row_of_pictures_in_tiles_is_no_stage(tmp_path):
+    config = config_of("llama", tower="clip", mm_patch_merge_type="spatial_unpad")
+    tensors = source_tensors(config, "llama")
+    native = native_tensors(tensors)
+    assert "image_newline" in native
+    assert Bench(tmp_path, config, "llama", tensors).report(native).passed
+
+
 def factory_config() -> dict:
     """The config.json of a TinyLLaVA Factory's Phi: its head has a bias, its SigLIP all layers."""
     config = config_of("phi")
