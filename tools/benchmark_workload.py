@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ BYTES_PER_VALUE = 4
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(ABC):
     """One image, one prompt, `num_tokens` greedy tokens, on random float32 weights of `seed`.
 
     A subclass says the rest for one family.
@@ -37,30 +38,30 @@ class Workload:
     family: ClassVar[str]
     head: ClassVar[tuple[str, ...]]
 
-    @cached_property
+    @property
+    @abstractmethod
     def shapes(self) -> Shapes:
         """Official name -> shape of every tensor."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def placeholder_id(self) -> int:
         """The token that stands for one row of the image's features."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def prompt_ids(self) -> np.ndarray:
         """(1, L) int32. A smaller vocabulary than the released one gets the text ids modulo its size."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def pixel_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
         """(1, 3, height, width) of every tower."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def key_width(self) -> int:
         """Channels of the keys of one token in one layer."""
-        raise NotImplementedError
 
     @property
     def pixels(self) -> tuple[np.ndarray, ...]:

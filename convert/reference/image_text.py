@@ -5,6 +5,7 @@ B batch, L prompt length, N images, T feature rows per image.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -45,7 +46,7 @@ class Generated:
     logits: list[Tensor]
 
 
-class ImageTextReference(nn.Module):
+class ImageTextReference(nn.Module, ABC):
     """Base of a model, configured by the dict of an official config.json.
 
     A subclass sets `transformer` (a decoder with `wte`, `decode` and `position_config`) and `lm_head`, and defines
@@ -92,21 +93,21 @@ class ImageTextReference(nn.Module):
         return self.transformer.wte.weight.dtype
 
     @property
+    @abstractmethod
     def placeholder_id(self) -> int:
         """The token that stands for one feature row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_images(self, *pixels: Tensor) -> Tensor:
         """Pixels (N, 3, height, width) of every tower -> rows for the prompt (N, T, hidden)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> None:
         """Write features (N, T, hidden) over the placeholders of one sample, embeds (L, hidden) and ids (L,).
 
         Raises:
             ValueError: the placeholders do not fit the features.
         """
-        raise NotImplementedError
 
     def merge(self, input_ids: Tensor, image_features: Sequence[Tensor | None] | None = None) -> Tensor:
         """Token embeddings (B, L, hidden) of ids (B, L), with image features over the placeholders.
