@@ -15,10 +15,10 @@ from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
 from mindvlm.convert.rules.consistency import require_consistent_sizes
 from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.convert.rules.layered import FirstRows
-from mindvlm.convert.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of
+from mindvlm.convert.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of, total_fit
 from mindvlm.convert.rules.plan import Plan
 from mindvlm.convert.rules.table import RuleTable
-from mindvlm.convert.tinyllava_tower import with_tower_config
+from mindvlm.convert.tinyllava_tower import deleted_layer, with_tower_config
 from mindvlm.convert.vary_towers import FAMILY
 from mindvlm.errors import UserError
 
@@ -43,6 +43,8 @@ class ConvertibleModel:
         whole_config: a config.json and its folder -> the same with what stands in other files.
         row_tables: native tensors of which a model may take the first rows alone: a vocabulary that is longer than
             the tokenizer.
+        left_out: native tensors of a model -> what a part that is laid over it may have and it has not, as
+            `RuleTable.plan` takes it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class ConvertibleModel:
     example_infos: Callable[[], dict[str, TensorInfo]]
     whole_config: Callable[[Config, Path], Config] = lambda config, folder: config
     row_tables: tuple[str, ...] = ()
+    left_out: Callable[[Infos], dict[str, str]] = lambda infos: {}
 
     @property
     def native(self) -> RuleTable:
@@ -127,6 +130,7 @@ MODELS = {
                 example_infos=kind.example_infos,
                 whole_config=with_tower_config,
                 row_tables=tinyllava.ROW_TABLES,
+                left_out=deleted_layer,
             )
             for kind in tinyllava.KINDS
         ),
@@ -135,20 +139,19 @@ MODELS = {
 
 
 def detect_model(
-    infos: Infos,
-    *,
+    *sources: Infos,
     folder_config: Config | None = None,
     name: str | None = None,
     origin: str = "the checkpoint",
 ) -> ConvertibleModel:
-    """Return the model that the tensors belong to.
+    """Return the model that the tensors of all sources belong to, each of which may have names of its own.
 
     The tensor names decide. Where they leave a choice, as for a part that several models have: the model that
     config.json names; else those whose own names the tensors bear; else, if all lead to the same native tensors, the
     first that they are complete for; else the only one that they fit.
 
     Args:
-        infos: the tensors.
+        sources: the tensors of each.
         folder_config: the config.json beside them, if there is one.
         name: a key of `MODELS` that the user gave, which decides.
         origin: what to call the checkpoint in messages.
@@ -160,28 +163,31 @@ def detect_model(
         if name not in MODELS:
             raise UserError(f"--model {name!r} is unknown; expected one of: {', '.join(MODELS)}")
         return MODELS[name]
-    return _recognise(tuple(MODELS.values()), infos, folder_config, origin)
+    return _recognise(tuple(MODELS.values()), sources, folder_config, origin)
 
 
 def _recognise(
-    models: Sequence[ConvertibleModel], infos: Infos, folder_config: Config | None, origin: str
+    models: Sequence[ConvertibleModel], sources: Sequence[Infos], folder_config: Config | None, origin: str
 ) -> ConvertibleModel:
-    require_size_of_model(infos, origin)
-    fits = {model: best_fit(model.tables, infos) for model in models}
+    for infos in sources:
+        require_size_of_model(infos, origin)
+    each = {model: [best_fit(model.tables, infos) for infos in sources] for model in models}
+    tables = {model: [fit.table for fit in found] for model, found in each.items()}
+    fits = {model: total_fit(found) for model, found in each.items()}
     likely = [model for model, fit in fits.items() if fit.is_enough]
     most = max((fits[model].num_kept for model in likely), default=0)
     candidates = [model for model in likely if fits[model].num_kept == most]
     if not candidates:
         raise UserError(
-            f"{origin}: is of no known model: {_reasons(fits, folder_config)}; {_first_unknown(fits, infos)}"
+            f"{origin}: is of no known model: {_reasons(fits, folder_config)}; {_first_unknown(models, sources)}"
         )
     candidates = _named(candidates, folder_config) or candidates
     candidates = [model for model in candidates if not fits[model].table.hands_over] or candidates
     if len(candidates) == 1:
         return candidates[0]
-    failures = {model: _failure(fits[model].table, infos) for model in candidates}
+    failures = {model: _failure(tables[model], sources) for model in candidates}
     complete = [model for model in candidates if failures[model] is None]
-    if _agree([fits[model] for model in candidates], infos):
+    if _agree([tables[model] for model in candidates], sources):
         return (complete or candidates)[0]
     if len(complete) != 1:
         why = "; ".join(f"{model.name}: {failure or 'it fits'}" for model, failure in failures.items())
@@ -190,13 +196,18 @@ def _recognise(
 
 
 def native_view(
-    source: TensorSource, *, target_infos: Infos | None = None, family: str = FAMILY, partial: bool = False
+    source: TensorSource,
+    *,
+    target_infos: Infos | None = None,
+    family: str = FAMILY,
+    partial: bool = False,
+    left_out: Mapping[str, str] | None = None,
 ) -> TensorSource:
     """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
 
-    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos` and
-    `partial`; with the former, the model is one that has such tensors, without them it is recognised. A vocabulary that
-    is longer than they ask for is cut, where the model allows it.
+    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`, `partial`
+    and `left_out`; with the first, the model is one that has such tensors, without them it is recognised. A vocabulary
+    that is longer than they ask for is cut, where the model allows it.
 
     Raises:
         ConversionError: the tensors do not make up the model.
@@ -205,14 +216,14 @@ def native_view(
     models = _of_family(family)
     origin = str(source.path)
     meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
-    model = meant[0] if len(meant) == 1 else _recognise(meant or models, source.infos, None, origin)
+    model = meant[0] if len(meant) == 1 else _recognise(meant or models, [source.infos], None, origin)
     table = model.detect_table(source.infos, origin)
     model.require_own_names(table, source.infos, origin)
     wanted = {name: target_infos[name] for name in model.row_tables if target_infos and name in target_infos}
     source = FirstRows.of(
         source, {sources[0]: info for name, info in wanted.items() if (sources := table.sources_of(name))}
     )
-    return table.plan(source.infos, target_infos, origin=origin, partial=partial).view(source)
+    return table.plan(source.infos, target_infos, origin=origin, partial=partial, left_out=left_out).view(source)
 
 
 def native_model(infos: Infos, family: str = FAMILY) -> ConvertibleModel:
@@ -223,7 +234,7 @@ def native_model(infos: Infos, family: str = FAMILY) -> ConvertibleModel:
     """
     meant = [model for model in _of_family(family) if all(model.native.part_of(name) for name in infos)]
     if len(meant) > 1:
-        meant = [model for model in meant if _failure(model.native, infos) is None]
+        meant = [model for model in meant if _failure([model.native], [infos]) is None]
     if len(meant) != 1:
         raise UserError(f"the tensors are of {len(meant)} models of the family {family!r}; give those of a whole model")
     return meant[0]
@@ -246,14 +257,19 @@ def _named(models: Sequence[ConvertibleModel], config: Config | None) -> list[Co
     return []
 
 
-def _agree(fits: Sequence[Fit], infos: Infos) -> bool:
-    """Tell whether all tables lead every tensor to the same targets."""
-    return all(len({targets_of(fit.table, name) for fit in fits}) == 1 for name in infos)
+def _agree(tables: Sequence[Sequence[RuleTable]], sources: Sequence[Infos]) -> bool:
+    """Tell whether the tables of all models, one for each source, lead every tensor to the same targets."""
+    return all(
+        len({targets_of(of_model[index], name) for of_model in tables}) == 1
+        for index, infos in enumerate(sources)
+        for name in infos
+    )
 
 
-def _failure(table: RuleTable, infos: Infos) -> str | None:
+def _failure(tables: Sequence[RuleTable], sources: Sequence[Infos]) -> str | None:
     try:
-        table.plan(infos)
+        for table, infos in zip(tables, sources, strict=True):
+            table.plan(infos)
     except ConversionError as error:
         return str(error)
     return None
@@ -274,7 +290,8 @@ def _reasons(fits: Mapping[ConvertibleModel, Fit], config: Config | None) -> str
     return "; ".join(reasons)
 
 
-def _first_unknown(fits: Mapping[ConvertibleModel, Fit], infos: Infos) -> str:
-    tables = [table for model in fits for table in model.tables]
-    first = next((name for name in infos if not any(table.claims(name) for table in tables)), None)
+def _first_unknown(models: Sequence[ConvertibleModel], sources: Sequence[Infos]) -> str:
+    tables = [table for model in models for table in model.tables]
+    names = (name for infos in sources for name in infos)
+    first = next((name for name in names if not any(table.claims(name) for table in tables)), None)
     return f"the first unknown tensor is {first}" if first else "give a file that holds weights of one model"

@@ -120,9 +120,10 @@ class Opened:
 
     def way_back(self) -> Plan:
         """The plan from native names to those of the Hugging Face files: as the base had them, if it had such."""
-        table = next((table for table in self.model.hf_tables if table.name == self.naming), None)
-        if table is None or any(not table.part_of(name) for name in self.source.infos):
-            table = self.model.hf
+        tables = [t for t in self.model.hf_tables if all(t.part_of(name) for name in self.source.infos)]
+        table = next((table for table in tables if table.name == self.naming), None)
+        if table is None:
+            table = next(iter(tables), self.model.hf)
         else:
             table = table.without([alias for alias in table.aliases if alias not in self.aliases])
         return table.reverse().plan(self.source.infos, partial=True, origin=str(self.source.path))
@@ -154,13 +155,15 @@ def open_native(
         config = read_config(folder)
         origin = " + ".join(map(str, paths))
         found = detect_model(
-            {name: info for checkpoint in checkpoints for name, info in checkpoint.infos.items()},
+            *(checkpoint.infos for checkpoint in checkpoints),
             folder_config=config,
             name=model,
             origin=origin,
         )
         target_infos = found.target_infos(folder)
-        layers = tuple(_layer(found, checkpoint, target_infos) for checkpoint in checkpoints)
+        base = _layer(found, checkpoints[0], target_infos)
+        left_out = found.left_out(target_infos or base.plan.infos)
+        layers = (base, *(_layer(found, upper, target_infos, left_out) for upper in checkpoints[1:]))
         if only != "vision_vocabulary":
             found.require_own_names(layers[0].plan.table, checkpoints[0].infos, str(checkpoints[0].path))
         layered = LayeredSource([(str(layer.checkpoint.path), layer.plan.view(layer.checkpoint)) for layer in layers])
@@ -182,10 +185,16 @@ def open_native(
         yield Opened(found, layers, source, layered.origins, modified, adapter, sizes, absent, config)
 
 
-def _layer(model: ConvertibleModel, checkpoint: Checkpoint, target_infos: Mapping[str, TensorInfo] | None) -> Layer:
+def _layer(
+    model: ConvertibleModel,
+    checkpoint: Checkpoint,
+    target_infos: Mapping[str, TensorInfo] | None,
+    left_out: Mapping[str, str] | None = None,
+) -> Layer:
     origin = str(checkpoint.path)
     table = model.detect_table(checkpoint.infos, origin)
-    return Layer(checkpoint, table.plan(checkpoint.infos, target_infos, partial=True, origin=origin))
+    plan = table.plan(checkpoint.infos, target_infos, partial=True, origin=origin, left_out=left_out)
+    return Layer(checkpoint, plan)
 
 
 def _is_released(model: ConvertibleModel, infos: Mapping[str, TensorInfo]) -> bool:

@@ -8,13 +8,10 @@ from mindvlm.checkpoint import TensorInfo, TensorSource
 from mindvlm.convert.models import native_model, native_view
 from mindvlm.convert.rules.layered import LayeredSource, SelectedSource
 from mindvlm.convert.tinyllava_parts import FAMILY
-from mindvlm.convert.tinyllava_tower import in_tower
+from mindvlm.convert.tinyllava_tower import deleted_layer, in_tower
 from mindvlm.errors import UserError
 
 Infos = Mapping[str, TensorInfo]
-
-_LAYERS = "vision_tower.encoder.layers."
-_SIGLIP_ONLY = "vision_tower.embeddings.patch_embedding.bias"
 
 
 def whole_view(
@@ -52,10 +49,8 @@ def whole_view(
 
 def _tower_of(source: TensorSource, target_infos: Infos) -> TensorSource:
     """The tensors of the tower in a checkpoint, but for the layer that TinyLLaVABench deletes."""
-    native = native_view(source, family=FAMILY)
-    numbers = [int(name.removeprefix(_LAYERS).split(".")[0]) for name in target_infos if name.startswith(_LAYERS)]
-    deleted = f"{_LAYERS}{max(numbers, default=-1) + 1}." if _SIGLIP_ONLY in target_infos else None
-    names = [name for name in native.infos if in_tower(name) and not (deleted and name.startswith(deleted))]
+    native = native_view(source, family=FAMILY, left_out=deleted_layer(target_infos))
+    names = [name for name in native.infos if in_tower(name)]
     if not names:
         raise UserError(f"{source.path}: holds no vision tower; give the folder of one as vision_tower")
     return SelectedSource(native, names)

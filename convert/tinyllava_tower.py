@@ -6,15 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mindvlm.checkpoint import TensorInfo
 from mindvlm.convert.model_config import read_config, read_config_file
 from mindvlm.convert.reference.tinyllava_layout import CLIP_DEFAULTS, SIGLIP_DEFAULTS
 
 BESIDE = "vision_config.json"
+_LAYERS = "vision_tower.encoder.layers."
+_SIGLIP_ONLY = "vision_tower.embeddings.patch_embedding.bias"
+_DELETED = "SigLIP's last layer, which TinyLLaVABench deletes"
 
 
 def in_tower(name: str) -> bool:
     """Whether a tensor of a whole TinyLLaVA is one of the tower, in whichever naming."""
     return name.startswith(("vision_tower.", "model.vision_tower."))
+
+
+def deleted_layer(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Return how the native names of the layer begin that the published SigLIP has behind the last one of a model with
+    these native tensors, with the reason why it is left out; nothing for another tower or none."""
+    if _SIGLIP_ONLY not in infos:
+        return {}
+    numbers = [int(name.removeprefix(_LAYERS).split(".")[0]) for name in infos if name.startswith(_LAYERS)]
+    return {f"{_LAYERS}{max(numbers, default=-1) + 1}.": _DELETED}
 
 
 def tower_folders(folder: Path, name: str) -> list[Path]:

@@ -94,11 +94,13 @@ def fold_name(name: str) -> str:
 
 
 def fold_label(names: Sequence[str]) -> str:
-    """Write names that differ in numbers only as their pattern, and how many there are; one name stays as it is."""
-    patterns = dict.fromkeys(fold_name(name) for name in names)
+    """Write names that differ in numbers only as their pattern, at most three, and how many there are; one name stays
+    as it is."""
     if len(names) == 1:
         return names[0]
-    return f"{', '.join(patterns)} ({len(names)} tensors)"
+    patterns = list(dict.fromkeys(fold_name(name) for name in names))
+    more = f" and {len(patterns) - 3} more names" if len(patterns) > 3 else ""
+    return f"{', '.join(patterns[:3])}{more} ({len(names)} tensors)"
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:

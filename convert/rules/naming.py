@@ -35,6 +35,16 @@ def best_fit(tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo]) -> Fi
     return max((_fit(table, infos) for table in tables), key=lambda fit: (fit.num_kept, fit.num_known))
 
 
+def total_fit(fits: Sequence[Fit]) -> Fit:
+    """Return the fit of several checkpoints together, with the table of the first."""
+    return Fit(
+        fits[0].table,
+        sum(fit.num_kept for fit in fits),
+        sum(fit.num_known for fit in fits),
+        sum(fit.num_tensors for fit in fits),
+    )
+
+
 def choose_table(
     tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo], *, model: str, origin: str = "the checkpoint"
 ) -> RuleTable:

@@ -49,11 +49,12 @@ def make_plan(
     *,
     origin: str,
     partial: bool,
+    left_out: Mapping[str, str],
 ) -> Plan:
     """Make a plan; see `RuleTable.plan`."""
     draft = _Draft()
     for (rule, layers), sources in _group_by_rule(table, source_infos, draft).items():
-        _apply(rule, layers, sources, target_infos, draft)
+        _apply(rule, layers, sources, target_infos, left_out, draft)
     _require_aliases_in_all_layers(table.rules, draft)
     present = [part for part in table.parts if any(rule.targets and rule in draft.uses for rule in part.rules)]
     if target_infos is None:
@@ -106,11 +107,18 @@ def _apply(
     layers: tuple[int, ...],
     sources: Mapping[int, TensorInfo],
     target_infos: Mapping[str, TensorInfo] | None,
+    left_out: Mapping[str, str],
     draft: _Draft,
 ) -> None:
-    draft.uses[rule] += 1
     ordered = [sources[index] for index in sorted(sources)]
     names = [pattern.fill(layers) for pattern in rule.target_patterns]
+    reason = next((why for prefix, why in left_out.items() if all(name.startswith(prefix) for name in names)), None)
+    if reason:
+        draft.dropped |= {info.name: reason for info in ordered}
+        for index in sources:
+            draft.found[rule.sources[index]].discard(layers)
+        return
+    draft.uses[rule] += 1
     if target_infos is not None and not any(name in target_infos for name in names):
         for info in ordered:
             draft.add("unexpected", info.name, _NO_PARAMETER)

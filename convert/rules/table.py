@@ -91,6 +91,7 @@ class RuleTable:
         *,
         origin: str = "the checkpoint",
         partial: bool = False,
+        left_out: Mapping[str, str] | None = None,
     ) -> Plan:
         """Decide where every tensor goes, from names and shapes alone.
 
@@ -100,11 +101,12 @@ class RuleTable:
                 every part of the table that is present at all must be complete.
             origin: what to call the source in messages.
             partial: parts of which nothing is there are no error, even if `target_infos` has them.
+            left_out: how the names of targets begin that are dropped if they are there, each with the reason.
 
         Raises:
             ConversionError: keys missing, unexpected, duplicated or misshapen; all of them, in one folded table.
         """
-        return make_plan(self, source_infos, target_infos, origin=origin, partial=partial)
+        return make_plan(self, source_infos, target_infos, origin=origin, partial=partial, left_out=left_out or {})
 
     def reverse(self) -> RuleTable:
         """Return the table that leads back; dropped tensors do not come back."""

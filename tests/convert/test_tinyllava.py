@@ -240,3 +240,36 @@ def test_what_is_missing_is_named():
 
 def test_every_kind_is_registered():
     assert [kind.name for kind in KINDS] == [name for name, model in MODELS.items() if model.family == "tinyllava"]
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize("has_tower", [True, False])
+def test_googles_siglip_over_a_model(tmp_path, has_config, has_tower):
+    """It has one layer more than the model, which is left out; without a config.json the model's tower tells which."""
+    tensors = bench_tensors("llama")
+    if not has_tower:
+        tensors = {name: value for name, value in tensors.items() if "vision_tower" not in name}
+    if has_config:
+        (tmp_path / "config.json").write_text(json.dumps({**config_of("llama"), "mm_vision_tower": "siglip"}))
+    save_file(tensors, tmp_path / "main.safetensors")
+    tower = random_tensors(tinyllava_layout.tower_shapes({**SIZES, **TOWERS["siglip"], "keeps_last_layer": True}))
+    save_file({**tower, "logit_scale": np.zeros(1, np.float32)}, tmp_path / "siglip.safetensors")
+    with open_native([tmp_path / "main.safetensors", tmp_path / "siglip.safetensors"]) as opened:
+        assert opened.model.name == "tinyllava_llama"
+        values = read_all(opened.source)
+        dropped = opened.layers[1].plan.dropped
+    last = "vision_model.encoder.layers.2."
+    is_deleted = has_tower or has_config
+    assert {name for name in dropped if name != "logit_scale"} == {
+        n for n in tower if is_deleted and n.startswith(last)
+    }
+    expected = {n.replace("vision_model.", "vision_tower."): v for n, v in tower.items() if n not in dropped}
+    assert_equal({name: value for name, value in values.items() if name.startswith("vision_tower.")}, expected)
+
+
+def test_the_way_back_of_a_head_with_a_bias_whose_file_does_not_say_its_names(tmp_path):
+    """Only TinyLLaVA Factory has names for all of it."""
+    factory = factory_names(bench_tensors("phi", head_bias=True))
+    save_file(read_all(view(factory)), tmp_path / "native.safetensors")
+    with open_native([tmp_path / "native.safetensors"]) as opened:
+        assert_equal(read_all(opened.way_back().view(opened.source)), factory)
