@@ -66,15 +66,16 @@ def decoder_parts(dialect: str, prefix: str = "", *, keeps_head_bias: bool = Fal
     return tuple(parts)
 
 
-def tower_parts(prefix: str, *, drops_text: bool = False) -> tuple[Part, ...]:
+def tower_parts(prefix: str, *, model: str = "vision_model.", drops_text: bool = False) -> tuple[Part, ...]:
     """CLIP or SigLIP whose Hugging Face names (`vision_model.*`) stand behind `prefix`.
 
     What the two have in common is one part, what each has besides is another.
 
     Args:
+        model: how all of these names begin; transformers 5 leaves it out where the tower is no part of a whole CLIP.
         drops_text: the file may be a whole CLIP or SigLIP, whose text half is left out.
     """
-    model, native = f"{prefix}vision_model.", "vision_tower."
+    model, native = prefix + model, "vision_tower."
     both = {
         **unchanged(("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight")),
         **with_parameters(unchanged((*_TOWER_NORMS, *CLIP_LINEARS))),
@@ -142,14 +143,11 @@ def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
     tables = [factory.identity("native"), bench, factory]
     if dialect == "llama":
         linears = {"linear_1": "0", "linear_2": "2"}
-        tables.append(
-            table(
-                "transformers llava",
-                *decoder_parts(dialect, "language_model."),
-                *tower_parts("vision_tower."),
-                *connector_parts("multi_modal_projector", linears),
-            )
-        )
+        for title, model in (("transformers llava", "vision_model."), ("transformers 5 llava", "")):
+            decoder = decoder_parts(dialect, "language_model.")
+            connector = connector_parts("multi_modal_projector", linears)
+            tables.append(table(title, *decoder, *tower_parts("vision_tower.", model=model), *connector))
     tables.append(table("tower repository", *tower_parts("", drops_text=True)))
+    tables.append(table("transformers 5 tower", *tower_parts("", model="")))
     tables.append(table("connector beside an adapter", *connector_parts("base_model.model.model.mm_projector")))
     return tuple(tables)

@@ -34,8 +34,8 @@ def bench_form(config: Config, dialect: str) -> dict[str, Any]:
         return {"vision_config": tower, **last}
     text = config.get("text_config")
     if not isinstance(text, Mapping):
-        return {**config, "dialect": dialect}
-    form = {**text, "dialect": dialect, "vision_config": dict(config.get("vision_config", {}))}
+        return {**_with_rope_keys(config), "dialect": dialect}
+    form = {**_with_rope_keys(text), "dialect": dialect, "vision_config": dict(config.get("vision_config", {}))}
     form["mm_vision_select_layer"] = config.get("vision_feature_layer", -2)
     feature = config.get("vision_feature_select_strategy")
     if config.get("model_type") == "llava":
@@ -46,6 +46,11 @@ def bench_form(config: Config, dialect: str) -> dict[str, Any]:
     form["vision_config"]["keeps_last_layer"] = True
     form |= {key: config[key] for key in RESAMPLER_DEFAULTS if config.get(key)}
     return {**form, "mm_projector_type": config.get("connector_type", "linear"), "head_bias": dialect == "phi"}
+
+
+def _with_rope_keys(config: Config) -> dict[str, Any]:
+    """Return a decoder's config with the keys that transformers 5 puts into `rope_parameters`."""
+    return {**config, **(config.get("rope_parameters") or {})}
 
 
 def image_feature(form: Config) -> tuple[int, int]:

@@ -36,8 +36,14 @@ PREFIXES = (
     ("multi_modal_projector.linear_2.", f"{CONNECTOR}.2."),
     ("base_model.model.model.mm_projector", CONNECTOR),
     ("language_model.", ""),
-    ("vision_tower.", TOWER),
+    ("vision_tower.vision_model.", f"{TOWER}vision_model."),
     ("vision_model.", f"{TOWER}vision_model."),
+    # transformers 5
+    ("vision_tower.", f"{TOWER}vision_model."),
+    *(
+        (start, f"{TOWER}vision_model.{start}")
+        for start in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+    ),
 )
 
 

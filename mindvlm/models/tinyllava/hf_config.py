@@ -33,10 +33,10 @@ def from_hf_config(data: Config, *, vision_config: Config | None = None) -> Tiny
     kind = data.get("model_type")
     if kind == "llava":
         return legacy_config(data)
-    if isinstance(data.get("text_config"), Mapping):
-        return factory_config(data, vision_config)
     if str(kind).startswith(("siglip", "clip")):
         return tower_config(data)
+    if isinstance(data.get("text_config"), Mapping):
+        return factory_config(data, vision_config)
     name = data.get("mm_vision_tower")
     tower = vision_config or data.get("vision_config") or (published_tower(name) if name else None)
     lm = decoder_config(data, dialect_of(data))

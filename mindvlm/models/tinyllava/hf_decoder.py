@@ -46,22 +46,38 @@ def decoder_config(data: Config, dialect: str, **changes: Any) -> DecoderConfig:
     Raises:
         UserError: a key is missing, or asks for something that the decoder does not have.
     """
+    data = with_rope_keys(data)
     try:
         return DecoderConfig(**{**common_keys(data), **DIALECT_KEYS[dialect](data), **changes})
     except KeyError as error:
         raise UserError(f"config.json lacks {error.args[0]!r}, which describes the {dialect} decoder") from None
 
 
+def with_rope_keys(data: Config) -> Config:
+    """The config with the keys of the rotation where they stood before transformers 5 put them into `rope_parameters`.
+
+    Raises:
+        UserError: the positions are scaled.
+    """
+    rope = data.get("rope_parameters")
+    if not isinstance(rope, Mapping):
+        return data
+    refuse(rope, "rope_type", (None, "default"))
+    return {**data, **rope}
+
+
 def common_keys(data: Config) -> dict[str, Any]:
     refuse(data, "rope_scaling", (None,))
     refuse(data, "tie_word_embeddings", (None, False))
+    head_dim = data["hidden_size"] // data["num_attention_heads"]
+    refuse(data, "head_dim", (None, head_dim))
     return {
         "vocab_size": data["vocab_size"],
         "hidden_size": data["hidden_size"],
         "num_hidden_layers": data["num_hidden_layers"],
         "num_attention_heads": data["num_attention_heads"],
         "num_key_value_heads": data.get("num_key_value_heads"),
-        "head_dim": data["hidden_size"] // data["num_attention_heads"],
+        "head_dim": head_dim,
         "intermediate_size": data["intermediate_size"],
         "rope_theta": data.get("rope_theta", 10000.0),
         "initializer_range": data.get("initializer_range", 0.02),
@@ -102,6 +118,7 @@ def stablelm_keys(data: Config) -> dict[str, Any]:
 
 def llama_keys(data: Config) -> dict[str, Any]:
     refuse(data, "attention_bias", (None, False))
+    refuse(data, "mlp_bias", (None, False))
     return {
         "rms_norm_eps": data.get("rms_norm_eps", 1e-6),
         "hidden_act": data.get("hidden_act", "silu"),

@@ -32,17 +32,20 @@ TOWER = {
 
 
 def phi() -> transformers.PhiForCausalLM:
-    config = transformers.PhiConfig(**SIZES, num_key_value_heads=4, partial_rotary_factor=0.5, resid_pdrop=0.0)
+    rope = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.7}
+    config = transformers.PhiConfig(**SIZES, num_key_value_heads=4, rope_parameters=rope, resid_pdrop=0.0)
     return transformers.PhiForCausalLM(config)
 
 
 def stablelm() -> transformers.StableLmForCausalLM:
-    config = transformers.StableLmConfig(**SIZES, num_key_value_heads=4, partial_rotary_factor=0.5, use_qkv_bias=True)
+    rope = {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.5}
+    config = transformers.StableLmConfig(**SIZES, num_key_value_heads=4, rope_parameters=rope, use_qkv_bias=True)
     return transformers.StableLmForCausalLM(config)
 
 
 def llama() -> transformers.LlamaForCausalLM:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, num_key_value_heads=2))
+    rope = {"rope_type": "default", "rope_theta": 900.0}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, num_key_value_heads=2, rope_parameters=rope))
 
 
 def siglip() -> transformers.SiglipVisionModel:
@@ -68,16 +71,9 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def config_of(peer: torch.nn.Module) -> dict:
-    """The config.json of a transformers model, in the form of the releases that the checkpoints are of."""
-    data = peer.config.to_dict()
-    data |= data.pop("rope_parameters", None) or {}
-    return data
-
-
 def ours(peer: torch.nn.Module, *, head_bias: bool = False, **changes) -> TinyLlavaModel:
     """The production model with the peer's weights."""
-    config = from_hf_config(config_of(peer))
+    config = from_hf_config(peer.config.to_dict())
     if head_bias:
         config.language_model = dataclasses.replace(config.language_model, head_bias=True)
     model = build_model(dataclasses.replace(config, **changes), ms.float32).set_train(False)
@@ -85,9 +81,6 @@ def ours(peer: torch.nn.Module, *, head_bias: bool = False, **changes) -> TinyLl
     if head_bias:
         # the naming that keeps the bias
         tensors = {f"language_model.{name}": value for name, value in tensors.items()}
-    if not config.language_model and not any(name.startswith("vision_model.") for name in tensors):
-        # transformers 5 drops the prefix that the files have
-        tensors = {f"vision_model.{name}": value for name, value in tensors.items()}
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
     weights = native_view(MemorySource(tensors), target_infos=expected, family="tinyllava")
     fill_parameters(model, lambda name: weights.read(name).to_float32())
@@ -205,8 +198,8 @@ def test_a_dialect_is_a_choice_of_cells():
         (stablelm, (DecoderLayer, LayerNorm, RotarySelfAttention)),
         (llama, (DecoderLayer, RMSNorm, GroupedRotarySelfAttention)),
     ):
-        lm = build_model(from_hf_config(config_of(make()))).language_model
+        lm = build_model(from_hf_config(make().config.to_dict())).language_model
         assert (type(lm.layers[1]), type(lm.norm), type(lm.layers[0].self_attn)) == kinds
-    dropping = {**config_of(phi()), "resid_pdrop": 0.1}
+    dropping = {**phi().config.to_dict(), "resid_pdrop": 0.1}
     layers = build_model(from_hf_config(dropping)).language_model.layers
     assert [type(layer) for layer in layers] == [DroppingParallelLayer] * 2
