@@ -32,7 +32,7 @@ def read_all(path) -> set[str]:
         return set(checkpoint.infos)
 
 
-def refused(path, message: str = "") -> str:
+def refused(path, message: str = ".") -> str:
     with pytest.raises(UserError, match=message) as caught:
         read_all(path)
     text = str(caught.value)
