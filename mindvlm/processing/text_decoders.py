@@ -147,6 +147,7 @@ class PieceDecoder:
         self, pieces: Mapping[int, str], byte_values: Mapping[int, int], control: Collection[int], *, legacy: bool
     ):
         self._pieces, self._bytes, self._control, self._legacy = pieces, byte_values, frozenset(control), legacy
+        self._known = frozenset(pieces.values())
         self._utf8 = Utf8Decoder(self._piece_bytes, errors="mindvlm_byte")
         self._start()
 
@@ -158,8 +159,12 @@ class PieceDecoder:
             self._may_strip = False
             return bytes([self._bytes[token_id]])
         piece = self._pieces.get(token_id, "")
-        if self._num_ids == 0:
-            piece = piece.removeprefix(WORD_SPACE)
+        if self._num_ids == 0 and piece.startswith(WORD_SPACE):
+            piece = piece[1:]
+            if piece not in self._known:
+                # SentencePiece, which is given the rest of the piece, leaves what it does not know as it stands
+                self._may_strip = self._may_strip and not piece
+                return piece.encode()
         if self._may_strip and piece:
             piece, self._may_strip = piece.removeprefix(WORD_SPACE), False
         return piece.replace(WORD_SPACE, " ").encode()

@@ -12,6 +12,7 @@ from tests.golden_readers.case import Case
 from tests.golden_readers.loaded import RecordingEngine
 from tests.golden_readers.report import FORWARD_BOUND, Report
 from tests.golden_readers.tinyllava import VisionStates
+from tests.golden_readers.tinyllava_loops import LoopQuestion, compare_loops
 from tests.golden_readers.tinyllava_scenario import PLACEHOLDER
 
 EXPECTED, TOWER = "expected.json", "vision_config.json"
@@ -55,9 +56,18 @@ class FolderReader:
             if entry["conv_mode"] != config.processor.template:
                 self.report.fail(f"q{number} conv_mode", f"{config.processor.template}, not {entry['conv_mode']}")
             self.compare(f"q{number}", entry)
+        compare_loops(self.case.folder / "loops", self.report, self.ask)
+
+    def ask(self, question: LoopQuestion) -> str:
+        """The answer of a loop, which is not longer than the README says."""
+        stated = re.search(r"at most (\d+) new tokens", self.case.readme)
+        longest = max(len(entry["new_ids"]) for entry in self.expected["quick_start"])
+        image = self.picture(question.image) if isinstance(question.image, str) else question.image
+        return str(self.loaded.chat(question.query, image, max_new_tokens=int(stated.group(1)) if stated else longest))
 
     def picture(self, name: str) -> Path:
-        """The file of a picture, in the folder beside the case that the README names."""
+        """The file of a picture, with or without its ending, in the folder beside the case that the README names."""
+        name = Path(name).stem
         beside = self.case.folder.resolve().parent
         stated = re.search(r"`\.\./([\w-]+)/", self.case.readme)
         return next(beside.glob(f"{stated.group(1) if stated else '*'}/{name}.*"))

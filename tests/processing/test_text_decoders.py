@@ -1,4 +1,7 @@
+import io
+
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +80,40 @@ def test_skipped_ids_leave_nothing():
 def test_pieces(legacy, control, ids, text):
     decoder = PieceDecoder(PIECES, BYTES, control, legacy=legacy)
     assert decode(decoder, ids) == text == decode(decoder, ids)
+
+
+@pytest.fixture(scope="module")
+def spaced_model() -> sentencepiece.SentencePieceProcessor:
+    """Pieces of two and of four spaces, and none of one or three; a dummy prefix is not added, as by legacy=False."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["if x:    return y", "while z:    z += 1"] * 3),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        allow_whitespace_only_pieces=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+@given(data=st.data())
+def test_pieces_are_joined_as_sentencepiece_joins_them(spaced_model, data):
+    """The original takes the mark off the first piece and gives SentencePiece what is left, known to it or not."""
+    pieces = {i: spaced_model.id_to_piece(i) for i in range(3, spaced_model.get_piece_size())}
+    runs = [i for i, piece in pieces.items() if piece.startswith("\u2581\u2581")]
+    assert runs
+    byte_values = {i: int(piece[3:5], 16) for i, piece in pieces.items() if spaced_model.is_byte(i)}
+    ids = data.draw(st.lists(st.sampled_from([*runs * 20, *pieces]), max_size=6))
+    texts = [pieces[i] for i in ids]
+    if texts:
+        texts[0] = texts[0].removeprefix("\u2581")
+    assert decode(PieceDecoder(pieces, byte_values, (), legacy=False), ids) == spaced_model.decode_pieces(texts)
 
 
 @pytest.mark.parametrize(
