@@ -6,9 +6,11 @@ from pathlib import Path
 
 from mindvlm.checkpoint import atomic_file
 from mindvlm.errors import UserError
+from mindvlm.processing.tokenizer_settings import RANK_PATTERNS
 
 PATTERNS = (
     "config.json",
+    "vision_config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "special_tokens_map.json",
@@ -17,7 +19,7 @@ PATTERNS = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "*.tiktoken",
+    *RANK_PATTERNS,
 )
 _MAX_BYTES = 64 * 1024 * 1024
 

@@ -175,7 +175,7 @@ def convert(
                     max_shard_size=request.max_shard_size,
                 )
             outputs = tuple(map(Output, target.files, made))
-            if target.whole_folder:
+            if target.whole_folder and _is_whole(opened, request.only):
                 companions = copy_companions(opened.layers[0].checkpoint.path.parent, place)
                 copied = tuple(Output(target.folder / file.name, file) for file in companions)
         verified = parity = error = None
@@ -216,6 +216,11 @@ def convert(
             raise error
         publish((*copied, *outputs), target)
     return conversion
+
+
+def _is_whole(opened: Opened, only: str | None) -> bool:
+    """Whether what is written is all of the base, so that the files beside that describe it."""
+    return only is None or set(opened.layers[0].plan.infos) <= set(opened.source.infos)
 
 
 def _metadata(request: Request, opened: Opened) -> dict[str, str]:

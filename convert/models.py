@@ -45,6 +45,7 @@ class ConvertibleModel:
             the tokenizer.
         left_out: native tensors of a model -> what a part that is laid over it may have and it has not, as
             `RuleTable.plan` takes it.
+        config_naming: a config.json -> the name of the table of files that it lies beside, or None for that of `hf`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ConvertibleModel:
     whole_config: Callable[[Config, Path], Config] = lambda config, folder: config
     row_tables: tuple[str, ...] = ()
     left_out: Callable[[Infos], dict[str, str]] = lambda infos: {}
+    config_naming: Callable[[Config], str | None] = lambda config: None
 
     @property
     def native(self) -> RuleTable:
@@ -131,6 +133,7 @@ MODELS = {
                 whole_config=with_tower_config,
                 row_tables=tinyllava.ROW_TABLES,
                 left_out=deleted_layer,
+                config_naming=tinyllava_parts.config_naming,
             )
             for kind in tinyllava.KINDS
         ),
@@ -216,6 +219,8 @@ def native_view(
     models = _of_family(family)
     origin = str(source.path)
     meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
+    if len(meant) > 1:
+        meant = [model for model in meant if _failure([model.native], [target_infos]) is None] or meant
     model = meant[0] if len(meant) == 1 else _recognise(meant or models, [source.infos], None, origin)
     table = model.detect_table(source.infos, origin)
     model.require_own_names(table, source.infos, origin)

@@ -66,10 +66,12 @@ class Opened:
 
     @property
     def naming(self) -> str:
-        """The naming that the way back leads to: what the base has, or had before it was converted to native names."""
+        """The naming that the way back leads to: what the base has, or had before it was converted to native names, or
+        what goes with its config.json."""
         base = self.layers[0]
         if base.plan.table is self.model.native:
-            return base.checkpoint.metadata.get(NAMING_KEY, self.model.hf.name)
+            described = self.model.config_naming(self.config or {})
+            return base.checkpoint.metadata.get(NAMING_KEY) or described or self.model.hf.name
         return base.plan.table.name
 
     @property

@@ -37,7 +37,7 @@ def summary(conversion: Conversion) -> str:
     lines.append(_totals(conversion))
     if conversion.copied:
         lines.append(f"copied beside it: {', '.join(copy.path.name for copy in conversion.copied)}")
-    elif conversion.request.to == "hf" and conversion.outputs:
+    elif conversion.request.to == "hf" and conversion.outputs and conversion.request.only is None:
         lines.append("config.json and tokenizer do not lie beside the source; a model folder needs them too")
     if conversion.verified:
         lines.append(f"verified: {conversion.verified.describe()}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from mindvlm.convert.rules.operations import Drop, Rename, Rule
 from mindvlm.convert.rules.table import Part, RuleTable, rename_all
 from mindvlm.convert.vary_towers import CLIP_LINEARS, COMPUTED, renames, unchanged, with_parameters
 
 FAMILY = "tinyllava"
+FACTORY, LLAVA = "TinyLLaVA Factory", "transformers llava"
 DIALECTS = ("phi", "stablelm", "llama")
 MAX_MLP_LAYERS = 8
 _POOLING = "SigLIP's pooling head; the feature is taken before it"
@@ -122,6 +124,13 @@ def connector_parts(
     )
 
 
+def config_naming(config: Mapping[str, Any]) -> str | None:
+    """Return the naming of the files beside a config.json of another layout than TinyLLaVABench's, None for that."""
+    if not isinstance(config.get("text_config"), Mapping):
+        return None
+    return LLAVA if config.get("model_type") == "llava" else FACTORY
+
+
 def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
     """The namings of a TinyLLaVA with that decoder: native first, then TinyLLaVABench's, then the others."""
 
@@ -135,7 +144,7 @@ def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
         *connector_parts("model.mm_projector", newline="model.image_newline"),
     )
     factory = table(
-        "TinyLLaVA Factory",
+        FACTORY,
         *decoder_parts(dialect, "language_model.", keeps_head_bias=True),
         *tower_parts("vision_tower._vision_tower."),
         *connector_parts("connector._connector", newline="image_newline"),
@@ -143,7 +152,7 @@ def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
     tables = [factory.identity("native"), bench, factory]
     if dialect == "llama":
         linears = {"linear_1": "0", "linear_2": "2"}
-        for title, model in (("transformers llava", "vision_model."), ("transformers 5 llava", "")):
+        for title, model in ((LLAVA, "vision_model."), ("transformers 5 llava", "")):
             decoder = decoder_parts(dialect, "language_model.")
             connector = connector_parts("multi_modal_projector", linears)
             tables.append(table(title, *decoder, *tower_parts("vision_tower.", model=model), *connector))

@@ -2,8 +2,8 @@
 
 A checkpoint's folder in the cache holds two files: the tensors under native names, in the dtypes of the source, and a
 manifest that says what they were made of and how. They are used if the manifest is word for word what it would be
-today; everything else (changed sources, other rules, another version, damage) is made anew. A source counts as the same
-while its path, links resolved, its size and the time of its last change are the same.
+today; everything else (changed sources, other rules, another version) is made anew. A file, that of the kept tensors
+included, counts as the same while its path, links resolved, its size and the time of its last change are the same.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ def kept_weights(
     """
     files = tuple(dict.fromkeys(files))
     try:
-        entry, manifest = entry_folder(*files), describe(files, weights.recipe)
+        entry, manifest = entry_folder(*files), Manifest(files, weights.recipe)
         kept = open_entry(entry, manifest, weights)
         if kept is not None:
             return kept
@@ -86,14 +86,29 @@ def kept_weights(
     return weights
 
 
-def describe(files: Iterable[Path], recipe: str) -> str:
-    """The manifest of what is made of these files, as JSON."""
-    sources = [(file.resolve(), file.stat()) for file in files]
-    entries = [{"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in sources]
-    return json.dumps({"mindvlm": mindvlm.__version__, "recipe": recipe, "sources": entries}, indent=1) + "\n"
+class Manifest:
+    """What is made of some files, and how; the files are looked at when it is made.
+
+    Args:
+        recipe: of the tensors.
+    """
+
+    def __init__(self, files: Iterable[Path], recipe: str):
+        sources = [{"path": str(file.resolve()), **state(file)} for file in files]
+        self._entries = {"mindvlm": mindvlm.__version__, "recipe": recipe, "sources": sources}
+
+    def text(self, kept: Path) -> str:
+        """The manifest beside the file that was made, as JSON."""
+        return json.dumps({**self._entries, "kept": state(kept)}, indent=1) + "\n"
 
 
-def open_entry(entry: Path, manifest: str, weights: TensorSource) -> Checkpoint | None:
+def state(file: Path) -> dict[str, int]:
+    """What tells a file from what it was before a change."""
+    stat = file.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkpoint | None:
     """The tensors in `entry`, or None if they are not those of `weights` made as `manifest` says."""
     kept = None
     with suppress(UserError, OSError, UnicodeDecodeError):
@@ -101,14 +116,16 @@ def open_entry(entry: Path, manifest: str, weights: TensorSource) -> Checkpoint 
         if kept.infos == dict(weights.infos):
             # opens the file: another process may put another one in its place, and the manifest is read after that
             kept.read_range(next(iter(kept.infos)), 0, 1)
-            if (entry / MANIFEST).read_text(encoding="ascii") == manifest:
+            if (entry / MANIFEST).read_text(encoding="ascii") == manifest.text(entry / WEIGHTS):
                 return kept
     if kept is not None:
         kept.close()
     return None
 
 
-def make_entry(entry: Path, manifest: str, weights: TensorSource, *, say: Callable[[str], None] | None = None) -> None:
+def make_entry(
+    entry: Path, manifest: Manifest, weights: TensorSource, *, say: Callable[[str], None] | None = None
+) -> None:
     """Writes the tensors and their manifest in a hidden folder beside `entry`, which then takes its place.
 
     Raises:
@@ -128,7 +145,7 @@ def make_entry(entry: Path, manifest: str, weights: TensorSource, *, say: Callab
         made.mkdir()
         with bytes_bar(weights, "converting", show=say is not None and sys.stderr.isatty()) as bar:
             write_safetensors(made / WEIGHTS, weights, progress=lambda _, written: bar.update(written))
-        (made / MANIFEST).write_text(manifest, encoding="ascii")
+        (made / MANIFEST).write_text(manifest.text(made / WEIGHTS), encoding="ascii")
         with suppress(FileNotFoundError):
             os.rename(entry, staging / "earlier")
         # another process may have put its own there meanwhile

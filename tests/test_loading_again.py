@@ -174,6 +174,12 @@ def of_another_version(entry: Path) -> None:
     (entry / "manifest.json").write_text(json.dumps(manifest | {"mindvlm": "0.0.1"}, indent=1) + "\n")
 
 
+def change_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 def replace_by_a_file(entry: Path) -> None:
     shutil.rmtree(entry)
     entry.write_text("no folder")
@@ -185,6 +191,7 @@ DAMAGES = {
     "no weights": lambda entry: (entry / "weights.safetensors").unlink(),
     "no manifest": lambda entry: (entry / "manifest.json").unlink(),
     "half a manifest": lambda entry: os.truncate(entry / "manifest.json", 40),
+    "other values": lambda entry: change_a_byte(entry / "weights.safetensors"),
     "another manifest": lambda entry: (entry / "manifest.json").write_bytes(b"\xff\xfe"),
     "another version": of_another_version,
     "a file": replace_by_a_file,

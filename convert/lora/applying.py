@@ -46,9 +46,11 @@ def merge_adapter(
                 for target in plan.targets_of(name):
                     modified.setdefault(target, []).extend(keys)
             return plan.view(merged), modified
+    known = {name for table in model.tables for native in source.infos for name in table.sources_of(native)}
+    stranger = next((name for name in adapter.targets if name not in known), next(iter(adapter.targets), None))
     raise UserError(
-        f"{adapter.path}: changes tensors that {model.name} has under none of its names, the first is "
-        f"{next(iter(adapter.targets), None)}; give an adapter of this model"
+        f"{adapter.path}: changes tensors that {model.name} has under none of its names, the first is {stranger}; "
+        f"give an adapter of this model"
     )
 
 

@@ -15,10 +15,9 @@ from mindvlm.processing.tiktoken_tokenizer import (
     TiktokenTokenizer,
 )
 from mindvlm.processing.tokenizer import Tokenizer
-from mindvlm.processing.tokenizer_settings import TokenizerSettings, read_settings
+from mindvlm.processing.tokenizer_settings import RANK_PATTERNS, TokenizerSettings, read_settings
 
 PIECE_MODEL, DEFINITION, VOCABULARY = "tokenizer.model", "tokenizer.json", "vocab.json"
-RANK_PATTERNS = ("*.tiktoken", "*.tiktoken.txt")
 
 
 def open_tokenizer(path: str | Path, *, more_special_tokens: Sequence[str] = ()) -> Tokenizer:

@@ -7,6 +7,9 @@ from typing import Any
 
 from mindvlm.errors import UserError
 
+RANK_PATTERNS = ("*.tiktoken", "*.tiktoken.txt")
+"""Names of files of tiktoken's ranks."""
+
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 MAX_SETTINGS_BYTES = 16 * 2**20
 

@@ -379,6 +379,21 @@ def test_the_companions_belong_to_the_weights_they_lie_beside(tmp_path):
         assert (target / "tokenizer.json").read_text() == text
 
 
+def test_the_companions_of_a_whole_do_not_describe_a_part(tmp_path, capsys):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    write(folder / "model.safetensors", hf_shapes(SMALL))
+    # each of them is needed to open the folder again
+    names = ("vision_config.json", "arcade100k.tiktoken", "arcade100k.tiktoken.txt", "tokenizer.model")
+    for name in names:
+        (folder / name).write_text("{}")
+    for target, options in (("whole", ()), ("part", ("--only", "projectors"))):
+        assert run("--torch_ckpt_path", folder, "--mindspore_ckpt_path", tmp_path / target, "--to", "hf", *options) == 0
+        assert ("model folder needs" in capsys.readouterr().out) is False
+    assert set(names) < set(os.listdir(tmp_path / "whole"))
+    assert os.listdir(tmp_path / "part") == ["model.safetensors"]
+
+
 @pytest.mark.parametrize("option", ["--target", "--merge_lora", "--max_shard_size", "--report", "--only"])
 def test_an_empty_value_is_an_error(option, tmp_path, capsys):
     source = write(tmp_path / "in.safetensors", hf_shapes(SMALL))

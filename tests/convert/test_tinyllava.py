@@ -267,9 +267,38 @@ def test_googles_siglip_over_a_model(tmp_path, has_config, has_tower):
     assert_equal({name: value for name, value in values.items() if name.startswith("vision_tower.")}, expected)
 
 
+@pytest.mark.parametrize(
+    ("config", "naming"),
+    [
+        ({"model_type": "tinyllava", "text_config": {"model_type": "llama"}}, "TinyLLaVA Factory"),
+        ({"model_type": "tiny_llava"}, "Hugging Face"),
+    ],
+)
+def test_the_way_back_of_a_native_file_goes_with_its_config(tmp_path, config, naming):
+    """As a training writes it, whose file says nothing of other names."""
+    if "text_config" in config:
+        config = {**config, "text_config": {**config_of("llama"), "model_type": "llama"}}
+        config["vision_config"] = {**config_of("llama")["vision_config"], "num_hidden_layers": 2}
+        config["connector_type"] = "mlp2x_gelu"
+    else:
+        config = {**config_of("llama"), **config}
+    save_file(read_all(view(bench_tensors("llama"))), tmp_path / "native.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open_native([tmp_path / "native.safetensors"]) as opened:
+        assert opened.naming == naming
+        assert opened.way_back().table.name == f"{naming} (reversed)"
+
+
 def test_the_way_back_of_a_head_with_a_bias_whose_file_does_not_say_its_names(tmp_path):
     """Only TinyLLaVA Factory has names for all of it."""
     factory = factory_names(bench_tensors("phi", head_bias=True))
     save_file(read_all(view(factory)), tmp_path / "native.safetensors")
     with open_native([tmp_path / "native.safetensors"]) as opened:
         assert_equal(read_all(opened.way_back().view(opened.source)), factory)
+
+
+def test_weights_of_another_decoder_are_compared_with_the_model_that_is_meant():
+    """All native names of Llama's are StableLM-2's, too."""
+    wanted = {name: info for name, info in view(bench_tensors("llama")).infos.items()}
+    with pytest.raises(UserError, match="tinyllava_llama"):
+        view(bench_tensors("phi"), target_infos=wanted)

@@ -35,7 +35,7 @@ PLACEHOLDER, IGNORED = -200, -100
 RATE_BOUND = 1e-9
 OUTSIDE = "what the original notes about its own files and its own sensitivity"
 # they have no part in what the model computes, or say where files are
-OTHER_KEYS = ("max_position_embeddings", "mm_vision_tower", "bos_token_id", "eos_token_id")
+OTHER_KEYS = ("mm_vision_tower", "bos_token_id", "eos_token_id")
 NOT_COMPARED = ("saved_files", "sensitivity_max_loss_change", "sensitivity_max_weight_change")
 
 

@@ -1,5 +1,6 @@
 """What a training of TinyLLaVA leaves: folders that load and go on, files under published names, adapters."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mindvlm.api import VisionLanguageModel
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.convert.conversion import Request, convert
 from mindvlm.families import get_family
+from tests.test_factory_folder import write_factory_folder
 from tests.tiny_tinyllava import TOWER, hf_config, write_tiny_tinyllava
 from tests.tiny_vary import picture
 from tests.training.small_job import losses
@@ -59,19 +61,43 @@ def test_a_run_goes_on_and_its_checkpoint_is_a_model_folder(tmp_path):
 
 @pytest.mark.parametrize("dialect", ["llama", "phi", "stablelm"])
 def test_config_json_is_written_as_it_was_read(tmp_path, dialect):
-    config = mindvlm.api.read_config(write_tiny_tinyllava(tmp_path, dialect=dialect))
+    config = mindvlm.api.read_config(write_tiny_tinyllava(tmp_path, dialect=dialect, max_position_embeddings=300))
+    written = read_again(config, tmp_path / "again")
+    expected = hf_config(dialect, max_position_embeddings=300)
+    assert {key: written[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("dialect", ["llama", "phi", "stablelm"])
+def test_the_config_json_of_a_factory_model(tmp_path, dialect):
+    """TinyLLaVABench has no keys for it: another feature of SigLIP, and a head with a bias."""
+    write_factory_folder(tmp_path / "model", dialect)
+    source = json.loads((tmp_path / "model/config.json").read_text()) | {"vision_model_name_or_path": "google/siglip"}
+    (tmp_path / "model/config.json").write_text(json.dumps(source))
+    written = read_again(mindvlm.api.read_config(tmp_path / "model"), tmp_path / "again")
+    same = ("architectures", "model_type", "connector_type", "vision_feature_layer", "vision_model_name_or_path")
+    assert [written[key] for key in same] == [source[key] for key in same]
+    assert {key: written["vision_config"][key] for key in TOWER} == TOWER
+    assert written["text_config"]["model_type"] == source["text_config"]["model_type"]
+
+
+@pytest.mark.parametrize("changes", [{"template": "llava_hf"}, {"template": "v1", "system": "Be short."}])
+def test_a_model_keeps_its_template(tmp_path, changes):
+    config = mindvlm.api.read_config(write_tiny_tinyllava(tmp_path, dialect="phi"))
+    config.processor = dataclasses.replace(config.processor, **changes)
+    read_again(config, tmp_path / "again")
+
+
+def read_again(config, folder: Path) -> dict:
+    """Writes what stands beside trained weights into `folder`, which must give the same config; its config.json."""
     files = get_family("tinyllava").companions(config)
     assert {"config.json", "tokenizer.model", "tokenizer_config.json"} <= set(files)
-    again = tmp_path / "again"
-    again.mkdir()
+    folder.mkdir()
     for name, content in files.items():
-        (again / name).write_bytes(content)
-    found = mindvlm.api.read_config(again)
+        (folder / name).write_bytes(content)
+    found = mindvlm.api.read_config(folder)
     assert found.model == config.model
     assert {**vars(found.processor), "tokenizer": ""} == {**vars(config.processor), "tokenizer": ""}
-    written = json.loads(files["config.json"])
-    expected = hf_config(dialect)
-    assert {key: written[key] for key in expected} == expected
+    return json.loads(files["config.json"])
 
 
 def test_an_adapter_has_the_published_names_and_predicts(tmp_path):

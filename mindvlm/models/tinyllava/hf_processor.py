@@ -18,6 +18,9 @@ TEMPLATES_OF_DIALECTS = {"phi": "phi", "stablelm": "phi", "llama": "v1"}
 
 LEGACY_TEMPLATE = "llava_hf"
 
+TEMPLATE_KEY, SYSTEM_KEY = "conversation_template", "conversation_system"
+"""Keys of ours in the config.json of a model that was trained with another template or system message."""
+
 
 def processor_config(
     data: Mapping[str, Any], folder: str | Path, model: TinyLlavaModelConfig
@@ -44,7 +47,8 @@ def processor_config(
     return TinyLlavaProcessorConfig(
         tokenizer=str(folder),
         vocab_size=model.language_model.vocab_size if model.language_model else None,
-        template=LEGACY_TEMPLATE if is_legacy else template_of(data),
+        template=data.get(TEMPLATE_KEY) or (LEGACY_TEMPLATE if is_legacy else template_of(data)),
+        system=data.get(SYSTEM_KEY),
         num_image_tokens=model.image_token_len,
         use_im_start_end=bool(data.get("mm_use_im_start_end", False)),
         use_im_patch_token=has_patch_token and bool(data.get("mm_use_im_patch_token", True)),
