@@ -7,8 +7,9 @@ The keys of an adapter file, with M for the name of a module in the base model:
 - base_model.model.M.lora_embedding_A (rank, rows) and .lora_embedding_B (columns, rank): M.weight gets its transpose.
 - anything else, base_model.model.M.weight: replaces that tensor (`modules_to_save`, trained biases).
 
-Files that hold a whole training state carry `default`, `modules_to_save` or `base_layer` in these names as well.
-Source: peft/utils/save_and_load.py and peft/tuners/lora/layer.py.
+Files that hold a whole training state carry `default`, `modules_to_save` or `base_layer` in these names as well. The
+LLaVA programs keep what was trained whole, a connector, in a second file beside the adapter's.
+Source: peft/utils/save_and_load.py and peft/tuners/lora/layer.py; llava/train/train.py.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mindvlm.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from mindvlm.checkpoint import TensorInfo, TensorSource, open_checkpoint
 from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.convert.lora.config import CONFIG_NAME, AdapterConfig, read_adapter_config
 from mindvlm.convert.rules.findings import ConversionError, Finding
+from mindvlm.convert.rules.layered import LayeredSource
 from mindvlm.errors import UserError
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_TRAINED_WHOLE = "non_lora_trainables.bin"
 _PREFIX = "base_model.model."
 _MAX_CHARACTERS = 256
 _FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.(weight|bias)")
@@ -71,12 +74,14 @@ class Adapter:
     Attributes:
         config: its settings.
         checkpoint: its tensors.
+        weight_files: that they are read from.
         low_rank, shifts, replaced: what it does to the tensor of the base model that is the key of each table; the
             values of `replaced` are names in `checkpoint`.
     """
 
     config: AdapterConfig
-    checkpoint: Checkpoint
+    checkpoint: TensorSource
+    weight_files: tuple[Path, ...]
     low_rank: Mapping[str, LowRank]
     shifts: Mapping[str, BiasShift]
     replaced: Mapping[str, str]
@@ -89,7 +94,7 @@ class Adapter:
     @property
     def files(self) -> tuple[Path, ...]:
         """The weights and the config."""
-        return (self.checkpoint.path, self.config.path)
+        return (*self.weight_files, self.config.path)
 
     @property
     def targets(self) -> Mapping[str, tuple[str, ...]]:
@@ -118,7 +123,7 @@ class Adapter:
 def open_adapter(path: str | Path) -> Adapter:
     """Open a PEFT LoRA adapter by its folder or by its weights file; `adapter_config.json` lies beside the weights.
 
-    Only headers and the config are read.
+    Of a folder, `non_lora_trainables.bin` is a part. Only headers and the config are read.
 
     Raises:
         UserError: there is no such file, it is damaged, or an adapter of a kind that cannot be merged.
@@ -126,7 +131,9 @@ def open_adapter(path: str | Path) -> Adapter:
     """
     weights = _find_weights(Path(path))
     config = read_adapter_config(weights.parent / CONFIG_NAME)
-    checkpoint = open_checkpoint(weights)
+    whole = weights.with_name(_TRAINED_WHOLE)
+    files = (weights, whole) if weights.name in _WEIGHTS and whole.is_file() else (weights,)
+    checkpoint = LayeredSource([(str(file), open_checkpoint(file)) for file in files])
     draft = _Draft(config, checkpoint.infos)
     for key in checkpoint.infos:
         draft.sort_key(key)
@@ -135,7 +142,7 @@ def open_adapter(path: str | Path) -> Adapter:
     if draft.findings:
         checkpoint.close()
         raise ConversionError(f"{weights} is not a complete LoRA adapter", draft.findings)
-    return Adapter(config, checkpoint, low_rank, draft.shifts, draft.replaced)
+    return Adapter(config, checkpoint, files, low_rank, draft.shifts, draft.replaced)
 
 
 def _find_weights(path: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 import mindvlm
@@ -127,13 +128,27 @@ def test_an_adapter_has_the_published_names_and_predicts(tmp_path):
     expected = live.logits("<image>\nWhat?", picture())
     base = mindvlm.load(tmp_path / "model", **options).logits("<image>\nWhat?", picture())
     assert np.abs(expected - base).max() > 1e-2 * np.abs(base).max(), "nothing was learned"
+    original = as_the_original_saves_it(step, tmp_path / "original")
     for found in (
         mindvlm.load(tmp_path / "model", adapter=step, **options),
+        mindvlm.load(tmp_path / "model", adapter=original, **options),
         mindvlm.load(tmp_path / "merged", **options),
     ):
         np.testing.assert_allclose(
             found.logits("<image>\nWhat?", picture()), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
         )
+
+
+def as_the_original_saves_it(step: Path, folder: Path) -> Path:
+    """The adapter of a run with the connector in a file of its own, which no modules_to_save names."""
+    folder.mkdir()
+    tensors = {name: torch.from_numpy(array) for name, array in read_all(step / "adapter_model.safetensors").items()}
+    parts = {"adapter_model.bin": True, "non_lora_trainables.bin": False}
+    for file, is_factor in parts.items():
+        torch.save({name: value for name, value in tensors.items() if (".lora_" in name) == is_factor}, folder / file)
+    config = json.loads((step / "adapter_config.json").read_text()) | {"modules_to_save": None}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_a_trained_tower_goes_into_its_own_repository(tmp_path):

@@ -30,6 +30,20 @@ def test_folder_file_or_config(tmp_path, weights):
             assert adapter.low_rank["e.weight"].is_embedding and not adapter.low_rank["m.weight"].is_embedding
 
 
+def test_what_the_llava_programs_trained_whole(tmp_path):
+    """It lies in a file of its own beside the adapter."""
+    folder = write_adapter(tmp_path / "a", PAIR, weights="adapter_model.bin")
+    torch.save({f"{PREFIX}c.weight": torch.full((3,), 7.0)}, folder / "non_lora_trainables.bin")
+    with open_adapter(folder) as adapter:
+        assert set(adapter.targets) == {"m.weight", "c.weight"}
+        assert adapter.checkpoint.read(adapter.replaced["c.weight"]).data.tolist() == [7.0] * 3
+        assert [file.name for file in adapter.files] == [
+            "adapter_model.bin",
+            "non_lora_trainables.bin",
+            "adapter_config.json",
+        ]
+
+
 @pytest.mark.parametrize(
     ("key", "target"),
     [
