@@ -1,7 +1,8 @@
 """File formats of checkpoints, and nothing about models: safetensors, MindSpore `.ckpt`, torch `.bin/.pt`, shards.
 
 Readers list names, dtypes and shapes from headers and hand out one tensor, or a part of one, at a time; torch pickles
-are read without executing them. Writers stream and leave a file under its name only when it is complete.
+are read without executing them, and written without torch. Writers stream and leave a file under its name only when it
+is complete.
 """
 
 from mindvlm.checkpoint.atomic import PendingFiles, atomic_file, check_writable, staging_folder

@@ -12,7 +12,7 @@ from mindvlm.checkpoint.folder import read_weight_map
 from mindvlm.checkpoint.source import TensorInfo
 from mindvlm.errors import UserError
 
-WRITABLE_ENDINGS = (".safetensors", ".ckpt")
+WRITABLE_ENDINGS = (".safetensors", ".ckpt", ".bin")
 _FOLDER_STEM = "model"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -50,21 +50,23 @@ class Target:
 def plan_target(path: str | Path, infos: Mapping[str, TensorInfo], *, max_shard_size: int | None = None) -> Target:
     """Decide which files a write to `path` makes.
 
-    A name that ends in `.safetensors` or `.ckpt` is one file. A folder, existing or named without an ending, gets
-    `model.safetensors`. With `max_shard_size` (bytes of tensors) a NAME.safetensors that would be larger becomes
+    A name that ends in `.safetensors`, `.ckpt` or `.bin` is one file. A folder, existing or named without an ending,
+    gets `model.safetensors`. With `max_shard_size` (bytes of tensors) a NAME.safetensors that would be larger becomes
     NAME-00001-of-0000N.safetensors and so on with NAME.safetensors.index.json: tensors in the order of `infos`, each
     shard filled until the next tensor does not fit; a tensor larger than the limit has a shard alone.
 
     Raises:
-        UserError: another ending, shards of a `.ckpt`, a limit below 1.
+        UserError: another ending, shards of another kind than `.safetensors`, a limit below 1.
     """
     path = Path(path)
     check_ending(path)
     if max_shard_size is not None and max_shard_size < 1:
         raise UserError(f"max_shard_size {max_shard_size}: must be at least 1 byte; give a size such as 5GB")
-    if path.suffix == ".ckpt":
+    if path.suffix in (".ckpt", ".bin"):
         if max_shard_size is not None:
-            raise UserError(f"{path}: a .ckpt is always one file; leave max_shard_size out or write .safetensors")
+            raise UserError(
+                f"{path}: a {path.suffix} is always one file; leave max_shard_size out or write .safetensors"
+            )
         return Target({path: tuple(infos)}, None, (), False, re.compile(re.escape(path.name)))
     single = path if path.suffix == ".safetensors" else path / f"{_FOLDER_STEM}.safetensors"
     groups = _fill_shards(infos, max_shard_size)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -67,8 +67,11 @@ class TensorFile:
         start: int,
         stop: int,
         progress: Callable[[str, int], None] | None = None,
+        write: Callable[[memoryview], Any] | None = None,
     ) -> None:
         """Write elements [start, stop) of a flattened tensor of `source`; `progress` gets its name and bytes written.
+
+        `write` takes the bytes in the place of this object's own, which is where they end up.
 
         Raises:
             UserError: the disk is full, or the source cannot be read.
@@ -77,7 +80,7 @@ class TensorFile:
         step = CHUNK_BYTES // item_size(source.infos[name].dtype)
         for begin in range(start, stop, step):
             chunk = np.ascontiguousarray(source.read_range(name, begin, min(begin + step, stop)))
-            self.write(chunk.view(np.uint8).data)
+            (write or self.write)(chunk.view(np.uint8).data)
             if progress:
                 progress(name, chunk.nbytes)
 

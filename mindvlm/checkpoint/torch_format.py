@@ -22,7 +22,7 @@ from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, quoted
 from mindvlm.checkpoint.zip_directory import read_zip
 from mindvlm.errors import UserError
 
-_STORAGES = {
+STORAGES = {
     "torch.DoubleStorage": "float64",
     "torch.FloatStorage": "float32",
     "torch.HalfStorage": "float16",
@@ -35,7 +35,7 @@ _STORAGES = {
     "torch.BoolStorage": "bool",
 }
 # Tensors of dtypes younger than the typed storages refer to plain bytes and carry the dtype themselves.
-_KINDS = {**_STORAGES, "torch.storage.UntypedStorage": "uint8"}
+_KINDS = {**STORAGES, "torch.storage.UntypedStorage": "uint8"}
 _DTYPES = {
     **{f"torch.{name}": name for name in DTYPES},
     "torch.double": "float64",

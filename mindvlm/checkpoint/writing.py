@@ -12,9 +12,10 @@ from mindvlm.checkpoint.safetensors_format import stream_safetensors
 from mindvlm.checkpoint.source import TensorSource
 from mindvlm.checkpoint.targets import Target, check_target, plan_target
 from mindvlm.checkpoint.tensor_file import TensorFile
+from mindvlm.checkpoint.torch_writing import stream_torch
 from mindvlm.errors import UserError
 
-_STREAMS = {".safetensors": stream_safetensors, ".ckpt": stream_mindspore}
+_STREAMS = {".safetensors": stream_safetensors, ".ckpt": stream_mindspore, ".bin": stream_torch}
 
 
 def write_checkpoint(
@@ -25,16 +26,17 @@ def write_checkpoint(
     progress: Callable[[str, int], None] | None = None,
     max_shard_size: int | None = None,
 ) -> tuple[Path, ...]:
-    """Write `source` to a `.safetensors` or MindSpore `.ckpt` file, or to shards; return the files, an index last.
+    """Write `source` to a `.safetensors`, MindSpore `.ckpt` or torch `.bin` file, or to shards; return the files, an
+    index last.
 
     Tensors stream from the source: memory does not grow with them. All files appear together when all are complete,
     whatever interrupts the writing; then the files of an earlier write to the same target that have no successor of
     their name are removed. `targets.plan_target` says beforehand which files these are.
 
     Args:
-        path: a name that ends in `.safetensors` or `.ckpt`, or a folder, which is created if its parent exists.
+        path: a name that ends in `.safetensors`, `.ckpt` or `.bin`, or a folder, which is created if its parent exists.
         source: the tensors.
-        metadata: short texts kept in every file.
+        metadata: short texts kept in every file but a `.bin`.
         progress: called with tensor name and bytes written.
         max_shard_size: bytes of tensors per `.safetensors` file.
 

@@ -246,7 +246,7 @@ def test_what_is_no_size(text):
     [
         ("x.ckpt", 400, "always one file"),
         ("x.safetensors", 0, "at least 1 byte"),
-        ("x.bin", None, "or give a folder"),
+        ("x.onnx", None, "or give a folder"),
         ("missing/out", None, "the folder .*missing does not exist"),
         ("file/out", None, "the folder .*file does not exist"),
         ("taken", None, "is a file; end the name with"),

@@ -6,6 +6,7 @@ import os
 import mindspore
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from safetensors import safe_open
 
@@ -21,7 +22,7 @@ from mindvlm.checkpoint import (
 from mindvlm.errors import UserError
 from tests.checkpoint.samples import state_dicts, storage
 
-ENDINGS = (".safetensors", ".ckpt")
+ENDINGS = (".safetensors", ".ckpt", ".bin")
 
 
 def memory(tensors) -> MemorySource:
@@ -40,9 +41,29 @@ def test_round_trip(ending, tensors, tmp_path_factory):
     assert sum(written) == sum(info.num_bytes for info in source.infos.values())
     with open_checkpoint(path) as checkpoint:
         assert dict(checkpoint.infos) == source.infos
-        assert checkpoint.metadata == {"note": "hällo"}
+        # torch's format has no place for it
+        assert checkpoint.metadata == ({} if ending == ".bin" else {"note": "hällo"})
         for name in source.infos:
             assert checkpoint.read(name).data.tobytes() == source.read(name).data.tobytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(tensors=state_dicts)
+def test_torch_loads_the_bin(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("write") / "out.bin"
+    write_checkpoint(path, memory(tensors))
+    loaded = torch.load(path, weights_only=True)
+    assert list(loaded) == list(tensors)
+    for name, tensor in tensors.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (tensor.dtype, tensor.shape)
+        assert loaded[name].is_contiguous() and not loaded[name].requires_grad
+        assert storage(loaded[name]).tobytes() == storage(tensor).tobytes()
+
+
+def test_the_same_tensors_make_the_same_bin(tmp_path):
+    for name in ("a.bin", "b.bin"):
+        write_checkpoint(tmp_path / name, MemorySource({"w": np.ones((2, 3), np.float32)}))
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
 
 
 def test_mindspore_loads_the_ckpt(tmp_path, monkeypatch):
@@ -102,7 +123,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(ending, error, tmp_path)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("out.bin", "end the name with"),
+        ("out.onnx", "end the name with"),
         ("missing/out.ckpt", "does not exist"),
         ("folder.ckpt", "is a folder"),
         ("pipe.ckpt", "no regular file"),

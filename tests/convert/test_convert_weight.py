@@ -138,7 +138,7 @@ def test_a_checkpoint_that_does_not_fit_gets_a_table_and_status_2(tensors, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mindspore_ckpt_path", "{folder}/out.bin"], "end the name with"),
+        (["--mindspore_ckpt_path", "{folder}/out.onnx"], "end the name with"),
         (["--mindspore_ckpt_path", "{folder}/none/out.ckpt"], "does not exist"),
         (["--mindspore_ckpt_path", "{folder}/in.safetensors"], "is a source and would be replaced"),
         (["--model", "vary_toi"], "'vary_toi' is unknown; expected one of: vary_toy"),
