@@ -142,7 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         "--mindspore_ckpt_path",
         "--target",
         metavar="PATH",
-        help="what to write: .ckpt or .safetensors by its ending, or a folder (default: MODEL.ckpt beside the source)",
+        help="what to write: .ckpt, .safetensors or torch's .bin by its ending, or a folder (default: MODEL.ckpt "
+        "beside the source)",
     )
     add("--model", help=f"one of: {', '.join(MODELS)} (default: recognised from the tensors and config.json)")
     add("--dtype", default="keep", help=f"one of: {', '.join(DTYPES)} (default: %(default)s)")

@@ -68,6 +68,10 @@ class ConvertibleModel:
         """The table of the names used in this library."""
         return self.tables[0]
 
+    def hf_tables_for(self, infos: Infos) -> list[RuleTable]:
+        """Return the namings of published files that have a name for each of these native tensors, else `hf`."""
+        return [table for table in self.hf_tables if all(map(table.part_of, infos))] or [self.hf]
+
     def detect_table(self, infos: Infos, origin: str = "the checkpoint") -> RuleTable:
         """Return the table whose names the tensors bear; see `choose_table` for the errors."""
         return choose_table(self.tables, infos, model=self.name, origin=origin)

@@ -122,10 +122,10 @@ class Opened:
 
     def way_back(self) -> Plan:
         """The plan from native names to those of the Hugging Face files: as the base had them, if it had such."""
-        tables = [t for t in self.model.hf_tables if all(t.part_of(name) for name in self.source.infos)]
+        tables = self.model.hf_tables_for(self.source.infos)
         table = next((table for table in tables if table.name == self.naming), None)
         if table is None:
-            table = next(iter(tables), self.model.hf)
+            table = tables[0]
         else:
             table = table.without([alias for alias in table.aliases if alias not in self.aliases])
         return table.reverse().plan(self.source.infos, partial=True, origin=str(self.source.path))

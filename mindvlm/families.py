@@ -11,7 +11,7 @@ FAMILIES = ("vary", "tinyllava")
 
 @dataclass(frozen=True)
 class Family:
-    """The seven things that the rest of the library needs from a family.
+    """The eight things that the rest of the library needs from a family.
 
     Attributes:
         parse_config: mapping and path of a YAML -> the family's typed run config.
@@ -24,6 +24,7 @@ class Family:
         fit_pretrained: brings a pre-trained tensor to the shape that a training starts with, called with (name, array,
             shapes, seed=...), the shapes being those of all tensors of the model by name.
         companions: files by name that stand beside trained weights, called with the run config.
+        write_trained_parts: writes parts of trained weights for other programs, see `mindvlm.convert.trained_parts`.
     """
 
     parse_config: Callable
@@ -33,6 +34,7 @@ class Family:
     adapted_view: Callable
     fit_pretrained: Callable
     companions: Callable
+    write_trained_parts: Callable
 
 
 def get_family(name: str) -> Family:
@@ -49,10 +51,13 @@ def get_family(name: str) -> Family:
         from mindvlm.models.vary.pretrained import fit_pretrained
         from mindvlm.models.vary.processing import VaryProcessor
 
-        return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained, no_files)
+        return Family(
+            parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained, no_files, no_parts
+        )
     if name == "tinyllava":
         from mindvlm.convert.lora.applying import adapted_view
         from mindvlm.convert.separate_tower import whole_view
+        from mindvlm.convert.trained_parts import write_trained_parts
         from mindvlm.models.tinyllava.config import parse_config
         from mindvlm.models.tinyllava.hf_export import companions
         from mindvlm.models.tinyllava.model import build_model
@@ -60,10 +65,23 @@ def get_family(name: str) -> Family:
         from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
 
         adapted = functools.partial(adapted_view, family=name)
-        return Family(parse_config, build_model, TinyLlavaProcessor, whole_view, adapted, fit_pretrained, companions)
+        return Family(
+            parse_config,
+            build_model,
+            TinyLlavaProcessor,
+            whole_view,
+            adapted,
+            fit_pretrained,
+            companions,
+            write_trained_parts,
+        )
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
 
 
 def no_files(config) -> dict[str, bytes]:
     """For a family whose weights stand alone."""
     return {}
+
+
+def no_parts(folder, trained) -> None:
+    """For a family of which other programs know no parts."""

@@ -21,13 +21,15 @@ _NOT_WEIGHTS = (
     "optimizer.safetensors",
 )
 _ADAPTER = "adapter_model.safetensors"
+# copies of what the weights beside them hold
+_PARTS = ("mm_projector.bin", "non_lora_trainables.bin")
 
 
 def find_weights(folder: Path) -> Path:
     """Return the weights file of a folder, or the index of its shards.
 
     The four standard Hugging Face names come first; otherwise the one file with a weights ending, beside which a
-    MindSpore .ckpt may lie.
+    MindSpore .ckpt may lie, and parts under the names that the LLaVA programs give them.
 
     Raises:
         UserError: there is none, or several and no index says how they belong together.
@@ -54,11 +56,12 @@ def holds_weights(folder: Path) -> bool:
 
 
 def _weights_files(folder: Path) -> list[str]:
-    return sorted(
+    names = sorted(
         entry.name
         for entry in folder.iterdir()
         if entry.suffix in _ENDINGS and entry.name not in _NOT_WEIGHTS and not entry.name.startswith(".")
     )
+    return [name for name in names if name not in _PARTS] or names
 
 
 def read_index(path: Path, read_file: Callable[[Path], Contents]) -> Contents:

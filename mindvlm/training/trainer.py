@@ -72,7 +72,7 @@ class Trainer:
             host=self.ranks.host,
             adapter=building.adapter_files(self.model, config, divided),
         )
-        self.companions = family.companions(model_config)
+        self.family, self.companions = family, family.companions(model_config)
         self.evaluator = building.open_evaluator(config, model_config, family, self.source, self.model, say=self.say)
         self.progress = Progress(self.schedule.total_steps)
         self.step: int = state.get("step", 0)
@@ -264,6 +264,7 @@ class Trainer:
 
         def fill(folder: Path) -> None:
             self.tensors.write(folder)
+            self.family.write_trained_parts(folder, [parameter.name for parameter in self.model.trainable_params()])
             for name, content in self.companions.items():
                 (folder / name).write_bytes(content)
             checkpoint.write_state(folder, state)

@@ -128,6 +128,10 @@ def test_an_adapter_has_the_published_names_and_predicts(tmp_path):
     expected = live.logits("<image>\nWhat?", picture())
     base = mindvlm.load(tmp_path / "model", **options).logits("<image>\nWhat?", picture())
     assert np.abs(expected - base).max() > 1e-2 * np.abs(base).max(), "nothing was learned"
+    whole = torch.load(step / "non_lora_trainables.bin", weights_only=True)
+    assert set(whole) == {name for name in adapter if ".lora_" not in name}
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array.numpy(), adapter[name])
     original = as_the_original_saves_it(step, tmp_path / "original")
     for found in (
         mindvlm.load(tmp_path / "model", adapter=step, **options),
@@ -137,6 +141,31 @@ def test_an_adapter_has_the_published_names_and_predicts(tmp_path):
         np.testing.assert_allclose(
             found.logits("<image>\nWhat?", picture()), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
         )
+
+
+def test_a_run_of_the_connector_alone_leaves_it_for_other_programs(tmp_path):
+    tune = {"language_model": False, "embed_tokens": True}
+    for name, changes, more in (
+        ("alone", {"language_model": False}, set()),
+        ("rows", tune, {"model.embed_tokens.weight"}),
+    ):
+        output = tmp_path / name
+        trainer = train(
+            llava_job(
+                tmp_path, output_dir=str(output), model_changes={"model": {"tune": changes}}, schedule__total_steps=1
+            )
+        )
+        step = output / "step-1"
+        loaded = torch.load(step / "mm_projector.bin", weights_only=True)
+        assert set(loaded) == {f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")} | more
+        parameters = dict(trainer.model.parameters_and_names())
+        for layer in (0, 2):
+            trained = parameters[f"mm_projector.{layer}.weight"].asnumpy()
+            np.testing.assert_array_equal(loaded[f"model.mm_projector.{layer}.weight"].numpy(), trained)
+        # it does not stand in the way of the weights
+        assert mindvlm.load(step, device="cpu", mode="pynative", cache=False).chat("What?", max_new_tokens=1).ids
+    train(llava_job(tmp_path, output_dir=str(tmp_path / "all"), schedule__total_steps=1))
+    assert not (tmp_path / "all/step-1/mm_projector.bin").exists()
 
 
 def as_the_original_saves_it(step: Path, folder: Path) -> Path:
