@@ -45,7 +45,7 @@ def load(
 
     Args:
         config_path: a YAML of ours or MindOCR's vary_toy.yaml; or a Hugging Face folder of a TinyLLaVA with its
-            config.json; None for the shipped Vary-nano.
+            config.json, or that file; None for the shipped Vary-nano.
         progress: called with one line before each slow step (converting, loading, compiling); None keeps silent.
         cache: keep weights that have foreign names, under native ones, in the folder of `weights_cache.cache_folder`,
             and read them from there the next time.
@@ -101,6 +101,7 @@ def read_config(config_path: str | Path, overrides: dict | None = None):
     `vision_tower` among them is where a folder's tower is, see `folder_config`.
     """
     path = Path(config_path)
+    path = path.parent if path.name == "config.json" else path
     overrides = {key: str(value) if isinstance(value, Path) else value for key, value in (overrides or {}).items()}
     if path.is_dir():
         return folder_config(path, overrides, tower=overrides.pop("vision_tower", None))

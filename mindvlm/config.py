@@ -121,9 +121,13 @@ def read_yaml(path: Path) -> dict:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from None
+        raise UserError(f"config {path} does not exist; check the path, nothing is downloaded") from None
+    except IsADirectoryError:
+        raise UserError(f"config {path} is a folder; give a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"config {path} is no text; give a YAML file, or the folder of a checkpoint") from None
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read: {error.strerror}; check its permissions") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

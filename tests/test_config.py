@@ -110,12 +110,12 @@ def test_bad_yaml(tmp_path, text, expected):
 
 
 def test_unreadable_yaml(tmp_path):
-    with pytest.raises(UserError, match="none.yaml does not exist"):
+    with pytest.raises(UserError, match="none.yaml does not exist; check the path, nothing is downloaded"):
         read_yaml(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder; give a YAML file"):
         read_yaml(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UserError, match="binary.yaml"):
+    with pytest.raises(UserError, match="binary.yaml is no text; give a YAML file, or the folder of a checkpoint"):
         read_yaml(tmp_path / "binary.yaml")
 
 

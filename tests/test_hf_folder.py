@@ -8,6 +8,7 @@ from mindvlm.api import load, read_config
 from mindvlm.convert.reference.tinyllava_layout import llama_config, phi_config
 from mindvlm.errors import UserError
 from mindvlm.hf_folder import tower_config
+from tests.tiny_tinyllava import write_tiny_tinyllava
 
 
 def folder_with(tmp_path, config: dict):
@@ -18,6 +19,11 @@ def folder_with(tmp_path, config: dict):
 def test_a_folder_without_a_config(tmp_path):
     with pytest.raises(UserError, match="has no config.json; give the folder of a checkpoint, or a YAML"):
         load(tmp_path)
+
+
+def test_its_config_json_stands_for_the_folder(tmp_path):
+    folder = write_tiny_tinyllava(tmp_path)
+    assert read_config(folder / "config.json") == read_config(folder)
 
 
 @pytest.mark.parametrize("config", [{"model_type": "mmgpt"}, {"model_type": "mixtral"}, {}])

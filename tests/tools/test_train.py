@@ -13,7 +13,7 @@ from tests.training.test_trainer import ROOT
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "config file missing.yaml does not exist"),
+        ([], "config missing.yaml does not exist"),
         (["--set", "optimizer.learning_rat=1"], "did you mean 'learning_rate'"),
         (["--set", "optimizer"], "expected KEY=VALUE"),
         (["--set", "data.datasets=pages"], "unknown data set 'pages'"),
