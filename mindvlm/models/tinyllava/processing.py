@@ -165,8 +165,8 @@ class TinyLlavaProcessor(ChatProcessor):
         edge = config.image.height_width[0]
         return config.tiling.image_rows(self.load(image).size, tile=edge, num_tokens=config.num_image_tokens)
 
-    def mark_images(self, query: str, num_images: int) -> str:
-        return super().mark_images(query.replace(QUICK_START_MARKER, IMAGE_MARKER), num_images)
+    def with_usual_markers(self, query: str) -> str:
+        return query.replace(QUICK_START_MARKER, IMAGE_MARKER)
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
         """Ids and labels of a training record; the picture of a message moves to its front, as in the original.

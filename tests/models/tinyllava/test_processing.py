@@ -98,11 +98,11 @@ def test_pictures_in_later_turns(make):
 @pytest.mark.parametrize(
     ("query", "num_images", "history", "message"),
     [
-        ("<image> and <image>", 1, [], "1 images for 2 <image> markers"),
-        ("<image>", 2, [], "2 images for 1 <image> markers"),
-        ("what is an <image> tag?", 0, [], "0 images for 1 <image> markers"),
-        ("<image-placeholder>", 0, [], "0 images for 1 <image> markers"),
-        ("next", 0, [("<image>", "x")], "0 images for 1 <image> markers in the history"),
+        ("<image> and <image>", 1, [], "1 image for 2 <image> markers"),
+        ("<image>", 2, [], "2 images for 1 <image> marker"),
+        ("what is an <image> tag?", 0, [], "0 images for 1 <image> marker"),
+        ("<image-placeholder>", 0, [], "0 images for 1 <image> marker"),
+        ("next", 0, [("<image>", "x")], "0 images for 1 <image> marker in the history"),
     ],
 )
 def test_pictures_and_markers_must_agree(make, query, num_images, history, message):
