@@ -97,6 +97,10 @@ class ChatProcessor:
         """The places that a query gives to pictures."""
         return self.with_usual_markers(query).count(IMAGE_MARKER)
 
+    def question_turns(self, question: str) -> list[str]:
+        """The turns, the user's first, in which a question of `mark_images` is asked; the last one is the question."""
+        return [question]
+
     def views(self, image: ImageSource) -> list[Any]:
         """What the towers see of a picture, as `pixels` gives it: the whole, or the whole and parts of it.
 
@@ -137,8 +141,8 @@ class ChatProcessor:
         expand = partial(self.image_span.expand, lengths=iter(lengths))
         messages: list[list[Piece] | str | None] = []
         for earlier, reply in history:
-            messages += [expand(earlier), reply]
-        messages += [expand(self.mark_images(query, num_images - num_used)), None]
+            messages += [*map(expand, self.question_turns(earlier)), reply]
+        messages += [*map(expand, self.question_turns(self.mark_images(query, num_images - num_used))), None]
         return self._encode(render(self.template, messages), lengths, prefix_ids=self.tokenizer.prefix_ids)
 
     def follow_up(
@@ -151,11 +155,12 @@ class ChatProcessor:
             image_lengths: as of `prompt`, of the new pictures.
         """
         lengths = self._lengths(num_images, image_lengths)
-        message = self.image_span.expand(self.mark_images(query, num_images), iter(lengths))
+        expand = partial(self.image_span.expand, lengths=iter(lengths))
+        messages = [*map(expand, self.question_turns(self.mark_images(query, num_images))), None]
         closing = self.template.answer_separator
         pieces = [] if answer_is_closed else [Piece(self.template.answer_joint + closing, control=True)]
-        pieces += render_turn(self.template, message, is_answer=False)
-        pieces += render_turn(self.template, None, is_answer=True)
+        for position, message in enumerate(messages):
+            pieces += render_turn(self.template, message, is_answer=position % 2 == 1)
         return self._encode(pieces, lengths, continues=closing in self.tokenizer.special_ids)
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:

@@ -70,8 +70,8 @@ def build_sample(
             has no picture or more than one answer.
     """
     _, turns, images = read_record(record)
-    if template.style == "plain":
-        template = replace(template, style="caption")
+    # the examples of a template are for asking: they are the same in every prompt, there is nothing to learn in them
+    template = replace(template, examples=(), style="caption" if template.style == "plain" else template.style)
     is_caption = template.style == "caption"
     if is_caption:
         turns = _caption_turns(turns, images, original_parse)
