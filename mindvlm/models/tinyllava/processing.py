@@ -8,6 +8,7 @@ from PIL import Image
 
 from mindvlm.errors import UserError
 from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images, image_turns
+from mindvlm.processing.chat_pictures import PictureMode, chat_picture
 from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
 from mindvlm.processing.chat_template import ChatTemplate, get_template
 from mindvlm.processing.conversation import TrainingSample
@@ -57,6 +58,7 @@ class TinyLlavaProcessorConfig:
         image_joint: text between an image and the question where the question has no `<image>` marker of its own.
         image: picture of the tower.
         tiling: pictures are cut into tiles of its size; null for one look at the whole.
+        web_chat_picture: pictures are first made as small as the original's web chat sends them, see `chat_picture`.
         original_parse: training samples as the original program makes them, see `llava_sample`.
         max_pixels: limit of width x height of a source image.
     """
@@ -71,6 +73,7 @@ class TinyLlavaProcessorConfig:
     image_joint: str = "\n"
     image: ImageBranchConfig = field(default_factory=siglip_branch)
     tiling: TilingConfig | None = None
+    web_chat_picture: PictureMode | None = None
     original_parse: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
 
@@ -148,8 +151,9 @@ class TinyLlavaProcessor(ChatProcessor):
         return TinyLlavaPixels(self.config.image.pixels(self.load(image)))
 
     def load(self, image: ImageSource) -> Image.Image:
-        """The picture itself. Raises UserError if it cannot be read."""
-        return load_image(image, max_pixels=self.config.max_pixels)
+        """The picture that is looked at. Raises UserError if it cannot be read."""
+        picture = load_image(image, max_pixels=self.config.max_pixels)
+        return chat_picture(picture, self.config.web_chat_picture) if self.config.web_chat_picture else picture
 
     def views(self, image: ImageSource) -> list[TinyLlavaPixels]:
         config = self.config

@@ -11,6 +11,7 @@ from mindvlm.models.tinyllava.processing import (
     clip_branch,
     siglip_branch,
 )
+from mindvlm.processing.chat_pictures import chat_picture
 from mindvlm.processing.conversation import IGNORED_LABEL
 from mindvlm.processing.tokenizer import PLACEHOLDER_ID
 from tests.golden_files import golden_json, golden_path
@@ -193,6 +194,15 @@ def test_several_pictures_of_a_message_keep_their_places(make):
     sample = make().training_sample(record, max_length=999)
     text = make().prompt("this <image> or that <image>?", num_images=2).input_ids
     assert sample.input_ids[: len(text)].tolist() == text and sample.images == ("a.png", "b.png")
+
+
+@pytest.mark.parametrize(("mode", "size"), [("Default", (800, 100)), ("Pad", (400, 400))])
+def test_pictures_as_the_web_chat_sends_them(make, mode, size):
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 1600, 3), dtype=np.uint8))
+    processor = make(web_chat_picture=mode)
+    assert processor.load(wide).size == size
+    assert (processor("What?", [wide]).pixels[0] == make().pixels(chat_picture(wide, mode)).image).all()
+    assert make().load(wide).size == (1600, 200)
 
 
 @pytest.mark.parametrize(
