@@ -146,9 +146,9 @@ def test_a_picture_may_be_a_path_or_an_array(model, tmp_path):
 @pytest.mark.parametrize(
     "query, count, history, expected",
     [
-        ("<image> and <image>", 1, None, "1 images for 2 <image> markers"),
-        ("<image>", 2, None, "2 images for 1 <image> markers"),
-        ("what?", 1, [("<image> <image>", "x")], "1 images for 2 <image> markers in the history"),
+        ("<image> and <image>", 1, None, "1 image for 2 <image> markers"),
+        ("<image>", 2, None, "2 images for 1 <image> marker"),
+        ("what?", 1, [("<image> <image>", "x")], "1 image for 2 <image> markers in the history"),
     ],
 )
 def test_pictures_and_markers_must_agree(model, query, count, history, expected):

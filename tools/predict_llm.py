@@ -28,7 +28,12 @@ def build_parser() -> argparse.ArgumentParser:
         "lines of printed text.",
     )
     parser.add_argument("--image_dir", nargs="+", metavar="PATH", help="a picture, several, or a folder of them")
-    parser.add_argument("--query", default=DEFAULT_QUERY, help="the question (default: %(default)s)")
+    parser.add_argument(
+        "--query",
+        default=DEFAULT_QUERY,
+        help="the question (default: %(default)s); asked about each picture, or with several <image> marks once about "
+        "all of them, a mark for each",
+    )
     parser.add_argument(
         "--config_path",
         metavar="PATH",
@@ -37,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="talk, several turns"
     )
-    parser.add_argument("--output", metavar="FILE", help="write one JSON line per picture")
+    parser.add_argument("--output", metavar="FILE", help="write one JSON line per answer")
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
     runtime.add_argument("--vision_tower", metavar="FOLDER", help="a tower's weights in the place of the checkpoint's")
@@ -93,13 +98,19 @@ def predict(argv: list[str] | None) -> int:
         from mindvlm.tools.chat import chat
 
         return chat(model, images, options)
+    is_joint = model.processor.num_markers(arguments.query) > 1
     # what holds for every picture is refused before the first one
-    prompt = model.processor.prompt(arguments.query, num_images=min(len(images), 1))
+    prompt = model.processor.prompt(arguments.query, num_images=len(images) if is_joint else min(len(images), 1))
     model.engine.check_length(len(prompt.input_ids))
-    if arguments.output or any(Path(path).is_dir() for path in arguments.image_dir or []) or len(images) > 1:
-        return answer_all(model, images or [None], arguments, options)
-    print_streamed(model.chat(arguments.query, images or None, stream=True, **options))
+    asked = [images] if is_joint else images or [None]
+    if arguments.output or names_folder(arguments) or len(asked) > 1:
+        return answer_all(model, asked, arguments, options)
+    print_streamed(model.chat(arguments.query, asked[0], stream=True, **options))
     return 0
+
+
+def names_folder(arguments: argparse.Namespace) -> bool:
+    return any(Path(path).is_dir() for path in arguments.image_dir or [])
 
 
 def find_images(paths: list[str]) -> list[str]:
@@ -139,27 +150,30 @@ def summary(answer) -> str:
     return ", ".join(parts)
 
 
-def answer_all(model, images: list, arguments: argparse.Namespace, options: dict) -> int:
-    """Answers the query for each picture; a bad one is recorded and the rest go on.
+def answer_all(model, asked: list, arguments: argparse.Namespace, options: dict) -> int:
+    """Answers the query for each entry; a bad picture is recorded and the rest go on.
+
+    Args:
+        asked: for each answer a picture, a list of those that are asked about together, or None.
 
     Returns:
         0, or 1 when a picture failed.
 
     Raises:
-        UserError: the only picture, named as a file, failed.
+        UserError: the only answer failed, and its pictures are named as files.
     """
     from tqdm import tqdm
 
     records, num_failed = [], 0
     load_seconds = model.load_seconds
-    bar = tqdm(images, unit="image", disable=len(images) == 1 or not sys.stderr.isatty())
+    bar = tqdm(asked, unit="image", disable=len(asked) == 1 or not sys.stderr.isatty())
     try:
         for image in bar:
             record = {"image": image, "query": arguments.query}
             try:
                 answer = model.chat(arguments.query, image, **options)
             except UserError as error:
-                if arguments.image_dir in (None, [image]):
+                if len(asked) == 1 and not names_folder(arguments):
                     raise
                 num_failed += 1
                 record["error"] = str(error)
@@ -167,13 +181,13 @@ def answer_all(model, images: list, arguments: argparse.Namespace, options: dict
             else:
                 record.update(describe(answer, load_seconds))
                 load_seconds = 0.0
-                tqdm.write(f"{image}: {answer}" if len(images) > 1 else str(answer), file=sys.stdout)
+                tqdm.write(f"{image}: {answer}" if len(asked) > 1 else str(answer), file=sys.stdout)
             records.append(record)
     finally:
         if arguments.output and records:
             write_records(arguments.output, records)
-    if num_failed:
-        cli.say(f"{num_failed} of {len(images)} pictures failed")
+    if num_failed and len(asked) > 1:
+        cli.say(f"{num_failed} of {len(asked)} pictures failed")
     return 1 if num_failed else 0
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from mindvlm.errors import UserError
+from mindvlm.errors import UserError, counted
 from mindvlm.tools.predict_llm import DEFAULT_QUERY
 from mindvlm.tools.preflight import OK, WARNING, Lines, Run, mib
 
@@ -89,4 +89,4 @@ def prompt_length(run: Run) -> int:
 
 
 def pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
+    return counted(count, "picture")

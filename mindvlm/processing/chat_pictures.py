@@ -21,6 +21,7 @@ def chat_picture(image: Image.Image, mode: PictureMode = "Default") -> Image.Ima
     elif mode == "Resize":
         image = image.resize((RESIZED, RESIZED))
     aspect = max(image.size) / min(image.size)
-    short = int(min(LONGEST / aspect, SHORTEST, min(image.size)))
+    # a line of 2000 pixels would have no width
+    short = max(1, int(min(LONGEST / aspect, SHORTEST, min(image.size))))
     long = int(short * aspect)
     return image.resize((short, long) if image.height > image.width else (long, short))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError
+from mindvlm.errors import UserError, counted
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render, render_turn
 from mindvlm.processing.conversation import TrainingSample, build_sample
 from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan
@@ -81,12 +81,25 @@ class ChatProcessor:
         """
         if self.template.style == "caption" and not num_images:
             raise UserError(f"template {self.template.name!r} answers to pictures only; give an image, or another one")
+        query = self.with_usual_markers(query)
         num_markers = query.count(IMAGE_MARKER)
         if num_markers == 0:
             return (IMAGE_MARKER + self.image_joint) * num_images + query
         if num_markers != num_images:
-            raise UserError(f"{num_images} images for {num_markers} {IMAGE_MARKER} markers: give one image per marker")
+            raise UserError(f"{images_for_markers(num_images, num_markers)}: give one image per marker")
         return query
+
+    def with_usual_markers(self, query: str) -> str:
+        """The query with `<image>` for every other marker that the family knows."""
+        return query
+
+    def num_markers(self, query: str) -> int:
+        """The places that a query gives to pictures."""
+        return self.with_usual_markers(query).count(IMAGE_MARKER)
+
+    def question_turns(self, question: str) -> list[str]:
+        """The turns, the user's first, in which a question of `mark_images` is asked; the last one is the question."""
+        return [question]
 
     def views(self, image: ImageSource) -> list[Any]:
         """What the towers see of a picture, as `pixels` gives it: the whole, or the whole and parts of it.
@@ -123,15 +136,13 @@ class ChatProcessor:
         history = history or ()
         num_used = sum(earlier.count(IMAGE_MARKER) for earlier, _ in history)
         if num_used > num_images:
-            raise UserError(
-                f"{num_images} images for {num_used} {IMAGE_MARKER} markers in the history: give all of them"
-            )
+            raise UserError(f"{images_for_markers(num_images, num_used)} in the history: give all of them")
         lengths = self._lengths(num_images, image_lengths)
         expand = partial(self.image_span.expand, lengths=iter(lengths))
         messages: list[list[Piece] | str | None] = []
         for earlier, reply in history:
-            messages += [expand(earlier), reply]
-        messages += [expand(self.mark_images(query, num_images - num_used)), None]
+            messages += [*map(expand, self.question_turns(earlier)), reply]
+        messages += [*map(expand, self.question_turns(self.mark_images(query, num_images - num_used))), None]
         return self._encode(render(self.template, messages), lengths, prefix_ids=self.tokenizer.prefix_ids)
 
     def follow_up(
@@ -144,11 +155,12 @@ class ChatProcessor:
             image_lengths: as of `prompt`, of the new pictures.
         """
         lengths = self._lengths(num_images, image_lengths)
-        message = self.image_span.expand(self.mark_images(query, num_images), iter(lengths))
+        expand = partial(self.image_span.expand, lengths=iter(lengths))
+        messages = [*map(expand, self.question_turns(self.mark_images(query, num_images))), None]
         closing = self.template.answer_separator
         pieces = [] if answer_is_closed else [Piece(self.template.answer_joint + closing, control=True)]
-        pieces += render_turn(self.template, message, is_answer=False)
-        pieces += render_turn(self.template, None, is_answer=True)
+        for position, message in enumerate(messages):
+            pieces += render_turn(self.template, message, is_answer=position % 2 == 1)
         return self._encode(pieces, lengths, continues=closing in self.tokenizer.special_ids)
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
@@ -172,3 +184,8 @@ class ChatProcessor:
         placeholders = np.flatnonzero(np.array(ids) == self.tokenizer.special_id(self.image_span.placeholder))
         starts = placeholders[np.cumsum([0, *lengths])[:-1]].tolist()
         return ChatPrompt(prompt_text(pieces), ids, starts, lengths)
+
+
+def images_for_markers(num_images: int, num_markers: int) -> str:
+    """How an error says that images and markers differ in number."""
+    return f"{counted(num_images, 'image')} for {counted(num_markers, f'{IMAGE_MARKER} marker')}"

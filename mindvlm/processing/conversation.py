@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError
+from mindvlm.errors import UserError, counted
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render
 from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
 from mindvlm.processing.label_rules import IGNORED_LABEL, round_labels
@@ -70,8 +70,8 @@ def build_sample(
             has no picture or more than one answer.
     """
     _, turns, images = read_record(record)
-    if template.style == "plain":
-        template = replace(template, style="caption")
+    # the examples of a template are for asking: they are the same in every prompt, there is nothing to learn in them
+    template = replace(template, examples=(), style="caption" if template.style == "plain" else template.style)
     is_caption = template.style == "caption"
     if is_caption:
         turns = _caption_turns(turns, images, original_parse)
@@ -174,8 +174,8 @@ def _caption_turns(turns: list[str], images: tuple[str, ...], original_parse: bo
         return [turn if position % 2 else IMAGE_MARKER for position, turn in enumerate(turns)]
     if not images or len(turns) != 2:
         raise UserError(
-            f"training record: {len(images)} images and {len(turns)} turns; a caption template learns one answer to a "
-            "picture"
+            f"training record: {counted(len(images), 'image')} and {counted(len(turns), 'turn')}; a caption template "
+            "learns one answer to a picture"
         )
     return [IMAGE_MARKER * len(images), turns[1]]
 
@@ -213,5 +213,6 @@ def _expand_images(
             message += image_span.expand(part) if is_expanded else [Piece(part)]
         messages.append(message)
     if num_markers != len(images) and not original_parse:
-        raise UserError(f"training record: {len(images)} images, but {num_markers} {IMAGE_MARKER} markers in questions")
+        markers = counted(num_markers, f"{IMAGE_MARKER} marker")
+        raise UserError(f"training record: {counted(len(images), 'image')}, but {markers} in questions")
     return messages

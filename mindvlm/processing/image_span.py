@@ -12,6 +12,11 @@ IMAGE_MARKER = "<image>"
 NEWLINE = -1
 
 
+def with_image_marks(text: str, marks: tuple[str, str]) -> str:
+    """The text with one of the marks before and the other one behind every `<image>`."""
+    return text.replace(IMAGE_MARKER, marks[0] + IMAGE_MARKER + marks[1])
+
+
 @dataclass(frozen=True)
 class ImageRows:
     """The feature rows that stand for one picture.

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError
+from mindvlm.errors import UserError, counted
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render
 from mindvlm.processing.conversation import TrainingSample, read_record
-from mindvlm.processing.image_span import IMAGE_MARKER
+from mindvlm.processing.image_span import IMAGE_MARKER, with_image_marks
 from mindvlm.processing.label_rules import IGNORED_LABEL, message_labels, round_labels
 from mindvlm.processing.tokenizer import Tokenizer
 
@@ -28,8 +28,7 @@ def image_to_front(text: str, marks: tuple[str, str] = ("", "")) -> str:
     """
     if IMAGE_MARKER not in text:
         return text
-    rest = (IMAGE_MARKER + "\n" + text.replace(IMAGE_MARKER, "").strip()).strip()
-    return rest.replace(IMAGE_MARKER, marks[0] + IMAGE_MARKER + marks[1])
+    return with_image_marks((IMAGE_MARKER + "\n" + text.replace(IMAGE_MARKER, "").strip()).strip(), marks)
 
 
 def llava_sample(
@@ -91,7 +90,7 @@ def _plain_sample(
 ) -> TrainingSample:
     if len(turns) != 2 or IMAGE_MARKER not in turns[0]:
         raise UserError(
-            f"training record: {len(turns)} turns; template {template.name!r} learns one answer to a picture"
+            f"training record: {counted(len(turns), 'turn')}; template {template.name!r} learns one answer to a picture"
         )
     ids = np.array(encode(IMAGE_MARKER + turns[1] + template.separator), dtype=np.int32)
     labels = ids.copy()

@@ -7,12 +7,14 @@ from typing import Any
 
 import yaml
 
-from mindvlm.models.tinyllava.templates import DEFAULT_TEMPLATE, TEMPLATES
+from mindvlm.models.tinyllava.templates import TEMPLATES
 from mindvlm.training.datasets.grouping import group_by_modality, modality_length
 from mindvlm.training.job_file import Job, read_job
 from tests.golden_readers.case import Case
 
 Arguments = dict[str, str]
+# what the original takes for a version that it does not know
+DEFAULT_TEMPLATE = "vicuna_v1"
 NO_DECAY = ["bias$", r"norm[^.]*\.weight$"]
 # their value means that none of the tower's layers learns
 FROM_LAYER = 100

@@ -14,6 +14,7 @@ from mindvlm.models.tinyllava.processing import IMAGE_END, IMAGE_START, image_ma
 from mindvlm.models.tinyllava.templates import TEMPLATES, image_turns
 from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render, render_turn
 from mindvlm.processing.conversation import TrainingSample, collate
+from mindvlm.processing.image_span import IMAGE_MARKER
 from mindvlm.processing.images import load_image
 from mindvlm.processing.llava_samples import image_to_front, llava_sample
 from mindvlm.processing.stream_decoder import StreamDecoder
@@ -119,7 +120,7 @@ class TinyLlavaTextReader:
             if not isinstance(message, dict):
                 turns.append(message)
             elif position == 0 and not template.examples:
-                turns += image_turns(template, message["text"])
+                turns += image_turns(template, image_to_front(IMAGE_MARKER + message["text"]))
             else:
                 turns.append(message["text"])
         answer_first = bool(messages) and messages[0][0] == template.roles[1] != template.roles[0]

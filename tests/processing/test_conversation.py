@@ -100,8 +100,8 @@ def test_the_image_moves_to_the_front():
         ([{"from": "bot", "value": "x"}], "turn 0"),
         ([{"from": "human", "value": "x"}, {"from": "human", "value": "x"}], "must alternate"),
         ([{"from": "gpt", "value": "x"}], "no turn of 'human'"),
-        (record_of("no marker", "x", image="a.png"), "1 images, but 0 <image> markers"),
-        (record_of("<image><image>", "x", image="a.png"), "1 images, but 2 <image> markers"),
+        (record_of("no marker", "x", image="a.png"), "1 image, but 0 <image> markers"),
+        (record_of("<image><image>", "x", image="a.png"), "1 image, but 2 <image> markers"),
     ],
 )
 def test_malformed_records_are_named(record, message):

@@ -53,6 +53,7 @@ def test_tiles_make_up_the_picture_behind_the_overview():
         ((30, 60), "Default", (30, 60)),
         ((30, 60), "Pad", (60, 60)),
         ((30, 60), "Resize", (336, 336)),
+        ((2000, 1), "Default", (2000, 1)),
     ],
 )
 def test_chat_pictures_are_small(size, mode, expected):

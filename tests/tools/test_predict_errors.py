@@ -47,9 +47,14 @@ def test_nothing_to_look_at(loaded, run, tmp_path):
     assert not loaded
 
 
-@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize(
-    "query, expected", [("x" * 400, "tokens but the context holds 320"), ("<image> <image>", "1 images for 2")]
+    "query, several, expected",
+    [
+        ("x" * 400, False, "tokens but the context holds 320"),
+        ("x" * 400, True, "tokens but the context holds 320"),
+        ("<image> <image>", False, "1 image for 2 <image> markers: give one image per marker"),
+        ("<image> <image>", True, "3 images for 2 <image> markers: give one image per marker"),
+    ],
 )
 def test_a_query_that_no_picture_can_answer(loaded, run, images, tmp_path, query, expected, several):
     output = tmp_path / "out.jsonl"

@@ -69,6 +69,33 @@ def test_several_pictures(loaded, images, run):
     assert out == "".join(f"{path}: {answer}\n" for path, answer in zip(paths, answers, strict=True))
 
 
+def test_several_pictures_in_one_question(loaded, images, run, tmp_path):
+    paths, query = [str(images / name) for name in ("c.JPG", "a.png")], "<image> and <image>: what differs?"
+    answer = tiny_model().chat(query, paths, max_new_tokens=2)
+    status, out, err = run("--image_dir", *paths, "--query", query, "--max_new_tokens", 2)
+    assert (status, out) == (0, f"{answer}\n") and f"{answer.num_prompt_tokens} prompt tokens" in err
+    output = tmp_path / "out.jsonl"
+    assert run("--image_dir", *paths, "--query", query, "--max_new_tokens", 2, "--output", output)[:2] == (0, out)
+    (record,) = json_lines(output)
+    assert (record["image"], record["text"]) == (paths, str(answer))
+
+
+def test_one_marker_asks_about_each_picture(loaded, images, run):
+    paths = [str(images / name) for name in ("c.JPG", "a.png")]
+    answers = [tiny_model().chat("<image> what?", path, max_new_tokens=2) for path in paths]
+    _, out, _ = run("--image_dir", *paths, "--query", "<image> what?", "--max_new_tokens", 2)
+    assert out == "".join(f"{path}: {answer}\n" for path, answer in zip(paths, answers, strict=True))
+
+
+def test_one_question_about_a_folder_with_a_broken_picture(loaded, images, run, tmp_path):
+    (images / "c.JPG").unlink()
+    query, output = "<image> and <image>?", tmp_path / "out.jsonl"
+    status, out, err = run("--image_dir", images, "--query", query, "--output", output)
+    (record,) = json_lines(output)
+    assert (status, out, err) == (1, "", f"error: {record['error']}\n") and "b.png" in err
+    assert record["image"] == [str(images / "a.png"), str(images / "b.png")]
+
+
 def test_a_folder_goes_on_after_a_broken_picture(loaded, images, run, tmp_path):
     output = tmp_path / "out.jsonl"
     status, out, err = run("--image_dir", images, "--output", output, "--max_new_tokens", 2)

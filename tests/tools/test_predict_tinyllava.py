@@ -41,19 +41,25 @@ def test_a_question_about_a_picture_without_one_is_text(ask):
 @pytest.mark.parametrize(
     ("query", "images", "expected"),
     [
-        ("<image> and <image>?", 1, "1 images for 2 <image> markers: give one image per marker"),
-        ("what is an <image> tag?", 0, "0 images for 1 <image> markers"),
-        ("<image-placeholder>", 0, "0 images for 1 <image> markers"),
+        ("<image> and <image>?", 1, "1 image for 2 <image> markers: give one image per marker"),
+        ("what is an <image> tag?", 0, "0 images for 1 <image> marker"),
+        ("<image-placeholder>", 0, "0 images for 1 <image> marker:"),
     ],
 )
 def test_pictures_and_markers_that_differ(ask, query, images, expected):
     assert_refused(ask(query, images=images), expected)
 
 
+def test_several_pictures_in_one_question(ask, run):
+    status, out, err = ask("<image-placeholder> and <image>: what differs?", images=2)
+    assert status == 0 and out.count("\n") == 1 and "a.png" not in out and "1 new" in err
+    assert_refused(ask("<image-placeholder> and <image>?", images=3), "3 images for 2 <image> markers")
+
+
 def test_more_pictures_than_markers(model):
     loaded = mindvlm.load(model, mode="pynative")
     for asked in (lambda *row: loaded.chat(*row), lambda query, images: loaded.generate([query], [images])):
-        with pytest.raises(mindvlm.UserError, match="2 images for 1 <image> markers"):
+        with pytest.raises(mindvlm.UserError, match="2 images for 1 <image> marker"):
             asked("<image> what?", [picture(), picture(1)])
 
 

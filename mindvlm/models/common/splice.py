@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mindvlm.errors import UserError
+from mindvlm.errors import UserError, counted
 
 
 def splice_sources(
@@ -43,7 +43,7 @@ def splice_sources(
     if len(placeholders) != expected:
         raise UserError(
             f"the prompt has {len(placeholders)} image placeholders but the images give {expected} feature rows "
-            f"({num_images} images of {image_token_len}); give one <image> for each picture"
+            f"({counted(num_images, 'image')} of {image_token_len}); give one <image> for each picture"
         )
     length = min(input_ids.shape[1], max_length or input_ids.shape[1])
     num_rows = len(input_ids) * length

@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.errors import UserError
-from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images
+from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images, image_turns
+from mindvlm.processing.chat_pictures import PictureMode, chat_picture
 from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
 from mindvlm.processing.chat_template import ChatTemplate, get_template
 from mindvlm.processing.conversation import TrainingSample
 from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan
+from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan, with_image_marks
 from mindvlm.processing.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from mindvlm.processing.llava_samples import expand_images, image_to_front, llava_sample
 from mindvlm.processing.tiling import TilingConfig
@@ -57,6 +58,7 @@ class TinyLlavaProcessorConfig:
         image_joint: text between an image and the question where the question has no `<image>` marker of its own.
         image: picture of the tower.
         tiling: pictures are cut into tiles of its size; null for one look at the whole.
+        web_chat_picture: pictures are first made as small as the original's web chat sends them, see `chat_picture`.
         original_parse: training samples as the original program makes them, see `llava_sample`.
         max_pixels: limit of width x height of a source image.
     """
@@ -71,6 +73,7 @@ class TinyLlavaProcessorConfig:
     image_joint: str = "\n"
     image: ImageBranchConfig = field(default_factory=siglip_branch)
     tiling: TilingConfig | None = None
+    web_chat_picture: PictureMode | None = None
     original_parse: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
 
@@ -148,8 +151,9 @@ class TinyLlavaProcessor(ChatProcessor):
         return TinyLlavaPixels(self.config.image.pixels(self.load(image)))
 
     def load(self, image: ImageSource) -> Image.Image:
-        """The picture itself. Raises UserError if it cannot be read."""
-        return load_image(image, max_pixels=self.config.max_pixels)
+        """The picture that is looked at. Raises UserError if it cannot be read."""
+        picture = load_image(image, max_pixels=self.config.max_pixels)
+        return chat_picture(picture, self.config.web_chat_picture) if self.config.web_chat_picture else picture
 
     def views(self, image: ImageSource) -> list[TinyLlavaPixels]:
         config = self.config
@@ -165,11 +169,15 @@ class TinyLlavaProcessor(ChatProcessor):
         edge = config.image.height_width[0]
         return config.tiling.image_rows(self.load(image).size, tile=edge, num_tokens=config.num_image_tokens)
 
-    def mark_images(self, query: str, num_images: int) -> str:
-        return super().mark_images(query.replace(QUICK_START_MARKER, IMAGE_MARKER), num_images)
+    def with_usual_markers(self, query: str) -> str:
+        return query.replace(QUICK_START_MARKER, IMAGE_MARKER)
+
+    def question_turns(self, question: str) -> list[str]:
+        return image_turns(self.template, question)
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
-        """Ids and labels of a training record; the picture of a message moves to its front, as in the original.
+        """Ids and labels of a training record; the picture of a message moves to its front, as in the original, and
+        gets the marks that the template announces.
 
         Raises:
             UserError: the record is malformed, or an image does not fit into `max_length`.
@@ -177,11 +185,9 @@ class TinyLlavaProcessor(ChatProcessor):
         if self.config.original_parse:
             return self.original_sample(record, max_length=max_length)
         if isinstance(record, dict) and isinstance(record.get("conversations"), list) and record.get("image"):
-            turns = [
-                {**turn, "value": image_to_front(str(turn["value"]))} if shows_one_image(turn) else turn
-                for turn in record["conversations"]
-            ]
-            record = {**record, "conversations": turns}
+            # the image span brings <im_start> and <im_end> itself
+            marks = image_marks(self.template, use_im_start_end=False)
+            record = {**record, "conversations": [shown_images(turn, marks) for turn in record["conversations"]]}
         return super().training_sample(record, max_length=max_length)
 
     def original_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
@@ -211,14 +217,19 @@ def cut(sample: TrainingSample, length: int) -> TrainingSample:
     return replace(sample, input_ids=sample.input_ids[:length], labels=sample.labels[:length])
 
 
-def shows_one_image(turn: object) -> bool:
-    return isinstance(turn, dict) and turn.get("from") == "human" and str(turn.get("value")).count(IMAGE_MARKER) == 1
+def shown_images(turn: object, marks: tuple[str, str]) -> object:
+    """A turn of a training record with these marks around its images; a single one moves to the front."""
+    if not isinstance(turn, dict) or turn.get("from") != "human" or "value" not in turn:
+        return turn
+    text = str(turn["value"])
+    shown = image_to_front(text, marks) if text.count(IMAGE_MARKER) == 1 else with_image_marks(text, marks)
+    return {**turn, "value": shown}
 
 
 def image_marks(template: ChatTemplate, use_im_start_end: bool) -> tuple[str, str]:
-    """Text around every image of a training sample."""
+    """Text around every image of a training sample: what the template announces, and within it the image's span."""
     start, end = TAGGED_IMAGE if announces_images(template) else ("", "")
-    return (IMAGE_START + start, end + IMAGE_END) if use_im_start_end else (start, end)
+    return (start + IMAGE_START, IMAGE_END + end) if use_im_start_end else (start, end)
 
 
 def image_span(config: TinyLlavaProcessorConfig) -> ImageSpan:

@@ -6,7 +6,7 @@ back to another one, and its `stablelm` and `qwen2` conversations are in no tabl
 """
 
 from mindvlm.processing.chat_template import CHATML, ChatTemplate
-from mindvlm.processing.image_span import IMAGE_MARKER
+from mindvlm.processing.image_span import IMAGE_MARKER, with_image_marks
 
 _USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -138,8 +138,6 @@ TEMPLATES: dict[str, ChatTemplate] = {
     )
 }
 
-DEFAULT_TEMPLATE = "vicuna_v1"
-
 TAGGED_IMAGE = ("<Image>", "</Image>")
 """What stands around an image under the templates that announce it."""
 
@@ -150,11 +148,15 @@ def announces_images(template: ChatTemplate) -> bool:
 
 
 def image_turns(template: ChatTemplate, question: str) -> list[str]:
-    """The first turns of a chat that begins with a picture: in front of the question, or in an exchange of its own.
+    """The turns in which a question is asked, the user's first.
 
-    Markers that the question has are left out.
+    Where the template announces images, those before or behind the question are shown in an exchange of their own;
+    those within it stay there, with marks around them.
     """
-    question = question.replace(IMAGE_MARKER, "").strip()
-    if announces_images(template):
-        return [TAGGED_IMAGE[0] + IMAGE_MARKER + TAGGED_IMAGE[1], "Received.", question]
-    return [f"{IMAGE_MARKER}\n{question}"]
+    num_images = question.count(IMAGE_MARKER)
+    if not num_images or not announces_images(template):
+        return [question]
+    texts = [text.strip() for text in question.split(IMAGE_MARKER) if text.strip()]
+    if len(texts) > 1:
+        return [with_image_marks(question, TAGGED_IMAGE)]
+    return [with_image_marks(IMAGE_MARKER * num_images, TAGGED_IMAGE), "Received.", "".join(texts)]

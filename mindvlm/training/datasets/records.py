@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mindvlm.errors import UserError
+from mindvlm.errors import UserError, counted
 from mindvlm.processing.conversation import SPEAKERS
 from mindvlm.processing.image_span import IMAGE_MARKER
 from mindvlm.processing.llava_samples import image_to_front
@@ -37,7 +37,8 @@ def read_conversation(record: Any, format: str, *, images_in_front: bool = False
     num_markers = sum(str(turn["value"]).count(IMAGE_MARKER) for turn in turns[::2])
     if num_markers != len(images):
         remedy = "name a picture for each" if num_markers > len(images) else f"mark its place with {IMAGE_MARKER}"
-        raise UserError(f"{len(images)} pictures for {num_markers} {IMAGE_MARKER} markers in the questions; {remedy}")
+        markers = counted(num_markers, f"{IMAGE_MARKER} marker")
+        raise UserError(f"{counted(len(images), 'picture')} for {markers} in the questions; {remedy}")
     return {"image": images, "conversations": turns}
 
 

@@ -11,6 +11,7 @@ from mindvlm.models.tinyllava.processing import (
     clip_branch,
     siglip_branch,
 )
+from mindvlm.processing.chat_pictures import chat_picture
 from mindvlm.processing.conversation import IGNORED_LABEL
 from mindvlm.processing.tokenizer import PLACEHOLDER_ID
 from tests.golden_files import golden_json, golden_path
@@ -98,11 +99,11 @@ def test_pictures_in_later_turns(make):
 @pytest.mark.parametrize(
     ("query", "num_images", "history", "message"),
     [
-        ("<image> and <image>", 1, [], "1 images for 2 <image> markers"),
-        ("<image>", 2, [], "2 images for 1 <image> markers"),
-        ("what is an <image> tag?", 0, [], "0 images for 1 <image> markers"),
-        ("<image-placeholder>", 0, [], "0 images for 1 <image> markers"),
-        ("next", 0, [("<image>", "x")], "0 images for 1 <image> markers in the history"),
+        ("<image> and <image>", 1, [], "1 image for 2 <image> markers"),
+        ("<image>", 2, [], "2 images for 1 <image> marker"),
+        ("what is an <image> tag?", 0, [], "0 images for 1 <image> marker"),
+        ("<image-placeholder>", 0, [], "0 images for 1 <image> marker"),
+        ("next", 0, [("<image>", "x")], "0 images for 1 <image> marker in the history"),
     ],
 )
 def test_pictures_and_markers_must_agree(make, query, num_images, history, message):
@@ -193,6 +194,15 @@ def test_several_pictures_of_a_message_keep_their_places(make):
     sample = make().training_sample(record, max_length=999)
     text = make().prompt("this <image> or that <image>?", num_images=2).input_ids
     assert sample.input_ids[: len(text)].tolist() == text and sample.images == ("a.png", "b.png")
+
+
+@pytest.mark.parametrize(("mode", "size"), [("Default", (800, 100)), ("Pad", (400, 400))])
+def test_pictures_as_the_web_chat_sends_them(make, mode, size):
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 1600, 3), dtype=np.uint8))
+    processor = make(web_chat_picture=mode)
+    assert processor.load(wide).size == size
+    assert (processor("What?", [wide]).pixels[0] == make().pixels(chat_picture(wide, mode)).image).all()
+    assert make().load(wide).size == (1600, 200)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 
 from mindvlm.errors import UserError
-from mindvlm.models.tinyllava.templates import DEFAULT_TEMPLATE, TEMPLATES, image_turns
+from mindvlm.models.tinyllava.templates import TEMPLATES, image_turns
 from mindvlm.processing.chat_template import get_template, prompt_text, render
 
 TURNS = ["Q", "A", "R", None]
@@ -18,7 +18,7 @@ def text_of(name, turns=TURNS) -> str:
 def test_the_names_of_the_original_and_two_that_it_lost():
     names = "default v0 v1 vicuna_v1 llama_2 plain v0_plain llava_v0 v0_mmtag llava_v1 v1_mmtag llava_llama_2 mpt"
     names += " tiny_llama phi mistral_instruct chatml_direct mistral_direct stablelm llava_hf qwen2"
-    assert list(TEMPLATES) == names.split() and DEFAULT_TEMPLATE in TEMPLATES
+    assert list(TEMPLATES) == names.split()
 
 
 def test_the_templates_of_the_zoo():
@@ -64,9 +64,23 @@ def test_turns_that_a_style_cannot_write(name, turns):
         text_of(name, turns)
 
 
-def test_a_chat_that_begins_with_a_picture():
-    assert image_turns(TEMPLATES["phi"], "What? <image>") == ["<image>\nWhat?"]
-    assert image_turns(TEMPLATES["v0_mmtag"], "<image>What?") == ["<Image><image></Image>", "Received.", "What?"]
+TAGGED = "<Image><image></Image>"
+
+
+@pytest.mark.parametrize(
+    ("question", "turns"),
+    [
+        ("What?", ["What?"]),
+        ("<image>What?", [TAGGED, "Received.", "What?"]),
+        ("What?\n<image>", [TAGGED, "Received.", "What?"]),
+        ("<image>\n<image>\nWhat?", [TAGGED + TAGGED, "Received.", "What?"]),
+        ("<image>", [TAGGED, "Received.", ""]),
+        ("<image> and <image>: what?", [f"{TAGGED} and {TAGGED}: what?"]),
+    ],
+)
+def test_a_template_that_announces_pictures_shows_them_first(question, turns):
+    assert image_turns(TEMPLATES["v0_mmtag"], question) == turns
+    assert image_turns(TEMPLATES["phi"], question) == [question]
 
 
 def test_an_unknown_template_lists_the_known_ones():

@@ -94,10 +94,10 @@ def test_a_marker_in_a_reply_is_text(processor):
 @pytest.mark.parametrize(
     ("query", "num_images", "history", "message"),
     [
-        ("<image> and <image>", 1, [], "1 images for 2 <image> markers"),
-        ("<image>", 2, [], "2 images for 1 <image> markers"),
-        ("<image>", 0, [], "0 images for 1 <image> markers"),
-        ("next", 0, [("<image>", "x")], "0 images for 1 <image> markers in the history"),
+        ("<image> and <image>", 1, [], "1 image for 2 <image> markers"),
+        ("<image>", 2, [], "2 images for 1 <image> marker"),
+        ("<image>", 0, [], "0 images for 1 <image> marker"),
+        ("next", 0, [("<image>", "x")], "0 images for 1 <image> marker in the history"),
     ],
 )
 def test_pictures_and_markers_must_agree(processor, query, num_images, history, message):
