@@ -31,7 +31,12 @@ from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
 from mindvlm.training.sources import DatasetsSource, PassInputs, RenderedTextSource, Share, Source
 from mindvlm.training.state import DTYPE_NAMES, full_shape
-from mindvlm.training.trainable import choose_trainable, require_something_trains, trainable_table
+from mindvlm.training.trainable import (
+    check_optimizer_patterns,
+    choose_trainable,
+    require_something_trains,
+    trainable_table,
+)
 
 Say = Callable[[str], None]
 
@@ -109,6 +114,7 @@ def build_model(
         require_base_in_files(model, made)
         add_lora(model, config.lora, seed=config.seed, divided=divided, mesh=mesh)
     require_something_trains(model)
+    check_optimizer_patterns(model, config.optimizer, say)
     model.stop_at_frozen_parts()
     for line in trainable_table(model, divided.specs):
         say(line)

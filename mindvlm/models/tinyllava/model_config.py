@@ -25,6 +25,13 @@ class TuneConfig:
     vision_tower_from_layer: int | None = None
     embed_tokens: bool = False
 
+    def __post_init__(self):
+        if self.embed_tokens and self.language_model:
+            raise UserError(
+                "model.tune.embed_tokens is true but model.tune.language_model trains the embeddings with the decoder; "
+                "take the first out, or set the second to false"
+            )
+
 
 @dataclass(kw_only=True)
 class TinyLlavaModelConfig:
