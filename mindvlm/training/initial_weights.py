@@ -13,6 +13,7 @@ from mindspore import nn
 from mindvlm.checkpoint import TensorSource
 from mindvlm.convert.opened import open_native
 from mindvlm.errors import UserError
+from mindvlm.models.common.norm import norm_weights
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initialize import initial_values
@@ -50,6 +51,7 @@ def fill_weights(
             `config.random`.
     """
     shapes = {name: full_shape(name, parameter, specs) for name, parameter in model.parameters_and_names()}
+    norms = norm_weights(model)
     with contextlib.ExitStack() as stack:
         places = lay_checkpoints(stack, config.weights, shapes, say)
         if config.weights:
@@ -61,7 +63,7 @@ def fill_weights(
             if name in places:
                 array = fit(name, places[name].read(name).to_float32(), shapes, seed=seed)
             else:
-                array = initial_values(name, shapes[name], seed)
+                array = initial_values(name, shapes[name], seed, norm_weights=norms)
             part = specs[name].take(array) if name in specs else array
             parameter.set_data(to_tensor(part, parameter.dtype))
     return made

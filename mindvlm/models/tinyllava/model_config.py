@@ -15,6 +15,7 @@ class TuneConfig:
     """What training changes.
 
     Attributes:
+        connector: the connector, and the row that ends lines (`image_newline`) with it.
         vision_tower_from_layer: the tower's layers from this one on; -1 for the whole tower with its embeddings, null
             for none.
         embed_tokens: the token embeddings though the decoder is frozen; the head stays as it is.
