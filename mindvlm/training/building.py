@@ -106,7 +106,7 @@ def build_model(
     made: set[str] = set()
     if is_new or config.lora:
         made = fill_weights(
-            model, config.init, seed=config.seed, fit=family.fit_pretrained, specs=divided.specs, say=say
+            model, config.init, seed=config.seed, fit=family.make_fit(model_config), specs=divided.specs, say=say
         )
     patterns = {"lora.modules_to_save": config.lora.modules_to_save if config.lora else [], "train": config.train}
     choose_trainable(model, freeze=config.freeze, train=patterns, freezes_all=config.lora is not None)

@@ -26,7 +26,7 @@ def fill(tmp_path):
         family, config, said = get_family("vary"), read_config(path), []
         model = family.model(config.model)
         init = InitConfig(weights=[str(one) for one in weights], random=list(random))
-        fill_weights(model, init, seed=5, fit=family.fit_pretrained, specs={}, say=said.append)
+        fill_weights(model, init, seed=5, fit=family.make_fit(config), specs={}, say=said.append)
         run.norms = norm_weights(model)
         return {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()}, said
 
@@ -99,7 +99,7 @@ def test_a_vary_toy_starts_from_a_qwen_with_more_rows(fill, tmp_path):
     values, said = fill([tmp_path / "qwen", rest])
     for name, value in values.items():
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
-    assert len(said) == 2
+    assert len(said) == 3 and said[2].startswith("made to fit: 2 tensors (language_model.embed_tokens.weight")
 
 
 def test_what_no_checkpoint_has_must_be_named(fill, tmp_path):
