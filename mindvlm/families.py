@@ -21,8 +21,10 @@ class Family:
             whose config has a `vision_tower`, `tower` is the checkpoint of that.
         adapted_view: the tensors of such a checkpoint with an adapter merged in, see
             `mindvlm.convert.lora.applying.adapted_view`.
-        fit_pretrained: brings a pre-trained tensor to the shape that a training starts with, called with (name, array,
-            shapes, seed=...), the shapes being those of all tensors of the model by name.
+        make_fit: called with the run config, gives what makes of a pre-trained tensor the one that a training starts
+            with: the same array, or another of the model's shape. That is called with (name, array, shapes, seed=...,
+            description=...): the shapes of all tensors of the model by name, and the config.json beside the checkpoint
+            or None.
         companions: files by name that stand beside trained weights, called with the run config.
         write_trained_parts: writes parts of trained weights for other programs, see `mindvlm.convert.trained_parts`.
     """
@@ -32,7 +34,7 @@ class Family:
     processor: type
     native_view: Callable
     adapted_view: Callable
-    fit_pretrained: Callable
+    make_fit: Callable
     companions: Callable
     write_trained_parts: Callable
 
@@ -52,7 +54,14 @@ def get_family(name: str) -> Family:
         from mindvlm.models.vary.processing import VaryProcessor
 
         return Family(
-            parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained, no_files, no_parts
+            parse_config=parse_config,
+            model=build_model,
+            processor=VaryProcessor,
+            native_view=native_view,
+            adapted_view=adapted_view,
+            make_fit=functools.partial(same_for_all, fit_pretrained),
+            companions=no_files,
+            write_trained_parts=no_parts,
         )
     if name == "tinyllava":
         from mindvlm.convert.lora.applying import adapted_view
@@ -61,21 +70,25 @@ def get_family(name: str) -> Family:
         from mindvlm.models.tinyllava.config import parse_config
         from mindvlm.models.tinyllava.hf_export import companions
         from mindvlm.models.tinyllava.model import build_model
-        from mindvlm.models.tinyllava.pretrained import fit_pretrained
+        from mindvlm.models.tinyllava.pretrained import make_fit
         from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
 
-        adapted = functools.partial(adapted_view, family=name)
         return Family(
-            parse_config,
-            build_model,
-            TinyLlavaProcessor,
-            whole_view,
-            adapted,
-            fit_pretrained,
-            companions,
-            write_trained_parts,
+            parse_config=parse_config,
+            model=build_model,
+            processor=TinyLlavaProcessor,
+            native_view=whole_view,
+            adapted_view=functools.partial(adapted_view, family=name),
+            make_fit=make_fit,
+            companions=companions,
+            write_trained_parts=write_trained_parts,
         )
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
+
+
+def same_for_all(function: Callable, config) -> Callable:
+    """What does not depend on the run config."""
+    return function
 
 
 def no_files(config) -> dict[str, bytes]:

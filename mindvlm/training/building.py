@@ -31,7 +31,12 @@ from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
 from mindvlm.training.sources import DatasetsSource, PassInputs, RenderedTextSource, Share, Source
 from mindvlm.training.state import DTYPE_NAMES, full_shape
-from mindvlm.training.trainable import choose_trainable, require_something_trains, trainable_table
+from mindvlm.training.trainable import (
+    check_optimizer_patterns,
+    choose_trainable,
+    require_something_trains,
+    trainable_table,
+)
 
 Say = Callable[[str], None]
 
@@ -101,7 +106,7 @@ def build_model(
     made: set[str] = set()
     if is_new or config.lora:
         made = fill_weights(
-            model, config.init, seed=config.seed, fit=family.fit_pretrained, specs=divided.specs, say=say
+            model, config.init, seed=config.seed, fit=family.make_fit(model_config), specs=divided.specs, say=say
         )
     patterns = {"lora.modules_to_save": config.lora.modules_to_save if config.lora else [], "train": config.train}
     choose_trainable(model, freeze=config.freeze, train=patterns, freezes_all=config.lora is not None)
@@ -109,6 +114,7 @@ def build_model(
         require_base_in_files(model, made)
         add_lora(model, config.lora, seed=config.seed, divided=divided, mesh=mesh)
     require_something_trains(model)
+    check_optimizer_patterns(model, config.optimizer, say)
     model.stop_at_frozen_parts()
     for line in trainable_table(model, divided.specs):
         say(line)

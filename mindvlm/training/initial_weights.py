@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from mindvlm.checkpoint import TensorSource
-from mindvlm.convert.opened import open_native
+from mindvlm.convert.opened import Opened, open_native
 from mindvlm.errors import UserError
+from mindvlm.models.common.norm import norm_weights
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initialize import initial_values
@@ -38,7 +38,7 @@ def fill_weights(
         model: to be filled.
         config: the checkpoints, and what may be random.
         seed: of random values.
-        fit: brings a tensor of another size to that of the model, see `Family.fit_pretrained`.
+        fit: what a tensor of a checkpoint becomes in the model, see `Family.make_fit`.
         specs: this rank's parts of divided parameters.
         say: takes a line for each checkpoint and one for what is random.
 
@@ -50,21 +50,27 @@ def fill_weights(
             `config.random`.
     """
     shapes = {name: full_shape(name, parameter, specs) for name, parameter in model.parameters_and_names()}
+    norms = norm_weights(model)
     with contextlib.ExitStack() as stack:
         places = lay_checkpoints(stack, config.weights, shapes, say)
         if config.weights:
             say_random(shapes, places, config, say)
-        made = set()
+        made, fitted = set(), []
         for name, parameter in model.parameters_and_names():
-            if name not in places or tuple(places[name].infos[name].shape) != shapes[name]:
-                made.add(name)
             if name in places:
-                array = fit(name, places[name].read(name).to_float32(), shapes, seed=seed)
+                place = places[name]
+                stored = place.source.read(name).to_float32()
+                array = fit(name, stored, shapes, seed=seed, description=place.config)
+                if array is not stored:
+                    fitted.append(name)
             else:
-                array = initial_values(name, shapes[name], seed)
+                array = initial_values(name, shapes[name], seed, norm_weights=norms)
+                made.add(name)
             part = specs[name].take(array) if name in specs else array
             parameter.set_data(to_tensor(part, parameter.dtype))
-    return made
+    if fitted:
+        say(f"made to fit: {summarize(fitted)}")
+    return made | set(fitted)
 
 
 def identify_weights(paths: list[str]) -> str:
@@ -82,16 +88,16 @@ def identify_weights(paths: list[str]) -> str:
 
 def lay_checkpoints(
     stack: contextlib.ExitStack, paths: list[str], shapes: Mapping[str, Any], say: Callable[[str], None]
-) -> dict[str, TensorSource]:
+) -> dict[str, Opened]:
     """For each parameter that a checkpoint has, the last one that has it."""
-    places: dict[str, TensorSource] = {}
+    places: dict[str, Opened] = {}
     for path in paths:
-        source = stack.enter_context(open_native([path])).source
-        used = [name for name in source.infos if name in shapes]
-        unused = [name for name in source.infos if name not in shapes]
+        opened = stack.enter_context(open_native([path]))
+        used = [name for name in opened.source.infos if name in shapes]
+        unused = [name for name in opened.source.infos if name not in shapes]
         if not used:
             raise UserError(f"init.weights: {path} has no tensor of this model; leave it out")
-        places |= dict.fromkeys(used, source)
+        places |= dict.fromkeys(used, opened)
         left_out = f", left out: {summarize(unused)}" if unused else ""
         say(f"weights from {path}: {summarize(used)}{left_out}")
     return places

@@ -19,7 +19,7 @@ class OptimizerConfig:
         no_decay: regular expressions; parameters in whose name one is found have no weight decay. null takes the
             original's exceptions: biases and the parameters of LayerNorm (RMSNorm weights do decay).
         learning_rate_factors: regular expressions and what the learning rate of the parameters in whose name one is
-            found is multiplied by; the first one that is found holds.
+            found is multiplied by; the first one that is found holds. Each must find something that trains.
         max_grad_norm: gradients are scaled down to this norm over all of them; null leaves them as they are.
     """
 

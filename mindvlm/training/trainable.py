@@ -3,12 +3,13 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mindspore import Parameter, nn
 
 from mindvlm.errors import UserError
 from mindvlm.parallel.sharding import ShardSpec
+from mindvlm.training.optimizer import OptimizerConfig
 
 MAX_NEAR = 3
 
@@ -57,10 +58,15 @@ def found_names(key: str, pattern: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     found = [name for name in names if re.search(pattern, name)]
     if not found:
-        folded = list(dict.fromkeys(map(fold_numbers, names)))
-        near = sorted(folded, key=lambda name: -likeness(pattern, name))[:MAX_NEAR]
-        raise UserError(f"{key}: {pattern!r} is found in no name; names are such as {', '.join(near)}")
+        near = ", ".join(nearest(pattern, names))
+        raise UserError(f"{key}: {pattern!r} is found in no name; names are such as {near}")
     return found
+
+
+def nearest(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names, folded, that a pattern which is found in none may have been meant for."""
+    folded = dict.fromkeys(map(fold_numbers, names))
+    return sorted(folded, key=lambda name: -likeness(pattern, name))[:MAX_NEAR]
 
 
 def likeness(pattern: str, name: str) -> float:
@@ -73,6 +79,38 @@ def require_something_trains(model: nn.Cell) -> None:
     """Raises UserError if every parameter is frozen."""
     if not any(parameter.requires_grad for parameter in model.get_parameters()):
         raise UserError("every parameter is frozen; take something out of freeze, or name what trains in train")
+
+
+def check_optimizer_patterns(model: nn.Cell, config: OptimizerConfig, say: Callable[[str], None]) -> None:
+    """Looks whether the optimizer's patterns have an effect once it is chosen what trains.
+
+    A recipe's `no_decay` names kinds of parameters whatever trains of them; only what is found nowhere is a mistake.
+
+    Args:
+        say: takes a line for each pattern of `no_decay` that is found in no name.
+
+    Raises:
+        UserError: a factor is that of no learning rate.
+    """
+    trains = {name: parameter.requires_grad for name, parameter in model.parameters_and_names()}
+    key, earlier = "optimizer.learning_rate_factors", []
+    for pattern in config.learning_rate_factors:
+        trained = [name for name in found_names(key, pattern, trains) if trains[name]]
+        if not trained:
+            raise UserError(
+                f"{key}: {pattern!r} finds nothing that trains; take it out, or let that train (model.tune, such as "
+                "model.tune.vision_tower_from_layer, or train)"
+            )
+        if all(any(re.search(other, name) for other in earlier) for name in trained):
+            raise UserError(
+                f"{key}: {pattern!r} finds only what a pattern before it finds, such as {trained[0]}, and the first "
+                "one holds; put it first or take it out"
+            )
+        earlier.append(pattern)
+    for pattern in config.no_decay or ():
+        if not any(re.search(pattern, name) for name in trains):
+            near = ", ".join(nearest(pattern, trains))
+            say(f"optimizer.no_decay: {pattern!r} is found in no name and has no effect; names are such as {near}")
 
 
 def trainable_table(model: nn.Cell, specs: Mapping[str, ShardSpec]) -> list[str]:

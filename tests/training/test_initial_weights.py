@@ -10,6 +10,7 @@ from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.vary import HF
 from mindvlm.errors import UserError
 from mindvlm.families import get_family
+from mindvlm.models.common.norm import norm_weights
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initial_weights import fill_weights, summarize
 from mindvlm.training.initialize import initial_values
@@ -25,7 +26,8 @@ def fill(tmp_path):
         family, config, said = get_family("vary"), read_config(path), []
         model = family.model(config.model)
         init = InitConfig(weights=[str(one) for one in weights], random=list(random))
-        fill_weights(model, init, seed=5, fit=family.fit_pretrained, specs={}, say=said.append)
+        fill_weights(model, init, seed=5, fit=family.make_fit(config), specs={}, say=said.append)
+        run.norms = norm_weights(model)
         return {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()}, said
 
     (tmp_path / "model").mkdir()
@@ -42,7 +44,7 @@ def test_without_checkpoints_everything_is_random_by_name(fill):
     values, said = fill([])
     assert said == []
     for name, value in values.items():
-        np.testing.assert_array_equal(value, initial_values(name, value.shape, 5))
+        np.testing.assert_array_equal(value, initial_values(name, value.shape, 5, norm_weights=fill.norms))
 
 
 def test_later_checkpoints_lie_over_earlier_ones_and_the_rest_is_random(fill, tmp_path):
@@ -55,7 +57,7 @@ def test_later_checkpoints_lie_over_earlier_ones_and_the_rest_is_random(fill, tm
     for name, value in values.items():
         expected = tower.get(name, weights[name])
         if name in projectors:
-            expected = initial_values(name, value.shape, 5)
+            expected = initial_values(name, value.shape, 5, norm_weights=fill.norms)
         np.testing.assert_array_equal(value, expected, err_msg=name)
     assert len(said) == 3 and str(layer) in said[1] and said[2].startswith("at random: 4 tensors (mm_projector")
 
@@ -97,7 +99,7 @@ def test_a_vary_toy_starts_from_a_qwen_with_more_rows(fill, tmp_path):
     values, said = fill([tmp_path / "qwen", rest])
     for name, value in values.items():
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
-    assert len(said) == 2
+    assert len(said) == 3 and said[2].startswith("made to fit: 2 tensors (language_model.embed_tokens.weight")
 
 
 def test_what_no_checkpoint_has_must_be_named(fill, tmp_path):

@@ -51,7 +51,12 @@ def test_updates_equal_torch_adamw(eps):
 
 
 def test_decay_leaves_out_biases_and_norms():
-    pass
+    norms = frozenset({"layers.0.norm1.weight"})
+    config = OptimizerConfig(learning_rate=1.0)
+    assert [config.decays(name, norms) for name in SHAPES] == [True, False, False]
+    assert [config.decays(name) for name in SHAPES] == [True, False, True]
+    config = OptimizerConfig(learning_rate=1.0, no_decay=["q_proj"])
+    assert [config.decays(name, norms) for name in SHAPES] == [False, False, True]
 
 
 def test_a_step_clips_to_the_global_norm_like_torch():

@@ -122,6 +122,10 @@ def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
         np.testing.assert_allclose(recomputed[name], array, rtol=0, atol=1e-6 * np.abs(array).max(), err_msg=name)
 
 
+def factors(by_pattern: dict[str, float]) -> dict:
+    return {"optimizer__learning_rate_factors": by_pattern}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -130,12 +134,62 @@ def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
         ({"model_changes": {"processor": {"template": "ph"}}}, "template 'ph'"),
         ({"data__max_length": 300, "data__lengths": []}, "data.max_length is 300 but the model's max_length is 256"),
         ({"init": {"weights": []}, "lora": {}}, "init.weights is empty"),
+        (
+            factors({r"^vision_tower\.": 0.1}),
+            r"'\^vision_tower.*' finds nothing that trains; .*vision_tower_from_layer",
+        ),
+        (
+            factors({r"^vison_tower\.": 0.1}),
+            r"factors: '\^vison_tower.*' is found in no name; names are such as vision_tower",
+        ),
+        (
+            factors({r"^mm_": 0.1, r"^mm_projector\.": 2}),
+            r"'\^mm_projector.*' finds only what a pattern before it finds",
+        ),
+        (
+            factors({r"^mm_projector\.": 2}) | {"model_changes": {"model": {"tune": {"connector": False}}}},
+            r"'\^mm_projector.*' finds nothing that trains",
+        ),
+        ({"model_changes": {"model": {"tune": {"embed_tokens": True}}}}, "model.tune.embed_tokens is true but"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         Trainer(llava_job(tmp_path, **changes), say=lambda line: None)
     assert "\n" not in str(error.value)
+
+
+def test_the_tower_has_a_learning_rate_of_its_own(tmp_path):
+    """`vision_tower_lr`: Adam's first step is as large as the rate, whatever the gradient."""
+    moved = {}
+    for factor in (1.0, 0.1, 0.0):
+        folder = tmp_path / str(factor)
+        folder.mkdir()
+        changes = factors({r"^vision_tower\.": factor}) | {"model_changes": SHARE, "schedule__total_steps": 1}
+        trainer = Trainer(llava_job(folder, **changes), say=lambda line: None)
+        before = {name: p.asnumpy().copy() for name, p in trainer.model.parameters_and_names()}
+        trainer.train()
+        for name, parameter in trainer.model.parameters_and_names():
+            moved[factor, name] = np.abs(parameter.asnumpy() - before[name]).max()
+    for name in (
+        "vision_tower.encoder.layers.1.mlp.fc1.weight",
+        "vision_tower.encoder.layers.2.self_attn.q_proj.weight",
+    ):
+        assert 1e-4 < moved[1.0, name] < 2e-3 and moved[0.0, name] == 0
+        assert moved[0.1, name] == pytest.approx(0.1 * moved[1.0, name], rel=0.01)
+    for name in ("mm_projector.0.weight", "language_model.layers.0.mlp.up_proj.weight"):
+        assert moved[0.0, name] == moved[0.1, name] == moved[1.0, name] > 0
+
+
+def test_an_exception_from_decay_that_is_found_nowhere_is_said(tmp_path):
+    said = []
+    job = llava_job(
+        tmp_path, freeze=[r"^language_model\."], optimizer__no_decay=["bias$", r"^language_model.*norm", r"layr_norm"]
+    )
+    Trainer(job, say=said.append)
+    found = [line for line in said if "no_decay" in line]
+    assert len(found) == 1 and "'layr_norm' is found in no name and has no effect" in found[0]
+    assert "layer_norm1" in found[0].split("such as")[1]
 
 
 def test_rendered_text_is_for_vary(tmp_path):

@@ -6,12 +6,14 @@ import pytest
 
 from mindvlm.families import get_family
 from mindvlm.models.common.lora import adapted_linears
+from mindvlm.models.common.norm import norm_weights
+from mindvlm.models.tinyllava.connector import ConnectorConfig, build_connector
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
 from mindvlm.training.job_file import read_job
 from mindvlm.training.lora import add_lora
 from mindvlm.training.resume import fingerprint, require_same_job
-from mindvlm.training.trainable import choose_trainable
+from mindvlm.training.trainable import check_optimizer_patterns, choose_trainable
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tinyllava"
 CONNECTOR = 9_507_840
@@ -41,8 +43,15 @@ def test_what_a_recipe_trains(name):
     assert model_config.processor.template == ("plain" if "pretrain" in name else "phi")
     assert model_config.processor.image.padding == ("none" if "pretrain" in name else "centre")
     assert model_config.model.padding_token_id == (50256 if name == "custom" else None)
-    decays = [parameter.name for parameter in model.trainable_params() if config.optimizer.decays(parameter.name)]
+    decays = {parameter.name for parameter in model.trainable_params() if config.optimizer.decays(parameter.name)}
     assert decays and not any("norm" in name or name.endswith("bias") for name in decays)
+    said = []
+    check_optimizer_patterns(model, config.optimizer, said.append)
+    assert said == []
+    resampler = build_connector(ConnectorConfig(type="resampler"), 1152, 2560)
+    resampler.update_parameters_name("mm_projector.")
+    assert len(norm_weights(resampler)) == 10
+    assert not any(config.optimizer.decays(name) for name in norm_weights(resampler))
 
 
 def test_the_adapters_of_the_lora_recipe():
@@ -53,6 +62,9 @@ def test_the_adapters_of_the_lora_recipe():
     model = get_family(config.family).model(model_config.model)
     choose_trainable(model, freeze=[], train={"save": config.lora.modules_to_save}, freezes_all=True)
     add_lora(model, config.lora, seed=0, divided=building.divide(model, Mesh()), mesh=Mesh())
+    said = []
+    check_optimizer_patterns(model, config.optimizer, said.append)
+    assert said == []
     adapted = {name.split(".", 3)[3] for name in adapted_linears(model)}
     attention = {f"self_attn.{name}_proj" for name in "qkvo"}
     assert adapted == attention | {"mlp.fc1", "mlp.fc2"} and len(adapted_linears(model)) == 12

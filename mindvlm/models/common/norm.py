@@ -88,6 +88,11 @@ class LayerNorm(nn.Cell):
 NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 
 
+def norm_weights(model: nn.Cell) -> frozenset[str]:
+    """Names of the weights of every normalisation, whatever it is called."""
+    return frozenset(cell.weight.name for _, cell in model.cells_and_names() if isinstance(cell, RMSNorm | LayerNorm))
+
+
 def layer_norm_parameters(model: nn.Cell) -> frozenset[str]:
     """Names of the parameters of every LayerNorm, SAM's norms over channels (`neck`) left out.
 

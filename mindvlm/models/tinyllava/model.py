@@ -110,8 +110,11 @@ def freeze_parts(model: TinyLlavaModel, tune: TuneConfig) -> None:
     if model.config.language_model and not tune.language_model:
         freeze(model.language_model)
         model.language_model.embed_tokens.weight.requires_grad = tune.embed_tokens
-    if model.config.language_model and model.config.vision_tower and not tune.connector:
-        freeze(model.mm_projector)
+    if not tune.connector:
+        if model.config.language_model and model.config.vision_tower:
+            freeze(model.mm_projector)
+        if model.config.image_newline:
+            model.image_newline.requires_grad = False
     if not model.config.vision_tower:
         return
     tower, first = model.vision_tower, tune.vision_tower_from_layer

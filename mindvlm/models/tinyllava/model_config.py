@@ -15,6 +15,7 @@ class TuneConfig:
     """What training changes.
 
     Attributes:
+        connector: the connector, and the row that ends lines (`image_newline`) with it.
         vision_tower_from_layer: the tower's layers from this one on; -1 for the whole tower with its embeddings, null
             for none.
         embed_tokens: the token embeddings though the decoder is frozen; the head stays as it is.
@@ -24,6 +25,13 @@ class TuneConfig:
     connector: bool = True
     vision_tower_from_layer: int | None = None
     embed_tokens: bool = False
+
+    def __post_init__(self):
+        if self.embed_tokens and self.language_model:
+            raise UserError(
+                "model.tune.embed_tokens is true but model.tune.language_model trains the embeddings with the decoder; "
+                "take the first out, or set the second to false"
+            )
 
 
 @dataclass(kw_only=True)

@@ -252,3 +252,11 @@ def make_tokenizer(config: TinyLlavaProcessorConfig) -> Tokenizer:
             f"{config.vocab_size}; use the tokenizer that belongs to the model"
         )
     return tokenizer
+
+
+def new_image_marks(config: TinyLlavaProcessorConfig) -> list[int]:
+    """Ids of `<im_start>` and `<im_end>`, where they are used and the tokenizer's own files lack them."""
+    if not config.use_im_start_end:
+        return []
+    tokenizer, num_known = make_tokenizer(config), open_tokenizer(config.tokenizer).vocab_size
+    return [token_id for token_id in map(tokenizer.special_id, (IMAGE_START, IMAGE_END)) if token_id >= num_known]

@@ -1,6 +1,7 @@
 """Pre-trained tensors of another size made to fit a Vary before training."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,14 @@ HEAD = "language_model.lm_head.weight"
 NUM_MEAN_TOKENS = 2
 
 
-def fit_pretrained(name: str, array: np.ndarray, shapes: Mapping[str, tuple[int, ...]], *, seed: int = 0) -> np.ndarray:
+def fit_pretrained(
+    name: str,
+    array: np.ndarray,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    seed: int = 0,
+    description: Mapping[str, Any] | None = None,
+) -> np.ndarray:
     """One tensor of OPT-125M, of Qwen-1.8B or of a Vary with another context, for a model with tensors of `shapes`.
 
     Vary-tiny, whose head is its table of tokens: the table of positions is interpolated (2050 rows become 4098 where
@@ -33,6 +41,7 @@ def fit_pretrained(name: str, array: np.ndarray, shapes: Mapping[str, tuple[int,
         name: the tensor's native name.
         shapes: of all tensors of the model by native name.
         seed: of the new rows.
+        description: the config.json beside the checkpoint, which nothing depends on here.
 
     Raises:
         UserError: the shapes cannot be brought together.
