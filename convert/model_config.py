@@ -73,12 +73,12 @@ class Layout:
         for name in self.fields:
             if name not in config:
                 raise ValueError(f"{name} is missing")
-        _check_kinds(config, {**self.fields, **self.optional}, prefix="")
+        check_kinds(config, {**self.fields, **self.optional}, prefix="")
         for name, kinds in self.towers.items():
             tower = config.get(name, {})
             if not isinstance(tower, dict):
                 raise ValueError(f"{name} is {shown(tower)}, expected a table")
-            _check_kinds(tower, kinds, prefix=f"{name}.")
+            check_kinds(tower, kinds, prefix=f"{name}.")
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -167,7 +167,8 @@ def infos_of_folder(
         raise UserError(f"{path}: is no {what} config ({error}); move it away or give the folder of {what}") from None
 
 
-def _check_kinds(values: Config, kinds: Mapping[str, Kind], *, prefix: str) -> None:
+def check_kinds(values: Config, kinds: Mapping[str, Kind], *, prefix: str) -> None:
+    """Raise ValueError, which says what is wrong, unless every key that is there has a value of its kind."""
     for name, kind in kinds.items():
         if name in values and not kind.accepts(values[name]):
             raise ValueError(f"{prefix}{name} is {shown(values[name])}, expected {kind.expected}")

@@ -23,7 +23,7 @@ from mindvlm.generation.answers import Answers
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
-from mindvlm.hf_folder import folder_config
+from mindvlm.hf_folder import folder_config, sizes_remedy
 from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.processing.chat_processor import ChatPrompt
 from mindvlm.processing.image_span import ImageRows, joined_rows
@@ -72,8 +72,11 @@ def load(
         try:
             weights = family.native_view(checkpoint, target_infos=expected, **parts)
         except ConversionError as error:
-            sizes = f"{config_path}/config.json" if Path(config_path).is_dir() else config_path
-            raise UserError(f"{error}; correct the sizes in {sizes}, or take the weights that belong to it") from None
+            if Path(config.checkpoint).is_dir():
+                remedy = sizes_remedy(Path(config.checkpoint), overrides.get("vision_tower"), error.findings)
+            else:
+                remedy = f"correct the sizes in {config_path}, or take the weights that belong to it"
+            raise UserError(f"{error}; {remedy}") from None
         if cache and weights.recipe:
             files = (file for source in (checkpoint, *parts.values()) for file in (source.path, *source.files))
             weights = stack.enter_context(kept_weights(weights, files, say=progress))

@@ -164,7 +164,7 @@ class Engine:
         if length > self.max_length:
             raise UserError(
                 f"the prompt has {length} tokens but the context holds {self.max_length}; "
-                "shorten it or raise model.max_length"
+                "shorten it or raise model.max_length (tokenizer_model_max_length in a folder's config.json)"
             )
 
     def merged_embeddings(

@@ -37,6 +37,8 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         return _to_rgb(image)
     if isinstance(source, Image.Image):
         return _decode(source, "the image", max_pixels)
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise UserError(f"image {source!r:.80}: is no picture; give a path, bytes, a PIL image or an array")
     name = "the image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

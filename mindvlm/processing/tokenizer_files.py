@@ -43,9 +43,11 @@ def open_tokenizer(path: str | Path, *, more_special_tokens: Sequence[str] = ())
     if not file.name.endswith(".json"):
         return open_rank_file(file, more_special_tokens)
     definition = read_definition(file)
-    added = {
-        token["content"]: (token["id"], token.get("special", False)) for token in definition.get("added_tokens") or ()
-    }
+    try:
+        tokens = definition.get("added_tokens") or ()
+        added = {str(token["content"]): (int(token["id"]), bool(token.get("special", False))) for token in tokens}
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise UserError(f"tokenizer file {file}: added_tokens is no list of tokens with ids; copy it again") from None
     settings = replace(settings, added_tokens={**added, **settings.added_tokens})
     if definition["model"].get("byte_fallback"):
         style = "continuous" if settings.legacy is False and not settings.is_fast else "fast"

@@ -60,12 +60,15 @@ def read_settings(folder: Path) -> TokenizerSettings:
     config = {**_read(folder / "special_tokens_map.json"), **_read(folder / "tokenizer_config.json")}
     special_map = _read(folder / "special_tokens_map.json")
     roles = {role: _content(config.get(role)) or _content(special_map.get(role)) for role in ROLES}
-    additional = config.get("additional_special_tokens") or ()
+    file = folder / "tokenizer_config.json"
+    additional = _of_kind(config.get("additional_special_tokens") or [], list, "additional_special_tokens", file)
     named = {*roles.values(), *map(_content, additional)}
-    added = {token: (int(number), token in named) for token, number in _read(folder / "added_tokens.json").items()}
-    for number, token in (config.get("added_tokens_decoder") or {}).items():
+    added_file = folder / "added_tokens.json"
+    added = {token: (_id(number, added_file), token in named) for token, number in _read(added_file).items()}
+    for number, token in _of_kind(config.get("added_tokens_decoder") or {}, dict, "added_tokens_decoder", file).items():
         if isinstance(token, dict) and "content" in token:
-            added[token["content"]] = (int(number), bool(token.get("special")))
+            content = _of_kind(token["content"], str, "content of an added token", file)
+            added[content] = (_id(number, file), bool(token.get("special")))
     return TokenizerSettings(
         tokenizer_class=str(config.get("tokenizer_class") or ""),
         **roles,
@@ -75,6 +78,22 @@ def read_settings(folder: Path) -> TokenizerSettings:
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
         added_tokens=added,
     )
+
+
+def _of_kind(value: Any, kind: type, what: str, file: Path) -> Any:
+    if not isinstance(value, kind):
+        raise UserError(f"tokenizer file {file}: {what} is {value!r:.80}, expected a {kind.__name__}; copy it again")
+    return value
+
+
+def _id(number: Any, file: Path) -> int:
+    """The id of an added token, which is a text where it is a key."""
+    try:
+        return int(number)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"tokenizer file {file}: an added token has the id {number!r:.80}, expected a number; copy it again"
+        ) from None
 
 
 def _content(token: Any) -> str | None:

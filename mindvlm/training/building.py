@@ -49,6 +49,8 @@ def read_model(config: TrainConfig) -> Any:
     """
     changes = dict(config.model_changes)
     tower = {"vision_tower": changes.pop("vision_tower")} if "vision_tower" in changes else {}
+    if not all(isinstance(value, str) for value in tower.values()):
+        raise UserError(f"model_changes.vision_tower is {tower['vision_tower']!r}; expected the folder of a tower")
     model = read_config(config.model_config, tower)
     if model.family != config.family:
         raise UserError(

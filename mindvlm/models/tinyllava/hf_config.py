@@ -7,6 +7,7 @@ from typing import Any
 from mindvlm.errors import UserError
 from mindvlm.models.common.vit import VitConfig
 from mindvlm.models.tinyllava.connector import ConnectorConfig
+from mindvlm.models.tinyllava.hf_checks import checked, require_table
 from mindvlm.models.tinyllava.hf_decoder import decoder_config, dialect_of, refuse
 from mindvlm.models.tinyllava.hf_tower import check_feature, feature_of, published_tower, vit_config
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig, num_tower_tokens
@@ -30,6 +31,9 @@ def from_hf_config(data: Config, *, vision_config: Config | None = None) -> Tiny
     Raises:
         UserError: an unknown language model, tower or connector, or one of another form than this library has.
     """
+    data = checked(data)
+    if vision_config is not None:
+        vision_config = checked({"model_type": "clip", **vision_config}, "the tower's config.json")
     kind = data.get("model_type")
     if kind == "llava":
         return legacy_config(data)
@@ -86,10 +90,10 @@ def tower_config(data: Config) -> TinyLlavaModelConfig:
 def legacy_config(data: Config) -> TinyLlavaModelConfig:
     """transformers' `llava` layout: a Llama, CLIP and two Linears; the published file is silent about most sizes."""
     refuse(data, "projector_hidden_act", (None, "gelu"))
-    text = {**LEGACY_TEXT, **data["text_config"]}
+    text = {**LEGACY_TEXT, **require_table(data, "text_config")}
     if "vocab_size" in data:
         text["vocab_size"] = data["vocab_size"]
-    vit = vit_config(data["vision_config"])
+    vit = vit_config(require_table(data, "vision_config"))
     strategies = {"default": "patch", "full": "cls_patch"}
     strategy = data.get("vision_feature_select_strategy", "default")
     if strategy not in strategies:
@@ -117,7 +121,7 @@ def factory_config(data: Config, vision_config: Config | None) -> TinyLlavaModel
     layers, and the first token goes whether it is a class token or not."""
     text = data["text_config"]
     dialect = dialect_of(text)
-    vit = vit_config(vision_config or data["vision_config"], keeps_last_layer=True)
+    vit = vit_config(vision_config or require_table(data, "vision_config"), keeps_last_layer=True)
     connector = connector_config({**data, "mm_projector_type": data.get("connector_type", "linear")})
     feature = data.get("vision_feature_select_strategy", "patch")
     check_feature(feature)

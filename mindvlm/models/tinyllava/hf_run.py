@@ -6,6 +6,7 @@ from typing import Any
 
 from mindvlm.errors import UserError
 from mindvlm.models.tinyllava.config import TinyLlavaConfig, check_processor
+from mindvlm.models.tinyllava.hf_checks import checked
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.hf_processor import processor_config
 from mindvlm.models.tinyllava.processing import make_tokenizer
@@ -26,6 +27,7 @@ def run_config(data: Config, folder: Path, *, vision_config: Config | None = Non
     Raises:
         UserError: config.json or the tokenizer cannot be used.
     """
+    data = checked(data)
     model = from_hf_config(data, vision_config=vision_config)
     if model.language_model is None or model.vision_tower is None:
         raise UserError(f"{folder}: config.json describes only a part of a model; give the folder of a whole TinyLLaVA")
