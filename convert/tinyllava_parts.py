@@ -39,7 +39,9 @@ def _layer_names(dialect: str) -> dict[str, str]:
     norms = ("input_layernorm", "post_attention_layernorm")
     plain = ("self_attn.o_proj.weight", *_GATED)
     if dialect == "stablelm":
-        return {**with_parameters(unchanged((*norms, *_ATTENTION))), **unchanged(plain)}
+        # biases of the attention are a part of their own, which not every model has
+        weights = unchanged((*(f"{name}.weight" for name in _ATTENTION), *plain))
+        return {**with_parameters(unchanged(norms)), **weights}
     return unchanged((*(f"{name}.weight" for name in (*norms, *_ATTENTION)), *plain))
 
 
@@ -62,6 +64,10 @@ def decoder_parts(dialect: str, prefix: str = "", *, keeps_head_bias: bool = Fal
     if dialect == "phi" and not keeps_head_bias:
         rules.append(Drop(f"{prefix}lm_head.bias", _NO_BIAS))
     parts = [Part("language model", tuple(rules), "language_model")]
+    if dialect == "stablelm":
+        biases = unchanged(f"{name}.bias" for name in _ATTENTION)
+        biases = tuple(renames(f"{prefix}model.layers.{{}}.", f"{native}layers.{{}}.", biases))
+        parts.append(Part("attention biases", biases, "language_model", choice="language model"))
     if dialect == "phi" and keeps_head_bias:
         bias = Rename(f"{prefix}lm_head.bias", f"{native}lm_head.bias")
         parts.append(Part("head bias", (bias,), "language_model", choice="language model"))

@@ -67,7 +67,9 @@ def llava_sample(
         names = dict(zip(("human", "gpt"), template.roles, strict=True))
         parts = [f"{SECTION_MARK}{names[speaker]}: {turn}\n" for speaker, turn in zip(speakers, turns, strict=True)]
         ids = _array(encode(header + "".join(parts) + SECTION_MARK), max_length, has_image)
-        lengths = [len(_array(encode(part), max_length, has_image)) for part in [header, *parts]]
+        pieces = [_array(encode(part), max_length, has_image) for part in [header, *parts]]
+        # of text alone, what has the id of padding is not counted
+        lengths = [len(piece) if has_image else int((piece != tokenizer.pad_id).sum()) for piece in pieces]
         labels = message_labels(ids, lengths, [speaker == "human" for speaker in speakers])
         return TrainingSample(ids, labels, images, "")
     prompt = prompt_text(render(replace(template, examples=()), turns, empty_leaves_open=True))

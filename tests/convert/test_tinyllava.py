@@ -108,6 +108,15 @@ def test_every_combination_and_back(dialect, tower, connector):
     assert again.plan.is_identity
 
 
+def test_a_stablelm_without_biases_and_back():
+    tensors = bench_tensors("stablelm", use_qkv_bias=False)
+    assert not any("q_proj.bias" in name and "vision" not in name for name in tensors)
+    native = view(tensors)
+    assert not native.plan.absent_parts
+    assert_equal(read_all(native.plan.table.reverse().plan(native.infos).view(native)), tensors)
+    assert detect_model(MemorySource(tensors).infos).name == "tinyllava_stablelm"
+
+
 def test_the_values_of_each_dialect_go_where_they_belong():
     native = read_all(view(tensors := bench_tensors("phi")))
     pairs = {

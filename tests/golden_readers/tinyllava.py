@@ -8,6 +8,7 @@ from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
 from mindvlm.models.common.linear import Linear
 from mindvlm.models.common.splice import splice_sources
+from mindvlm.models.tinyllava.model_config import num_tower_tokens
 from tests.golden_readers.case import Case
 from tests.golden_readers.language import DecoderStates, NeverStops
 from tests.golden_readers.loaded import RecordingEngine
@@ -80,9 +81,12 @@ class TinyLlavaReader:
     def read(self) -> None:
         self.compare_sizes()
         for scenario in self.scenarios():
-            if scenario.options.get("tower_select") == "cls_patch":
-                tokens = self.config.image_token_len + self.config.num_dropped_tokens
-                self.set_model(LoadedTinyLlava(self.case, num_dropped_tokens=0, image_token_len=tokens))
+            selected = scenario.options.get("tower_select")
+            num_dropped = self.config.num_dropped_tokens if selected is None else int(selected == "patch")
+            if num_dropped != self.config.num_dropped_tokens:
+                num_tokens = num_tower_tokens(self.config.vision_tower) - num_dropped
+                tokens = self.config.connector.num_tokens(num_tokens)
+                self.set_model(LoadedTinyLlava(self.case, num_dropped_tokens=num_dropped, image_token_len=tokens))
                 scenario = next(one for one in self.scenarios() if one.name == scenario.name)
                 self.compare(scenario)
                 self.set_model(self.loaded)
@@ -156,6 +160,9 @@ class TinyLlavaReader:
         ids = self.in_shape(scenario.padded(scenario.rows, 0), 0)
         if scenario.max_length is None:
             return self.engine.merged_embeddings(ids, features)
+        if features is None:
+            cut = [row[: scenario.max_length] for row in scenario.rows]
+            return self.engine.merged_embeddings(self.in_shape(scenario.padded(cut, 0), 0), None)
         num_images, image_token_len, _ = features.shape
         sources = splice_sources(ids, num_images, image_token_len, PLACEHOLDER, max_length=scenario.max_length)
         cut = np.ascontiguousarray(ids[:, : sources.shape[1]])

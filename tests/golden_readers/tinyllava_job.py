@@ -15,7 +15,7 @@ from tests.golden_readers.case import Case
 Arguments = dict[str, str]
 # what the original takes for a version that it does not know
 DEFAULT_TEMPLATE = "vicuna_v1"
-NO_DECAY = ["bias$", r"norm[^.]*\.weight$"]
+NO_DECAY = ["bias$", r"(norm[^.]*|feed_forward\.0)\.weight$"]
 # their value means that none of the tower's layers learns
 FROM_LAYER = 100
 DECAYS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}

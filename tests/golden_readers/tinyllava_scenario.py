@@ -103,7 +103,8 @@ def one_scenario(case: Case, name: str, options: dict, image_token_len: int, pla
         pixels=pixels,
         used=used,
         has_mask=mask is not None,
-        max_length=config.get("tokenizer_model_max_length"),
+        # without pictures the official function leaves early, before it cuts
+        max_length=None if pixels is None else config.get("tokenizer_model_max_length"),
         is_left_padded=config.get("tokenizer_padding_side") == "left",
     )
 
@@ -113,7 +114,8 @@ def picture_slots(arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], np.nd
     for name in ("images", "pixel_values"):
         if name in arrays:
             return [[i] for i in range(len(arrays[name]))], arrays[name]
-    lists = [arrays[name] for name in sorted(arrays) if name.startswith("images_")]
+    names = [name for name in arrays if name.startswith("images_")]
+    lists = [arrays[name] for name in sorted(names, key=lambda name: int(name.removeprefix("images_")))]
     if not lists:
         return [], None
     slots, first = [], 0
