@@ -11,7 +11,7 @@ FAMILIES = ("vary", "tinyllava")
 
 @dataclass(frozen=True)
 class Family:
-    """The seven things that the rest of the library needs from a family.
+    """The eight things that the rest of the library needs from a family.
 
     Attributes:
         parse_config: mapping and path of a YAML -> the family's typed run config.
@@ -24,6 +24,7 @@ class Family:
         fit_pretrained: brings a pre-trained tensor to the shape that a training starts with, called with (name, array,
             shapes, seed=...), the shapes being those of all tensors of the model by name.
         companions: files by name that stand beside trained weights, called with the run config.
+        vision_memory: what its towers take for one picture, a `VisionMemory`, called with (config.model, item_size).
     """
 
     parse_config: Callable
@@ -33,6 +34,7 @@ class Family:
     adapted_view: Callable
     fit_pretrained: Callable
     companions: Callable
+    vision_memory: Callable
 
 
 def get_family(name: str) -> Family:
@@ -45,22 +47,42 @@ def get_family(name: str) -> Family:
         from mindvlm.convert.lora.applying import adapted_view
         from mindvlm.convert.models import native_view
         from mindvlm.models.vary.config import parse_config
+        from mindvlm.models.vary.memory import vision_memory
         from mindvlm.models.vary.model import build_model
         from mindvlm.models.vary.pretrained import fit_pretrained
         from mindvlm.models.vary.processing import VaryProcessor
 
-        return Family(parse_config, build_model, VaryProcessor, native_view, adapted_view, fit_pretrained, no_files)
+        return Family(
+            parse_config,
+            build_model,
+            VaryProcessor,
+            native_view,
+            adapted_view,
+            fit_pretrained,
+            no_files,
+            vision_memory,
+        )
     if name == "tinyllava":
         from mindvlm.convert.lora.applying import adapted_view
         from mindvlm.convert.separate_tower import whole_view
         from mindvlm.models.tinyllava.config import parse_config
         from mindvlm.models.tinyllava.hf_export import companions
+        from mindvlm.models.tinyllava.memory import vision_memory
         from mindvlm.models.tinyllava.model import build_model
         from mindvlm.models.tinyllava.pretrained import fit_pretrained
         from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
 
         adapted = functools.partial(adapted_view, family=name)
-        return Family(parse_config, build_model, TinyLlavaProcessor, whole_view, adapted, fit_pretrained, companions)
+        return Family(
+            parse_config,
+            build_model,
+            TinyLlavaProcessor,
+            whole_view,
+            adapted,
+            fit_pretrained,
+            companions,
+            vision_memory,
+        )
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
 
 

@@ -101,10 +101,17 @@ def open_entry(entry: Path, manifest: str, weights: TensorSource) -> Checkpoint 
         if kept.infos == dict(weights.infos):
             # opens the file: another process may put another one in its place, and the manifest is read after that
             kept.read_range(next(iter(kept.infos)), 0, 1)
-            if (entry / MANIFEST).read_text(encoding="ascii") == manifest:
+            if read_manifest(entry) == manifest:
                 return kept
     if kept is not None:
         kept.close()
+    return None
+
+
+def read_manifest(entry: Path) -> str | None:
+    """What the tensors in `entry` were made of, see `describe`; None where it cannot be read."""
+    with suppress(OSError, UnicodeDecodeError):
+        return (entry / MANIFEST).read_text(encoding="ascii")
     return None
 
 
