@@ -16,9 +16,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mindvlm.checkpoint import check_writable, open_checkpoint, parse_size
+from mindvlm.command_line import Parser
 from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ParityFailure, Request, convert
 from mindvlm.convert.inspection import inspect_table
 from mindvlm.convert.models import MODELS
@@ -110,12 +111,6 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-
 def _filled(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a value or leave the option out")
@@ -123,7 +118,7 @@ def _filled(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mindvlm-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="mindvlm-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def add(*names: str, **options: Any) -> None:
         if "action" not in options:

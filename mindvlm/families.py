@@ -11,7 +11,7 @@ FAMILIES = ("vary", "tinyllava")
 
 @dataclass(frozen=True)
 class Family:
-    """The eight things that the rest of the library needs from a family.
+    """The nine things that the rest of the library needs from a family.
 
     Attributes:
         parse_config: mapping and path of a YAML -> the family's typed run config.
@@ -27,6 +27,7 @@ class Family:
             or None.
         companions: files by name that stand beside trained weights, called with the run config.
         write_trained_parts: writes parts of trained weights for other programs, see `mindvlm.convert.trained_parts`.
+        vision_memory: what its towers take for one picture, a `VisionMemory`, called with (config.model, item_size).
     """
 
     parse_config: Callable
@@ -37,6 +38,7 @@ class Family:
     make_fit: Callable
     companions: Callable
     write_trained_parts: Callable
+    vision_memory: Callable
 
 
 def get_family(name: str) -> Family:
@@ -49,6 +51,7 @@ def get_family(name: str) -> Family:
         from mindvlm.convert.lora.applying import adapted_view
         from mindvlm.convert.models import native_view
         from mindvlm.models.vary.config import parse_config
+        from mindvlm.models.vary.memory import vision_memory
         from mindvlm.models.vary.model import build_model
         from mindvlm.models.vary.pretrained import fit_pretrained
         from mindvlm.models.vary.processing import VaryProcessor
@@ -62,6 +65,7 @@ def get_family(name: str) -> Family:
             make_fit=functools.partial(same_for_all, fit_pretrained),
             companions=no_files,
             write_trained_parts=no_parts,
+            vision_memory=vision_memory,
         )
     if name == "tinyllava":
         from mindvlm.convert.lora.applying import adapted_view
@@ -69,6 +73,7 @@ def get_family(name: str) -> Family:
         from mindvlm.convert.trained_parts import write_trained_parts
         from mindvlm.models.tinyllava.config import parse_config
         from mindvlm.models.tinyllava.hf_export import companions
+        from mindvlm.models.tinyllava.memory import vision_memory
         from mindvlm.models.tinyllava.model import build_model
         from mindvlm.models.tinyllava.pretrained import make_fit
         from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
@@ -82,6 +87,7 @@ def get_family(name: str) -> Family:
             make_fit=make_fit,
             companions=companions,
             write_trained_parts=write_trained_parts,
+            vision_memory=vision_memory,
         )
     raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
 

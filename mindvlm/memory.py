@@ -4,8 +4,8 @@ The counts follow the graphs operator by operator: what stands in memory at the 
 counted, the runtime and the compiled graphs themselves, has constants measured with MindSpore 2.10 on x86.
 
 Peak of resident memory in MiB, estimated / measured (CPU, graph mode, float32, all stages in one process, one picture
-after the other, the cache grown to `max_length` in the end). The two marked * were measured after the constants had
-been set:
+after the other, the cache grown to `max_length` in the end). Those marked * and all of TinyLLaVA were measured after
+the constants had been set:
 
     model, size of its parameters            images  prompt  max_length    first tokens        full context
     Vary-nano, 9 MiB                              1      60         512     739 /   702  +5%    741 /   702  +6%
@@ -18,6 +18,17 @@ been set:
     pictures of 1536 pixels, 923 MiB *            2    2500        6000    3434 /  3581  -4%   3716 /  3735  -1%
     Vary-tiny, 851 MiB *                          1     300        4096    2380 /  2364  +1%   2776 /  2749  +1%
     Vary-toy, 8535 MiB                            1     292        2048   10445 / 10497  -0%  11405 / 11424  -0%
+    least TinyLLaVA, 1 MiB                        1      65         256     666 /   573 +16%    666 /   573 +16%
+    Llama and SigLIP, 332 MiB                     1     778        2048    1212 /  1148  +6%   1228 /  1164  +5%
+    Llama and SigLIP                              0     300        2048    1028 /  1010  +2%   1048 /  1019  +3%
+    Llama and SigLIP                              2    1600        2048    1422 /  1384  +3%   1422 /  1384  +3%
+    4 layers of TinyLLaVA-1.5B, 1435 MiB          1     778        2048    2729 /  2466 +11%   2745 /  2481 +11%
+    Phi and CLIP, 502 MiB                         1     650        3072    1387 /  1306  +6%   1547 /  1452  +7%
+    2 layers of Phi-2, 1651 MiB                   1     767        2048    2939 /  2649 +11%   3019 /  2719 +11%
+    StableLM and SigLIP, 510 MiB                  1     800        4096    1385 /  1294  +7%   1505 /  1385  +9%
+    Llama, SigLIP and a resampler, 317 MiB        1     200        2048    1077 /  1019  +6%   1143 /  1073  +7%
+    small Llama and SigLIP so400m, 1689 MiB       1     778        2048    2687 /  2606  +3%   2695 /  2606  +3%
+    TinyLLaVA-1.5B, 5739 MiB                      1     778        2048    7287 /  7028  +4%   7375 /  7115  +4%
 
 Loading is within 5 % everywhere. The counts are in the compute dtype, so they are given for Ascend too, where nothing
 has been measured and the runtime's own memory is left out.
@@ -26,7 +37,6 @@ T tokens, D head dimension, C new tokens, S cache slots.
 """
 
 import contextlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,21 +44,14 @@ from pathlib import Path
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.generation.engine import MAX_PREFILL_LENGTH
 from mindvlm.generation.graphs import bucket_length, cache_capacity
-from mindvlm.models.common.attention_core import MAX_SCORES_PER_HEAD
 from mindvlm.models.common.decoder import DecoderConfig
-from mindvlm.models.common.patches import grid_size, height_and_width
-from mindvlm.models.common.vit import VitConfig
-from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+from mindvlm.models.common.memory import FLOAT32, MIB, VisionMemory
 
-MIB = 1024**2
-FLOAT32 = 4
 # resident after `import mindspore`, and what compiling the first graph adds whatever the graph is
 RUNTIME_BYTES = 405 * MIB
 FIRST_GRAPH_BYTES = 230 * MIB
-# nodes of the compiled graphs; a global block has all its slices as nodes
-GRAPH_BYTES_PER_LAYER = {"decoder": 3 * MIB, "tower": 7.5 * MIB, "windowed": 14 * MIB, "global": 35 * MIB}
-# a transposed constant keeps a table of 8 bytes an element beside the result
-TRANSPOSE_BYTES = 8 + FLOAT32
+# nodes of the compiled prefill and decode graphs
+DECODER_LAYER_BYTES = 3 * MIB
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class MemoryEstimate:
 def estimate_memory(
     config,
     weights: Iterable[TensorInfo],
+    vision: VisionMemory,
     *,
     num_images: int,
     num_prompt_tokens: int,
@@ -105,31 +109,19 @@ def estimate_memory(
     """What loading a model and answering one prompt needs.
 
     Args:
-        config: the family's model config: `language_model`, `vision_tower` or None, `vision_vocabulary` or None,
-            `image_token_len` and `max_length`.
+        config: the family's model config: `language_model`, `image_token_len` and `max_length`.
         weights: the parameters in the order of loading, in the dtype that they are stored in.
+        vision: what the family says of its towers, see `Family.vision_memory`.
         num_images: pictures in the prompt.
         num_prompt_tokens: length of the prompt, image placeholders included.
         item_size: bytes of a value of the compute dtype.
         on_host: whether the runtime shares the memory with the model (not so on an NPU).
     """
-    lm, tower, vocabulary = config.language_model, config.vision_tower, config.vision_vocabulary
-    weights = list(weights)
+    lm, weights = config.language_model, list(weights)
+    vision = vision if num_images else VisionMemory()
     num_padded = padded_prompt_length(num_prompt_tokens, config.max_length)
     num_slots = cache_capacity(num_padded, config.max_length)
-    graphs = FIRST_GRAPH_BYTES + lm.num_hidden_layers * GRAPH_BYTES_PER_LAYER["decoder"]
-    vision = 0
-    if num_images and tower:
-        num_layers = config.vision_select_layer % (tower.num_hidden_layers + 1)
-        graphs += num_layers * GRAPH_BYTES_PER_LAYER["tower"]
-        vision += tower_activations(tower, item_size)
-    if num_images and vocabulary:
-        num_global = len(set(vocabulary.global_attn_indexes)) if vocabulary.window_size else vocabulary.depth
-        graphs += num_global * GRAPH_BYTES_PER_LAYER["global"]
-        graphs += (vocabulary.depth - num_global) * GRAPH_BYTES_PER_LAYER["windowed"]
-        graphs += num_convolution_values(vocabulary) * TRANSPOSE_BYTES
-        # the two towers do not depend on each other and run at the same time
-        vision += vocabulary_activations(vocabulary, item_size)
+    graphs = FIRST_GRAPH_BYTES + lm.num_hidden_layers * DECODER_LAYER_BYTES + vision.graph
     features = num_images * config.image_token_len * lm.hidden_size * item_size
     prefill = prefill_activations(lm, min(num_padded, MAX_PREFILL_LENGTH), num_slots, item_size)
     prefill += 3 * num_padded * lm.hidden_size * item_size + 2 * features
@@ -138,7 +130,7 @@ def estimate_memory(
         parameters=sum(info.num_elements for info in weights) * item_size,
         loading=loading_bytes(weights, item_size),
         graphs=int(graphs) if on_host else 0,
-        activations=max(vision, prefill) + features,
+        activations=max(vision.activations, prefill) + features,
         prompt_cache=cache_bytes(lm, num_slots, item_size),
         full_cache=grown_cache_bytes(lm, num_slots, config.max_length, item_size),
     )
@@ -164,54 +156,6 @@ def loading_bytes(weights: Iterable[TensorInfo], item_size: int) -> int:
         widest = max(widest, loaded + info.num_elements * FLOAT32 + max(stored, narrowed))
         loaded += info.num_elements * item_size
     return max(widest, loaded)
-
-
-def tower_activations(config: VitConfig, item_size: int) -> int:
-    """Widest place of a CLIP tower for one picture: the scores of a layer, or its MLP."""
-    rows, columns = grid_size(config.image_size, config.patch_size)
-    num_tokens, width = rows * columns + 1, config.hidden_size
-    scores = config.num_attention_heads * num_tokens**2 * (item_size + FLOAT32)
-    attention = scores + 5 * num_tokens * width * item_size
-    mlp = (3 * config.intermediate_size + 2 * width) * num_tokens * item_size
-    return max(attention, mlp) + pixel_bytes(config.image_size, item_size)
-
-
-def vocabulary_activations(config: VisionVocabularyConfig, item_size: int) -> int:
-    """Widest place of the vision vocabulary for one picture, and what does not wait for its turn.
-
-    The positions appended to the keys of every block and the kernels laid out for the convolutions depend on no pixel:
-    they are made when the graph starts and stay until they are used.
-    """
-    rows, columns = grid_size(config.image_size, config.patch_size)
-    num_cells, width = rows * columns, config.embed_dim
-    head_dim = width // config.num_heads
-    states = 2 * num_cells * width
-    waiting = num_convolution_values(config)
-    widest = [3 * num_cells * int(width * config.mlp_ratio) + states, 10 * num_cells * config.out_chans]
-    for index in range(config.depth):
-        size = 0 if index in config.global_attn_indexes else config.window_size
-        attended = (size, size) if size else (rows, columns)
-        num_windows = math.ceil(rows / attended[0]) * math.ceil(columns / attended[1])
-        num_keys = attended[0] * attended[1]
-        num_rows = num_windows * config.num_heads * num_keys
-        num_queries = max(1, min(num_keys, MAX_SCORES_PER_HEAD // num_keys))
-        scores = num_windows * config.num_heads * num_queries * num_keys
-        waiting += num_rows * sum(attended)
-        queries_and_keys = 2 * num_rows * (head_dim + sum(attended))
-        widest.append(scores * (1 + FLOAT32 / item_size) + queries_and_keys + num_rows * head_dim + states)
-    return int((max(widest) + waiting) * item_size) + pixel_bytes(config.image_size, item_size)
-
-
-def num_convolution_values(config: VisionVocabularyConfig) -> int:
-    """Values of the three 3 x 3 kernels, which the graph holds in another order than the checkpoint."""
-    channels = (config.out_chans, config.out_chans, config.net_2_channels, config.net_3_channels)
-    return 9 * sum(before * after for before, after in zip(channels, channels[1:], strict=False))
-
-
-def pixel_bytes(image_size: int | list[int], item_size: int) -> int:
-    """A picture as float32 pixels on the host, and as patches in the compute dtype."""
-    height, width = height_and_width(image_size)
-    return 3 * height * width * (FLOAT32 + item_size)
 
 
 def prefill_activations(config: DecoderConfig, num_tokens: int, num_slots: int, item_size: int) -> int:

@@ -116,11 +116,18 @@ def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkp
         if kept.infos == dict(weights.infos):
             # opens the file: another process may put another one in its place, and the manifest is read after that
             kept.read_range(next(iter(kept.infos)), 0, 1)
-            if (entry / MANIFEST).read_text(encoding="ascii") == manifest.text(entry / WEIGHTS):
+            if is_made_as(entry, manifest):
                 return kept
     if kept is not None:
         kept.close()
     return None
+
+
+def is_made_as(entry: Path, manifest: Manifest) -> bool:
+    """Whether the tensors in `entry` are those that `manifest` describes."""
+    with suppress(OSError, UnicodeDecodeError):
+        return (entry / MANIFEST).read_text(encoding="ascii") == manifest.text(entry / WEIGHTS)
+    return False
 
 
 def make_entry(

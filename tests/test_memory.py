@@ -14,9 +14,11 @@ from mindvlm import memory
 from mindvlm.api import load
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.config import build_config
+from mindvlm.families import get_family
 from mindvlm.memory import MIB, estimate_memory
+from mindvlm.models.common.memory import VisionMemory
 from mindvlm.models.common.weights import parameter_shapes
-from mindvlm.models.vary.model import build_model
+from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.vary.model_config import VaryModelConfig
 from tests.tiny_vary import write_tiny_vary
 
@@ -39,7 +41,30 @@ def tower(hidden_size: int, num_layers: int, image_size: int) -> dict:
 
 
 def shipped(name: str) -> dict:
-    return yaml.safe_load((ROOT / f"configs/vary/{name}.yaml").read_text())["model"]
+    return yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())["model"]
+
+
+def grouped(num_groups: int, *sizes: int) -> dict:
+    """Llama's decoder with keys and values for so many heads; sizes as of `decoder`."""
+    plain = {"qkv_bias": False, "use_dynamic_ntk": False, "use_logn_attn": False}
+    return decoder(*sizes) | {"num_key_value_heads": num_groups} | plain
+
+
+def parallel(*sizes: int) -> dict:
+    """Phi-2's decoder."""
+    return decoder(*sizes) | {
+        "norm": "layer_norm", "residual": "parallel", "mlp": "plain", "hidden_act": "gelu_new", "o_bias": True,
+        "partial_rotary_factor": 0.4, "float32_scores": True, "head_bias": True,
+        "use_dynamic_ntk": False, "use_logn_attn": False,
+    }  # fmt: skip
+
+
+def siglip(hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, image_size: int = 384) -> dict:
+    return {
+        "dialect": "siglip", "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_layers, "num_attention_heads": num_heads, "image_size": image_size,
+        "hidden_act": "gelu_pytorch_tanh",
+    }  # fmt: skip
 
 
 SMALL_VOCABULARY = {
@@ -51,7 +76,7 @@ SMALL = {
     "vision_vocabulary": SMALL_VOCABULARY, "image_token_len": 64,
 }  # fmt: skip
 MODELS = {
-    "nano": shipped("vary_nano"),
+    "nano": shipped("vary/vary_nano"),
     "small": SMALL | {"max_length": 2048},
     "long": SMALL | {"max_length": 8192},
     "sam_b": {
@@ -65,8 +90,32 @@ MODELS = {
                               "image_size": 1536},
         "image_token_len": 576, "max_length": 6000,
     },
-    "vary_tiny": shipped("vary_tiny"),
-    "vary_toy": shipped("vary_toy"),
+    "vary_tiny": shipped("vary/vary_tiny"),
+    "vary_toy": shipped("vary/vary_toy"),
+}  # fmt: skip
+TINYLLAVAS = {
+    "least": {
+        "language_model": grouped(2, 256, 64, 2, 4, 96), "vision_tower": siglip(32, 3, 2, 64, 60),
+        "image_token_len": 16, "max_length": 256,
+    },
+    "llama": {"language_model": grouped(2, 32000, 512, 8, 8, 1408), "vision_tower": siglip(576, 8, 8, 2152)},
+    "wide_llama": {"language_model": grouped(4, 32000, 2048, 4, 32, 5632), "vision_tower": siglip(1152, 4, 16, 4304)},
+    "phi": {
+        "language_model": parallel(51200, 640, 8, 8, 2560), "vision_tower": tower(512, 8, 336),
+        "vision_select_layer": -2, "num_dropped_tokens": 1, "image_token_len": 576, "max_length": 3072,
+    },
+    "wide_phi": {"language_model": parallel(51200, 2560, 2, 32, 10240), "vision_tower": siglip(384, 3, 6, 1536)},
+    "stablelm": {
+        "language_model": grouped(8, 100352, 512, 6, 8, 1408)
+        | {"norm": "layer_norm", "partial_rotary_factor": 0.25, "qkv_bias": True},
+        "vision_tower": siglip(384, 6, 6, 1536), "max_length": 4096,
+    },
+    "resampler": {
+        "language_model": grouped(8, 32000, 512, 6, 8, 1408), "vision_tower": siglip(384, 6, 6, 1536),
+        "connector": {"type": "resampler"}, "image_token_len": 128,
+    },
+    "so400m": {"language_model": grouped(2, 32000, 512, 4, 8, 1408), "vision_tower": siglip(1152, 26, 16, 4304)},
+    "1_5b": shipped("tinyllava/tinyllava_1_5b"),
 }  # fmt: skip
 
 # model, stored dtype, images, prompt length; MiB measured at the end of loading, of a few tokens, of a full context
@@ -81,15 +130,31 @@ MEASURED = [
     ("large_pictures", "float16", 2, 2500, (1398, 3581, 3735)),
     ("vary_tiny", "float32", 1, 300, (1277, 2364, 2749)),
     ("vary_toy", "float32", 1, 292, (8958, 10497, 11424)),
+    ("least", "float32", 1, 65, (402, 573, 573)),
+    ("llama", "float32", 1, 778, (735, 1148, 1164)),
+    ("llama", "float32", 0, 300, (735, 1010, 1019)),
+    ("llama", "float32", 2, 1600, (735, 1384, 1384)),
+    ("wide_llama", "float32", 1, 778, (1837, 2466, 2481)),
+    ("phi", "float32", 1, 650, (905, 1306, 1452)),
+    ("wide_phi", "float32", 1, 767, (2054, 2649, 2719)),
+    ("stablelm", "float32", 1, 800, (913, 1294, 1385)),
+    ("resampler", "float32", 1, 200, (720, 1019, 1073)),
+    ("so400m", "float32", 1, 778, (2093, 2606, 2606)),
+    ("1_5b", "float32", 1, 778, (5908, 7028, 7115)),
 ]
 
 
-def estimate(name: str, dtype: str, num_images: int, num_prompt_tokens: int, **options) -> memory.MemoryEstimate:
-    config = build_config(VaryModelConfig, MODELS[name])
-    weights = [TensorInfo(key, dtype, shape) for key, shape in parameter_shapes(build_model(config)).items()]
-    return estimate_memory(
-        config, weights, num_images=num_images, num_prompt_tokens=num_prompt_tokens, **options
-    )  # fmt: skip
+def estimate(
+    name: str, dtype: str, num_images: int, num_prompt_tokens: int, *, item_size: int = 4, on_host: bool = True
+) -> memory.MemoryEstimate:
+    if name in MODELS:
+        family, config = get_family("vary"), build_config(VaryModelConfig, MODELS[name])
+    else:
+        family, config = get_family("tinyllava"), build_config(TinyLlavaModelConfig, TINYLLAVAS[name])
+    weights = [TensorInfo(key, dtype, shape) for key, shape in parameter_shapes(family.model(config)).items()]
+    counts = {"num_images": num_images, "num_prompt_tokens": num_prompt_tokens}
+    vision = family.vision_memory(config, item_size)
+    return estimate_memory(config, weights, vision, **counts, item_size=item_size, on_host=on_host)
 
 
 @pytest.mark.parametrize("name, dtype, num_images, num_prompt_tokens, measured", MEASURED)
@@ -98,6 +163,30 @@ def test_the_estimate_is_near_what_was_measured(name, dtype, num_images, num_pro
     for stage, figure in zip(("load", "prefill", "decode"), measured, strict=True):
         assert LOWEST <= getattr(found, stage) / (figure * MIB) <= HIGHEST, stage
     assert found.peak == max(found.load, found.prefill, found.decode)
+
+
+def test_the_parts_of_tinyllava_1_5b():
+    found = estimate("1_5b", "float16", 1, 778)
+    assert found.parameters == 4 * 1_504_353_824
+    # keys and values of 4 heads, not of 32
+    assert found.prompt_cache == 2 * 22 * 256 * 1024 * 4
+    # docs/tinyllava.md: 1.28 times the parameters were measured
+    assert LOWEST <= found.prefill / (1.28 * found.parameters) <= HIGHEST
+
+
+def test_pictures_that_are_not_there_take_nothing():
+    (with_one, without) = (estimate("llama", "float32", count, 800) for count in (1, 0))
+    assert without.graphs < with_one.graphs and without.activations < with_one.activations
+
+
+def test_a_connector_adds_to_the_tower():
+    config = build_config(TinyLlavaModelConfig, TINYLLAVAS["resampler"])
+    find = get_family("tinyllava").vision_memory
+    with_resampler = find(config, 4)
+    config.connector.type = "mlp2x_gelu"
+    assert with_resampler.graph > find(config, 4).graph
+    config.language_model.hidden_size = 8192
+    assert find(config, 4).activations == 729 * (384 + 2 * 8192) * 4
 
 
 def test_the_parts_of_vary_toy():
@@ -154,7 +243,7 @@ def test_cache_and_slots_are_those_of_the_engine(tmp_path):
         engine.caches, engine.num_slots = None, 0
         engine.append([[1] * length])
         held = sum(parameter.nbytes for parameter in engine.caches.get_parameters())
-        found = estimate_memory(config, [], num_images=0, num_prompt_tokens=length)
+        found = estimate_memory(config, [], VisionMemory(), num_images=0, num_prompt_tokens=length)
         assert found.prompt_cache == held, length
         assert found.full_cache >= found.prompt_cache
     assert found.full_cache == held

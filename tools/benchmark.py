@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
+from mindvlm.command_line import Parser
 from mindvlm.errors import UserError
 from mindvlm.tools import cli
 from mindvlm.tools.benchmark_stages import PEERS, STAGES
@@ -172,7 +173,7 @@ def available_bytes() -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="mindvlm-benchmark", description=__doc__.splitlines()[0])
     others = sorted(PEERS.keys() - {OURS})
     parser.add_argument(
         "--model",

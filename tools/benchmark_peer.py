@@ -51,6 +51,8 @@ class MindvlmPeer:
 
     def prefill(self) -> np.ndarray:
         self.engine.reset(1)
+        # room for the answer, as the torch peer has: a cache that grew while decoding would compile its graphs there
+        self.engine.ensure_slots(self.workload.num_slots)
         logits = self.engine.append(self.prompt_ids.tolist(), self.features)
         self.next_ids = self._choose(logits)
         return logits.asnumpy()

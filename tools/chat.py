@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindvlm.conversation import Conversation
 from mindvlm.errors import UserError
+from mindvlm.interruption import interruptible
 from mindvlm.tools import cli
 
 HELP = "commands: /image FILE  /reset  /help  /exit   (Ctrl-C stops an answer)"
@@ -28,7 +29,8 @@ def chat(model, images: list[str], options: dict) -> int:
     cli.say(HELP)
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            with interruptible():
+                line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return 0
         except KeyboardInterrupt:
@@ -60,7 +62,8 @@ def add_image(model, waiting: list[str], path: str) -> None:
         cli.say("/image needs the path of a picture")
         return
     try:
-        model.encode_images(path)
+        with interruptible():
+            model.encode_images(path)
     except UserError as error:
         cli.say(f"error: {error}")
         return
@@ -74,7 +77,8 @@ def add_image(model, waiting: list[str], path: str) -> None:
 def answer(conversation: Conversation, query: str, images: list[str], options: dict) -> bool:
     """Streams one answer; False if the question could not be asked."""
     try:
-        stream = conversation.ask(query, images, stream=True, **options)
+        with interruptible():
+            stream = conversation.ask(query, images, stream=True, **options)
     except UserError as error:
         cli.say(f"error: {error}")
         if "context" in str(error):
@@ -84,8 +88,9 @@ def answer(conversation: Conversation, query: str, images: list[str], options: d
         cli.say(" [stopped]")
         return False
     try:
-        for piece in stream:
-            print(piece, end="", flush=True)
+        with interruptible():
+            for piece in stream:
+                print(piece, end="", flush=True)
     except KeyboardInterrupt:
         cli.say(" [stopped]")
     print(flush=True)

@@ -1,11 +1,13 @@
 """Looks at everything that a run needs before anything heavy starts: `mindvlm-check --config_path vary_toy.yaml`."""
 
 import argparse
+import contextlib
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mindvlm.command_line import Parser
 from mindvlm.errors import UserError
 from mindvlm.tools import cli, preflight
 from mindvlm.tools.preflight import FAILED, SKIPPED, WARNING, Lines, Run
@@ -34,12 +36,17 @@ CHECKS = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mindvlm-check",
         description="Check config, files, tokenizer, weights, dtypes, device and memory of a model in seconds, before "
         "anything is loaded. Exit status 0 if it can run, 2 if not.",
     )
-    parser.add_argument("--config_path", metavar="YAML", help="the model (default: the shipped Vary-nano)")
+    parser.add_argument(
+        "--config_path",
+        metavar="PATH",
+        help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
+    )
+    parser.add_argument("--vision_tower", metavar="FOLDER", help="a tower's weights in the place of the checkpoint's")
     parser.add_argument("--device", choices=["auto", "cpu", "ascend"], help="instead of the one in the YAML")
     parser.add_argument("--num_images", type=int, default=1, help="pictures in the prompt (default: %(default)s)")
     parser.add_argument(
@@ -64,12 +71,9 @@ def check(argv: list[str] | None) -> int:
         raise UserError(f"--num_images is {arguments.num_images}; expected 0 or more")
     if arguments.num_prompt_tokens is not None and arguments.num_prompt_tokens < 1:
         raise UserError(f"--num_prompt_tokens is {arguments.num_prompt_tokens}; expected at least 1")
-    run = Run(arguments)
-    try:
+    with contextlib.ExitStack() as opened:
+        run = Run(arguments, opened)
         statuses = {one.name: run_check(one, run) for one in CHECKS}
-    finally:
-        if run.checkpoint is not None:
-            run.checkpoint.close()
     failed = [name for name, found in statuses.items() if FAILED in found]
     if failed:
         raise UserError(f"{len(failed)} of {len(CHECKS)} checks failed: {', '.join(failed)}; the lines above say why")

@@ -1,12 +1,15 @@
-"""What all command-line tools share: one-line errors, exit statuses, quiet warnings."""
+"""What all command-line tools share: one-line errors, exit statuses, interruption, quiet warnings."""
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 
 from mindvlm.errors import UserError
+from mindvlm.interruption import interruptible
+from mindvlm.parallel.environment import is_launched
 
 INTERRUPTED = 130
 
@@ -22,8 +25,10 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        status = command(argv)
-        sys.stdout.flush()
+        # the ranks of a launched job must end at once
+        with contextlib.nullcontext() if is_launched() else interruptible():
+            status = command(argv)
+            sys.stdout.flush()
         return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from mindvlm.command_line import Parser
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."
@@ -55,7 +56,7 @@ def evaluate(argv: list[str] | None) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_path", help="model YAML; default: the shipped Vary-nano")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the YAML's, as of a training run")
     parser.add_argument("--no_cache", action="store_true", help="neither keep converted weights nor use kept ones")

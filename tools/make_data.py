@@ -4,23 +4,28 @@ import argparse
 import os
 import sys
 
+from mindvlm.command_line import Parser
+
 EXAMPLES = """examples:
   two hundred English pages from a text file:
-    python tools/make_data.py pages --text book.txt --output data/pages --num_images 200
+    mindvlm-make-data pages --text book.txt --output data/pages --num_images 200
   Chinese and English pages in one to three columns, with the fonts of the system:
-    python tools/make_data.py pages --text zh.txt en.txt --fonts /usr/share/fonts --columns 1 2 3 --output data/mixed
+    mindvlm-make-data pages --text zh.txt en.txt --fonts /usr/share/fonts --columns 1 2 3 --output data/mixed
   small pages for small models:
-    python tools/make_data.py pages --text book.txt --size 512 256 --max_characters 120 --output data/small
+    mindvlm-make-data pages --text book.txt --size 512 256 --max_characters 120 --output data/small
   charts in both languages:
-    python tools/make_data.py charts --languages en zh --fonts FOLDER --output data/charts --num_images 1000
+    mindvlm-make-data charts --languages en zh --fonts FOLDER --output data/charts --num_images 1000
 
 A training job reads OUTPUT/registry.yaml. The same command again goes on where it was stopped, and makes more pictures
 if --num_images is larger."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="make_data", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="mindvlm-make-data",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="pages|charts")
     pages = kinds.add_parser("pages", help="document pages with the text on them")

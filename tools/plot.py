@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindvlm.command_line import Parser
 from mindvlm.errors import UserError
 from mindvlm.tools import cli
 
@@ -20,7 +21,7 @@ MAX_TICKS = 6
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mindvlm-plot", description="Draw the curves of training runs as a PNG.")
+    parser = Parser(prog="mindvlm-plot", description="Draw the curves of training runs as a PNG.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run, or its metrics.jsonl")
     parser.add_argument("--output", required=True, metavar="FILE.png")
     parser.add_argument(

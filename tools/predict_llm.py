@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from mindvlm.command_line import Parser
 from mindvlm.errors import UserError
 from mindvlm.tools import cli
 
@@ -22,10 +23,11 @@ GENERATION_OPTIONS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mindvlm-predict",
         description="Answer a question about pictures. Without --config_path the shipped Vary-nano reads one or two "
-        "lines of printed text.",
+        "lines of printed text. Exit status 0: all answered; 1: some of several pictures failed, a line for each says "
+        "why; 2: nothing could be done; 130: interrupted.",
     )
     parser.add_argument("--image_dir", nargs="+", metavar="PATH", help="a picture, several, or a folder of them")
     parser.add_argument(

@@ -5,21 +5,23 @@ that the check failed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindvlm.errors import UserError
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
-ROUND_TRIP_TEXT = "Provide the OCR results of this image. 写出这幅图中所有文字。 x² ≥ 3.5 €"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+ROUND_TRIP_TEXT = "Provide the OCR results of this image. 写出这幅图中所有文字。 x² ≥ 3.5 €"
 MIB = 1024**2
 Lines = Iterator[tuple[str, str]]
 
@@ -29,9 +31,11 @@ class Run:
     """What is known of a run so far; what a check could not find stays None, and so do those that need it.
 
     Attributes:
+        opened: closes the files in the end.
         config: the typed config.
         family: its family.
         checkpoint: the open weights file.
+        parts: open weights files of parts that are not in it, see `separate_parts`.
         tokenizer_file: whether all files of the tokenizer are there.
         processor: the family's processor.
         model_parameters: name and shape of every parameter of the model.
@@ -41,9 +45,11 @@ class Run:
     """
 
     arguments: argparse.Namespace
+    opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     config: Any = None
     family: Any = None
     checkpoint: Any = None
+    parts: dict[str, Any] = field(default_factory=dict)
     tokenizer_file: bool | None = None
     processor: Any = None
     model_parameters: dict[str, tuple[int, ...]] | None = None
@@ -58,7 +64,10 @@ def check_config(run: Run) -> Lines:
     from mindvlm.families import get_family
 
     path = run.arguments.config_path or shipped_config_path()
-    config = read_config(path, {"device": run.arguments.device} if run.arguments.device else None)
+    overrides = {"device": run.arguments.device, "vision_tower": run.arguments.vision_tower}
+    if overrides["vision_tower"]:
+        overrides["vision_tower"] = str(Path(overrides["vision_tower"]).resolve())
+    config = read_config(path, {key: value for key, value in overrides.items() if value is not None})
     if config.model.language_model is None:
         raise UserError(f"config {path} has no model.language_model; add the section")
     run.config, run.family = config, get_family(config.family)
@@ -67,16 +76,18 @@ def check_config(run: Run) -> Lines:
 
 def check_files(run: Run) -> Lines:
     """Weights and tokenizer files: there, readable, of a known kind, complete as far as headers tell."""
+    from mindvlm.api import separate_parts
     from mindvlm.checkpoint import open_checkpoint
 
     try:
         if not run.config.checkpoint:
             raise UserError("the config names no checkpoint; set checkpoint to a file of weights")
-        run.checkpoint = open_checkpoint(run.config.checkpoint)
-        files = run.checkpoint.files
-        size = sum(file.stat().st_size for file in files)
-        shards = f" in {len(files)} files" if len(files) > 1 else ""
-        yield OK, f"{run.checkpoint.path}: {len(run.checkpoint.infos)} tensors, {mib(size)}{shards}"
+        checkpoint = run.opened.enter_context(open_checkpoint(run.config.checkpoint))
+        yield OK, described(checkpoint)
+        for key, path in separate_parts(run.config).items():
+            run.parts[key] = run.opened.enter_context(open_checkpoint(path))
+            yield OK, described(run.parts[key])
+        run.checkpoint = checkpoint
     except UserError as error:
         yield FAILED, str(error)
     for path in tokenizer_files(run.config.processor):
@@ -84,12 +95,23 @@ def check_files(run: Run) -> Lines:
     run.tokenizer_file = True
 
 
+def described(checkpoint) -> str:
+    """An open checkpoint in a few words."""
+    files = checkpoint.files
+    size = sum(file.stat().st_size for file in files)
+    shards = f" in {len(files)} files" if len(files) > 1 else ""
+    return f"{checkpoint.path}: {len(checkpoint.infos)} tensors, {mib(size)}{shards}"
+
+
 def tokenizer_files(processor_config) -> list[Path]:
-    """The files that the processor's config names by its keys that end in `_file`; of a folder those of a tokenizer.
+    """The files that the processor's config names by its keys that end in `_file`, those of a tokenizer if it is their
+    folder; and the one that is read of what it names by `tokenizer`.
 
     Raises:
         UserError: a folder holds none.
     """
+    from mindvlm.processing.tokenizer_files import find_tokenizer
+
     names = [f.name for f in dataclasses.fields(processor_config) if f.name.endswith("_file")]
     files = []
     for path in [Path(value) for name in names if (value := getattr(processor_config, name))]:
@@ -97,7 +119,8 @@ def tokenizer_files(processor_config) -> list[Path]:
         if not found:
             raise UserError(f"tokenizer folder {path}: holds none of {', '.join(TOKENIZER_FILES)}; copy them there")
         files += found
-    return files
+    chosen = getattr(processor_config, "tokenizer", None)
+    return [*files, find_tokenizer(Path(chosen))] if chosen else files
 
 
 def check_tokenizer_file(path: Path) -> int:
@@ -135,19 +158,18 @@ def check_tokenizer(run: Run) -> Lines:
     if decoded != ROUND_TRIP_TEXT:
         raise UserError(f"the tokenizer makes {decoded!r} of {ROUND_TRIP_TEXT!r}; use the file of the model")
     ids = image_token_ids(processor)
-    check_image_token_ids(run, ids)
+    check_image_token_ids(run, processor.image_span, ids)
     run.processor = processor
     special = ", ".join(f"{token} {token_id}" for token, token_id in ids.items())
     yield OK, f"{tokenizer.vocab_size} ids, Chinese and English come back unchanged; {special}"
 
 
 def image_token_ids(processor) -> dict[str, int]:
-    """Ids of the marks around and in an image span."""
-    span = processor.image_span
-    return {token: processor.tokenizer.special_id(token) for token in (span.start, span.end, span.placeholder)}
+    """Ids of the marks around and in an image span, those that there are."""
+    return {token: processor.tokenizer.special_id(token) for token in processor.image_span.tokens}
 
 
-def check_image_token_ids(run: Run, ids: dict[str, int]) -> None:
+def check_image_token_ids(run: Run, span, ids: dict[str, int]) -> None:
     """Compares with the config.json that lies beside the weights, if there is one.
 
     Raises:
@@ -162,7 +184,9 @@ def check_image_token_ids(run: Run, ids: dict[str, int]) -> None:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it again or move it away") from None
-    for key, (token, token_id) in zip(("im_start_token", "im_end_token", "im_patch_token"), ids.items(), strict=True):
+    keys = {"im_start_token": span.start, "im_end_token": span.end, "im_patch_token": span.placeholder}
+    for key, token in keys.items():
+        token_id = ids.get(token)
         expected = data.get(key, token_id) if isinstance(data, dict) else token_id
         if expected != token_id:
             raise UserError(
@@ -186,13 +210,39 @@ def check_model(run: Run) -> Lines:
 
 def check_weights(run: Run) -> Lines:
     """Names, shapes and kinds of numbers against the model, from headers alone."""
-    from mindvlm.api import separate_parts
-    from mindvlm.checkpoint import TensorInfo, open_checkpoint
+    from mindvlm.checkpoint import TensorInfo
 
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()}
-    parts = {key: open_checkpoint(path) for key, path in separate_parts(run.config).items()}
-    run.weights = run.family.native_view(run.checkpoint, target_infos=expected, **parts)
+    run.weights = run.family.native_view(run.checkpoint, target_infos=expected, **run.parts)
     yield OK, f"names and shapes of all {len(expected)} tensors fit the model (values are not read)"
+    if run.weights.recipe:
+        yield check_cache(run)
+
+
+def check_cache(run: Run) -> tuple[str, str]:
+    """Whether converted weights are kept, and if not whether there is room for them."""
+    from mindvlm import weights_cache
+
+    sources = (run.checkpoint, *run.parts.values())
+    files = list(dict.fromkeys(file for source in sources for file in (source.path, *source.files)))
+    try:
+        entry = weights_cache.entry_folder(*files)
+        manifest = weights_cache.Manifest(files, run.weights.recipe)
+        if weights_cache.is_made_as(entry, manifest):
+            return OK, f"converted ones are kept in {entry}"
+        room = shutil.disk_usage(existing_parent(entry)).free
+    except (UserError, OSError) as error:
+        return WARNING, f"converted at every start, because they cannot be kept: {error}"
+    needed = sum(info.num_bytes for info in run.weights.infos.values())
+    text = f"the first start converts them and keeps them in {entry}: {mib(needed)}"
+    if needed > room:
+        return WARNING, f"{text}, but {mib(room)} are free there; make room or set MINDVLM_CACHE"
+    return OK, text
+
+
+def existing_parent(path: Path) -> Path:
+    """The folder that a path would be made in."""
+    return next(parent for parent in path.parents if parent.is_dir())
 
 
 def check_device(run: Run) -> Lines:

@@ -15,6 +15,8 @@ def check_memory(run: Run) -> Lines:
     from mindvlm.checkpoint import TensorInfo
     from mindvlm.checkpoint.dtypes import item_size
 
+    config, size = run.config.model, item_size(run.dtype)
+    vision = run.family.vision_memory(config, size)
     num_tokens = prompt_length(run)
     infos = {} if run.weights is None else run.weights.infos
     weights = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
@@ -23,13 +25,13 @@ def check_memory(run: Run) -> Lines:
         return memory.estimate_memory(
             model_config,
             weights,
+            vision,
             num_images=run.arguments.num_images,
             num_prompt_tokens=num_tokens,
-            item_size=item_size(run.dtype),
+            item_size=size,
             on_host=run.device == "CPU",
         )
 
-    config = run.config.model
     needed = estimate(config)
     free = memory.free_host_memory() if run.device == "CPU" else memory.free_device_memory()
     text = (
@@ -64,28 +66,34 @@ def longest_context(config, fits: Callable[[Any], bool], *, at_least: int) -> in
 
 
 def prompt_length(run: Run) -> int:
-    """Tokens of the prompt to reckon with: the option, or the usual question with its pictures.
+    """Tokens of the prompt to reckon with: the option, or the usual question with its pictures, of which large ones may
+    be longer than small ones.
 
     Raises:
         UserError: the pictures alone are longer than the option says, or the prompt is longer than the context.
     """
-    num_images, num_tokens = run.arguments.num_images, run.arguments.num_prompt_tokens
-    num_placeholders = num_images * run.config.model.image_token_len
-    if num_tokens is None and run.processor:
-        num_tokens = len(run.processor.prompt(DEFAULT_QUERY, num_images=num_images).input_ids)
-    elif num_tokens is None:
-        num_tokens = num_placeholders + 64
-    if num_tokens < num_placeholders:
+    num_images, asked = run.arguments.num_images, run.arguments.num_prompt_tokens
+    length, max_length = run.config.model.image_token_len, run.config.model.max_length
+    shortest, longest = run.processor.picture_lengths if run.processor else (length, length)
+    if asked is not None and asked < num_images * shortest:
         raise UserError(
-            f"--num_prompt_tokens is {num_tokens} but {pictures(num_images)} take {num_placeholders} tokens; raise it"
+            f"--num_prompt_tokens is {asked} but {pictures(num_images)} take {num_images * shortest} tokens; raise it"
         )
-    max_length = run.config.model.max_length
+    num_tokens = asked or question_length(run, shortest)
     if num_tokens > max_length:
         raise UserError(
             f"a prompt of {num_tokens} tokens with {pictures(num_images)} is longer than the context of {max_length}; "
             "raise model.max_length or give fewer pictures"
         )
-    return num_tokens
+    return asked or min(question_length(run, longest), max_length)
+
+
+def question_length(run: Run, picture_length: int) -> int:
+    """Tokens of the usual question with pictures of so many."""
+    lengths = [picture_length] * run.arguments.num_images
+    if not run.processor:
+        return sum(lengths) + 64
+    return len(run.processor.prompt(DEFAULT_QUERY, num_images=len(lengths), image_lengths=lengths).input_ids)
 
 
 def pictures(count: int) -> str:

@@ -1,12 +1,13 @@
 """Trains a model: python tools/train.py --config_path configs/vary/train_nano.yaml"""
 
 import argparse
-import signal
 import sys
+
+from mindvlm.command_line import Parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mindvlm-train",
         description="Train a model. The same command again goes on from the newest checkpoint in output_dir.",
     )
@@ -40,10 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     return cli.run(command, argv)
 
 
-def interrupt(number, frame) -> None:
-    raise KeyboardInterrupt
-
-
 def train(argv: list[str] | None) -> int:
     """Trains until the schedule ends; what was saved before an interruption is where the same command goes on."""
     options = build_parser().parse_args(argv)
@@ -56,16 +53,9 @@ def train(argv: list[str] | None) -> int:
         overrides["output_dir"] = options.output_dir
     job = read_job(options.config_path, overrides)
 
-    from mindvlm.parallel.environment import is_launched
     from mindvlm.training.trainer import Trainer
 
-    # once a graph has run, MindSpore turns Ctrl-C into this signal; the ranks of a job must end at once
-    before = None if is_launched() else signal.signal(signal.SIGTERM, interrupt)
-    try:
-        Trainer(job, say=say, accept_changes=options.accept_changes).train()
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    Trainer(job, say=say, accept_changes=options.accept_changes).train()
     return 0
 
 

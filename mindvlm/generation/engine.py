@@ -21,6 +21,7 @@ from mindvlm.generation.graphs import (
     cache_capacity,
     pad_rows,
 )
+from mindvlm.interruption import uninterrupted
 from mindvlm.models.common.rotary import inverse_frequencies, ntk_alpha
 from mindvlm.models.common.splice import splice_sources
 
@@ -193,11 +194,10 @@ class Engine:
         """Allocates the cache, or a larger one that takes over what is in it."""
         if self.num_slots >= needed:
             return
-        old = self.caches
-        self.num_slots = cache_capacity(needed, self.max_length)
-        self.caches = self.model.language_model.new_caches(len(self.lengths), self.num_slots)
-        if old is not None and self.lengths.any():
-            for new_layer, old_layer in zip(self.caches, old, strict=True):
+        num_slots = cache_capacity(needed, self.max_length)
+        caches = self.model.language_model.new_caches(len(self.lengths), num_slots)
+        if self.caches is not None and self.lengths.any():
+            for new_layer, old_layer in zip(caches, self.caches, strict=True):
                 for new, filled in ((new_layer.key, old_layer.key), (new_layer.value, old_layer.value)):
                     buffer = np.zeros(new.shape, filled.asnumpy().dtype)
                     buffer[:, :, : filled.shape[2]] = filled.asnumpy()
@@ -205,8 +205,10 @@ class Engine:
         # Python gives the ids of graphs that go away out again
         gone = {id(self.prefill), id(self.decode)}
         self.compiled = {key for key in self.compiled if key[0] not in gone}
-        self.prefill = PrefillGraph(self.model.language_model, self.caches)
-        self.decode = DecodeGraph(self.model.language_model, self.caches)
+        self.prefill = PrefillGraph(self.model.language_model, caches)
+        self.decode = DecodeGraph(self.model.language_model, caches)
+        # last, so that Ctrl-C before it leaves a cache that is too small and is enlarged the next time
+        self.caches, self.num_slots = caches, num_slots
 
     def prepare_step(self) -> None:
         """Compiles the decode graph, so that nothing is compiled between the first token and the second."""
@@ -222,7 +224,8 @@ class Engine:
         start = time.perf_counter()
         if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
             self.on_compile(stage)
-        graph.compile(*inputs)
+        with uninterrupted():
+            graph.compile(*inputs)
         self.compiled.add(key)
         self.seconds["compile"] += time.perf_counter() - start
 

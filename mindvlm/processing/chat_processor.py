@@ -72,6 +72,11 @@ class ChatProcessor:
         mark = self.template.answer_separator
         return () if mark in self.tokenizer.special_ids else (mark,)
 
+    @property
+    def picture_lengths(self) -> tuple[int, int]:
+        """Placeholders of a small picture and of a large one; pictures that leave margins may have fewer."""
+        return self.image_span.num_tokens, self.image_span.num_tokens
+
     def mark_images(self, query: str, num_images: int) -> str:
         """The query with an `<image>` marker for each of its pictures, as it belongs into a history.
 

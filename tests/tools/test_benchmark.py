@@ -135,3 +135,29 @@ def test_a_peer_that_dies_is_named(workload, monkeypatch, capfd):
     with pytest.raises(UserError, match="peer absent ended with status 1"):
         benchmark.run_peer("absent", workload, num_threads=1)
     assert "absent" in capfd.readouterr().err
+
+
+NOTHING_IS_COMPILED = """
+import sys
+from mindvlm.tools.benchmark_peer import MindvlmPeer
+from mindvlm.tools.benchmark_stages import STAGES, warm_up
+from mindvlm.tools.benchmark_workload import make_workload
+
+workload = make_workload(sys.argv[1], seed=0, num_tokens=int(sys.argv[2]))
+peer = MindvlmPeer(workload, num_threads=1)
+for stage in STAGES:
+    stage.run(peer, workload)
+    if stage.run is warm_up:
+        peer.engine.reset_clock()
+print(peer.engine.seconds["compile"], peer.engine.num_slots, workload.prompt_ids.shape[1])
+"""
+
+
+# prompt and answer pass the 128 slots that the prompt alone takes
+@pytest.mark.parametrize(("model", "num_tokens"), [("tinyllava_smoke", 64), ("smoke", 80)])
+def test_nothing_is_compiled_in_the_measured_stages(model, num_tokens):
+    command = [sys.executable, "-c", NOTHING_IS_COMPILED, model, str(num_tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    seconds, num_slots, prompt_length = done.stdout.split()
+    assert float(seconds) == 0.0
+    assert int(num_slots) == 256 and int(prompt_length) <= 128

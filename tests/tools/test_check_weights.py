@@ -110,7 +110,7 @@ def test_memory_that_is_not_enough_for_anything(check, config_path, monkeypatch)
 
 def test_memory_that_is_not_enough_for_the_longest_context(check, config_path, monkeypatch):
     write_yaml(config_path.parent, tiny_config(model__max_length=32000, model__language_model__training_length=32000))
-    config = preflight.Run(argparse.Namespace(config_path=config_path, device=None))
+    config = preflight.Run(argparse.Namespace(config_path=config_path, device=None, vision_tower=None))
     list(preflight.check_config(config))
     lm = config.config.model.language_model
     room = memory.cache_bytes(lm, 16384, 4)

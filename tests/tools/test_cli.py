@@ -1,6 +1,7 @@
 """What all command-line tools share."""
 
 import argparse
+import importlib
 import os
 import sys
 import warnings
@@ -8,7 +9,7 @@ import warnings
 import pytest
 
 from mindvlm.errors import UserError
-from mindvlm.tools import cli
+from mindvlm.tools import cli, make_data, predict_llm
 
 
 def failing(error: BaseException):
@@ -71,3 +72,36 @@ def test_yes_and_no():
     assert [cli.yes_or_no(text) for text in ("yes", "True", "1", "no", "FALSE", "0")] == [True] * 3 + [False] * 3
     with pytest.raises(argparse.ArgumentTypeError, match="'maybe' is neither yes nor no"):
         cli.yes_or_no("maybe")
+
+
+@pytest.mark.parametrize(
+    "module, argv, expected",
+    [
+        ("predict_llm", ["--max_new_tokens", "many"], "'many'; see mindvlm-predict --help"),
+        ("check_model", ["--num_images", "x"], "'x'; see mindvlm-check --help"),
+        ("plot", ["run"], "--output; see mindvlm-plot --help"),
+        ("benchmark", ["--model", "none"], "see mindvlm-benchmark --help"),
+        ("make_data", ["pages", "--output", "out"], "--text; see mindvlm-make-data pages --help"),
+        ("train", [], "--config_path; see mindvlm-train --help"),
+        ("evaluate_text", ["--seed", "-1"], "-1 is below 0; see "),
+    ],
+)
+def test_wrong_arguments_are_one_line(capsys, module, argv, expected):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"mindvlm.tools.{module}").main(argv)
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+
+
+def test_the_help_of_make_data_names_the_command(capsys):
+    with pytest.raises(SystemExit):
+        make_data.main(["--help"])
+    out = capsys.readouterr().out
+    assert out.startswith("usage: mindvlm-make-data ") and "    mindvlm-make-data pages --text" in out
+    assert "make_data" not in out
+
+
+def test_the_help_of_predict_says_what_its_statuses_mean():
+    text = " ".join(predict_llm.build_parser().format_help().split())
+    assert "1: some of several pictures failed" in text

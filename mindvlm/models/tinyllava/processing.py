@@ -169,6 +169,16 @@ class TinyLlavaProcessor(ChatProcessor):
         edge = config.image.height_width[0]
         return config.tiling.image_rows(self.load(image).size, tile=edge, num_tokens=config.num_image_tokens)
 
+    @property
+    def picture_lengths(self) -> tuple[int, int]:
+        config = self.config
+        if config.tiling is None:
+            return super().picture_lengths
+        edge, num_tokens = config.image.height_width[0], config.num_image_tokens
+        sizes = config.tiling.sizes
+        lengths = [len(config.tiling.image_rows(size, tile=edge, num_tokens=num_tokens).rows) for size in sizes]
+        return min(lengths), max(lengths)
+
     def with_usual_markers(self, query: str) -> str:
         return query.replace(QUICK_START_MARKER, IMAGE_MARKER)
 

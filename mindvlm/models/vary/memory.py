@@ -1,0 +1,64 @@
+"""What the towers of a Vary model take in memory while they run."""
+
+import math
+
+from mindvlm.models.common.attention_core import MAX_SCORES_PER_HEAD
+from mindvlm.models.common.memory import FLOAT32, MIB, VisionMemory, pixel_bytes, tower_memory
+from mindvlm.models.common.patches import grid_size
+from mindvlm.models.vary.model_config import VaryModelConfig
+from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+
+# nodes of the compiled graph; a global block has all its slices as nodes
+WINDOWED_BLOCK_BYTES, GLOBAL_BLOCK_BYTES = 14 * MIB, 35 * MIB
+# a transposed constant keeps a table of 8 bytes an element beside the result
+TRANSPOSE_BYTES = 8 + FLOAT32
+
+
+def vision_memory(config: VaryModelConfig, item_size: int) -> VisionMemory:
+    """Both towers, or the one that there is, for one picture; `item_size` are the bytes of a value."""
+    memory = VisionMemory()
+    if config.vision_tower:
+        memory = memory.beside(tower_memory(config.vision_tower, config.vision_select_layer, item_size))
+    if config.vision_vocabulary:
+        memory = memory.beside(vocabulary_memory(config.vision_vocabulary, item_size))
+    return memory
+
+
+def vocabulary_memory(config: VisionVocabularyConfig, item_size: int) -> VisionMemory:
+    """The vision vocabulary alone."""
+    num_global = len(set(config.global_attn_indexes)) if config.window_size else config.depth
+    graph = num_global * GLOBAL_BLOCK_BYTES + (config.depth - num_global) * WINDOWED_BLOCK_BYTES
+    graph += num_convolution_values(config) * TRANSPOSE_BYTES
+    return VisionMemory(graph, vocabulary_activations(config, item_size))
+
+
+def vocabulary_activations(config: VisionVocabularyConfig, item_size: int) -> int:
+    """Widest place of the vision vocabulary for one picture, and what does not wait for its turn.
+
+    The positions appended to the keys of every block and the kernels laid out for the convolutions depend on no pixel:
+    they are made when the graph starts and stay until they are used.
+    """
+    rows, columns = grid_size(config.image_size, config.patch_size)
+    num_cells, width = rows * columns, config.embed_dim
+    head_dim = width // config.num_heads
+    states = 2 * num_cells * width
+    waiting = num_convolution_values(config)
+    widest = [3 * num_cells * int(width * config.mlp_ratio) + states, 10 * num_cells * config.out_chans]
+    for index in range(config.depth):
+        size = 0 if index in config.global_attn_indexes else config.window_size
+        attended = (size, size) if size else (rows, columns)
+        num_windows = math.ceil(rows / attended[0]) * math.ceil(columns / attended[1])
+        num_keys = attended[0] * attended[1]
+        num_rows = num_windows * config.num_heads * num_keys
+        num_queries = max(1, min(num_keys, MAX_SCORES_PER_HEAD // num_keys))
+        scores = num_windows * config.num_heads * num_queries * num_keys
+        waiting += num_rows * sum(attended)
+        queries_and_keys = 2 * num_rows * (head_dim + sum(attended))
+        widest.append(scores * (1 + FLOAT32 / item_size) + queries_and_keys + num_rows * head_dim + states)
+    return int((max(widest) + waiting) * item_size) + pixel_bytes(config.image_size, item_size)
+
+
+def num_convolution_values(config: VisionVocabularyConfig) -> int:
+    """Values of the three 3 x 3 kernels, which the graph holds in another order than the checkpoint."""
+    channels = (config.out_chans, config.out_chans, config.net_2_channels, config.net_3_channels)
+    return 9 * sum(before * after for before, after in zip(channels, channels[1:], strict=False))
