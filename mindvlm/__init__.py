@@ -9,6 +9,7 @@ print(model.chat("Provide the ocr results of this image.", images="page.png"))
 import os
 
 from mindvlm.errors import UserError
+from mindvlm.interruption import uninterrupted
 
 # Both are read when MindSpore is imported; a user's own choice stays. Errors only: its warnings are for its developers.
 os.environ.setdefault("GLOG_v", "3")
@@ -24,6 +25,8 @@ def load(config_path=None, **overrides):
 
     See `mindvlm.api.load`, which this calls; MindSpore is imported only then.
     """
-    from mindvlm.api import load as load_model
+    # MindSpore ends the process with a traceback when its import is interrupted
+    with uninterrupted():
+        from mindvlm.api import load as load_model
 
     return load_model(config_path, **overrides)

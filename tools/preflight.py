@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.errors import UserError
+from mindvlm.interruption import uninterrupted
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -60,8 +61,10 @@ class Run:
 
 def check_config(run: Run) -> Lines:
     """Keys, types, ranges, and that the sections agree with each other."""
-    from mindvlm.api import read_config, shipped_config_path
-    from mindvlm.families import get_family
+    # MindSpore ends the process with a traceback when its import is interrupted
+    with uninterrupted():
+        from mindvlm.api import read_config, shipped_config_path
+        from mindvlm.families import get_family
 
     path = run.arguments.config_path or shipped_config_path()
     overrides = {"device": run.arguments.device, "vision_tower": run.arguments.vision_tower}

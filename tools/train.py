@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mindvlm.command_line import Parser
+from mindvlm.interruption import uninterrupted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,9 @@ def train(argv: list[str] | None) -> int:
         overrides["output_dir"] = options.output_dir
     job = read_job(options.config_path, overrides)
 
-    from mindvlm.training.trainer import Trainer
+    # MindSpore ends the process with a traceback when its import is interrupted
+    with uninterrupted():
+        from mindvlm.training.trainer import Trainer
 
     Trainer(job, say=say, accept_changes=options.accept_changes).train()
     return 0

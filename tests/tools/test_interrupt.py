@@ -98,3 +98,22 @@ def test_rows_that_are_finished_are_kept(terminal, images, tmp_path):
     assert reading.process.wait(TIMEOUT) == 130
     (row,) = map(json.loads, output.read_text().splitlines())
     assert row["image"].endswith("a.png") and row["num_new_tokens"] == 60
+
+
+IMPORTING = """
+import sys, os, signal, threading, time
+
+def press():
+    while "mindspore" not in sys.modules:
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=press, daemon=True).start()
+from mindvlm.tools import predict_llm
+sys.exit(predict_llm.main(["--query", "hello"]))
+"""
+
+
+def test_while_mindspore_is_imported():
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
