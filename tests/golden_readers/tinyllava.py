@@ -124,7 +124,11 @@ class TinyLlavaReader:
         }
         features = self.compare_vision(scenario, recorded)
         self.compare_forward(scenario, recorded, features)
-        if "greedy_ids" in recorded:
+        if "greedy_ids" in recorded and scenario.is_cut_in_a_picture:
+            for item in ("greedy_ids", "greedy_step_logits", "greedy_ids_until_eos"):
+                if item in recorded:
+                    self.report.skip(recorded[item], "a prompt that is cut inside a picture cannot be asked here")
+        elif "greedy_ids" in recorded:
             self.compare_generation(scenario, recorded, features)
         if "greedy_margin" in recorded:
             self.report.skip(recorded["greedy_margin"], "the margin of greedy_step_logits, which is compared")
@@ -161,8 +165,7 @@ class TinyLlavaReader:
         if scenario.max_length is None:
             return self.engine.merged_embeddings(ids, features)
         if features is None:
-            cut = [row[: scenario.max_length] for row in scenario.rows]
-            return self.engine.merged_embeddings(self.in_shape(scenario.padded(cut, 0), 0), None)
+            return self.engine.merged_embeddings(self.in_shape(scenario.padded(scenario.kept_rows, 0), 0), None)
         num_images, image_token_len, _ = features.shape
         sources = splice_sources(ids, num_images, image_token_len, PLACEHOLDER, max_length=scenario.max_length)
         cut = np.ascontiguousarray(ids[:, : sources.shape[1]])
@@ -219,10 +222,11 @@ class TinyLlavaReader:
             self.report.skip(recorded["eos_token_id"], "an input")
 
     def generate(self, scenario: Scenario, features: Tensor | None, num_tokens: int, stops: list) -> list[list[int]]:
-        self.engine.reset(len(scenario.rows))
-        logits = self.engine.append(scenario.rows, features)
+        rows = scenario.kept_rows
+        self.engine.reset(len(rows))
+        logits = self.engine.append(rows, features)
         options = GenerationConfig(max_new_tokens=num_tokens)
-        *_, answers = self.generator.stream(scenario.rows, logits, options, stops=stops, seed=0)
+        *_, answers = self.generator.stream(rows, logits, options, stops=stops, seed=0)
         return [list(answer.ids) for answer in answers]
 
 

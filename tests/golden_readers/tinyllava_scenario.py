@@ -36,6 +36,15 @@ class Scenario:
     is_left_padded: bool
 
     @property
+    def kept_rows(self) -> list[list[int]]:
+        """The rows, cut."""
+        return [row[: self.max_length] for row in self.rows]
+
+    @property
+    def is_cut_in_a_picture(self) -> bool:
+        return any(PLACEHOLDER in row[self.max_length :] for row in self.rows) if self.max_length else False
+
+    @property
     def lengths(self) -> list[int]:
         """Of the rows that are recorded."""
         return [min(len(row), self.max_length or len(row)) for row in self.rows]

@@ -136,6 +136,9 @@ def compare_arrays(
         if not name.startswith(f"{tag}.{kind}."):
             continue
         parameter = name.removeprefix(f"{tag}.{kind}.")
+        if kind == "grad" and "vision" in parameter and parameter.endswith("k_proj.bias"):
+            report.skip(name, "softmax does not see it: the gradient is rounding")
+            continue
         at, note = None, ""
         gradient = report.recorded.get(f"{tag}.grad.{parameter}")
         if floor and gradient is not None:
