@@ -8,6 +8,7 @@ from mindvlm.models.common.activation import ACTIVATIONS
 from mindvlm.models.common.decoder import DecoderConfig
 from mindvlm.models.common.vit import VitConfig
 
+MAX_SIZE = 2**31 - 1
 MAY_BE_ZERO = ("window_size", "residual_dropout")
 
 
@@ -35,7 +36,9 @@ def check_language_model(lm: DecoderConfig, *, max_length: int) -> None:
         )
     if lm.hidden_size % 2:
         raise UserError(f"model.language_model.hidden_size is {lm.hidden_size}; expected an even number")
-    if lm.position == "rotary" and (lm.rotary_dim % 2 or not 0 < lm.rotary_dim <= lm.head_dim):
+    # a factor of 2 is beyond the head anyway, and a very large one has no whole product
+    is_beyond = lm.partial_rotary_factor >= 2 or not 0 < lm.rotary_dim <= lm.head_dim
+    if lm.position == "rotary" and (is_beyond or lm.rotary_dim % 2):
         raise UserError(
             f"model.language_model.head_dim is {lm.head_dim} and partial_rotary_factor {lm.partial_rotary_factor}; "
             "rotary positions need an even number of the head's dimensions"
@@ -67,8 +70,8 @@ def check_positive(section: str, config) -> None:
         value = getattr(config, f.name)
         if f.name in MAY_BE_ZERO:
             continue
-        if f.type in (int, "int") and value < 1:
-            raise UserError(f"model.{section}.{f.name} is {value}; expected at least 1")
+        if f.type in (int, "int", int | None) and value is not None and not 1 <= value <= MAX_SIZE:
+            raise UserError(f"model.{section}.{f.name} is {value}; expected at least 1, at most {MAX_SIZE}")
         if f.type in (float, "float") and not 0 < value < math.inf:
             raise UserError(f"model.{section}.{f.name} is {value}; expected a finite number above 0")
 
