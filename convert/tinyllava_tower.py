@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def deleted_layer(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
 
 def tower_folders(folder: Path, name: str) -> list[Path]:
     """Return the folders here that a tower's name may stand for: relative to the weights, and as it stands."""
-    return [place for place in (folder / name, Path(name)) if place.is_dir()]
+    # unlike Path's, this is_dir says no to a name that no file can have
+    return [place for place in (folder / name, Path(name)) if os.path.isdir(place)]
 
 
 def with_tower_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

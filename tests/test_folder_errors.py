@@ -57,6 +57,8 @@ def test_any_value_is_taken_or_refused(folder, data):
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_parameters.rope_theta is"),
         ({"architectures": 5}, "architectures is 5, expected a list of texts"),
         ({"mm_vision_tower": 5}, "mm_vision_tower is 5, expected a text"),
+        ({"mm_vision_tower": "x" * 5000, "vision_config": None}, "mm_vision_tower is 'xxx"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0, expected a whole number"),
         ({"mm_projector_type": ["linear"]}, "mm_projector_type is a list, expected a text"),
         ({"mm_vision_select_layer": "-2"}, "mm_vision_select_layer is"),
         ({"pad_token_id": [0]}, "pad_token_id is a list, expected a whole number"),

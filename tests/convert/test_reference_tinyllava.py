@@ -17,7 +17,7 @@ from tests.convert.test_tinyllava import config_of as tiny_config
 from tests.golden_files import golden_json, golden_path
 from tests.golden_readers.case import Case
 from tests.golden_readers.tinyllava_scenario import IGNORED, PLACEHOLDER, find_scenarios
-from tests.models.tinyllava.test_dialects import clip, config_of, llama, phi, random_ids, randomised, siglip, stablelm
+from tests.models.tinyllava.test_dialects import clip, llama, phi, random_ids, randomised, siglip, stablelm
 
 BOUND = 1e-5
 PEERS = {"phi": phi, "stablelm": stablelm, "llama": llama}
@@ -35,7 +35,7 @@ def assert_close(actual: torch.Tensor, expected, bound: float = BOUND) -> None:
 def test_decoders_are_those_of_transformers(dialect):
     """Logits of a whole pass, with a cache, behind padding on the left; the bias of Phi's head is kept."""
     peer = randomised(PEERS[dialect]())
-    config = {**bench_form(config_of(peer), dialect), "head_bias": dialect == "phi"}
+    config = {**bench_form(peer.config.to_dict(), dialect), "head_bias": dialect == "phi"}
     model = ReferenceTinyLlava.from_state(config, peer.state_dict(), device="cpu")
     ids = torch.from_numpy(random_ids(2, 35)).long()
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_decoders_are_those_of_transformers(dialect):
 def test_towers_are_those_of_transformers(make):
     """31 pixels hold two patches and a rest."""
     peer = randomised(make())
-    tower = build_tower({**config_of(peer), "keeps_last_layer": True})
+    tower = build_tower({**peer.config.to_dict(), "keeps_last_layer": True})
     state = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in peer.state_dict().items()}
     tower.load_state_dict({name: value for name, value in state.items() if ".head." not in name})
     pixels = torch.randn(2, 3, 31, 31)
