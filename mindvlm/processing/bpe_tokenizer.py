@@ -10,6 +10,7 @@ import tokenizers
 from mindvlm.errors import UserError
 from mindvlm.processing.text_decoders import CleaningDecoder, SkippingDecoder, SpacedDecoder, TextDecoder
 from mindvlm.processing.tokenizer import Tokenizer, replace_surrogates
+from mindvlm.processing.tokenizer_values import check_added_tokens, check_id, check_ids
 
 OPT_SPECIAL_TOKENS: tuple[str, ...] = ("</s>", "<pad>", "<imgpad>", "<img>", "</img>")
 """Special tokens of Vary-tiny. OPT's vocabulary has the first two; the others get the next ids: 50265, 50266, 50267."""
@@ -164,6 +165,7 @@ def _vocabulary(definition: dict[str, Any], name: str, allow_unused_ids: bool) -
     kind = model.get("type") if isinstance(model, dict) and isinstance(model.get("vocab"), dict) else None
     if kind != "BPE" or "ByteLevel" not in json.dumps(definition.get("pre_tokenizer")):
         raise UserError(f"tokenizer file {name}: is no byte-level BPE; give the tokenizer that belongs to the model")
+    check_ids(model["vocab"], name)
     ids = dict(model["vocab"])
     ids |= {token["content"]: token["id"] for token in definition.get("added_tokens") or ()}
     numbers = sorted(ids.values())
@@ -187,9 +189,14 @@ def find_definition(path: Path) -> Path:
 
 
 def read_definition(path: Path) -> dict[str, Any]:
-    """The contents of a tokenizer.json; a vocab.json and its merges.txt are written in the same form."""
+    """The contents of a tokenizer.json; a vocab.json and its merges.txt are written in the same form.
+
+    Raises:
+        UserError: a file is missing or damaged, or the added tokens are no tokens.
+    """
     contents = _read_json(path)
     if "model" in contents and isinstance(contents["model"], dict):
+        check_added_tokens(contents.get("added_tokens"), path)
         return contents
     merges = [line for line in _read_text(path.with_name("merges.txt")).splitlines() if line.strip()]
     merges = [line for line in merges if not line.startswith("#version")]
@@ -200,7 +207,7 @@ def read_definition(path: Path) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "decoder": None,
-        "added_tokens": [{"content": token, "id": token_id} for token, token_id in added.items()],
+        "added_tokens": [{"content": token, "id": check_id(token, id_, added_path)} for token, id_ in added.items()],
         "model": {"type": "BPE", "vocab": contents, "merges": merges},
     }
 
@@ -208,7 +215,7 @@ def read_definition(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         contents = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"tokenizer file {path}: is no JSON ({error}); copy it again") from None
     if not isinstance(contents, dict):
         raise UserError(f"tokenizer file {path}: holds no mapping of tokens to ids; give vocab.json or tokenizer.json")

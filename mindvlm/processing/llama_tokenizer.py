@@ -26,6 +26,7 @@ from mindvlm.processing.text_decoders import (
 )
 from mindvlm.processing.tokenizer import Tokenizer, replace_surrogates
 from mindvlm.processing.tokenizer_settings import TokenizerSettings
+from mindvlm.processing.tokenizer_values import check_ids
 
 Style = Literal["continuous", "legacy", "fast"]
 MAX_MODEL_BYTES = 64 * 2**20
@@ -152,6 +153,7 @@ def read_piece_model(path: Path) -> PieceVocabulary:
 
 def piece_vocabulary(definition: dict[str, Any], name: str) -> PieceVocabulary:
     """The vocabulary of a tokenizer.json of Llama's form. Raises UserError if the library cannot read it."""
+    check_ids(definition["model"].get("vocab"), name)
     plain = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"))
     try:
         backend = tokenizers.Tokenizer.from_str(json.dumps({**definition, **plain, "added_tokens": []}))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.errors import UserError
+from mindvlm.processing.tokenizer_values import ROLES, check_id, check_settings, decoder_tokens, token_text
 
 RANK_PATTERNS = ("*.tiktoken", "*.tiktoken.txt")
 """Names of files of tiktoken's ranks."""
 
-ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 MAX_SETTINGS_BYTES = 16 * 2**20
 
 
@@ -55,51 +55,27 @@ def read_settings(folder: Path) -> TokenizerSettings:
     """Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, as far as the folder has them.
 
     Raises:
-        UserError: one of them is no JSON mapping.
+        UserError: one of them is no JSON mapping, or a value in it is of the wrong kind.
     """
-    config = {**_read(folder / "special_tokens_map.json"), **_read(folder / "tokenizer_config.json")}
-    special_map = _read(folder / "special_tokens_map.json")
-    roles = {role: _content(config.get(role)) or _content(special_map.get(role)) for role in ROLES}
-    file = folder / "tokenizer_config.json"
-    additional = _of_kind(config.get("additional_special_tokens") or [], list, "additional_special_tokens", file)
-    named = {*roles.values(), *map(_content, additional)}
+    special_map, own = (_read(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
+    check_settings(special_map, folder / "special_tokens_map.json")
+    check_settings(own, folder / "tokenizer_config.json")
+    config = {**special_map, **own}
+    roles = {role: token_text(config.get(role)) or token_text(special_map.get(role)) for role in ROLES}
+    additional = [token_text(token) for token in config.get("additional_special_tokens") or ()]
+    named = {*roles.values(), *additional}
     added_file = folder / "added_tokens.json"
-    added = {token: (_id(number, added_file), token in named) for token, number in _read(added_file).items()}
-    for number, token in _of_kind(config.get("added_tokens_decoder") or {}, dict, "added_tokens_decoder", file).items():
-        if isinstance(token, dict) and "content" in token:
-            content = _of_kind(token["content"], str, "content of an added token", file)
-            added[content] = (_id(number, file), bool(token.get("special")))
+    added = {token: (check_id(token, value, added_file), token in named) for token, value in _read(added_file).items()}
+    added |= decoder_tokens(own, folder / "tokenizer_config.json")
     return TokenizerSettings(
         tokenizer_class=str(config.get("tokenizer_class") or ""),
         **roles,
-        additional_special_tokens=tuple(token for token in map(_content, additional) if token),
+        additional_special_tokens=tuple(filter(None, additional)),
         add_bos_token=config.get("add_bos_token"),
         legacy=config.get("legacy"),
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
         added_tokens=added,
     )
-
-
-def _of_kind(value: Any, kind: type, what: str, file: Path) -> Any:
-    if not isinstance(value, kind):
-        raise UserError(f"tokenizer file {file}: {what} is {value!r:.80}, expected a {kind.__name__}; copy it again")
-    return value
-
-
-def _id(number: Any, file: Path) -> int:
-    """The id of an added token, which is a text where it is a key."""
-    try:
-        return int(number)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"tokenizer file {file}: an added token has the id {number!r:.80}, expected a number; copy it again"
-        ) from None
-
-
-def _content(token: Any) -> str | None:
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -109,7 +85,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_SETTINGS_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
         contents = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"tokenizer file {path}: is no JSON ({' '.join(str(error).split())}); copy it again") from None
     if not isinstance(contents, dict):
         raise UserError(f"tokenizer file {path}: holds no mapping of settings; copy it again")
