@@ -66,7 +66,11 @@ def load(
     processor = family.processor(config.processor)
     with contextlib.ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(config.checkpoint))
-        model = family.model(config.model, runtime.start(config))
+        try:
+            model = family.model(config.model, runtime.start(config))
+        except MemoryError:
+            sizes = f"{config_path}: a model of the sizes that it describes does not fit into memory"
+            raise UserError(f"{sizes}; correct them, or take a machine with more memory") from None
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
         parts = {key: stack.enter_context(open_checkpoint(path)) for key, path in separate_parts(config).items()}
         try:

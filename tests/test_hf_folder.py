@@ -63,3 +63,14 @@ def test_where_the_tower_is_described(tmp_path):
     (tower / "config.json").write_text(json.dumps({"hidden_size": 36}))
     for place in (tower, tower / "config.json"):
         assert tower_config(inside, tmp_path, place) == {"hidden_size": 36}
+
+
+def test_sizes_beyond_the_memory(tmp_path, monkeypatch):
+    folder = write_tiny_tinyllava(tmp_path)
+
+    def fails(config, dtype):
+        raise MemoryError("Unable to allocate 37.3 GiB")
+
+    monkeypatch.setattr("mindvlm.models.tinyllava.model.CausalLM", fails)
+    with pytest.raises(UserError, match=f"^{folder}: a model of the sizes .* does not fit into memory; correct them"):
+        load(folder, mode="pynative", cache=False)
