@@ -12,17 +12,19 @@ SEED ?= 7
 demo: $(VENV)/installed
 	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
 
-# In three rounds: MindSpore keeps every graph that it has compiled, and the whole suite has some thousands.
+# In four rounds: MindSpore keeps every graph that it has compiled, and the whole suite has some thousands.
 # Compiling takes one thread, so two processes with a thread each are twice as fast as one with two.
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 COMPILING = tests/models tests/generation tests/processing tests/parallel
 FILES = tests/checkpoint tests/convert tests/ascend
+TRAINING = tests/training
 
 test: $(VENV)/installed-test lint
 	$(PYTEST) $(FILES)
 	$(PYTEST) $(COMPILING)
-	$(PYTEST) tests $(addprefix --ignore=,$(FILES) $(COMPILING))
+	$(PYTEST) $(TRAINING)
+	$(PYTEST) tests $(addprefix --ignore=,$(FILES) $(COMPILING) $(TRAINING))
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow

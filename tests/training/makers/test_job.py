@@ -98,4 +98,4 @@ def test_the_command_line(tmp_path, capsys):
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         make_data.main(["--help"])
-    assert ended.value.code == 0 and "make_data.py charts --languages en zh" in capsys.readouterr().out
+    assert ended.value.code == 0 and "mindvlm-make-data charts --languages en zh" in capsys.readouterr().out
