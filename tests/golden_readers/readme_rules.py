@@ -81,10 +81,3 @@ def gradient_floor(case: Case) -> float:
     """The x of 'where |grad| > x': parameters after a step with a tiny eps are compared only there. 0 if not said."""
     found = re.search(rf"\|?grad(?:ient)?\|?\s*(?:>=?|above)\s*({NUMBER})", case.readme)
     return float(found.group(1)) if found else 0.0
-
-
-def loss_sensitivity(case: Case) -> float:
-    """The x of 'losses after the steps up to x': how far a run in double precision is from the recorded one. 0 if not
-    said."""
-    found = re.search(rf"losses after the steps up to ({NUMBER})", case.readme)
-    return float(found.group(1)) if found else 0.0

@@ -10,7 +10,7 @@ from mindvlm.models.tinyllava.model_config import TuneConfig
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from tests.golden_readers.case import Case
-from tests.golden_readers.readme_rules import gradient_floor, loss_sensitivity
+from tests.golden_readers.readme_rules import gradient_floor
 from tests.golden_readers.report import TRAINING_BOUND, Report
 from tests.golden_readers.tinyllava_loaded import LoadedTinyLlava
 from tests.golden_readers.tinyllava_scenario import IGNORED, PLACEHOLDER, Scenario
@@ -66,17 +66,7 @@ def compare_training(case: Case, report: Report, scenarios: dict[str, Scenario])
             if number == 0:
                 report.close(f"{tag}.grad_norm", result.norm.asnumpy(), bound=TRAINING_BOUND)
                 compare_arrays(case, report, tag, "after1", loaded, values_of(loaded))
-        compare_losses(case, report, f"{tag}.losses", np.array(losses, np.float32))
-
-
-def compare_losses(case: Case, report: Report, name: str, losses: np.ndarray) -> None:
-    """The loss before the first step, and those after steps, for which the README may say how far rounding moves them:
-    with a small eps, Adam makes whole steps of gradients that are nothing but rounding."""
-    recorded, stated = report.recorded[name], loss_sensitivity(case)
-    report.close(name, losses, bound=TRAINING_BOUND, at=np.arange(len(recorded)) == 0 if stated else None)
-    if stated:
-        furthest = float(np.abs(losses - recorded).max())
-        report.check(f"{name} after steps", furthest, bound=stated, note="the largest difference, README")
+        report.close(f"{tag}.losses", np.array(losses, np.float32), bound=TRAINING_BOUND)
 
 
 def batch_of(scenario: Scenario, loaded: LoadedTinyLlava) -> tuple[Tensor, ...]:
@@ -137,7 +127,10 @@ def compare_arrays(
             continue
         parameter = name.removeprefix(f"{tag}.{kind}.")
         if kind == "grad" and "vision" in parameter and parameter.endswith("k_proj.bias"):
-            report.skip(name, "softmax does not see it: the gradient is rounding")
+            # softmax does not see it, so that both are rounding: small beside the gradient of the queries' bias
+            scale = np.linalg.norm(original[parameter.replace("k_proj", "q_proj")])
+            error = float(np.linalg.norm(original[parameter] - report.recorded[name]) / scale)
+            report.check(name, error, bound=TRAINING_BOUND, note="beside that of q_proj.bias")
             continue
         at, note = None, ""
         gradient = report.recorded.get(f"{tag}.grad.{parameter}")
