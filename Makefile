@@ -16,9 +16,9 @@ demo: $(VENV)/installed
 # Compiling takes one thread, so two processes with a thread each are twice as fast as one with two.
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
-COMPILING = tests/models tests/generation tests/processing tests/parallel
-FILES = tests/checkpoint tests/convert tests/ascend
-TRAINING = tests/training
+COMPILING = tests/models tests/nn tests/generation tests/processing tests/parallel
+FILES = tests/checkpoint tests/weights tests/convert tests/ascend
+TRAINING = tests/training tests/datagen
 
 test: $(VENV)/installed-test lint
 	$(PYTEST) $(FILES)

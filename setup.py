@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 library = find_packages(include=["mindvlm", "mindvlm.*"])
 mapped = {
     "mindvlm.convert": "convert",
-    **{f"mindvlm.convert.{name}": f"convert/{name}" for name in ("lora", "parity", "reference", "report", "rules")},
+    **{f"mindvlm.convert.{name}": f"convert/{name}" for name in ("parity", "reference", "report")},
     "mindvlm.tools": "tools",
     "mindvlm.configs": "configs",
     "mindvlm.examples": "examples",

@@ -26,16 +26,16 @@ from mindvlm.checkpoint import (
     staging_folder,
     write_checkpoint,
 )
-from mindvlm.convert.buffers import unpack_buffers
-from mindvlm.convert.companions import copy_companions
-from mindvlm.convert.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
 from mindvlm.convert.parity.comparison import ParityReport, ParityRequest, compare_logits
 from mindvlm.convert.publishing import Output, check_place, publish
 from mindvlm.convert.report.tensor_statistics import StatisticsTap, TensorStatistics
-from mindvlm.convert.rules.layered import LayeredSource
-from mindvlm.convert.rules.plan import Plan
 from mindvlm.convert.verify import Verified, verify_conversion
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights.buffers import unpack_buffers
+from mindvlm.weights.companions import copy_companions
+from mindvlm.weights.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
+from mindvlm.weights.rules.layered import LayeredSource
+from mindvlm.weights.rules.plan import Plan
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
 NAMINGS = ("native", "hf")

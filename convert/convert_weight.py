@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import check_writable, open_checkpoint, parse_size
-from mindvlm.command_line import Parser
 from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ParityFailure, Request, convert
 from mindvlm.convert.inspection import inspect_table
-from mindvlm.convert.models import MODELS
 from mindvlm.convert.report.account import write_report
-from mindvlm.convert.rules.findings import ConversionError
 from mindvlm.convert.summary import report_of, summary
-from mindvlm.errors import UserError
+from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import UserError
+from mindvlm.weights.recognise import MODELS
+from mindvlm.weights.rules.findings import ConversionError
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from mindvlm.checkpoint import Checkpoint, TensorInfo
-from mindvlm.convert.rules.findings import Row, fold_name
+from mindvlm.weights.rules.findings import Row, fold_name
 
 _FORMATS = {
     ".safetensors": "safetensors",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindvlm.checkpoint import PendingFiles, Target, TensorSource, check_target
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from mindvlm.convert.conversion import Conversion
 from mindvlm.convert.inspection import describe_format
 from mindvlm.convert.report.account import Account, SourceRecord, Step, build_report, file_record
 from mindvlm.convert.report.origins import Origin, add_origins, carry_origins, origins_of
-from mindvlm.convert.rules.findings import fold_label, format_table
-from mindvlm.convert.rules.plan import Plan
+from mindvlm.weights.rules.findings import fold_label, format_table
+from mindvlm.weights.rules.plan import Plan
 
 Origins = Mapping[str, Sequence[Origin]]
 

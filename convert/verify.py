@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.checkpoint import CastSource, TensorSource, open_checkpoint
-from mindvlm.convert.opened import Layer, Opened
-from mindvlm.convert.rules.layered import SelectedSource
-from mindvlm.convert.rules.plan import Plan
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights.opened import Layer, Opened
+from mindvlm.weights.rules.layered import SelectedSource
+from mindvlm.weights.rules.plan import Plan
 
 Progress = Callable[[str, int], None]
 

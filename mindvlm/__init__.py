@@ -8,8 +8,8 @@ print(model.chat("Provide the ocr results of this image.", images="page.png"))
 
 import os
 
-from mindvlm.errors import UserError
-from mindvlm.interruption import uninterrupted
+from mindvlm.core.errors import UserError
+from mindvlm.core.interruption import uninterrupted
 
 # Both are read when MindSpore is imported; a user's own choice stays. Errors only: its warnings are for its developers.
 os.environ.setdefault("GLOG_v", "3")

@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
-from mindvlm.config import GenerationConfig, build_config, is_mindocr_config, read_yaml
-from mindvlm.convert.rules.findings import ConversionError
-from mindvlm.errors import UserError
+from mindvlm.core import runtime
+from mindvlm.core.config import GenerationConfig, build_config, is_mindocr_config, read_yaml
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.generation.answer import Answer, AnswerStream
 from mindvlm.generation.answers import Answers
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
-from mindvlm.hf_folder import folder_config, sizes_remedy
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.models.tinyllava.folder import folder_config, sizes_remedy
 from mindvlm.processing.chat_processor import ChatPrompt
-from mindvlm.processing.image_span import ImageRows, joined_rows
-from mindvlm.processing.stream_decoder import StreamDecoder
-from mindvlm.weights_cache import kept_weights
+from mindvlm.processing.images.image_span import ImageRows, joined_rows
+from mindvlm.processing.text.stream_decoder import StreamDecoder
+from mindvlm.weights.cache import kept_weights
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.weights.rules.findings import ConversionError
 
 MAX_CACHED_IMAGES = 16
 History = Sequence[tuple[str, str]]

@@ -4,8 +4,8 @@ from mindspore import Tensor, ops
 
 from mindvlm.api import VisionLanguageModel, as_list
 from mindvlm.generation.answer import Answer, AnswerStream
-from mindvlm.processing.image_span import ImageRows
-from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.processing.images.image_span import ImageRows
+from mindvlm.processing.text.tokenizer import Tokenizer
 
 
 class Conversation:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from tests.tiny_vary import (
     IMAGE_TOKEN_LEN,
     VOCAB_SIZE,

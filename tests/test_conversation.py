@@ -5,9 +5,9 @@ import pytest
 from mindspore import ops
 
 from mindvlm.conversation import Conversation, ids_of_text
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer
-from tests.processing.small_vocabulary import small_tokenizer
+from tests.processing.text.small_vocabulary import small_tokenizer
 from tests.tiny_vary import picture, tiny_model
 
 BOUND = 1e-5

@@ -5,9 +5,9 @@ import pytest
 
 import mindvlm
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert.vary import HF
-from mindvlm.errors import UserError
-from tests.convert.vary_names import mindocr_name
+from mindvlm.core.errors import UserError
+from mindvlm.models.vary.names import HF
+from tests.models.vary.vary_names import mindocr_name
 from tests.tiny_vary import (
     picture,
     tiny_config,

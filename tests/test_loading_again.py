@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import mindvlm
-from mindvlm import weights_cache
 from mindvlm.checkpoint import CastSource, MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.weights_cache import entry_folder
+from mindvlm.weights import cache as weights_cache
+from mindvlm.weights.cache import entry_folder
 from tests.checkpoint.test_write_errors import file_size_limit
-from tests.convert.lora.adapters import write_adapter
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import write_tiny_vary
+from tests.weights.lora.adapters import write_adapter
 
 NAME = "language_model.embed_tokens.weight"
 

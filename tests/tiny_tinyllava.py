@@ -7,7 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mindvlm.convert.reference import tinyllava_layout
-from tests.processing.small_pieces import write_piece_files
+from tests.processing.text.small_pieces import write_piece_files
 
 VOCAB_SIZE = 330
 TOWER = {

@@ -12,12 +12,12 @@ from PIL import Image
 from mindvlm.api import load
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.reference.random_weights import random_tensor
-from mindvlm.models.common.weights import parameter_shapes
 from mindvlm.models.vary.config import parse_config
 from mindvlm.models.vary.model import build_model
-from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
-from tests.processing.small_bpe import small_vocabulary, write_bpe_files
-from tests.processing.small_vocabulary import small_ranks, write_rank_file
+from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
+from mindvlm.weights.fill import parameter_shapes
+from tests.processing.text.small_bpe import small_vocabulary, write_bpe_files
+from tests.processing.text.small_vocabulary import small_ranks, write_rank_file
 
 VOCAB_SIZE = len(small_ranks()) + len(COMPACT_SPECIAL_TOKENS)
 IMAGE_TOKEN_LEN = 8

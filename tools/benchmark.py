@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
-from mindvlm.command_line import Parser
-from mindvlm.errors import UserError
+from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import UserError
 from mindvlm.tools import cli
 from mindvlm.tools.benchmark_stages import PEERS, STAGES
 from mindvlm.tools.benchmark_training import benchmark_training

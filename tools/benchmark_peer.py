@@ -6,16 +6,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm import runtime
-from mindvlm.config import GenerationConfig
 from mindvlm.convert.reference.random_weights import RandomSource
+from mindvlm.core import runtime
+from mindvlm.core.config import GenerationConfig
 from mindvlm.families import get_family
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
-from mindvlm.models.common.weights import fill_parameters
 from mindvlm.models.tinyllava import hf_config
 from mindvlm.models.vary import config as vary_config
 from mindvlm.tools.benchmark_workload import Workload
+from mindvlm.weights.fill import fill_parameters
 
 MODEL_CONFIGS = {"vary": vary_config.from_hf_config, "tinyllava": hf_config.from_hf_config}
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.tools.benchmark_training_worker import measured
 from mindvlm.tools.benchmark_training_workload import TrainingWorkload
 

@@ -55,7 +55,7 @@ class PeerEntry:
 PEERS: dict[str, PeerEntry] = {
     "mindvlm": PeerEntry("mindvlm.tools.benchmark_peer:MindvlmPeer", "mindspore"),
     # Huge pages spare torch the page faults of its large temporaries, which cost its vision stage up to half again.
-    "torch": PeerEntry("mindvlm.convert.reference.benchmark_peer:TorchPeer", "torch", {"THP_MEM_ALLOC_ENABLE": "1"}),
+    "torch": PeerEntry("mindvlm.tools.benchmark_torch_peer:TorchPeer", "torch", {"THP_MEM_ALLOC_ENABLE": "1"}),
 }
 
 

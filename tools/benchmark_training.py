@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.tools.benchmark_scaling import describe as describe_scaling
 from mindvlm.tools.benchmark_scaling import scaling
 from mindvlm.tools.benchmark_training_worker import TRAINING_PEERS

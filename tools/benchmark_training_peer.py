@@ -5,20 +5,20 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Tensor
 
-from mindvlm import runtime
-from mindvlm.convert.models import native_view
 from mindvlm.convert.reference.random_weights import RandomSource
 from mindvlm.convert.reference.vary_layout import parameter_shapes
-from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.common.splice import splice_sources
-from mindvlm.models.common.weights import fill_parameters
+from mindvlm.core import runtime
 from mindvlm.models.vary.config import from_hf_config
 from mindvlm.models.vary.model import VaryModel
+from mindvlm.nn.rotary import inverse_frequencies
+from mindvlm.nn.splice import splice_sources
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import init_parallel
 from mindvlm.tools.benchmark_training_workload import TrainingWorkload
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
+from mindvlm.weights.fill import fill_parameters
+from mindvlm.weights.recognise import native_view
 
 
 class MindvlmTrainingPeer:

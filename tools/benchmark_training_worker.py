@@ -39,7 +39,7 @@ class TrainingPeer(Protocol):
 TRAINING_PEERS: dict[str, PeerEntry] = {
     "mindvlm": PeerEntry("mindvlm.tools.benchmark_training_peer:MindvlmTrainingPeer", "mindspore"),
     "torch": PeerEntry(
-        "mindvlm.convert.reference.training_peer:TorchTrainingPeer", "torch", {"THP_MEM_ALLOC_ENABLE": "1"}
+        "mindvlm.tools.benchmark_training_torch_peer:TorchTrainingPeer", "torch", {"THP_MEM_ALLOC_ENABLE": "1"}
     ),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 from mindvlm.convert.reference import tinyllava_layout, vary_layout
 from mindvlm.convert.reference.tinyllava_form import bench_form, num_image_tokens
 from mindvlm.convert.reference.vary_layout import Shapes, clip_config, patch_grid, vary_toy_config, vocabulary_config
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
 BYTES_PER_VALUE = 4
 

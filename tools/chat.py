@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from mindvlm.conversation import Conversation
-from mindvlm.errors import UserError
-from mindvlm.interruption import interruptible
+from mindvlm.core.errors import UserError
+from mindvlm.core.interruption import interruptible
 from mindvlm.tools import cli
 
 HELP = "commands: /image FILE  /reset  /help  /exit   (Ctrl-C stops an answer)"

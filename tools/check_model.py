@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mindvlm.command_line import Parser
-from mindvlm.errors import UserError
+from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import UserError
 from mindvlm.tools import cli, preflight
 from mindvlm.tools.preflight import FAILED, SKIPPED, WARNING, Lines, Run
 from mindvlm.tools.preflight_memory import check_memory

@@ -7,8 +7,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from mindvlm.errors import UserError
-from mindvlm.interruption import interruptible
+from mindvlm.core.errors import UserError
+from mindvlm.core.interruption import interruptible
 from mindvlm.parallel.environment import is_launched
 
 INTERRUPTED = 130

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from mindvlm.command_line import Parser
+from mindvlm.core.command_line import Parser
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."
@@ -24,8 +24,8 @@ def evaluate(argv: list[str] | None) -> int:
     """Renders, reads and counts; prints each wrong reading with `--show_errors`, and one summary line."""
     options = parse_arguments(argv)
     import mindvlm
+    from mindvlm.datagen.rendered_text import sample
     from mindvlm.training.metrics import character_error_rate
-    from mindvlm.training.rendered_text import sample
 
     overrides = {"checkpoint": str(Path(options.checkpoint).resolve())} if options.checkpoint else {}
     model = mindvlm.load(options.config_path, progress=cli.say, cache=not options.no_cache, **overrides)

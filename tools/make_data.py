@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from mindvlm.command_line import Parser
+from mindvlm.core.command_line import Parser
 
 EXAMPLES = """examples:
   two hundred English pages from a text file:
@@ -66,11 +66,11 @@ def make(argv: list[str] | None) -> int:
     # imported here: the processes that draw start from this file
     from tqdm import tqdm
 
-    from mindvlm.errors import UserError
+    from mindvlm.core.errors import UserError
+    from mindvlm.datagen.charts import ChartMaker, ChartOptions
+    from mindvlm.datagen.job import make_dataset
+    from mindvlm.datagen.pages import PageMaker, PageOptions
     from mindvlm.tools.cli import say
-    from mindvlm.training.makers.charts import ChartMaker, ChartOptions
-    from mindvlm.training.makers.job import make_dataset
-    from mindvlm.training.makers.pages import PageMaker, PageOptions
 
     if arguments.num_images < 1 or arguments.workers < 1 or arguments.seed < 0:
         raise UserError("--num_images and --workers have to be at least 1, --seed at least 0")

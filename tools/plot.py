@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindvlm.command_line import Parser
-from mindvlm.errors import UserError
+from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import UserError
 from mindvlm.tools import cli
 
 DEFAULT_METRICS = ("loss", "learning_rate", "cer", "edit_distance")
@@ -140,7 +140,7 @@ def draw(panels: list[Panel], width: int):
     """All panels below each other, as a PIL image."""
     from PIL import Image, ImageDraw
 
-    from mindvlm.training.rendered_text import load_font
+    from mindvlm.datagen.rendered_text import load_font
 
     picture = Image.new("RGB", (width, PANEL_HEIGHT * len(panels)), "white")
     canvas = ImageDraw.Draw(picture)

@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from mindvlm.command_line import Parser
-from mindvlm.errors import UserError
+from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import UserError
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."

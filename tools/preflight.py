@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mindvlm.errors import UserError
-from mindvlm.interruption import uninterrupted
+from mindvlm.core.errors import UserError
+from mindvlm.core.interruption import uninterrupted
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "FAILED", "skipped"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -113,7 +113,7 @@ def tokenizer_files(processor_config) -> list[Path]:
     Raises:
         UserError: a folder holds none.
     """
-    from mindvlm.processing.tokenizer_files import find_tokenizer
+    from mindvlm.processing.text.tokenizer_files import find_tokenizer
 
     names = [f.name for f in dataclasses.fields(processor_config) if f.name.endswith("_file")]
     files = []
@@ -199,7 +199,7 @@ def check_image_token_ids(run: Run, span, ids: dict[str, int]) -> None:
 
 def check_model(run: Run) -> Lines:
     """The Cells can be built. Parameters take no memory until they are filled."""
-    from mindvlm.models.common.weights import parameter_shapes
+    from mindvlm.weights.fill import parameter_shapes
 
     parameters = parameter_shapes(run.family.model(run.config.model))
     parts: dict[str, int] = {}
@@ -224,7 +224,7 @@ def check_weights(run: Run) -> Lines:
 
 def check_cache(run: Run) -> tuple[str, str]:
     """Whether converted weights are kept, and if not whether there is room for them."""
-    from mindvlm import weights_cache
+    from mindvlm.weights import cache as weights_cache
 
     sources = (run.checkpoint, *run.parts.values())
     files = list(dict.fromkeys(file for source in sources for file in (source.path, *source.files)))
@@ -252,7 +252,7 @@ def check_device(run: Run) -> Lines:
     """The device can be had."""
     import mindspore as ms
 
-    from mindvlm import runtime
+    from mindvlm.core import runtime
 
     with warnings.catch_warnings():
         # what it warns of is the next check's line

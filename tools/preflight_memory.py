@@ -4,16 +4,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from mindvlm.errors import UserError, counted
+from mindvlm.core.errors import UserError, counted
 from mindvlm.tools.predict_llm import DEFAULT_QUERY
 from mindvlm.tools.preflight import OK, WARNING, Lines, Run, mib
 
 
 def check_memory(run: Run) -> Lines:
     """What loading, the first token and a full context take, against what is free."""
-    from mindvlm import memory
     from mindvlm.checkpoint import TensorInfo
     from mindvlm.checkpoint.dtypes import item_size
+    from mindvlm.tools import memory
 
     config, size = run.config.model, item_size(run.dtype)
     vision = run.family.vision_memory(config, size)

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from mindvlm.command_line import Parser
-from mindvlm.interruption import uninterrupted
+from mindvlm.core.command_line import Parser
+from mindvlm.core.interruption import uninterrupted
 
 
 def build_parser() -> argparse.ArgumentParser:

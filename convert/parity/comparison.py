@@ -20,8 +20,8 @@ from typing import Any
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.convert.parity.process import run_child
 from mindvlm.convert.parity.stages import Side, Stage, StageResult, Token, compare_stage, compare_tokens
-from mindvlm.convert.rules.findings import format_table
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights.rules.findings import format_table
 
 BOUND = 1e-5
 GREEDY_IDS, STEP_LOGITS = "greedy_ids", "step_logits"

@@ -8,8 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvlm import runtime
 from mindvlm.convert.parity.comparison import GREEDY_IDS, STEP_LOGITS
+from mindvlm.core import runtime
 from mindvlm.generation.engine import Engine
 
 Stages = dict[str, np.ndarray]

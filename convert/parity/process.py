@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 PROGRESS = "progress: "
 REFUSED = 2

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
 from mindvlm.convert.parity.comparison import ParityRequest
 from mindvlm.convert.parity.graphs import LanguageStages, Say, Stages, TowerStages, named, start
@@ -20,12 +19,13 @@ from mindvlm.convert.parity.tinyllava_inputs import (
     parity_form,
     tinyllava_inputs,
 )
+from mindvlm.core import runtime
 from mindvlm.families import get_family
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.models.hf.towers import vit_config
 from mindvlm.models.tinyllava.hf_config import from_hf_config
-from mindvlm.models.tinyllava.hf_tower import vit_config
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
 
 FAMILY = "tinyllava"
 TOWER = ("tower_features", "tower_last_hidden", "tower_pooled")

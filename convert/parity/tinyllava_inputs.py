@@ -11,9 +11,9 @@ import numpy as np
 from mindvlm.convert.parity.inputs import pixel_size, prompt_ids, structured_pixels
 from mindvlm.convert.reference.tinyllava_form import bench_form, num_image_tokens, num_tower_tokens
 from mindvlm.convert.reference.tinyllava_layout import tower_sizes
-from mindvlm.convert.tinyllava import KINDS
-from mindvlm.errors import UserError
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from mindvlm.core.errors import UserError
+from mindvlm.models.tinyllava.names import KINDS
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
 PARTS = {"vision_tower": "vision_config", "mm_projector": "vision_config", "language_model": "dialect"}
 """Parts of native names, and the key of a form that describes each. The learned row of pictures in tiles is in none:
@@ -24,7 +24,7 @@ def parity_form(config: Mapping[str, Any], model: str, names: Collection[str]) -
     """The config.json of a source, with its tower's under `vision_config`, in the form of `bench_form`.
 
     Args:
-        model: a key of `mindvlm.convert.models.MODELS`.
+        model: a key of `mindvlm.weights.recognise.MODELS`.
         names: the native tensors. A SigLIP that was published alone may have its last layer or not.
     """
     form = bench_form(config, next(kind.dialect for kind in KINDS if kind.name == model))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvlm import runtime
 from mindvlm.checkpoint import TensorInfo, open_checkpoint
 from mindvlm.convert.parity.comparison import ParityRequest
 from mindvlm.convert.parity.graphs import LanguageStages, Say, Stages, TowerStages, named, start
 from mindvlm.convert.parity.inputs import CONVOLUTIONS, VaryInputs, VaryScope, is_vary_tiny, vary_config, vary_inputs
+from mindvlm.core import runtime
 from mindvlm.families import get_family
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.vary.config import from_hf_config
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
 
 CLIP = ("clip_features", "clip_last_hidden", "clip_pooled")
 VOCABULARY = ("vocabulary_neck", "vocabulary_features")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mindvlm.checkpoint import TensorSource
 from mindvlm.convert.parity.comparison import GREEDY_IDS, STEP_LOGITS
 from mindvlm.convert.reference.image_text import ImageTextReference, default_device
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 Stages = Iterator[tuple[str, Tensor]]
 Say = Callable[[str], None]

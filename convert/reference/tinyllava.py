@@ -17,7 +17,7 @@ from mindvlm.convert.reference.image_text import ImageTextReference
 from mindvlm.convert.reference.tinyllava_decoder import TinyLlavaDecoder
 from mindvlm.convert.reference.tinyllava_form import image_feature
 from mindvlm.convert.reference.tinyllava_layout import is_siglip, tower_sizes
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
 
 def build_tower(tower: Mapping[str, Any]) -> VisionTower:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from mindvlm.checkpoint import CastSource, TensorSource
-from mindvlm.convert.opened import open_native
 from mindvlm.convert.parity.comparison import ParityRequest
 from mindvlm.convert.parity.tinyllava_inputs import TinyLlavaInputs, TinyLlavaScope, parity_form, tinyllava_inputs
 from mindvlm.convert.reference.stages import Say, Stages, fill, language_stages, start
 from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava, TowerHolder
 from mindvlm.convert.reference.tinyllava_form import image_feature
+from mindvlm.weights.opened import open_native
 
 TOWER = "model.vision_tower.vision_tower."
 CONNECTOR = "model.mm_projector"

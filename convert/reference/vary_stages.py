@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from mindvlm.checkpoint import CastSource, TensorSource
-from mindvlm.convert.opened import open_native
 from mindvlm.convert.parity.comparison import ParityRequest
 from mindvlm.convert.parity.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
 from mindvlm.convert.reference.clip import ClipTower
@@ -20,6 +19,7 @@ from mindvlm.convert.reference.stages import Say, Stages, fill, language_stages,
 from mindvlm.convert.reference.vary import ReferenceVary
 from mindvlm.convert.reference.vary_layout import clip_config, vocabulary_config
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
+from mindvlm.weights.opened import open_native
 
 
 @dataclass(frozen=True)

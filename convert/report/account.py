@@ -48,9 +48,9 @@ import mindvlm
 from mindvlm.checkpoint import TensorInfo, atomic_file
 from mindvlm.convert.report.origins import Origin
 from mindvlm.convert.report.tensor_statistics import TensorStatistics
-from mindvlm.convert.rules.operations import Rule
-from mindvlm.convert.rules.plan import Plan
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights.rules.operations import Rule
+from mindvlm.weights.rules.plan import Plan
 
 SCHEMA_VERSION = 1
 _READ_BYTES = 4 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mindvlm.convert.rules.plan import Plan
+from mindvlm.weights.rules.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from mindvlm.checkpoint.mindspore_format import read_mindspore
 from mindvlm.checkpoint.safetensors_format import read_safetensors
 from mindvlm.checkpoint.stored import MAX_TENSORS, Checkpoint, Contents, check_info
 from mindvlm.checkpoint.torch_format import read_torch
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _READERS = {
     ".safetensors": read_safetensors,

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from mindvlm.checkpoint.json_table import MAX_JSON_BYTES, parse_json_table
 from mindvlm.checkpoint.stored import Contents, StoredTensor, quoted
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _STANDARD = (
     "model.safetensors",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint.stored import quoted
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 MAX_JSON_BYTES = 12 * 1024 * 1024
 _MIN_BYTES_PER_BRACKET = 12

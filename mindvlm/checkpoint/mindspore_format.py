@@ -18,7 +18,7 @@ from mindvlm.checkpoint.dtypes import item_size
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, check_info, quoted
 from mindvlm.checkpoint.tensor_file import TensorFile
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _NAMES = {
     "Float64": "float64",

@@ -19,7 +19,7 @@ from mindvlm.checkpoint.json_table import MAX_JSON_BYTES, parse_json_table
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, check_info, quoted
 from mindvlm.checkpoint.tensor_file import TensorFile
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _NAMES = {
     "F64": "float64",

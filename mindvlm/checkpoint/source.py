@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.checkpoint.dtypes import DTYPES, cast_storage, is_float, item_size, overflows, storage_dtype
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 # Small enough to stay in the processor's cache between reading and writing, and for the allocator to reuse it.
 CHUNK_BYTES = 256 * 1024

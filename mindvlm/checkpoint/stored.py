@@ -13,7 +13,7 @@ import numpy as np
 from mindvlm.checkpoint.dtypes import item_size, storage_dtype
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.strided import StridedReader
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 MAX_TENSORS = 100_000
 _MAX_NAME = 512

@@ -10,7 +10,7 @@ from pathlib import Path
 from mindvlm.checkpoint.atomic import check_writable
 from mindvlm.checkpoint.folder import read_weight_map
 from mindvlm.checkpoint.source import TensorInfo
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 WRITABLE_ENDINGS = (".safetensors", ".ckpt", ".bin")
 _FOLDER_STEM = "model"

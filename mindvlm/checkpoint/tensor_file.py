@@ -15,7 +15,7 @@ import numpy as np
 from mindvlm.checkpoint.atomic import PendingFiles
 from mindvlm.checkpoint.dtypes import item_size
 from mindvlm.checkpoint.source import CHUNK_BYTES, TensorSource
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _FLUSH_BYTES = 128 * 1024 * 1024
 

@@ -20,7 +20,7 @@ from mindvlm.checkpoint.pickle_machine import Global, Machine, PickleRefused
 from mindvlm.checkpoint.source import TensorInfo
 from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, quoted
 from mindvlm.checkpoint.zip_directory import read_zip
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 STORAGES = {
     "torch.DoubleStorage": "float64",

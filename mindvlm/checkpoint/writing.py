@@ -13,7 +13,7 @@ from mindvlm.checkpoint.source import TensorSource
 from mindvlm.checkpoint.targets import Target, check_target, plan_target
 from mindvlm.checkpoint.tensor_file import TensorFile
 from mindvlm.checkpoint.torch_writing import stream_torch
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _STREAMS = {".safetensors": stream_safetensors, ".ckpt": stream_mindspore, ".bin": stream_torch}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mindvlm.checkpoint.stored import MAX_TENSORS, Segment, quoted
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 _DAMAGED = "the file is truncated or damaged, copy or download it again"
 _MAX_DIRECTORY_BYTES = 64 * 1024 * 1024

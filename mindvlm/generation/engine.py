@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvlm import runtime
-from mindvlm.errors import UserError
+from mindvlm.core import runtime
+from mindvlm.core.errors import UserError
+from mindvlm.core.interruption import uninterrupted
 from mindvlm.generation.graphs import (
     DecodeGraph,
     MergeGraph,
@@ -21,9 +22,8 @@ from mindvlm.generation.graphs import (
     cache_capacity,
     pad_rows,
 )
-from mindvlm.interruption import uninterrupted
-from mindvlm.models.common.rotary import inverse_frequencies, ntk_alpha
-from mindvlm.models.common.splice import splice_sources
+from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
+from mindvlm.nn.splice import splice_sources
 
 # A longer prompt is prefilled in pieces of this many tokens, so that attention scores stay small.
 MAX_PREFILL_LENGTH = 1024

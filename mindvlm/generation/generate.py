@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm.config import GenerationConfig
-from mindvlm.errors import UserError
+from mindvlm.core.config import GenerationConfig
+from mindvlm.core.errors import UserError
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.graphs import pad_rows
 from mindvlm.generation.sampling import EMPTY, Sampler

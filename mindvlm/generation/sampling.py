@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.config import GenerationConfig
+from mindvlm.core.config import GenerationConfig
 
 EMPTY = -1
 

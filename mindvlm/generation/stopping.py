@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from mindvlm.processing.stream_decoder import StreamDecoder
+from mindvlm.processing.text.stream_decoder import StreamDecoder
 
 
 class RowStop:

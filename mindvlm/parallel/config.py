@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.parallel import environment
 
 # `msrun` shows a rank's output by following its log file, and stops following as soon as the rank has ended.

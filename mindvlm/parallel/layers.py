@@ -7,9 +7,9 @@ batch, L length, V vocabulary; n stands for the number of tensor-parallel ranks.
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from mindvlm.models.common.layout import read_with, widen
-from mindvlm.models.common.linear import Embedding, Linear, TiedHead
-from mindvlm.models.common.norm import LayerNorm, RMSNorm
+from mindvlm.nn.layout import read_with, widen
+from mindvlm.nn.linear import Embedding, Linear, TiedHead
+from mindvlm.nn.norm import LayerNorm, RMSNorm
 from mindvlm.parallel.collectives import CopyToRanks, GatherColumns, ReduceFromRanks, over_group
 from mindvlm.parallel.loss import VocabParallelTokenLoss
 from mindvlm.parallel.mesh import Mesh

@@ -3,8 +3,8 @@
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindvlm.models.common.layout import widen
-from mindvlm.models.common.loss import IGNORED_LABEL
+from mindvlm.nn.layout import widen
+from mindvlm.nn.loss import IGNORED_LABEL
 from mindvlm.parallel.collectives import PlaceAmongRanks, ReduceFromRanks, SumOver, over_group
 from mindvlm.parallel.mesh import Mesh
 

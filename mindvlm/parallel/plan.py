@@ -7,9 +7,9 @@ from typing import Literal
 
 from mindspore import Parameter, nn
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.linear import TiedHead
-from mindvlm.models.common.norm import LayerNorm, RMSNorm
+from mindvlm.core.errors import UserError
+from mindvlm.nn.linear import TiedHead
+from mindvlm.nn.norm import LayerNorm, RMSNorm
 from mindvlm.parallel.layers import (
     ColumnParallelLinear,
     EnteringLayerNorm,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindvlm.checkpoint.source import CHUNK_BYTES, TensorSource
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError, counted
-from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render, render_turn
-from mindvlm.processing.conversation import TrainingSample, build_sample
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan
-from mindvlm.processing.images import ImageSource
-from mindvlm.processing.pieces import Piece, encode_pieces
-from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.core.errors import UserError, counted
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageRows, ImageSpan
+from mindvlm.processing.images.loading import ImageSource
+from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample
+from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render, render_turn
+from mindvlm.processing.text.pieces import Piece, encode_pieces
+from mindvlm.processing.text.tokenizer import Tokenizer
 
 History = Sequence[tuple[str, str]]
 """Earlier turns as (query, reply). Images of a query are marked in it, see `ChatProcessor.mark_images`."""

@@ -11,10 +11,9 @@ from mindspore import nn
 
 from mindvlm.api import read_config
 from mindvlm.checkpoint import TensorInfo
-from mindvlm.convert.lora.saving import AdapterFiles
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import Family, get_family
-from mindvlm.models.common.lora import adapted_linears
+from mindvlm.nn.lora import adapted_linears
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import (
     DECODER,
@@ -37,6 +36,7 @@ from mindvlm.training.trainable import (
     require_something_trains,
     trainable_table,
 )
+from mindvlm.weights.lora.saving import AdapterFiles
 
 Say = Callable[[str], None]
 

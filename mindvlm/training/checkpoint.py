@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mindvlm.checkpoint import atomic_file
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 WEIGHTS_FILE, TRAINED_FILE, OPTIMIZER_FILE, STATE_FILE, BEST_FILE = (
     "weights.safetensors",

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.lora import LoraConfig
+from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.nn.lora import LoraConfig
 from mindvlm.parallel.config import ParallelConfig
-from mindvlm.runtime import RuntimeConfig
 from mindvlm.training.datasets.config import DatasetsConfig
 from mindvlm.training.loss_scale import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig, check_patterns

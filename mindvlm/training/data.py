@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.processing.conversation import IGNORED_LABEL
+from mindvlm.core.errors import UserError
+from mindvlm.datagen.rendered_text import Stage, sample
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.processes import ProcessPool
-from mindvlm.training.rendered_text import Stage, sample
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mindvlm.config import GenerationConfig
-from mindvlm.errors import UserError
+from mindvlm.core.config import GenerationConfig
+from mindvlm.core.errors import UserError
+from mindvlm.datagen.curriculum import STAGES
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
-from mindvlm.models.common.image_text import ImageTextModel
-from mindvlm.processing.conversation import IGNORED_LABEL
-from mindvlm.processing.stream_decoder import StreamDecoder
+from mindvlm.nn.image_text import ImageTextModel
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
+from mindvlm.processing.text.stream_decoder import StreamDecoder
 from mindvlm.training.config import EvaluationConfig
-from mindvlm.training.curriculum import STAGES
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker
 from mindvlm.training.metrics import character_error_rate, normalized_edit_distance

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from mindvlm.convert.opened import Opened, open_native
-from mindvlm.errors import UserError
-from mindvlm.models.common.norm import norm_weights
+from mindvlm.core.errors import UserError
+from mindvlm.nn.norm import norm_weights
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initialize import initial_values
 from mindvlm.training.state import full_shape, to_tensor
 from mindvlm.training.trainable import fold_numbers
+from mindvlm.weights.opened import Opened, open_native
 
 MAX_SHOWN = 6
 NUM_COMPARED = 64

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from mindvlm.config import build_config, read_yaml, resolve_path
-from mindvlm.errors import UserError
+from mindvlm.core.config import build_config, read_yaml, resolve_path
+from mindvlm.core.errors import UserError
 from mindvlm.training.config import TrainConfig
 
 

@@ -2,10 +2,10 @@
 
 from mindspore import Tensor, nn
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.dropout import RowDropout, dropout_counter, new_counter
-from mindvlm.models.common.linear import Linear
-from mindvlm.models.common.lora import LoraConfig, adapt, first_values
+from mindvlm.core.errors import UserError
+from mindvlm.nn.dropout import RowDropout, dropout_counter, new_counter
+from mindvlm.nn.linear import Linear
+from mindvlm.nn.lora import LoraConfig, adapt, first_values
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel, name_by_place
 from mindvlm.parallel.sharding import ShardSpec

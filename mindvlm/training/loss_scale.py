@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 # what is scaled is the sum of the token losses, so that a large step may need less than 1
 MIN_SCALE, MAX_SCALE = 2.0**-16, 2.0**24

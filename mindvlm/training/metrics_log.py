@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import atomic_file
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"

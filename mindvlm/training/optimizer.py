@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 class ProcessPool:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 
-from mindvlm.models.common.decoder import CausalLM, all_positions
-from mindvlm.models.common.image_text import ImageTextModel
+from mindvlm.nn.decoder import CausalLM, all_positions
+from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.training.pass_loss import mean_loss
 
 BATCH, NOTHING, SHARED = 0, 1, 2

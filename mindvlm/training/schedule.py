@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 
 @dataclass(kw_only=True)

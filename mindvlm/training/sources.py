@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.splice import splice_sources
+from mindvlm.core.errors import UserError
+from mindvlm.datagen.curriculum import STAGES, TRAINING_STAGES, Curriculum
+from mindvlm.nn.splice import splice_sources
 from mindvlm.training.config import RenderedTextConfig
-from mindvlm.training.curriculum import STAGES, TRAINING_STAGES, Curriculum
 from mindvlm.training.data import BackgroundBatches, Batch, RenderedTextBatches
 from mindvlm.training.datasets.config import DatasetsConfig, make_collator, sample_options
 from mindvlm.training.datasets.loader import BatchLoader, merge_states

@@ -13,12 +13,12 @@ from mindspore import Parameter, Tensor
 from mindvlm.checkpoint import MemorySource, TensorInfo, TensorSource, open_checkpoint, write_safetensors
 from mindvlm.checkpoint.dtypes import cast_storage, is_float
 from mindvlm.checkpoint.source import RawTensor
-from mindvlm.convert.lora.saving import AdapterFiles
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.parallel.sharding import ShardSpec, read_shard
 from mindvlm.parallel.state import HostGather, full_optimizer_state, join_parts, load_optimizer_state, to_array
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.checkpoint import OPTIMIZER_FILE, TRAINED_FILE, WEIGHTS_FILE
+from mindvlm.weights.lora.saving import AdapterFiles
 
 DTYPE_NAMES = {ms.float32: "float32", ms.float16: "float16", ms.bfloat16: "bfloat16", ms.int32: "int32"}
 

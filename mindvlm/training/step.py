@@ -6,8 +6,8 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.common.dropout import dropout_counter
-from mindvlm.models.common.norm import layer_norm_parameters
+from mindvlm.nn.dropout import dropout_counter
+from mindvlm.nn.norm import layer_norm_parameters
 from mindvlm.parallel.buckets import make_buckets
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.gradients import GradientSync, sum_of_squares

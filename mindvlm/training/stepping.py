@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
-from mindvlm.models.common.dropout import place_dropout
+from mindvlm.nn.dropout import place_dropout
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.zero import ShardedAdamW

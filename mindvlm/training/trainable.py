@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mindspore import Parameter, nn
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.optimizer import OptimizerConfig
 

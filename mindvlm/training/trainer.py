@@ -9,10 +9,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm import runtime
-from mindvlm.errors import UserError
+from mindvlm.core import runtime
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
-from mindvlm.models.common.rotary import inverse_frequencies
+from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import init_parallel
 from mindvlm.training import building, checkpoint
 from mindvlm.training.checkpoint import CheckpointFolder

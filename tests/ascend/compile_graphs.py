@@ -16,13 +16,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm import runtime
 from mindvlm.api import read_config
+from mindvlm.core import runtime
 from mindvlm.families import get_family
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import Sampler
-from mindvlm.models.common.lora import LoraConfig
-from mindvlm.models.common.patches import height_and_width
+from mindvlm.nn.lora import LoraConfig
+from mindvlm.nn.patches import height_and_width
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import (

@@ -147,7 +147,7 @@ def _run_batch(arguments: argparse.Namespace) -> int:
 def _read(path: Path) -> str:
     """Open and read everything, as a conversion would; return "read", "refused" or what is wrong with the message."""
     from mindvlm.checkpoint import open_checkpoint
-    from mindvlm.errors import UserError
+    from mindvlm.core.errors import UserError
 
     try:
         with open_checkpoint(path) as checkpoint:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mindvlm.checkpoint import open_checkpoint, write_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 SHARDS = {
     "model-00001-of-00002.safetensors": {"a": torch.ones(2), "b": torch.arange(3.0)},

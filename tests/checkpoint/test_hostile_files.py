@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from tests.checkpoint.protobuf_pieces import field, value, varint
 from tests.checkpoint.samples import write_legacy
 from tests.checkpoint.test_bad_files import one_tensor, refused, torch_zip

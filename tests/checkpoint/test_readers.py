@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mindspore.train import serialization
 
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from tests.checkpoint.samples import DTYPES, WRITERS, random_tensor, state_dicts, storage
 
 

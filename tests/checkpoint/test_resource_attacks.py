@@ -13,7 +13,7 @@ from tests.checkpoint.test_bad_files import safetensors
 MEASURE = """
 import sys, time
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 def peak():
     # Not ru_maxrss, which a child process inherits.
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024

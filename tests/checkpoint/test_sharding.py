@@ -24,7 +24,7 @@ from mindvlm.checkpoint import (
     plan_target,
     write_checkpoint,
 )
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 ARRAYS = {name: np.full(100, index, np.float32) for index, name in enumerate("edcba")}
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]

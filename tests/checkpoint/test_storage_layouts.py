@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mindvlm.checkpoint import MemorySource, RawTensor, open_checkpoint, strided, write_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from tests.checkpoint.samples import DTYPES, WRITERS, random_tensor, storage
 
 SHAPES = {"matrix": (3, 5), "scalar": (), "empty": (0, 4), "one": (1,)}

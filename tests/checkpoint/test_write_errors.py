@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from tests.checkpoint.samples import WRITERS
 
 MEGABYTE = np.ones(2**18, np.float32)

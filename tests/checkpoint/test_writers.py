@@ -19,7 +19,7 @@ from mindvlm.checkpoint import (
     open_checkpoint,
     write_checkpoint,
 )
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from tests.checkpoint.samples import state_dicts, storage
 
 ENDINGS = (".safetensors", ".ckpt", ".bin")

@@ -15,9 +15,8 @@ from safetensors import safe_open
 from mindvlm.checkpoint import MemorySource, TensorSource, open_checkpoint, write_checkpoint
 from mindvlm.convert import convert_weight
 from mindvlm.convert.conversion import Request, convert
-from mindvlm.errors import UserError
-from tests.convert.lora.adapters import write_adapter
-from tests.convert.vary_names import (
+from mindvlm.core.errors import UserError
+from tests.models.vary.vary_names import (
     SMALL,
     SMALL_TINY,
     clip_file_shapes,
@@ -27,6 +26,7 @@ from tests.convert.vary_names import (
     sam_file_shapes,
     tiny_shapes,
 )
+from tests.weights.lora.adapters import write_adapter
 
 
 def write(path, shapes, *, seed=3):

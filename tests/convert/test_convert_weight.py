@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert import convert_weight
-from mindvlm.convert.models import native_view
 from mindvlm.convert.reference.vary_layout import vary_toy_config
-from tests.convert.vary_names import SMALL, hf_shapes
+from mindvlm.weights.recognise import native_view
+from tests.models.vary.vary_names import SMALL, hf_shapes
 
 
 @pytest.fixture(scope="module")

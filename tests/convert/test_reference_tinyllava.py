@@ -6,18 +6,18 @@ import torch
 from safetensors.torch import load_file
 
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.convert.models import MODELS, native_view
 from mindvlm.convert.reference import tinyllava_layout
 from mindvlm.convert.reference.connectors import build_connector
 from mindvlm.convert.reference.random_weights import random_tensor
 from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava, build_tower
 from mindvlm.convert.reference.tinyllava_form import bench_form, num_image_tokens
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
-from tests.convert.test_tinyllava import config_of as tiny_config
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
+from mindvlm.weights.recognise import MODELS, native_view
 from tests.golden_files import golden_json, golden_path
 from tests.golden_readers.case import Case
 from tests.golden_readers.tinyllava_scenario import IGNORED, PLACEHOLDER, find_scenarios
 from tests.models.tinyllava.test_dialects import clip, llama, phi, random_ids, randomised, siglip, stablelm
+from tests.models.tinyllava.test_names import config_of as tiny_config
 
 BOUND = 1e-5
 PEERS = {"phi": phi, "stablelm": stablelm, "llama": llama}

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindvlm.config import GenerationConfig
-from mindvlm.errors import UserError
+from mindvlm.core.config import GenerationConfig
+from mindvlm.core.errors import UserError
 from mindvlm.generation import engine as engine_module
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.graphs import bucket_length, cache_capacity
 from mindvlm.generation.stopping import RowStop
-from mindvlm.models.common.rotary import inverse_frequencies, ntk_alpha
+from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_model
 
 PAD = VOCAB_SIZE - 1

@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mindvlm.config import GenerationConfig
+from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.graphs import pad_rows
 from mindvlm.generation.sampling import EMPTY, Sampler
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindvlm.generation.stopping import RowStop
-from mindvlm.processing.stream_decoder import StreamDecoder
-from tests.processing.small_vocabulary import small_tokenizer
+from mindvlm.processing.text.stream_decoder import StreamDecoder
+from tests.processing.text.small_vocabulary import small_tokenizer
 
 TOKENIZER = small_tokenizer()
 END, TURN_END = TOKENIZER.special_id("<|endoftext|>"), TOKENIZER.special_id("<|im_end|>")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.chat_template import TEMPLATES, get_template
-from mindvlm.processing.conversation import TrainingSample, build_sample, collate
-from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.images.image_branch import ImageBranchConfig
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample, collate
+from mindvlm.processing.text.chat_template import TEMPLATES, get_template
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import Report
 

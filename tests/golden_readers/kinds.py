@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindvlm.errors import UserError
-from mindvlm.runtime import RuntimeConfig, start
+from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import RuntimeConfig, start
 from tests.golden_readers import (
     caption,
     language,

@@ -3,11 +3,11 @@
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm.config import GenerationConfig
+from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
-from mindvlm.models.common.rotary import logn_scale
-from mindvlm.processing.stream_decoder import StreamDecoder
+from mindvlm.nn.rotary import logn_scale
+from mindvlm.processing.text.stream_decoder import StreamDecoder
 from tests.golden_readers.case import Case
 from tests.golden_readers.loaded import LoadedVary, RecordingEngine
 from tests.golden_readers.pictures import PictureInputs, picture_inputs

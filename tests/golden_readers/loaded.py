@@ -4,11 +4,11 @@ import mindspore as ms
 import numpy as np
 
 from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
-from mindvlm.convert.models import MODELS
 from mindvlm.generation.engine import Engine
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.vary.config import from_hf_config
 from mindvlm.models.vary.model import build_model
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.weights.recognise import MODELS
 from tests.golden_readers.case import Case
 
 

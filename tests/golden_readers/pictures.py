@@ -5,9 +5,9 @@ import numpy as np
 from mindvlm.generation.stopping import RowStop
 from mindvlm.models.vary.config import VaryModelConfig
 from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.chat_template import TEMPLATES, ChatTemplate
-from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.images.image_branch import ImageBranchConfig
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.text.chat_template import TEMPLATES, ChatTemplate
 from tests.golden_readers.case import Case
 from tests.golden_readers.readme_rules import sampled_slice
 from tests.golden_readers.report import PIXEL_BOUND, Report

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.models.vary.processing import VaryProcessorConfig
-from mindvlm.processing import transforms
-from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.images import load_image
+from mindvlm.processing.images import transforms
+from mindvlm.processing.images.image_branch import ImageBranchConfig
+from mindvlm.processing.images.loading import load_image
 from tests.golden_readers.case import Case
 from tests.golden_readers.readme_rules import cropped_slices, sampled_slice
 from tests.golden_readers.report import PIXEL_BOUND, Report

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.chat_template import get_template, prompt_text, render
-from mindvlm.processing.conversation import TrainingSample, build_sample, collate
-from mindvlm.processing.image_span import ImageSpan
-from mindvlm.processing.tiktoken_tokenizer import END_OF_TEXT, TiktokenTokenizer
+from mindvlm.processing.images.image_span import ImageSpan
+from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample, collate
+from mindvlm.processing.text.chat_template import get_template, prompt_text, render
+from mindvlm.processing.text.tiktoken_tokenizer import END_OF_TEXT, TiktokenTokenizer
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import Report
 

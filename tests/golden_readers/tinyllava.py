@@ -3,12 +3,12 @@
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm.config import GenerationConfig
+from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.generate import Generator
 from mindvlm.generation.stopping import RowStop
-from mindvlm.models.common.linear import Linear
-from mindvlm.models.common.splice import splice_sources
 from mindvlm.models.tinyllava.model_config import num_tower_tokens
+from mindvlm.nn.linear import Linear
+from mindvlm.nn.splice import splice_sources
 from tests.golden_readers.case import Case
 from tests.golden_readers.language import DecoderStates, NeverStops
 from tests.golden_readers.loaded import RecordingEngine

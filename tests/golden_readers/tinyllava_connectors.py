@@ -5,9 +5,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
-from mindvlm.convert.models import MODELS
 from mindvlm.models.tinyllava.connector import build_connector
 from mindvlm.models.tinyllava.hf_config import connector_config
+from mindvlm.weights.recognise import MODELS
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import TRAINING_BOUND, Report
 

@@ -6,11 +6,11 @@ import mindspore as ms
 import numpy as np
 
 from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
-from mindvlm.convert.models import native_view
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import TinyLlavaModel, build_model
 from mindvlm.models.tinyllava.model_config import TuneConfig
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.weights.recognise import native_view
 from tests.golden_readers.case import Case
 
 FAMILY = "tinyllava"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindvlm.processing.images import ImageSource
+from mindvlm.processing.images.loading import ImageSource
 from tests.golden_readers.report import Report
 
 # the loop of MMBench adds it to the question and leaves it out of the recorded prompt

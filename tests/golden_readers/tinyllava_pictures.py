@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.models.tinyllava.processing import clip_branch, siglip_branch
-from mindvlm.processing.chat_pictures import chat_picture
-from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.images import load_image
-from mindvlm.processing.tiling import choose_resolution, grid_shape, tiles
-from mindvlm.processing.transforms import eight_bit_colour
+from mindvlm.processing.images.chat_pictures import chat_picture
+from mindvlm.processing.images.image_branch import ImageBranchConfig
+from mindvlm.processing.images.loading import load_image
+from mindvlm.processing.images.tiling import choose_resolution, grid_shape, tiles
+from mindvlm.processing.images.transforms import eight_bit_colour
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import IDENTICAL, PIXEL_BOUND, Report
 

@@ -15,9 +15,8 @@ from mindspore import Tensor
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.conversion import Request, convert
-from mindvlm.convert.models import native_model
 from mindvlm.families import get_family
-from mindvlm.models.common.rotary import inverse_frequencies
+from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
 from mindvlm.training.datasets.config import make_collator, sample_options
@@ -25,6 +24,7 @@ from mindvlm.training.datasets.samples import Sample, SampleMaker
 from mindvlm.training.sources import PassInputs
 from mindvlm.training.state import ParameterSource, write_parameters
 from mindvlm.training.stepping import Stepper
+from mindvlm.weights.recognise import native_model
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import PIXEL_BOUND, TRAINING_BOUND, Report, relative_error
 from tests.golden_readers.tinyllava_job import epochs_of, is_on, write_job

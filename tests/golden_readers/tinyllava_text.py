@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.processing import IMAGE_END, IMAGE_START, image_marks, siglip_branch
 from mindvlm.models.tinyllava.templates import TEMPLATES, image_turns
-from mindvlm.processing.chat_template import ChatTemplate, prompt_text, render, render_turn
-from mindvlm.processing.conversation import TrainingSample, collate
-from mindvlm.processing.image_span import IMAGE_MARKER
-from mindvlm.processing.images import load_image
-from mindvlm.processing.llava_samples import image_to_front, llava_sample
-from mindvlm.processing.stream_decoder import StreamDecoder
-from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.processing.images.image_span import IMAGE_MARKER
+from mindvlm.processing.images.loading import load_image
+from mindvlm.processing.samples.chat_samples import TrainingSample, collate
+from mindvlm.processing.samples.llava_samples import image_to_front, llava_sample
+from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render, render_turn
+from mindvlm.processing.text.stream_decoder import StreamDecoder
+from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.training.datasets.grouping import group_by_length, group_by_modality, modality_length
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import PIXEL_BOUND, Report, relative_error

@@ -4,9 +4,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.common.splice import splice_sources
 from mindvlm.models.tinyllava.model_config import TuneConfig
+from mindvlm.nn.rotary import inverse_frequencies
+from mindvlm.nn.splice import splice_sources
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from tests.golden_readers.case import Case

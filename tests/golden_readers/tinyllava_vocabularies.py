@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.processing.image_span import IMAGE_MARKER
-from mindvlm.processing.tokenizer import Tokenizer
-from mindvlm.processing.tokenizer_files import open_tokenizer
+from mindvlm.processing.images.image_span import IMAGE_MARKER
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.processing.text.tokenizer_files import open_tokenizer
 
 # variant in the records -> folder, and what its tokenizer_config.json says
 VARIANTS = {

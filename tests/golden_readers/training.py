@@ -7,8 +7,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.generation.graphs import ScoreGraph
-from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.common.splice import splice_sources
+from mindvlm.nn.rotary import inverse_frequencies
+from mindvlm.nn.splice import splice_sources
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from tests.golden_readers.case import Case

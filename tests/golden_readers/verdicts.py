@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.generation.stopping import RowStop
-from mindvlm.processing.stream_decoder import StreamDecoder
-from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.processing.text.stream_decoder import StreamDecoder
+from mindvlm.processing.text.tokenizer import Tokenizer
 
 
 def ends_there(tokenizer: Tokenizer, keyword: str, ids: list[int]) -> bool:

@@ -4,14 +4,14 @@ import os
 import signal
 import sys
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.parallel.failure import ends_all_ranks
 
 
 def main(how: str) -> None:
     from mindspore import Tensor
 
-    from mindvlm import runtime
+    from mindvlm.core import runtime
     from mindvlm.parallel.collectives import SumOver
     from mindvlm.parallel.config import ParallelConfig
     from mindvlm.parallel.mesh import init_parallel

@@ -31,7 +31,7 @@ HALF_WAY = "half_way.safetensors"
 
 
 def main(folder: Path, names: list[str]) -> None:
-    from mindvlm import runtime
+    from mindvlm.core import runtime
     from mindvlm.parallel.config import ParallelConfig
     from mindvlm.parallel.mesh import create_mesh, init_parallel
     from tests.parallel.tiny_training import TinyTraining

@@ -11,11 +11,11 @@ def main() -> None:
     import numpy as np
     from mindspore import Tensor, nn, ops
 
-    from mindvlm import runtime
-    from mindvlm.models.common.decoder import CausalLM
-    from mindvlm.models.common.rotary import inverse_frequencies
-    from mindvlm.models.common.vit import VisionTransformer, VitConfig
+    from mindvlm.core import runtime
     from mindvlm.models.vary.vision_vocabulary import VisionVocabulary, VisionVocabularyConfig
+    from mindvlm.nn.decoder import CausalLM
+    from mindvlm.nn.rotary import inverse_frequencies
+    from mindvlm.nn.vit import VisionTransformer, VitConfig
     from mindvlm.parallel.collectives import SumOver
     from mindvlm.parallel.config import ParallelConfig
     from mindvlm.parallel.mesh import Mesh, init_parallel

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.parallel import environment
 from mindvlm.parallel.failure import ends_all_ranks
 from tests.parallel.launch import start

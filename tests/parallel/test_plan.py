@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.decoder import CausalLM, DecoderConfig
-from mindvlm.models.common.image_text import freeze
+from mindvlm.core.errors import UserError
+from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.nn.image_text import freeze
 from mindvlm.parallel import collectives
 from mindvlm.parallel.buckets import make_buckets
 from mindvlm.parallel.layers import VocabParallelEmbedding, VocabParallelTiedHead

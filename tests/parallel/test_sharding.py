@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.checkpoint import MemorySource
-from mindvlm.config import build_config
-from mindvlm.errors import UserError
+from mindvlm.core.config import build_config
+from mindvlm.core.errors import UserError
 from mindvlm.parallel import sharding
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvlm import runtime
 from mindvlm.checkpoint import open_checkpoint
+from mindvlm.core import runtime
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh
 from tests.parallel.job import HALF_WAY, LAYOUTS, NUM_STEPS

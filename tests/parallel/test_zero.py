@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindvlm import runtime
+from mindvlm.core import runtime
 from mindvlm.parallel.buckets import make_buckets
 from mindvlm.parallel.gradients import GradientSync
 from mindvlm.parallel.mesh import Mesh

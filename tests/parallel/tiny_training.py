@@ -9,9 +9,9 @@ from mindspore import Tensor, nn
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
-from mindvlm.models.common.decoder import CausalLM, DecoderConfig
-from mindvlm.models.common.loss import IGNORED_LABEL
-from mindvlm.models.common.rotary import inverse_frequencies
+from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.nn.loss import IGNORED_LABEL
+from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel import buckets
 from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.mesh import Mesh

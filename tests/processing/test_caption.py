@@ -2,14 +2,14 @@
 
 import pytest
 
-from mindvlm.errors import UserError
-from mindvlm.processing.bpe_tokenizer import BpeTokenizer
-from mindvlm.processing.chat_template import get_template, prompt_text, render
-from mindvlm.processing.conversation import IGNORED_LABEL, build_sample, collate
-from mindvlm.processing.image_span import ImageSpan
-from mindvlm.processing.pieces import Piece
+from mindvlm.core.errors import UserError
+from mindvlm.processing.images.image_span import ImageSpan
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, build_sample, collate
+from mindvlm.processing.text.bpe_tokenizer import BpeTokenizer
+from mindvlm.processing.text.chat_template import get_template, prompt_text, render
+from mindvlm.processing.text.pieces import Piece
 from tests.golden_files import golden_json, golden_path
-from tests.processing.small_bpe import small_bpe
+from tests.processing.text.small_bpe import small_bpe
 
 SPAN = ImageSpan(4)
 

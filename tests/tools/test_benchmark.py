@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.tools import benchmark
 from mindvlm.tools.benchmark_stages import PEERS, STAGES, PeerEntry
 from mindvlm.tools.benchmark_workload import Workload, make_workload
@@ -85,7 +85,7 @@ def test_the_process_that_starts_the_peers_holds_no_framework():
 
 
 def test_the_torch_peer_runs_without_mindspore():
-    code = "import sys, mindvlm.convert.reference.benchmark_peer; print('mindspore' in sys.modules)"
+    code = "import sys, mindvlm.tools.benchmark_torch_peer; print('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

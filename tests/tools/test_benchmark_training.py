@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.tools import benchmark, benchmark_scaling, benchmark_training
 from mindvlm.tools.benchmark_training_workload import training_workload
 

@@ -5,9 +5,8 @@ import argparse
 import numpy as np
 import pytest
 
-from mindvlm import memory
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
-from mindvlm.tools import preflight
+from mindvlm.tools import memory, preflight
 from tests.tiny_vary import tiny_config, tiny_weights, write_tiny_vary, write_yaml
 from tests.tools.checked import assert_failed, checker, found, statuses
 

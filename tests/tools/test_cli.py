@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.tools import cli, make_data, predict_llm
 
 

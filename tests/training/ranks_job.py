@@ -30,7 +30,7 @@ def run_tensors(training, host):
 
 
 def main(folder: Path) -> None:
-    from mindvlm import runtime
+    from mindvlm.core import runtime
     from mindvlm.parallel.config import ParallelConfig
     from mindvlm.parallel.mesh import create_mesh, init_parallel
     from mindvlm.training.ranks import Ranks

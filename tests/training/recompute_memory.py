@@ -7,9 +7,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm import runtime
-from mindvlm.models.common.decoder import CausalLM, DecoderConfig
-from mindvlm.models.common.image_text import ImageTextModel
+from mindvlm.core import runtime
+from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.tools.benchmark_stages import peak_resident_bytes
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep

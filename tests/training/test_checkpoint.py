@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.checkpoint import CheckpointFolder, read_state, write_state
 from mindvlm.training.state import read_parameters, write_parameters
 

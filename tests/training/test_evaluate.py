@@ -5,11 +5,11 @@ import pytest
 from mindspore import Tensor
 
 from mindvlm.api import load, read_config
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
-from mindvlm.models.common.weights import fill_parameters
 from mindvlm.training.evaluate import DatasetsEvaluator
 from mindvlm.training.metrics import character_error_rate
+from mindvlm.weights.fill import fill_parameters
 from tests.tiny_vary import tiny_config, tiny_weights
 from tests.training.small_job import small_job
 

@@ -7,10 +7,10 @@ import pytest
 
 from mindvlm.api import read_config
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.convert.vary import HF
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
-from mindvlm.models.common.norm import norm_weights
+from mindvlm.models.vary.names import HF
+from mindvlm.nn.norm import norm_weights
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initial_weights import fill_weights, summarize
 from mindvlm.training.initialize import initial_values

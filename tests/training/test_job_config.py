@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mindvlm.api import read_config
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.job_file import parse_overrides, read_job
 from mindvlm.training.resume import fingerprint, require_same_job
 from tests.training.small_job import write_job

@@ -13,9 +13,9 @@ from mindspore import Tensor
 from mindvlm.api import VisionLanguageModel, load, read_config
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.conversion import Request, convert
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
-from mindvlm.models.common.lora import adapted_linears
+from mindvlm.nn.lora import adapted_linears
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import picture, tiny_config, tiny_weights
 from tests.training.small_job import losses, metrics, small_job

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.loss_scale import MIN_SCALE, LossScale, LossScaleConfig
 from mindvlm.training.step import StepResult
 from mindvlm.training.stepping import Stepper

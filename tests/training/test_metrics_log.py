@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.metrics_log import MetricsLog, drop_after, read_metrics
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
 from mindvlm.training.step import TrainStep
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindvlm.models.common.lora import LoraConfig
-from mindvlm.models.common.splice import splice_sources
-from mindvlm.models.common.weights import fill_parameters
 from mindvlm.models.vary.config import parse_config
 from mindvlm.models.vary.model import build_model
+from mindvlm.nn.lora import LoraConfig
+from mindvlm.nn.splice import splice_sources
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.training.lora import add_lora
@@ -22,6 +21,7 @@ from mindvlm.training.loss_scale import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from mindvlm.training.trainable import choose_trainable
+from mindvlm.weights.fill import fill_parameters
 from tests.tiny_vary import IMAGE_TOKEN_LEN, tiny_config, tiny_opt_config, tiny_weights
 
 NUM_STEPS = 2

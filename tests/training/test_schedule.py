@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.schedule import ScheduleConfig
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mindvlm.api import read_config
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.datagen.curriculum import MIN_STEPS_PER_STAGE
 from mindvlm.models.vary.processing import VaryProcessor
 from mindvlm.training.config import RenderedTextConfig
-from mindvlm.training.curriculum import MIN_STEPS_PER_STAGE
 from mindvlm.training.data import BackgroundBatches
 from mindvlm.training.job_file import read_job
 from mindvlm.training.sources import RenderedTextSource, Share

@@ -9,15 +9,15 @@ import pytest
 from mindspore import Tensor
 from safetensors.numpy import save_file
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
-from mindvlm.models.common.rotary import inverse_frequencies
+from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from mindvlm.training.trainer import Trainer
-from tests.processing.small_pieces import write_piece_files
+from tests.processing.text.small_pieces import write_piece_files
 from tests.tiny_tinyllava import hf_config, hf_tensors
 from tests.training.small_job import small_job
 

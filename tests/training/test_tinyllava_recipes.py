@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mindvlm.families import get_family
-from mindvlm.models.common.lora import adapted_linears
-from mindvlm.models.common.norm import norm_weights
 from mindvlm.models.tinyllava.connector import ConnectorConfig, build_connector
+from mindvlm.nn.lora import adapted_linears
+from mindvlm.nn.norm import norm_weights
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
 from mindvlm.training.job_file import read_job

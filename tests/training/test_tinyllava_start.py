@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.norm import norm_weights
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.pretrained import ROW_TABLES, fit_pretrained
+from mindvlm.nn.norm import norm_weights
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.training.test_tinyllava_job import built, llava_job, train
 

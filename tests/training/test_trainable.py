@@ -5,7 +5,7 @@ import pytest
 
 from mindvlm.api import read_config
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
 from mindvlm.training.trainable import choose_trainable, require_something_trains, trainable_table
 from mindvlm.training.trainer import Trainer

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from mindvlm.api import load
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training import trainer as trainer_module
 from mindvlm.training.evaluate import Evaluation, Reading
 from mindvlm.training.job_file import read_job

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.config import GenerationConfig, build_config, resolve_path
-from mindvlm.errors import UserError
-from mindvlm.models.common.checks import check_token_counts
-from mindvlm.models.common.patches import height_and_width
+from mindvlm.core.config import GenerationConfig, build_config, resolve_path
+from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import RuntimeConfig
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processing import TinyLlavaProcessorConfig
-from mindvlm.runtime import RuntimeConfig
+from mindvlm.nn.checks import check_token_counts
+from mindvlm.nn.patches import height_and_width
 
 
 @dataclass(kw_only=True)

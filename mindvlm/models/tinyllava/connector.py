@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import nn
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.activation import activation
-from mindvlm.models.common.linear import Linear
-from mindvlm.models.common.resampler import Resampler
+from mindvlm.core.errors import UserError
+from mindvlm.nn.activation import activation
+from mindvlm.nn.linear import Linear
+from mindvlm.nn.resampler import Resampler
 
 MAX_MLP_LAYERS = 8
 # of the published code: 12 heads, but 8 where the width is 512

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mindvlm.convert.model_config import FLAG, IMAGE_SIZE, MAX_NUM_LAYERS, SIZE, Kind, check_kinds
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights.config_json import FLAG, IMAGE_SIZE, MAX_NUM_LAYERS, SIZE, Kind, check_kinds
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))

@@ -4,13 +4,13 @@ a plain language model, or a tower alone."""
 from collections.abc import Mapping
 from typing import Any
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.vit import VitConfig
+from mindvlm.core.errors import UserError
+from mindvlm.models.hf.decoders import decoder_config, dialect_of, refuse
+from mindvlm.models.hf.towers import check_feature, feature_of, published_tower, vit_config
 from mindvlm.models.tinyllava.connector import ConnectorConfig
 from mindvlm.models.tinyllava.hf_checks import checked, require_table
-from mindvlm.models.tinyllava.hf_decoder import decoder_config, dialect_of, refuse
-from mindvlm.models.tinyllava.hf_tower import check_feature, feature_of, published_tower, vit_config
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig, num_tower_tokens
+from mindvlm.nn.vit import VitConfig
 
 Config = Mapping[str, Any]
 RESAMPLER_KEYS = ("resampler_hidden_size", "num_queries", "num_resampler_layers")

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mindvlm.convert.companions import read_companions
-from mindvlm.convert.model_config import read_config
-from mindvlm.errors import UserError
-from mindvlm.models.common.decoder import DecoderConfig
-from mindvlm.models.common.patches import height_and_width
-from mindvlm.models.common.vit import VitConfig
+from mindvlm.core.errors import UserError
+from mindvlm.models.hf.towers import CLIP_336, SIGLIP_384
 from mindvlm.models.tinyllava.config import TinyLlavaConfig
 from mindvlm.models.tinyllava.connector import ConnectorConfig
 from mindvlm.models.tinyllava.hf_processor import SYSTEM_KEY, TEMPLATE_KEY, TEMPLATES_OF_DIALECTS
-from mindvlm.models.tinyllava.hf_tower import CLIP_336, SIGLIP_384
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processing import make_tokenizer
-from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.nn.decoder import DecoderConfig
+from mindvlm.nn.patches import height_and_width
+from mindvlm.nn.vit import VitConfig
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.weights.companions import read_companions
+from mindvlm.weights.config_json import read_config
 
 TYPES = {
     "phi": ("TinyLlavaPhiForCausalLM", "tiny_llava_phi"),

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mindvlm.config import convert_value
-from mindvlm.errors import UserError
-from mindvlm.models.common.patches import height_and_width
-from mindvlm.models.tinyllava.hf_decoder import dialect_of
+from mindvlm.core.config import convert_value
+from mindvlm.core.errors import UserError
+from mindvlm.models.hf.decoders import dialect_of
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processing import TinyLlavaProcessorConfig, clip_branch, siglip_branch
-from mindvlm.processing.tiling import TilingConfig
+from mindvlm.nn.patches import height_and_width
+from mindvlm.processing.images.tiling import TilingConfig
 
 TEMPLATES_OF_DIALECTS = {"phi": "phi", "stablelm": "phi", "llama": "v1"}
 """What the published models were trained with. Another template gives nonsense."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.config import TinyLlavaConfig, check_processor
 from mindvlm.models.tinyllava.hf_checks import checked
 from mindvlm.models.tinyllava.hf_config import from_hf_config

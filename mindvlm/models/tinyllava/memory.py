@@ -1,9 +1,9 @@
 """What tower and connector of a TinyLLaVA take in memory while they run."""
 
-from mindvlm.models.common.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_memory
-from mindvlm.models.common.resampler import FEED_FORWARD_FACTOR
 from mindvlm.models.tinyllava.connector import ConnectorConfig
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig, num_tower_tokens
+from mindvlm.nn.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_memory
+from mindvlm.nn.resampler import FEED_FORWARD_FACTOR
 
 
 def vision_memory(config: TinyLlavaModelConfig, item_size: int) -> VisionMemory:

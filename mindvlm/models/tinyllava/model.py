@@ -7,11 +7,11 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.common.decoder import CausalLM
-from mindvlm.models.common.image_text import ImageTextModel, freeze
-from mindvlm.models.common.vit import TOWERS, VisionTransformer
 from mindvlm.models.tinyllava.connector import build_connector
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig, TuneConfig
+from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.image_text import ImageTextModel, freeze
+from mindvlm.nn.vit import TOWERS, VisionTransformer
 
 
 class TinyLlavaModel(ImageTextModel):

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.checks import check_language_model, check_vision_tower
-from mindvlm.models.common.decoder import DecoderConfig
-from mindvlm.models.common.patches import grid_size
-from mindvlm.models.common.vit import VitConfig
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.connector import ConnectorConfig
+from mindvlm.nn.checks import check_language_model, check_vision_tower
+from mindvlm.nn.decoder import DecoderConfig
+from mindvlm.nn.patches import grid_size
+from mindvlm.nn.vit import VitConfig
 
 
 @dataclass(kw_only=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.resize_tables import resize_embeddings
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.config import TinyLlavaConfig
 from mindvlm.models.tinyllava.processing import IMAGE_END, IMAGE_START, new_image_marks
+from mindvlm.nn.resize_tables import resize_embeddings
 
 ROW_TABLES = ("language_model.embed_tokens.weight", "language_model.lm_head.weight")
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images, image_turns
-from mindvlm.processing.chat_pictures import PictureMode, chat_picture
 from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
-from mindvlm.processing.chat_template import ChatTemplate, get_template
-from mindvlm.processing.conversation import TrainingSample
-from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.image_span import IMAGE_MARKER, ImageRows, ImageSpan, with_image_marks
-from mindvlm.processing.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from mindvlm.processing.llava_samples import expand_images, image_to_front, llava_sample
-from mindvlm.processing.tiling import TilingConfig
-from mindvlm.processing.tokenizer import Tokenizer
-from mindvlm.processing.tokenizer_files import open_tokenizer
-from mindvlm.processing.transforms import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
+from mindvlm.processing.images.chat_pictures import PictureMode, chat_picture
+from mindvlm.processing.images.image_branch import ImageBranchConfig
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageRows, ImageSpan, with_image_marks
+from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from mindvlm.processing.images.tiling import TilingConfig
+from mindvlm.processing.images.transforms import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD
+from mindvlm.processing.samples.chat_samples import TrainingSample
+from mindvlm.processing.samples.llava_samples import expand_images, image_to_front, llava_sample
+from mindvlm.processing.text.chat_template import ChatTemplate, get_template
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.processing.text.tokenizer_files import open_tokenizer
 
 QUICK_START_MARKER = "<image-placeholder>"
 """How questions of the original's quick start mark the place of a picture."""

@@ -5,8 +5,8 @@ back to another one, and its `stablelm` and `qwen2` conversations are in no tabl
 `llava_hf` is what the first TinyLLaVA's page tells to ask with; no program trains with it.
 """
 
-from mindvlm.processing.chat_template import CHATML, ChatTemplate
-from mindvlm.processing.image_span import IMAGE_MARKER, with_image_marks
+from mindvlm.processing.images.image_span import IMAGE_MARKER, with_image_marks
+from mindvlm.processing.text.chat_template import CHATML, ChatTemplate
 
 _USER = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.config import GenerationConfig, build_config, resolve_path
-from mindvlm.errors import UserError
-from mindvlm.models.common.checks import check_token_counts
-from mindvlm.models.common.patches import height_and_width
+from mindvlm.core.config import GenerationConfig, build_config, resolve_path
+from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import RuntimeConfig
 from mindvlm.models.vary.hf_config import from_hf_config
 from mindvlm.models.vary.mindocr_config import from_mindocr
 from mindvlm.models.vary.model_config import VaryModelConfig
 from mindvlm.models.vary.processing import VaryProcessorConfig
-from mindvlm.runtime import RuntimeConfig
+from mindvlm.nn.checks import check_token_counts
+from mindvlm.nn.patches import height_and_width
 
 __all__ = ["VaryConfig", "VaryModelConfig", "check_processor", "from_hf_config", "parse_config"]
 

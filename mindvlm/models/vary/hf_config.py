@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.decoder import DecoderConfig
-from mindvlm.models.common.vit import VitConfig
+from mindvlm.core.errors import UserError
 from mindvlm.models.vary.mindocr_config import released_clip
 from mindvlm.models.vary.model_config import VaryModelConfig, num_tower_tokens, num_vocabulary_tokens
 from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+from mindvlm.nn.decoder import DecoderConfig
+from mindvlm.nn.vit import VitConfig
 
 MAX_LENGTH = 32767
 

@@ -2,11 +2,11 @@
 
 import math
 
-from mindvlm.models.common.attention_core import MAX_SCORES_PER_HEAD
-from mindvlm.models.common.memory import FLOAT32, MIB, VisionMemory, pixel_bytes, tower_memory
-from mindvlm.models.common.patches import grid_size
 from mindvlm.models.vary.model_config import VaryModelConfig
 from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+from mindvlm.nn.attention_core import MAX_SCORES_PER_HEAD
+from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory, pixel_bytes, tower_memory
+from mindvlm.nn.patches import grid_size
 
 # nodes of the compiled graph; a global block has all its slices as nodes
 WINDOWED_BLOCK_BYTES, GLOBAL_BLOCK_BYTES = 14 * MIB, 35 * MIB

@@ -2,8 +2,8 @@
 
 import warnings
 
-from mindvlm.config import is_mindocr_config, unknown_key
-from mindvlm.errors import UserError
+from mindvlm.core.config import is_mindocr_config, unknown_key
+from mindvlm.core.errors import UserError
 
 MODEL_NAME = "VaryQwenForCausalLM"
 

@@ -7,12 +7,12 @@ N images, T tokens an image, B batch, L length, V vocabulary.
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindvlm.models.common.decoder import CausalLM
-from mindvlm.models.common.image_text import ImageTextModel, freeze
-from mindvlm.models.common.linear import Linear
-from mindvlm.models.common.vit import VisionTransformer
 from mindvlm.models.vary.config import VaryModelConfig
 from mindvlm.models.vary.vision_vocabulary import VisionVocabulary
+from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.image_text import ImageTextModel, freeze
+from mindvlm.nn.linear import Linear
+from mindvlm.nn.vit import VisionTransformer
 
 
 class VaryModel(ImageTextModel):

@@ -3,18 +3,18 @@
 import math
 from dataclasses import dataclass
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.checks import (
+from mindvlm.core.errors import UserError
+from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+from mindvlm.nn.checks import (
     check_divides,
     check_image_size,
     check_language_model,
     check_positive,
     check_vision_tower,
 )
-from mindvlm.models.common.decoder import DecoderConfig
-from mindvlm.models.common.patches import grid_size
-from mindvlm.models.common.vit import VitConfig
-from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+from mindvlm.nn.decoder import DecoderConfig
+from mindvlm.nn.patches import grid_size
+from mindvlm.nn.vit import VitConfig
 
 
 @dataclass(kw_only=True)

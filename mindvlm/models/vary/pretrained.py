@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.positions import NUM_OFFSET_ROWS
-from mindvlm.models.common.resize_tables import interpolate_positions, resize_embeddings
+from mindvlm.core.errors import UserError
+from mindvlm.nn.positions import NUM_OFFSET_ROWS
+from mindvlm.nn.resize_tables import interpolate_positions, resize_embeddings
 
 POSITIONS = "language_model.embed_positions.weight"
 TOKENS = "language_model.embed_tokens.weight"

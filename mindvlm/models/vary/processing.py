@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.processing.bpe_tokenizer import OPT_SPECIAL_TOKENS, BpeTokenizer
+from mindvlm.core.errors import UserError
 from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
-from mindvlm.processing.chat_template import get_template
-from mindvlm.processing.image_branch import ImageBranchConfig, TrimConfig
-from mindvlm.processing.image_span import ImageSpan
-from mindvlm.processing.images import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from mindvlm.processing.tiktoken_tokenizer import QWEN_SPECIAL_TOKENS, TiktokenTokenizer
-from mindvlm.processing.tokenizer import Tokenizer
+from mindvlm.processing.images.image_branch import ImageBranchConfig, TrimConfig
+from mindvlm.processing.images.image_span import ImageSpan
+from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
+from mindvlm.processing.text.bpe_tokenizer import OPT_SPECIAL_TOKENS, BpeTokenizer
+from mindvlm.processing.text.chat_template import get_template
+from mindvlm.processing.text.tiktoken_tokenizer import QWEN_SPECIAL_TOKENS, TiktokenTokenizer
+from mindvlm.processing.text.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)

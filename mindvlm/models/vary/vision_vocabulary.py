@@ -10,13 +10,13 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.common.activation import activation
-from mindvlm.models.common.attention_core import attention_core
-from mindvlm.models.common.fused_attention import FusedAttention, can_fuse, pad_head_dim, padded_head_dim
-from mindvlm.models.common.layout import permute_rows, widen
-from mindvlm.models.common.linear import Linear
-from mindvlm.models.common.norm import LayerNorm
-from mindvlm.models.common.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row, grid_size
+from mindvlm.nn.activation import activation
+from mindvlm.nn.attention_core import attention_core
+from mindvlm.nn.fused_attention import FusedAttention, can_fuse, pad_head_dim, padded_head_dim
+from mindvlm.nn.layout import permute_rows, widen
+from mindvlm.nn.linear import Linear
+from mindvlm.nn.norm import LayerNorm
+from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row, grid_size
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.checkpoint.atomic import atomic_file
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.json_records import RecordPlace, find_records
 
 PLACE = np.dtype([("start", "<u8"), ("length", "<u4"), ("line", "<u4")])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets import warps
 
 MAX_SHEAR_DEGREES = 3.0

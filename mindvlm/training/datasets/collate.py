@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.models.common.splice import splice_sources
-from mindvlm.processing.conversation import IGNORED_LABEL
+from mindvlm.core.errors import UserError
+from mindvlm.nn.splice import splice_sources
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.datasets.samples import Sample
 
 

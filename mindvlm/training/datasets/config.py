@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mindvlm.config import resolve_path
-from mindvlm.errors import UserError
+from mindvlm.core.config import resolve_path
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig
 from mindvlm.training.datasets.collate import Collator

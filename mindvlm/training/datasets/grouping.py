@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.mixture import Mixture, SamplePlace
 from mindvlm.training.datasets.permutation import derive_key

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20

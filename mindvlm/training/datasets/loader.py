@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Literal
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.collate import Collator, SampleBatch
 from mindvlm.training.datasets.samples import Sample, SampleOptions, Skipped
 from mindvlm.training.datasets.skip_log import SkipLog

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mindvlm.errors import UserError, counted
-from mindvlm.processing.conversation import SPEAKERS
-from mindvlm.processing.image_span import IMAGE_MARKER
-from mindvlm.processing.llava_samples import image_to_front
+from mindvlm.core.errors import UserError, counted
+from mindvlm.processing.images.image_span import IMAGE_MARKER
+from mindvlm.processing.samples.chat_samples import SPEAKERS
+from mindvlm.processing.samples.llava_samples import image_to_front
 
 LINE_BREAK_MARK = "<lb>"
 

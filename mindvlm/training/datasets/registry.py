@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.config import build_config, read_yaml, unknown_key
-from mindvlm.errors import UserError
+from mindvlm.core.config import build_config, read_yaml, unknown_key
+from mindvlm.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mindvlm.errors import UserError
-from mindvlm.processing.conversation import TrainingSample
-from mindvlm.processing.images import DEFAULT_MAX_PIXELS, load_image
+from mindvlm.core.errors import UserError
+from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, load_image
+from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig, augment
 from mindvlm.training.datasets.mixture import Mixture

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.samples import Skipped
 
 

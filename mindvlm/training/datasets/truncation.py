@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mindvlm.errors import UserError
-from mindvlm.processing.conversation import IGNORED_LABEL, TrainingSample
-from mindvlm.processing.image_span import IMAGE_MARKER
+from mindvlm.core.errors import UserError
+from mindvlm.processing.images.image_span import IMAGE_MARKER
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, TrainingSample
 
 LongAnswers = Literal["cut", "skip"]
 WHOLE = 1 << 30

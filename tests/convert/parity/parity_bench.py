@@ -3,7 +3,6 @@
 import numpy as np
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.convert.models import native_view
 from mindvlm.convert.parity.comparison import GREEDY_IDS, MODELS, ParityReport, ParityRequest, read_report
 from mindvlm.convert.parity.inputs import vary_inputs
 from mindvlm.convert.parity.vary import VaryStages, load_target
@@ -12,7 +11,8 @@ from mindvlm.convert.reference.random_weights import RandomSource
 from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
 from mindvlm.families import get_family
 from mindvlm.models.vary.config import from_hf_config
-from tests.convert.vary_names import mindocr_name
+from mindvlm.weights.recognise import native_view
+from tests.models.vary.vary_names import mindocr_name
 
 NUM_TOKENS = 4
 LANGUAGE = vary_toy_config() | {

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import CastSource, MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert import models as convertible
 from mindvlm.convert.parity import process as parity_process
 from mindvlm.convert.parity.comparison import MODELS, STEP_LOGITS, ParityRequest, compare_logits, read_report
 from mindvlm.convert.reference.random_weights import RandomSource
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights import recognise as convertible
 from tests.convert.parity.parity_bench import (
     CONFIG,
     TEXT_CONFIG,

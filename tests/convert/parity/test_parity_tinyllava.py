@@ -7,17 +7,17 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.convert_weight import main
-from mindvlm.convert.models import native_view
 from mindvlm.convert.parity import tinyllava
 from mindvlm.convert.parity.comparison import GREEDY_IDS, MODELS, STEP_LOGITS, ParityReport, ParityRequest, read_report
 from mindvlm.convert.parity.tinyllava_inputs import TinyLlavaScope, parity_form, tinyllava_inputs
 from mindvlm.convert.reference import tinyllava_layout, tinyllava_stages
 from mindvlm.convert.reference.random_weights import RandomSource
 from mindvlm.convert.reference.tinyllava_form import bench_form
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.families import get_family
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
-from tests.convert.test_tinyllava import NAMES, config_of, factory_names, legacy_names, read_all
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
+from mindvlm.weights.recognise import native_view
+from tests.models.tinyllava.test_names import NAMES, config_of, factory_names, legacy_names, read_all
 
 NUM_TOKENS = 4
 LANGUAGE = ["merged_embeddings", "layers", "logits", STEP_LOGITS]

@@ -21,9 +21,9 @@ from mindvlm.convert.report.account import (
 )
 from mindvlm.convert.report.origins import Origin, add_origins, carry_origins, origins_of
 from mindvlm.convert.report.tensor_statistics import StatisticsTap
-from mindvlm.convert.rules.operations import Drop, Rename, Split
-from mindvlm.convert.rules.table import Part, RuleTable
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
+from mindvlm.weights.rules.operations import Drop, Rename, Split
+from mindvlm.weights.rules.table import Part, RuleTable
 
 TABLE = RuleTable(
     "test",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
 from mindvlm.convert.report.tensor_statistics import StatisticsTap
 from tests.checkpoint.samples import DTYPES, random_tensor
-from tests.convert.lora.adapters import source_of
+from tests.weights.lora.adapters import source_of
 
 
 def statistics_of(values, dtype: str | None = None, chunk_bytes: int = 1 << 20):

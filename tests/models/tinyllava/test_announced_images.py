@@ -9,9 +9,9 @@ import mindvlm
 from mindvlm.api import read_config
 from mindvlm.conversation import Conversation
 from mindvlm.models.tinyllava.processing import TinyLlavaProcessor, TinyLlavaProcessorConfig, siglip_branch
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from tests.golden_files import golden_json
-from tests.processing.small_pieces import write_piece_files
+from tests.processing.text.small_pieces import write_piece_files
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import picture
 

@@ -10,15 +10,15 @@ import transformers
 from mindspore import Tensor, ops
 
 from mindvlm.checkpoint import MemorySource, TensorInfo
-from mindvlm.convert.models import native_view
 from mindvlm.generation.engine import Engine
-from mindvlm.models.common.attention import GroupedRotarySelfAttention, RotarySelfAttention
-from mindvlm.models.common.decoder import DecoderLayer, DroppingParallelLayer, ParallelLayer
-from mindvlm.models.common.norm import LayerNorm, RMSNorm
-from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import TinyLlavaModel, build_model
+from mindvlm.nn.attention import GroupedRotarySelfAttention, RotarySelfAttention
+from mindvlm.nn.decoder import DecoderLayer, DroppingParallelLayer, ParallelLayer
+from mindvlm.nn.norm import LayerNorm, RMSNorm
+from mindvlm.nn.rotary import inverse_frequencies
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.weights.recognise import native_view
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.hf_processor import processor_config, template_of
 from mindvlm.models.tinyllava.processing import TinyLlavaProcessor

@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.processing import (
     TinyLlavaProcessor,
     TinyLlavaProcessorConfig,
     clip_branch,
     siglip_branch,
 )
-from mindvlm.processing.chat_pictures import chat_picture
-from mindvlm.processing.conversation import IGNORED_LABEL
-from mindvlm.processing.tokenizer import PLACEHOLDER_ID
+from mindvlm.processing.images.chat_pictures import chat_picture
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from tests.golden_files import golden_json, golden_path
-from tests.processing.small_pieces import write_piece_files
-from tests.processing.small_vocabulary import write_rank_file
+from tests.processing.text.small_pieces import write_piece_files
+from tests.processing.text.small_vocabulary import write_rank_file
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
 OTHER = Image.new("RGB", (20, 20), "red")

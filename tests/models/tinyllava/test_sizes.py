@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindvlm.convert.models import MODELS
 from mindvlm.convert.reference import tinyllava_layout
-from mindvlm.convert.tinyllava import LLAMA, bench_form
 from mindvlm.families import get_family
-from mindvlm.models.common.weights import parameter_shapes
 from mindvlm.models.tinyllava.config import TinyLlavaConfig, parse_config
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import build_model
+from mindvlm.models.tinyllava.names import LLAMA, bench_form
+from mindvlm.weights.fill import parameter_shapes
+from mindvlm.weights.recognise import MODELS
 
 CONFIGS = Path(__file__).parents[3] / "configs/tinyllava"
 # tensors and parameters of the whole, parameters of the decoder and of the connector

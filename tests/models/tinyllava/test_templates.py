@@ -1,8 +1,8 @@
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.templates import TEMPLATES, image_turns
-from mindvlm.processing.chat_template import get_template, prompt_text, render
+from mindvlm.processing.text.chat_template import get_template, prompt_text, render
 
 TURNS = ["Q", "A", "R", None]
 SYSTEM_A = (

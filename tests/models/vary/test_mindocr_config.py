@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mindvlm.api import read_config
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 
 PUBLISHED = {
     "model": {

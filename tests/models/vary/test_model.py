@@ -10,13 +10,13 @@ import transformers
 from mindspore import Tensor
 
 from mindvlm.convert.reference.random_weights import random_tensor
-from mindvlm.models.common.rotary import inverse_frequencies
-from mindvlm.models.common.splice import splice_sources
-from mindvlm.models.common.vit import VisionTransformer, VitConfig
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
 from mindvlm.models.vary.config import from_hf_config, parse_config
 from mindvlm.models.vary.model import VaryModel
-from tests.convert.vary_names import TOY, hf_shapes
+from mindvlm.nn.rotary import inverse_frequencies
+from mindvlm.nn.splice import splice_sources
+from mindvlm.nn.vit import VisionTransformer, VitConfig
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from tests.models.vary.vary_names import TOY, hf_shapes
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_config
 
 PAD = VOCAB_SIZE - 1

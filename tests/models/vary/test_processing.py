@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.models.vary.processing import ImageBranchConfig, TrimConfig, VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.image_span import IMAGE_MARKER
-from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
+from mindvlm.processing.images.image_span import IMAGE_MARKER
+from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
 from tests.golden_files import golden_json, golden_path
-from tests.processing.small_vocabulary import small_ranks, write_rank_file
+from tests.processing.text.small_vocabulary import small_ranks, write_rank_file
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
 OTHER = Image.new("RGB", (20, 20), "red")

@@ -11,17 +11,17 @@ from mindspore import Tensor
 from mindvlm.api import load
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.conversation import Conversation
-from mindvlm.convert.models import MODELS
 from mindvlm.convert.reference.random_weights import random_tensor
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
 from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
-from mindvlm.errors import UserError
-from mindvlm.models.common.splice import splice_sources
-from mindvlm.models.common.weights import fill_parameters, parameter_shapes
+from mindvlm.core.errors import UserError
 from mindvlm.models.vary.config import from_hf_config, parse_config
 from mindvlm.models.vary.model import VaryTinyModel, build_model
+from mindvlm.nn.splice import splice_sources
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
+from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.weights.recognise import MODELS
 from tests.tiny_vary import (
     IMAGE_TOKEN_LEN,
     TINY_OPT_CHANGES,

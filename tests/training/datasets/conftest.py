@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 
 from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.image_branch import ImageBranchConfig
-from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
-from tests.processing.small_vocabulary import write_rank_file
+from mindvlm.processing.images.image_branch import ImageBranchConfig
+from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
+from tests.processing.text.small_vocabulary import write_rank_file
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.config import DatasetsConfig, open_loader, sample_options
 from mindvlm.training.datasets.grouping import (

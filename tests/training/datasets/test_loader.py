@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.config import DatasetsConfig, open_loader
 from mindvlm.training.datasets.loader import merge_states
 
@@ -203,7 +203,7 @@ JOB = """
 import sys
 from functools import partial
 from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
+from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
 from mindvlm.training.datasets.config import DatasetsConfig, open_loader
 if __name__ == "__main__":
     processor = VaryProcessorConfig(vocab_file=sys.argv[2], special_tokens=list(COMPACT_SPECIAL_TOKENS), system="")

@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindvlm.errors import UserError
-from mindvlm.processing.bpe_tokenizer import BpeTokenizer
-from mindvlm.processing.chat_template import get_template
-from mindvlm.processing.conversation import build_sample
-from mindvlm.processing.image_span import ImageSpan
-from mindvlm.processing.tiktoken_tokenizer import TiktokenTokenizer
+from mindvlm.core.errors import UserError
+from mindvlm.processing.images.image_span import ImageSpan
+from mindvlm.processing.samples.chat_samples import build_sample
+from mindvlm.processing.text.bpe_tokenizer import BpeTokenizer
+from mindvlm.processing.text.chat_template import get_template
+from mindvlm.processing.text.tiktoken_tokenizer import TiktokenTokenizer
 from mindvlm.training.datasets.records import read_conversation
 from mindvlm.training.datasets.truncation import fit_sample
 from tests.golden_files import golden_json, golden_path
-from tests.processing.small_vocabulary import small_tokenizer
+from tests.processing.text.small_vocabulary import small_tokenizer
 from tests.training.datasets.conftest import conversation
 
 TOKENIZER = small_tokenizer()

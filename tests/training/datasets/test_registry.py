@@ -1,6 +1,6 @@
 import pytest
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.registry import choose_datasets, read_registry
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.errors import UserError
+from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.augment import AugmentConfig
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker, Skipped

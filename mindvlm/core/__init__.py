@@ -1,0 +1,1 @@
+"""Errors, typed configs from YAML, the runtime, interruption: what every other package may import."""

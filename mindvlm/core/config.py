@@ -1,0 +1,191 @@
+"""Typed configs from YAML: unknown keys, wrong types and impossible values are errors that name the key."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mindvlm.core.errors import UserError
+
+
+def build_config(cls: type, data: Any, where: str = ""):
+    """Builds the dataclass `cls` from a mapping, recursively.
+
+    Args:
+        cls: a dataclass; fields may be scalars, lists, unions with None, and dataclasses.
+        data: the mapping, as read from YAML or JSON.
+        where: dotted name of the section, for messages.
+
+    Raises:
+        UserError: a key is unknown (the nearest known one is named), missing, or of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"config section '{where or 'top level'}' is {data!r}; expected a mapping of keys to values")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            raise unknown_key(key, fields, where)
+    values = {key: convert_value(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in data.items()}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"config section '{where or 'top level'}' lacks the key '{missing[0]}'; add it")
+    return cls(**values)
+
+
+def unknown_key(key: Any, known: typing.Iterable[str], where: str) -> UserError:
+    """The error for a key that no section knows, with the nearest known one."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+    return UserError(f"unknown config key '{f'{where}.{key}'.lstrip('.')}'; {hint}")
+
+
+def convert_value(hint: Any, value: Any, where: str):
+    """Checks one value against a type hint and converts it (numbers written as text in YAML, nested sections)."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        errors = []
+        for option in options:
+            if option is type(None):
+                continue
+            try:
+                return convert_value(option, value, where)
+            except UserError as error:
+                errors.append(error)
+        raise errors[-1]
+    if dataclasses.is_dataclass(hint):
+        return build_config(hint, value, where)
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise wrong_type(where, value, "a list")
+        (item_hint,) = typing.get_args(hint)
+        return [convert_value(item_hint, item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong_type(where, value, "a mapping")
+        return dict(value)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise wrong_type(where, value, " or ".join(map(repr, typing.get_args(hint))))
+        return value
+    return convert_scalar(hint, value, where)
+
+
+def convert_scalar(hint: type, value: Any, where: str):
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong_type(where, value, "true or false")
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise wrong_type(where, value, "a whole number")
+    if hint is float:
+        # YAML 1.1 reads 1e-6 (no dot) as text
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        raise wrong_type(where, value, "a number")
+    if hint is str:
+        if isinstance(value, str):
+            return value
+        raise wrong_type(where, value, "text")
+    return value
+
+
+def wrong_type(where: str, value: Any, expected: str) -> UserError:
+    return UserError(f"config key '{where}' is {value!r}; expected {expected}")
+
+
+def read_yaml(path: Path) -> dict:
+    """Reads one YAML file.
+
+    Raises:
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config {path} does not exist; check the path, nothing is downloaded") from None
+    except IsADirectoryError:
+        raise UserError(f"config {path} is a folder; give a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"config {path} is no text; give a YAML file, or the folder of a checkpoint") from None
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read: {error.strerror}; check its permissions") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"config file {path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"config file {path} holds no mapping; expected sections such as 'model:' and 'processor:'")
+    return data
+
+
+def is_mindocr_config(data: dict) -> bool:
+    """Whether this is a MindOCR model file: it names its class under model.name and has no family."""
+    model = data.get("model")
+    return isinstance(model, dict) and "name" in model
+
+
+def resolve_path(value: str | None, config_path: Path) -> str | None:
+    """A path of a config file made absolute: relative to the file first, then to the working folder."""
+    if not value:
+        return value
+    beside = (config_path.resolve().parent / value).resolve()
+    return str(beside if beside.exists() or not Path(value).exists() else Path(value).resolve())
+
+
+MAX_NGRAM_SIZE = 64
+
+
+@dataclass(kw_only=True)
+class GenerationConfig:
+    """Greedy by default.
+
+    `top_k` 0 keeps all tokens, `top_p` 1 keeps all mass, `repetition_penalty` 1 and `no_repeat_ngram_size` 0 are off.
+    The penalty and the n-gram rule look at the prompt's and the answer's tokens, never at padding. `stop_strings` end
+    the answer and are not part of it; the template's own end token always stops. `seed` None takes the run's seed.
+    """
+
+    max_new_tokens: int = 1024
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    stop_strings: list[str] = field(default_factory=list)
+    seed: int | None = None
+
+    def __post_init__(self):
+        check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        check(self.temperature > 0, "temperature", self.temperature, "more than 0 (for greedy set do_sample false)")
+        check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0 and at most 1")
+        check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0")
+        # every token of the n-gram is an operator of the graph
+        size = self.no_repeat_ngram_size
+        check(0 <= size <= MAX_NGRAM_SIZE, "no_repeat_ngram_size", size, f"0 (off) to {MAX_NGRAM_SIZE}")
+        check(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
+        check(all(self.stop_strings), "stop_strings", self.stop_strings, "no empty text")
+
+
+def check(holds: bool, key: str, value, expected: str) -> None:
+    if not holds:
+        raise UserError(f"generation.{key} is {value!r}; expected {expected}")

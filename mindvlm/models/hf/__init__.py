@@ -1,0 +1,1 @@
+"""Readers of config.json files that families share."""

@@ -1,0 +1,152 @@
+"""Low-rank adaptation: y = x W^T + b + alpha / rank * dropout(x) A^T B^T (Hu et al. 2021, arXiv 2106.09685).
+
+A `Linear` that is adapted keeps its parameters and their names and gets two more, `lora_A` (rank, in_features) and
+`lora_B` (out_features, rank). B starts at zero, so the model computes what it did until it is trained.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import initializer
+
+from mindvlm.core.errors import UserError
+from mindvlm.nn.dropout import RowDropout, row_masks
+from mindvlm.nn.linear import Linear
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """What is adapted, and how; rank, alpha and dropout are those of Vary's training program.
+
+    Attributes:
+        rank: rows of A and columns of B.
+        alpha: the change is multiplied by alpha / rank.
+        dropout: probability with which an element of A's input is dropped in training.
+        targets: regular expressions; a Linear in whose name one is found is adapted.
+        modules_to_save: regular expressions; parameters in whose name one is found train whole beside the adapter.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=lambda: [r"^language_model\.layers\."])
+    modules_to_save: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise UserError(f"lora.rank is {self.rank}; expected at least 1")
+        if self.alpha <= 0:
+            raise UserError(f"lora.alpha is {self.alpha}; expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout is {self.dropout}; expected a number from 0 to below 1")
+        if not self.targets:
+            raise UserError("lora.targets is empty; name what to adapt, or leave it out for the decoder's layers")
+
+
+class LowRank(nn.Cell):
+    """scaling * dropout(x) A^T B^T, for parameters that the adapted Linear holds."""
+
+    def __init__(self, scaling: float, dropout: RowDropout | None = None):
+        super().__init__(auto_prefix=False)
+        self.scaling = scaling
+        self.dropout = dropout
+        self.core = low_rank_core(scaling)
+        self.dropped_core = dropped_low_rank_core(scaling)
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x, a, b):
+        """x (N, in_features), a (rank, in_features), b (out_features, rank) -> (N, out_features)."""
+        if self.dropout is not None and self.training:
+            return self.dropped_core(x, a, b, self.dropout.masks, self.dropout.first_row(x.shape[0]))
+        return self.core(x, a, b)
+
+    def widened(self, states, matrix, a, b):
+        """States (..., in_features + rank) and a matrix (out_features, in_features + rank), whose product is that of
+        the adapted Linear: for a loss that takes both."""
+        rows = states.reshape((-1, states.shape[-1]))
+        if self.dropout is not None:
+            rows = self.dropout(rows)
+        reduced = self.matmul(rows, a) * self.scaling
+        states = ops.concat((states, reduced.reshape(states.shape[:-1] + (-1,))), -1)
+        return states, ops.concat((matrix, b), 1)
+
+
+@functools.cache
+def low_rank_core(scaling: float) -> LowRankCore:
+    """The one LowRankCore of a scaling: it is compiled once and not once for every Linear."""
+    return LowRankCore(scaling)
+
+
+class LowRankCore(nn.Cell):
+    """scaling * x A^T B^T, which keeps nothing but its inputs for the way back. Shapes as in `LowRank`."""
+
+    def __init__(self, scaling: float):
+        super().__init__(auto_prefix=False)
+        self.scaling = scaling
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.product = ops.MatMul()
+        self.by_columns = ops.MatMul(transpose_a=True)
+
+    def construct(self, x, a, b):
+        return self.matmul(self.matmul(x, a) * self.scaling, b)
+
+    def bprop(self, x, a, b, out, dout):
+        reduced = self.matmul(x, a) * self.scaling
+        by_reduced = self.product(dout, b) * self.scaling
+        return self.product(by_reduced, a), self.by_columns(by_reduced, x), self.by_columns(dout, reduced)
+
+
+@functools.cache
+def dropped_low_rank_core(scaling: float) -> DroppedLowRankCore:
+    """The one DroppedLowRankCore of a scaling."""
+    return DroppedLowRankCore(scaling)
+
+
+class DroppedLowRankCore(LowRankCore):
+    """The same behind a `RowDropout`; masks and first are its table of masks and `first_row`."""
+
+    def construct(self, x, a, b, masks, first):
+        return super().construct(x * row_masks(masks, first, x.shape[0]), a, b)
+
+    def bprop(self, x, a, b, masks, first, out, dout):
+        mask = row_masks(masks, first, x.shape[0])
+        by_x, by_a, by_b = super().bprop(x * mask, a, b, out, dout)
+        return by_x * mask, by_a, by_b, ops.zeros_like(masks), ops.zeros_like(first)
+
+
+def adapt(linear: Linear, config: LoraConfig, *, dropout: RowDropout | None = None) -> None:
+    """Adapts a Linear in place; its new parameters are to be filled, see `first_values`.
+
+    Args:
+        config: rank and alpha.
+        dropout: over the Linear's input.
+    """
+    dtype = linear.weight.dtype
+    prefix = linear.weight.name.removesuffix("weight")
+    for name, shape in (("lora_A", (config.rank, linear.in_features)), ("lora_B", (linear.out_features, config.rank))):
+        setattr(linear, name, Parameter(initializer("zeros", shape, dtype), name=prefix + name))
+    linear.lora = LowRank(config.alpha / config.rank, dropout)
+    linear.is_adapted = True
+
+
+def first_values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """First values of a `lora_A` or `lora_B` by its full name, float32.
+
+    B is zero. A is uniform within 1 / sqrt(in_features) of zero, which is torch's kaiming_uniform with a = sqrt(5), as
+    in PEFT.
+    """
+    if name.endswith("lora_B"):
+        return np.zeros(shape, np.float32)
+    bound = 1 / math.sqrt(shape[1])
+    rng = np.random.Generator(np.random.PCG64([seed, *name.encode()]))
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def adapted_linears(model: nn.Cell) -> dict[str, Linear]:
+    """The Linears of a model that are adapted, by name."""
+    return {name: cell for name, cell in model.cells_and_names() if isinstance(cell, Linear) and cell.is_adapted}

@@ -1,0 +1,147 @@
+"""Image sources of any kind to an upright 8-bit RGB picture."""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mindvlm.core.errors import UserError
+
+DEFAULT_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+"""Most pixels an image may decode to unless the caller says otherwise: Pillow's own limit."""
+
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Opens a picture and brings it to upright RGB with 8 bits a channel.
+
+    EXIF orientation is applied. Of animations the first frame is taken. Alpha is dropped, as the original programs do,
+    except where all the drawing is in it (one single colour everywhere): such a picture is laid on white, or on black
+    if its colour is light. Grey of 16 bits (or of 32, or floating point) is scaled to 8 bits, not clipped.
+
+    Args:
+        source: path, bytes of an image file, PIL image, or array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8,
+            uint16, bool, or floats in 0..1.
+        max_pixels: limit of width x height, checked before anything is decoded.
+
+    Raises:
+        UserError: the file is missing, empty, no image, damaged, or larger than the limit; the array has another form.
+    """
+    if isinstance(source, np.ndarray):
+        image = _image_of_array(source)
+        _check_size("the array", image.size, max_pixels)
+        return _to_rgb(image)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the image", max_pixels)
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise UserError(f"image {source!r:.80}: is no picture; give a path, bytes, a PIL image or an array")
+    name = "the image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _open(source, name) as image:
+            return _decode(image, name, max_pixels)
+
+
+def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    if isinstance(source, bytes):
+        size, stream = len(source), io.BytesIO(source)
+    else:
+        path = Path(source)
+        try:
+            if not path.exists():
+                raise UserError(f"{name}: no such file; check the path")
+            if not path.is_file():
+                raise UserError(f"{name}: not a file; give an image file")
+            size, stream = path.stat().st_size, path
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise UserError(f"{name}: cannot be read ({error.strerror}); check the path") from error
+    if size == 0:
+        raise UserError(f"{name}: the file is empty (0 bytes); copy it again")
+    try:
+        return Image.open(stream)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {_one_line(error)}; make it smaller first") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: not an image, or of a format that Pillow cannot read; convert it to PNG") from error
+    except Exception as error:  # Pillow's readers let almost any exception through on damaged files
+        raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    _check_size(name, image.size, max_pixels)
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        _check_size(name, upright.size, max_pixels)
+        return _to_rgb(upright)
+    except UserError:
+        raise
+    except Exception as error:  # see _open
+        raise UserError(f"{name}: damaged or not supported ({_one_line(error)}); save it again as PNG") from error
+
+
+def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise UserError(
+            f"{name}: {width} x {height} = {width * height} pixels, the limit is {max_pixels}; "
+            "make it smaller or raise max_pixels"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or (image.mode == "P" and "transparency" in image.info):
+        return _without_alpha(image)
+    return image.convert("RGB")
+
+
+def _eight_bit(grey: np.ndarray) -> np.ndarray:
+    """(h, w) of wide integers or floats to uint8: by the full range of the type, else by their own."""
+    if grey.dtype.kind == "f":
+        grey = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
+        full_scale = 1.0 if 0.0 <= grey.min() and grey.max() <= 1.0 else 255.0
+    else:
+        full_scale = 65535.0
+    low = 0.0
+    if grey.min() < 0 or grey.max() > full_scale:
+        low, full_scale = float(grey.min()), float(grey.max()) - float(grey.min())
+    return np.rint((grey.astype(np.float64) - low) * (255.0 / full_scale)).astype(np.uint8)
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    plain = image.convert("RGB")
+    extremes = plain.getextrema()
+    if any(low != high for low, high in extremes):
+        return plain
+    rgba = image.convert("RGBA")
+    if rgba.getextrema()[3][0] == 255:
+        return plain
+    is_light = sum(low for low, _ in extremes) > 3 * 127
+    ground = Image.new("RGBA", image.size, (0, 0, 0, 255) if is_light else (255, 255, 255, 255))
+    return Image.alpha_composite(ground, rgba).convert("RGB")
+
+
+def _image_of_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise UserError(f"image array of shape {array.shape}: expected (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)")
+    if array.dtype == np.bool_:
+        return Image.fromarray(array.astype(np.uint8) * np.uint8(255))
+    if array.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if array.dtype == np.uint16:
+        return Image.fromarray(_eight_bit(array))
+    if array.dtype.kind == "f" and 0.0 <= array.min() and array.max() <= 1.0:
+        return Image.fromarray(_eight_bit(array))
+    raise UserError(f"image array of {array.dtype}: expected uint8, uint16, bool, or floats from 0 to 1")

@@ -1,0 +1,1 @@
+"""Training samples: records to token ids and label masks."""

@@ -1,0 +1,91 @@
+"""Pieces of a prompt that know whether their control tokens are armed, and their tokenisation."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from mindvlm.processing.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of prompt text.
+
+    Attributes:
+        control: True for the template's own text, in which special tokens are armed. False for what people, files or
+            the model wrote: in it `<|im_end|>` is ordinary text.
+        learned: whether training learns to write this piece (an answer and the mark that closes it).
+    """
+
+    text: str
+    control: bool = False
+    learned: bool = False
+
+
+def encode_pieces(
+    pieces: Sequence[Piece], tokenizer: Tokenizer, *, continues: bool = False
+) -> tuple[list[int], list[int]]:
+    """Ids of the pieces, and for every id the index of the piece in which it begins.
+
+    Plain text between two control tokens is joined before it is split into tokens, whatever pieces it comes from. For
+    text without special surface forms the ids are therefore those of the whole prompt string. White space beside a
+    token of `tokenizer.stripping_tokens` is left out; behind one of `tokenizer.restarting_tokens` text is encoded as
+    at the start of a prompt.
+
+    Args:
+        continues: the pieces stand behind a control token, see `Tokenizer.encode`.
+    """
+    ids: list[int] = []
+    owners: list[int] = []
+    pending: list[tuple[int, str]] = []
+
+    def encode_pending(before: str | None, after: str | None) -> None:
+        if before in tokenizer.stripping_tokens:
+            _strip(pending, range(len(pending)), str.lstrip)
+        if after in tokenizer.stripping_tokens:
+            _strip(pending, range(len(pending) - 1, -1, -1), str.rstrip)
+        goes_on = continues if before is None else before not in tokenizer.restarting_tokens
+        text_ids = tokenizer.encode("".join(text for _, text in pending), continues=goes_on)
+        ids.extend(text_ids)
+        owners.extend(_first_pieces(pending, text_ids, tokenizer))
+        pending.clear()
+
+    previous = None
+    for index, piece in enumerate(pieces):
+        for part in tokenizer.split_at_special(piece.text) if piece.control else [piece.text]:
+            if piece.control and part in tokenizer.special_ids:
+                encode_pending(previous, part)
+                ids.append(tokenizer.special_ids[part])
+                owners.append(index)
+                previous = part
+            else:
+                pending.append((index, part))
+    encode_pending(previous, None)
+    return ids, owners
+
+
+def _strip(pending: list[tuple[int, str]], order: Iterable[int], strip: Callable[[str], str]) -> None:
+    for position in order:
+        index, text = pending[position]
+        pending[position] = (index, strip(text))
+        if pending[position][1]:
+            return
+
+
+def _first_pieces(pending: list[tuple[int, str]], text_ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    if not pending:
+        return []
+    ends = []
+    prefix = ""
+    for _, text in pending:
+        prefix += text
+        ends.append(len(tokenizer.normalize(prefix).encode()))
+    owners = []
+    # a tokenizer may have put a space in front of the text: it belongs to the first piece
+    position = ends[-1] - len(tokenizer.decode_bytes(text_ids))
+    current = 0
+    for token_id in text_ids:
+        while current < len(pending) - 1 and position >= ends[current]:
+            current += 1
+        owners.append(pending[current][0])
+        position += len(tokenizer.decode_bytes([token_id]))
+    return owners

@@ -1,0 +1,1 @@
+"""Names of weights: reversible rules, recognition, opened views, adapters, the cache of converted weights, filling."""

@@ -1,0 +1,89 @@
+"""Sizes checked against each other, for weights without a config.json.
+
+The sizes of a model depend on few numbers: whatever has the hidden size as an axis must have the same. Which axes
+belong together is read off an example of the model in which all numbers differ; for each such set of axes the size
+that most tensors have is taken for right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.weights.rules.findings import ConversionError, Finding, find_conflict
+from mindvlm.weights.rules.plan import Plan
+from mindvlm.weights.rules.table import RuleTable
+
+Axes = tuple[int | None, ...]
+
+
+def require_consistent_sizes(
+    plan: Plan,
+    native: RuleTable,
+    example: Mapping[str, TensorInfo],
+    *,
+    origin: str = "the checkpoint",
+    sources_of: Callable[[str], Sequence[str]] | None = None,
+) -> None:
+    """Check the targets of a plan against each other.
+
+    Args:
+        plan: leads to native names.
+        native: the table of native names.
+        example: native tensors of a model of this kind whose numbers all differ.
+        origin: what to call the source in messages.
+        sources_of: native name -> the names that findings about it carry; those of the plan if not given.
+
+    Raises:
+        ConversionError: a tensor has another number of axes, another size along one, or another kind of numbers than
+            the rest of the model asks for; where as many tensors ask for one size as for another, all are named.
+    """
+    sources_of = sources_of or plan.sources_of
+    axes = _axes_of_patterns(native, example)
+    dtypes = {_pattern(native, name): info.dtype for name, info in example.items()}
+    votes: dict[int, Counter[int]] = defaultdict(Counter)
+    for name, info in plan.infos.items():
+        expected = axes[_pattern(native, name)]
+        if len(expected) == len(info.shape):
+            for axis in {(number, size) for number, size in zip(expected, info.shape, strict=True) if number}:
+                votes[axis[0]][axis[1]] += 1
+    sizes = {number: _settle(counts) for number, counts in votes.items()}
+    findings: dict[str, Finding] = {}
+    for name, info in plan.infos.items():
+        pattern = _pattern(native, name)
+        finding = _find(sources_of(name)[0], info, axes[pattern], sizes, dtypes[pattern])
+        if finding:
+            findings.setdefault(finding.name, finding)
+    if findings:
+        raise ConversionError(f"{origin} does not fit together", list(findings.values()))
+
+
+def _axes_of_patterns(native: RuleTable, example: Mapping[str, TensorInfo]) -> dict[str, Axes]:
+    """Return for each name pattern the number behind each axis, None where it differs from layer to layer."""
+    axes: dict[str, Axes] = {}
+    for name, info in example.items():
+        pattern = _pattern(native, name)
+        known = axes.setdefault(pattern, info.shape)
+        axes[pattern] = tuple(a if a == b else None for a, b in zip(known, info.shape, strict=True))
+    return axes
+
+
+def _pattern(native: RuleTable, name: str) -> str:
+    return native.claims(name)[0][0].sources[0]
+
+
+def _settle(counts: Counter[int]) -> int | None:
+    """Return the size that most tensors have, None if there is no such."""
+    (size, most), *others = counts.most_common(2)
+    return None if others and others[0][1] == most else size
+
+
+def _find(source: str, info: TensorInfo, axes: Axes, sizes: Mapping[int, int | None], dtype: str) -> Finding | None:
+    if len(axes) != len(info.shape):
+        return Finding("shape", source, f"{list(info.shape)}, the model has {len(axes)} axes there")
+    disputed = any(number and sizes[number] is None for number in axes)
+    wanted = tuple(sizes[number] if number else size for number, size in zip(axes, info.shape, strict=True))
+    if disputed:
+        return Finding("shape", source, f"{list(info.shape)}, another tensor asks for another size")
+    return find_conflict(source, info, TensorInfo(info.name, dtype, wanted), "the rest of the model")

@@ -1,0 +1,139 @@
+"""Findings about a checkpoint that does not fit, folded into one readable table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.checkpoint.dtypes import is_float
+from mindvlm.core.errors import UserError
+
+_MEANING = {
+    "missing": "not in the checkpoint",
+    "unexpected": "in the checkpoint, but not known",
+    "shape": "another shape than the model",
+    "dtype": "another kind of numbers than the model",
+    "duplicate": "claimed or produced more than once",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong with one tensor; `status` is a key of the table's legend."""
+
+    status: str
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Findings of the same kind whose names differ in numbers only."""
+
+    status: str
+    pattern: str
+    names: tuple[str, ...]
+    detail: str
+
+    @property
+    def label(self) -> str:
+        """The name itself if there is one, else the pattern with the numbers it stands for."""
+        if len(self.names) == 1:
+            return self.names[0]
+        return f"{self.pattern} ({_ranges(_varying_numbers(self.names))})"
+
+
+class ConversionError(UserError):
+    """A checkpoint does not fit the model. The message is one line; `table()` shows everything, folded."""
+
+    def __init__(self, what: str, findings: Sequence[Finding]):
+        self.findings = tuple(findings)
+        self.rows = fold(findings)
+        counts = {status: sum(f.status == status for f in findings) for status in _MEANING}
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        first = self.rows[0]
+        super().__init__(f"{what}: {summary}; first: {first.status} {first.label} ({first.detail})")
+
+    def table(self) -> str:
+        """Return one line per kind of finding and name pattern, with a legend."""
+        cells = [("status", "tensors", "name", "detail")]
+        cells += [(row.status, str(len(row.names)), row.label, row.detail) for row in self.rows]
+        used = dict.fromkeys(row.status for row in self.rows)
+        return "\n".join([*format_table(cells), "", *(f"{status}: {_MEANING[status]}" for status in used)])
+
+
+def find_conflict(name: str, info: TensorInfo, wanted: TensorInfo, owner: str) -> Finding | None:
+    """Return what is wrong with the shape or the kind of numbers of `info`, given what `owner` has, or None.
+
+    Args:
+        name: the tensor that the finding is about.
+        info: what it is, or becomes.
+        wanted: what it should be; another dtype of the same kind is no conflict.
+        owner: who has the wanted one, for the message.
+    """
+    if info.shape != wanted.shape:
+        return Finding("shape", name, f"{list(info.shape)}, {owner} has {list(wanted.shape)}")
+    if _kind(info.dtype) != _kind(wanted.dtype):
+        return Finding("dtype", name, f"{info.dtype}, expected {_kind(wanted.dtype)}")
+    return None
+
+
+def fold(findings: Sequence[Finding]) -> list[Row]:
+    """Group findings of equal status and detail whose names differ in layer numbers only, in order of appearance."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    order = list(_MEANING)
+    for finding in sorted(findings, key=lambda finding: order.index(finding.status)):
+        groups.setdefault((finding.status, fold_name(finding.name), finding.detail), []).append(finding.name)
+    return [Row(status, pattern, tuple(names), detail) for (status, pattern, detail), names in groups.items()]
+
+
+def fold_name(name: str) -> str:
+    """Replace the numbers between dots by `{}`."""
+    return ".".join("{}" if _is_number(part) else part for part in name.split("."))
+
+
+def fold_label(names: Sequence[str]) -> str:
+    """Write names that differ in numbers only as their pattern, at most three, and how many there are; one name stays
+    as it is."""
+    if len(names) == 1:
+        return names[0]
+    patterns = list(dict.fromkeys(fold_name(name) for name in names))
+    more = f" and {len(patterns) - 3} more names" if len(patterns) > 3 else ""
+    return f"{', '.join(patterns[:3])}{more} ({len(names)} tensors)"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the columns of `rows`; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _kind(dtype: str) -> str:
+    if is_float(dtype):
+        return "floating point"
+    return "bool" if dtype == "bool" else "integer"
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) < 7
+
+
+def _varying_numbers(names: Sequence[str]) -> list[int]:
+    split = [name.split(".") for name in names]
+    for column in zip(*split, strict=True):
+        if len(set(column)) > 1:
+            return sorted({int(part) for part in column})
+    return []
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write sorted numbers as ranges: [0, 1, 2, 5] is "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)

@@ -1,0 +1,120 @@
+"""Which of several namings the tensors of a checkpoint bear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mindvlm.checkpoint import TensorInfo
+from mindvlm.checkpoint.stored import quoted
+from mindvlm.core.errors import UserError
+from mindvlm.weights.config_json import MAX_NUM_LAYERS
+from mindvlm.weights.rules.findings import ConversionError, Finding, fold_name
+from mindvlm.weights.rules.table import RuleTable
+
+MAX_NUM_TENSORS = 20_000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well a table fits the names of a checkpoint: how many it keeps, and how many it knows (keeps or drops)."""
+
+    table: RuleTable
+    num_kept: int
+    num_known: int
+    num_tensors: int
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the table may be meant: it knows at least half of the names and keeps some."""
+        return self.num_kept > 0 and 2 * self.num_known >= self.num_tensors
+
+
+def best_fit(tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo]) -> Fit:
+    """Return the fit of the table that keeps most tensors; of equals, of the one that knows most, then of the first."""
+    return max((_fit(table, infos) for table in tables), key=lambda fit: (fit.num_kept, fit.num_known))
+
+
+def total_fit(fits: Sequence[Fit]) -> Fit:
+    """Return the fit of several checkpoints together, with the table of the first."""
+    return Fit(
+        fits[0].table,
+        sum(fit.num_kept for fit in fits),
+        sum(fit.num_known for fit in fits),
+        sum(fit.num_tensors for fit in fits),
+    )
+
+
+def choose_table(
+    tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo], *, model: str, origin: str = "the checkpoint"
+) -> RuleTable:
+    """Return the table whose names the tensors bear.
+
+    The table that keeps most of the tensors wins; names that no table knows are reported by its plan.
+
+    Args:
+        tables: the namings of one model; the first of equals wins.
+        infos: the tensors.
+        model: what the model is called.
+        origin: what to call the checkpoint in messages.
+
+    Raises:
+        UserError: no table knows at least half of the names, or there are more than a model has.
+        ConversionError: some names are those of another table, so the checkpoint mixes two namings.
+    """
+    require_size_of_model(infos, origin)
+    fit = best_fit(tables, infos)
+    table = fit.table
+    if not fit.is_enough:
+        raise UserError(
+            f"{origin} is not a {table.family.capitalize()} checkpoint of the model {model}: {fit.num_known} of its "
+            f"{len(infos)} tensors bear known names; the first is {next(iter(infos), None)}; give weights of {model}"
+        )
+    findings = _mixed_in(table, tables, infos)
+    if findings:
+        raise ConversionError(f"{origin} mixes {table.name} names with others", findings)
+    return table
+
+
+def require_size_of_model(infos: Mapping[str, TensorInfo], origin: str) -> None:
+    """Raise UserError if there are so many tensors, or layers, that looking at each would take long."""
+    if len(infos) > MAX_NUM_TENSORS:
+        raise UserError(
+            f"{origin}: holds {len(infos):,} tensors, a model has at most {MAX_NUM_TENSORS:,}; give weights of a model"
+        )
+    for name in infos:
+        for part in name.split("."):
+            if part.isdecimal() and len(part) > 3 and (len(part) > 9 or int(part) >= MAX_NUM_LAYERS):
+                raise UserError(
+                    f"{origin}: tensor {quoted(name)} is of a layer behind the {MAX_NUM_LAYERS} that a model may have; "
+                    f"give weights of a model"
+                )
+
+
+def targets_of(table: RuleTable, name: str) -> tuple[str, ...]:
+    """Return the targets that the rule for `name` leads to, whatever else it needs."""
+    for rule, _, layers in table.claims(name)[:1]:
+        return tuple(pattern.fill(layers) for pattern in rule.target_patterns)
+    return ()
+
+
+def _fit(table: RuleTable, infos: Mapping[str, TensorInfo]) -> Fit:
+    rules = [claims[0][0] for name in infos if (claims := table.claims(name))]
+    return Fit(table, sum(bool(rule.targets) for rule in rules), len(rules), len(infos))
+
+
+def _mixed_in(table: RuleTable, tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo]) -> list[Finding]:
+    strangers = [name for name in infos if not table.claims(name)]
+    makers = {target: name for name in infos for target in targets_of(table, name)} if strangers else {}
+    findings = []
+    for name in strangers:
+        other = next((other for other in tables if other.claims(name)), None)
+        if other is None:
+            continue
+        made = next((target for target in targets_of(other, name) if target in makers), None)
+        if made:
+            detail = f"a {other.name} name of {fold_name(made)}, which {fold_name(makers[made])} is too"
+            findings.append(Finding("duplicate", name, detail))
+        else:
+            findings.append(Finding("unexpected", name, f"a {other.name} name among {table.name} names"))
+    return findings

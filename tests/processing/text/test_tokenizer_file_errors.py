@@ -1,0 +1,153 @@
+"""Tokenizer files with wrong values: one line that names the file and the key."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mindvlm.core.errors import UserError
+from mindvlm.processing.text.tokenizer_files import open_tokenizer
+from tests.processing.text.small_bpe import small_vocabulary, write_bpe_files
+from tests.processing.text.small_pieces import write_piece_files
+
+CONFIG, MAP, ADDED, DEFINITION, VOCABULARY = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "vocab.json",
+)
+BYTE_LEVEL = {
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "model": {"type": "BPE", "vocab": small_vocabulary(), "merges": []},
+}
+NAMES = {"eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def refusal(folder) -> str:
+    with pytest.raises(UserError) as error:
+        open_tokenizer(folder)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "expected"),
+    [
+        (CONFIG, {"additional_special_tokens": 5}, "additional_special_tokens is 5; expected a list of tokens"),
+        (CONFIG, {"additional_special_tokens": "<i>"}, "additional_special_tokens is '<i>'; expected a list"),
+        (MAP, {"additional_special_tokens": [5]}, "additional_special_tokens[0] is 5; expected a token"),
+        (CONFIG, {"bos_token": 5}, "bos_token is 5; expected a token"),
+        (CONFIG, {"bos_token": {"content": 5}}, "bos_token is {'content': 5}; expected a token"),
+        (CONFIG, {"add_bos_token": "false"}, "add_bos_token is 'false'; expected true, false or null"),
+        (CONFIG, {"legacy": 0}, "legacy is 0; expected true, false or null"),
+        (CONFIG, {"tokenizer_class": ["LlamaTokenizer"]}, "tokenizer_class is ['LlamaTokenizer']; expected text"),
+        (CONFIG, {"added_tokens_decoder": ["a"]}, "added_tokens_decoder is ['a']; expected a mapping"),
+        (CONFIG, {"added_tokens_decoder": {"a": {"content": "x"}}}, "added_tokens_decoder names 'a'; expected an id"),
+        (CONFIG, {"added_tokens_decoder": {"-5": {"content": "x"}}}, "added_tokens_decoder names '-5'; expected an id"),
+        (CONFIG, {"added_tokens_decoder": {"5": "x"}}, "added_tokens_decoder.5 is 'x'; expected"),
+        (CONFIG, {"added_tokens_decoder": {"5": {"content": 7}}}, "added_tokens_decoder.5 is {'content': 7}; expected"),
+        (ADDED, {"<x>": "y"}, "the id of '<x>' is 'y'; expected a whole number"),
+        (ADDED, {"<x>": 1.5}, "the id of '<x>' is 1.5; expected a whole number"),
+        (ADDED, {"<x>": -1}, "the id of '<x>' is -1; expected a whole number"),
+        (ADDED, {"<x>": 10**30}, "; expected a whole number"),
+    ],
+)
+def test_settings_of_the_wrong_kind(tmp_path, name, contents, expected):
+    folder = write_piece_files(tmp_path / "model")
+    (folder / name).write_text(json.dumps(contents))
+    message = refusal(folder)
+    assert message.startswith(f"tokenizer file {folder / name}: ") and expected in message
+    assert message.endswith("copy it again")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"added_tokens": [1]}, "added_tokens[0] is 1; expected a mapping with content and id"),
+        ({"added_tokens": "x"}, "added_tokens is 'x'; expected a list"),
+        ({"added_tokens": [{"content": "<x>"}]}, "the id of '<x>' is None; expected a whole number"),
+        ({"added_tokens": [{"content": "<x>", "id": "9"}]}, "the id of '<x>' is '9'; expected a whole number"),
+        ({"added_tokens": [{"content": 5, "id": 267}]}, "added_tokens[0] is {"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "vocab is empty"),
+        ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "the id of 'a' is '0'"),
+        ({"model": {"type": "Unigram", "byte_fallback": True, "vocab": [["a", 0.0]]}}, "vocab is "),
+        ({"model": {"byte_fallback": True}}, "vocab is None"),
+    ],
+)
+def test_a_definition_of_the_wrong_kind(tmp_path, changes, expected):
+    (tmp_path / DEFINITION).write_text(json.dumps({**BYTE_LEVEL, **changes}))
+    message = refusal(tmp_path)
+    assert message.startswith(f"tokenizer file {tmp_path / DEFINITION}: ") and expected in message
+
+
+def test_a_vocabulary_of_the_wrong_kind(tmp_path):
+    folder = write_bpe_files(tmp_path)
+    (folder / VOCABULARY).write_text(json.dumps({"a": [0]}))
+    assert "vocab.json: the id of 'a' is [0]; expected a whole number" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, DEFINITION])
+def test_nested_too_deep(tmp_path, name):
+    folder = write_piece_files(tmp_path / "model")
+    if name == DEFINITION:
+        (folder / "tokenizer.model").unlink()
+    (folder / name).write_text("[" * 100_000)
+    assert f"{name}: is no JSON" in refusal(folder)
+
+
+def test_what_is_valid_is_read(tmp_path):
+    """null is as good as nothing."""
+    names = ("additional_special_tokens", "added_tokens_decoder", "pad_token", "add_bos_token", "tokenizer_class")
+    folder = write_piece_files(tmp_path / "model", **dict.fromkeys((*names, "clean_up_tokenization_spaces")))
+    assert open_tokenizer(folder).vocab_size == 330
+    definition = {**BYTE_LEVEL, "added_tokens": None}
+    (tmp_path / DEFINITION).write_text(json.dumps(definition))
+    (tmp_path / CONFIG).write_text(json.dumps(NAMES))
+    assert open_tokenizer(tmp_path).vocab_size == len(small_vocabulary())
+
+
+KEYS = (
+    *((CONFIG, key) for key in ("bos_token", "eos_token", "additional_special_tokens", "add_bos_token", "legacy")),
+    *((CONFIG, key) for key in ("added_tokens_decoder", "tokenizer_class", "clean_up_tokenization_spaces")),
+    (MAP, "pad_token"),
+    (ADDED, "<x>"),
+    *((DEFINITION, key) for key in ("added_tokens", "model", "pre_tokenizer", "normalizer")),
+    *((VOCABULARY, key) for key in ("a", "model")),
+)
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-2, 400) | st.floats() | st.text(max_size=4) | st.sampled_from((10**30, ""))
+)
+TOKENS = st.fixed_dictionaries({}, optional={"content": SCALARS, "id": SCALARS, "special": SCALARS, "vocab": SCALARS})
+VALUES = st.recursive(
+    SCALARS | TOKENS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(("5", "330", "a", "vocab", "content", "type")), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS), value=VALUES, kind=st.sampled_from(("pieces", "definition", "vocabulary")))
+def test_no_value_is_a_traceback(tmp_path_factory, key, value, kind):
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        file.unlink()
+    if kind == "pieces":
+        write_piece_files(folder)
+    elif kind == "vocabulary":
+        write_bpe_files(folder, tokenizer_config=NAMES)
+    else:
+        (folder / DEFINITION).write_text(json.dumps(BYTE_LEVEL))
+        (folder / CONFIG).write_text(json.dumps(NAMES))
+    file = folder / key[0]
+    contents = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**contents, key[1]: value}))
+    try:
+        open_tokenizer(folder)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
