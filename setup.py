@@ -5,11 +5,12 @@ from setuptools import find_packages, setup
 library = find_packages(include=["mindvlm", "mindvlm.*"])
 mapped = {
     "mindvlm.convert": "convert",
-    **{f"mindvlm.convert.{name}": f"convert/{name}" for name in ("parity", "reference", "report")},
     "mindvlm.tools": "tools",
     "mindvlm.configs": "configs",
     "mindvlm.examples": "examples",
 }
+for folder in ("convert", "tools"):
+    mapped |= {f"mindvlm.{folder}.{name}": f"{folder}/{name.replace('.', '/')}" for name in find_packages(folder)}
 
 setup(
     packages=library + list(mapped),

@@ -1,7 +1,7 @@
-"""A conversion from its sources to its files: recognised, planned, layered, merged, cast, written and proved.
+"""A conversion from its sources to its files: recognised, planned, merged, cast, written and proved.
 
-Nothing here knows a tensor's name; the tables of a model do (models.py). Every stage is a view that reads from the one
-below when it is asked, so memory does not grow with the model.
+Nothing here knows a tensor's name: the rule tables of a model do. Tensors are views that read from the view below on
+demand, so memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import (
     CastSource,
     MemorySource,
-    TensorInfo,
+    Target,
     TensorSource,
     bytes_bar,
     check_ending,
@@ -26,15 +26,17 @@ from mindvlm.checkpoint import (
     staging_folder,
     write_checkpoint,
 )
-from mindvlm.convert.parity.comparison import ParityReport, ParityRequest, compare_logits
+from mindvlm.convert.parity.comparison import ParityReport, compare_logits
+from mindvlm.convert.parity.inputs import ParityRequest
 from mindvlm.convert.publishing import Output, check_place, publish
-from mindvlm.convert.report.tensor_statistics import StatisticsTap, TensorStatistics
+from mindvlm.convert.statistics import StatisticsTap, TensorStatistics
 from mindvlm.convert.verify import Verified, verify_conversion
 from mindvlm.core.errors import UserError
+from mindvlm.models.registry import convertible_models
 from mindvlm.weights.buffers import unpack_buffers
 from mindvlm.weights.companions import copy_companions
 from mindvlm.weights.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
-from mindvlm.weights.rules.layered import LayeredSource
+from mindvlm.weights.rules.overlaid import OverlaidSource
 from mindvlm.weights.rules.plan import Plan
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
@@ -44,21 +46,21 @@ PROOFS = ("tensors", "logits")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to convert, and how.
+    """The settings of a conversion.
 
     Attributes:
         sources: files or folders, the base first; a later one overrides tensors of an earlier one.
         target: a `.safetensors` or `.ckpt` file, or a folder; None for MODEL.ckpt beside the base.
-        model: a key of `MODELS`, or None to recognise it.
-        dtype: "keep", or what floating-point tensors become.
+        model: the name of a convertible model, or None to recognise it.
+        dtype: "keep", or the dtype to cast floating-point tensors to.
         to: "native" names, or "hf" for the names, shapes and layout of the Hugging Face files.
-        only: the key of the part to keep, or None for everything.
+        only: the key of the part to keep, None for everything.
         merge_lora: folder of a PEFT adapter to merge into the weights.
-        max_shard_size: bytes of the largest file, or None for one file.
+        max_shard_size: size limit of each file in bytes, None for one file.
         verify: None, "tensors", or "logits" (which includes "tensors").
-        write: False proves an existing target instead of writing it.
+        write: False verifies an existing target instead of writing it.
         dry_run: stop before anything is written.
-        statistics: take each tensor's norm and sum while it passes, for the report.
+        statistics: compute each tensor's norm and sum for the report while it is written.
     """
 
     sources: tuple[Path, ...]
@@ -85,38 +87,44 @@ class Request:
             check_ending(self.target)
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class Conversion:
-    """What was done, or in a dry run would be.
+    """A conversion; `convert` fills in the results as it proceeds.
 
     Attributes:
-        request: what was asked for, with the target that was chosen.
-        opened: the sources; closed, but their names, plans and origins stay.
+        request: with the target that was chosen.
+        opened: the sources; closed at the end, but their names, plans and origins stay.
         way_out: the plan from native to written names, None where nothing is renamed.
-        infos: the written tensors.
+        buffers: tensors that are written beside those of `way_out`.
+        tensors: everything that is written, under the written names, in the written dtypes.
+        target: the files to write.
+        config: the config.json that both sides of the logits check are built from, None without that check.
         outputs: the files of tensors, none in a dry run.
-        copied: files of the source that the written folder needs too, see companions.py.
-        seconds: time the whole took.
-        statistics: of each written tensor, where they were asked for.
-        verified, parity: the proofs, where they were asked for.
-        failure: what the proofs found wrong; then no file appears.
+        copied: files of the source that the written folder needs too, see `mindvlm.weights.companions`.
+        seconds: duration of the conversion.
+        statistics: of each written tensor, if requested.
+        verified, parity: the proofs, if requested.
+        failure: the first failed proof; then no file appears.
     """
 
     request: Request
     opened: Opened
     way_out: Plan | None
-    infos: Mapping[str, TensorInfo]
-    outputs: tuple[Output, ...]
-    copied: tuple[Output, ...]
-    seconds: float
-    statistics: Mapping[str, TensorStatistics]
-    verified: Verified | None
-    parity: ParityReport | None
-    failure: str | None
+    buffers: TensorSource | None
+    tensors: TensorSource
+    target: Target
+    config: Mapping[str, Any] | None
+    outputs: tuple[Output, ...] = ()
+    copied: tuple[Output, ...] = ()
+    seconds: float = 0.0
+    statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
+    verified: Verified | None = None
+    parity: ParityReport | None = None
+    failure: UserError | None = None
 
 
 class ParityFailure(UserError):
-    """The converted model computes something else than its source; `report` says where."""
+    """The converted model computes something else than its source; `report` shows where."""
 
     def __init__(self, report: ParityReport, target: Path):
         self.report = report
@@ -124,19 +132,15 @@ class ParityFailure(UserError):
 
 
 def convert(
-    request: Request,
-    *,
-    show_progress: bool = False,
-    say: Callable[[str], None] | None = None,
-    record: Callable[[Conversion], None] | None = None,
+    request: Request, *, show_progress: bool = False, record: Callable[[Conversion], None] | None = None
 ) -> Conversion:
-    """Convert checkpoints as `request` says.
+    """Converts checkpoints as `request` says.
 
-    Files are made and proved in a hidden folder beside the target; they appear together at the end, or not at all.
+    Files are written and proved in a hidden folder beside the target; they appear together at the end, or not at all.
 
     Args:
-        show_progress: draw progress bars on stderr.
-        say: called with one line before each slow step of the comparison of logits.
+        request: what to convert, and how.
+        show_progress: draw progress bars on standard error.
         record: called when everything is decided and before the files appear, also if a proof failed.
 
     Raises:
@@ -146,85 +150,108 @@ def convert(
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(
-            open_native(request.sources, model=request.model, merge_lora=request.merge_lora, only=request.only)
+            open_native(
+                request.sources,
+                convertible_models(),
+                model=request.model,
+                merge_lora=request.merge_lora,
+                only=request.only,
+            )
         )
-        if request.target is None:
-            request = dataclasses.replace(request, target=opened.default_target())
-        config = opened.parity_config() if request.verify == "logits" else None
-        back = opened.way_back() if request.to == "hf" else None
-        planned: TensorSource = back.view(opened.source) if back else opened.source
-        buffers = _restored_buffers(opened) if back and not request.only else None
-        if buffers:
-            planned = LayeredSource([("the weights", planned), ("their buffers", buffers)])
-        if request.dtype != "keep":
-            planned = CastSource(planned, request.dtype)
-        tap = StatisticsTap(planned) if request.statistics else None
-        target = plan_target(request.target, planned.infos, max_shard_size=request.max_shard_size)
-        place, outputs, copied = request.target, (), ()
+        conversion = _prepare(request, opened)
+        request = conversion.request
+        place = request.target
         if request.write:
-            check_place(target, planned, sources=opened.files)
+            check_place(conversion.target, conversion.tensors, sources=opened.files)
         if request.write and not request.dry_run:
-            staging = stack.enter_context(staging_folder(request.target))
-            place = staging / request.target.name
-            with bytes_bar(planned, "writing", show=show_progress) as bar:
-                made = write_checkpoint(
-                    place,
-                    tap or planned,
-                    metadata=_metadata(request, opened),
-                    progress=lambda _, size: bar.update(size),
-                    max_shard_size=request.max_shard_size,
-                )
-            outputs = tuple(map(Output, target.files, made))
-            if target.whole_folder and _is_whole(opened, request.only):
-                companions = copy_companions(opened.layers[0].checkpoint.path.parent, place)
-                copied = tuple(Output(target.folder / file.name, file) for file in companions)
-        verified = parity = error = None
+            place = stack.enter_context(staging_folder(request.target)) / request.target.name
+            _write(conversion, place, show_progress)
         if request.verify and not request.dry_run:
-            try:
-                with bytes_bar(planned, "verifying", show=show_progress) as bar:
-                    verified = verify_conversion(
-                        opened,
-                        place,
-                        shown_as=request.target,
-                        way_out=back,
-                        buffers=buffers,
-                        dtype=None if request.dtype == "keep" else request.dtype,
-                        progress=lambda _, size: bar.update(size),
-                    )
-                if config is not None:
-                    parity = compare_logits(_parity_request(request, opened, place, config), progress=say)
-                    if not parity.passed:
-                        error = ParityFailure(parity, request.target)
-            except UserError as failure:
-                error = failure
-        conversion = Conversion(
-            request,
-            opened,
-            back,
-            planned.infos,
-            outputs,
-            copied,
-            time.monotonic() - started,
-            tap.statistics if tap else {},
-            verified,
-            parity,
-            str(error) if error else None,
-        )
+            _prove(conversion, place, show_progress)
+        conversion.seconds = time.monotonic() - started
         if record:
             record(conversion)
-        if error:
-            raise error
-        publish((*copied, *outputs), target)
+        if conversion.failure:
+            raise conversion.failure
+        publish((*conversion.copied, *conversion.outputs), conversion.target)
     return conversion
 
 
+def _prepare(request: Request, opened: Opened) -> Conversion:
+    """Chooses the target and stacks the views that the written tensors are read through."""
+    if request.target is None:
+        request = dataclasses.replace(request, target=opened.default_target())
+    config = opened.parity_config() if request.verify == "logits" else None
+    way_out = opened.way_back() if request.to == "hf" else None
+    tensors: TensorSource = way_out.view(opened.source) if way_out else opened.source
+    # computed tensors that the base has, or had before it was converted to native names
+    found = unpack_buffers(opened.packed_buffers) if way_out and not request.only else {}
+    buffers = MemorySource(found) if found else None
+    if buffers:
+        tensors = OverlaidSource([("the weights", tensors), ("their buffers", buffers)])
+    if request.dtype != "keep":
+        tensors = CastSource(tensors, request.dtype)
+    target = plan_target(request.target, tensors.infos, max_shard_size=request.max_shard_size)
+    return Conversion(
+        request=request,
+        opened=opened,
+        way_out=way_out,
+        buffers=buffers,
+        tensors=tensors,
+        target=target,
+        config=config,
+    )
+
+
+def _write(conversion: Conversion, place: Path, show_progress: bool) -> None:
+    """Writes the tensors to `place`, and the files that a model folder needs beside them."""
+    request, opened, target = conversion.request, conversion.opened, conversion.target
+    tap = StatisticsTap(conversion.tensors) if request.statistics else None
+    with bytes_bar(conversion.tensors, "writing", show=show_progress) as bar:
+        made = write_checkpoint(
+            place,
+            tap or conversion.tensors,
+            metadata=_metadata(request, opened),
+            progress=lambda _, size: bar.update(size),
+            max_shard_size=request.max_shard_size,
+        )
+    conversion.outputs = tuple(map(Output, target.files, made))
+    if tap:
+        conversion.statistics = tap.statistics
+    if target.whole_folder and _is_whole(opened, request.only):
+        companions = copy_companions(opened.inputs[0].checkpoint.path.parent, place, opened.model.companions)
+        conversion.copied = tuple(Output(target.folder / file.name, file) for file in companions)
+
+
+def _prove(conversion: Conversion, place: Path, show_progress: bool) -> None:
+    """Compares the files at `place` with the sources: the tensors, then the logits if they were asked for."""
+    request = conversion.request
+    try:
+        with bytes_bar(conversion.tensors, "verifying", show=show_progress) as bar:
+            conversion.verified = verify_conversion(
+                conversion.opened,
+                place,
+                shown_as=request.target,
+                way_out=conversion.way_out,
+                buffers=conversion.buffers,
+                dtype=None if request.dtype == "keep" else request.dtype,
+                progress=bar.update,
+            )
+        if conversion.config is not None:
+            conversion.parity = compare_logits(_parity_request(conversion, place))
+            if not conversion.parity.passed:
+                raise ParityFailure(conversion.parity, request.target)
+    except UserError as error:
+        conversion.failure = error
+
+
 def _is_whole(opened: Opened, only: str | None) -> bool:
-    """Whether what is written is all of the base, so that the files beside that describe it."""
-    return only is None or set(opened.layers[0].plan.infos) <= set(opened.source.infos)
+    """Whether the result holds all of the base, so that the files beside the base describe it."""
+    return only is None or set(opened.inputs[0].plan.infos) <= set(opened.source.infos)
 
 
 def _metadata(request: Request, opened: Opened) -> dict[str, str]:
-    """Text kept in the file: with native names what the way back needs, in the Hugging Face layout what was there."""
+    """Returns the text entries of the file: those of the source for `--to hf`, else what the way back needs."""
     if request.to == "hf":
         return opened.source_metadata
     kept = {"format": "ms", NAMING_KEY: opened.naming, METADATA_KEY: json.dumps(opened.source_metadata)}
@@ -232,18 +259,14 @@ def _metadata(request: Request, opened: Opened) -> dict[str, str]:
     return kept | {key: text for key, text in optional.items() if text}
 
 
-def _restored_buffers(opened: Opened) -> MemorySource | None:
-    """The small tensors that the base had, or had before it was converted to native names, beside the model's own."""
-    found = unpack_buffers(opened.packed_buffers)
-    return MemorySource(found) if found else None
-
-
-def _parity_request(request: Request, opened: Opened, place: Path, config: Mapping[str, Any]) -> ParityRequest:
+def _parity_request(conversion: Conversion, place: Path) -> ParityRequest:
+    request, model = conversion.request, conversion.opened.model
     return ParityRequest(
-        model=opened.model.name,
+        family=model.family,
+        model=model.name,
         source_paths=[str(path) for path in request.sources],
         target=str(place),
-        config=dict(config),
+        config=dict(conversion.config),
         merge_lora=str(request.merge_lora) if request.merge_lora else None,
         only=request.only,
         dtype=request.dtype,

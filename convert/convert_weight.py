@@ -1,11 +1,11 @@
-"""Convert a PyTorch, Hugging Face or MindOCR checkpoint to the names and the file formats used here, or back.
+"""Convert a PyTorch, Hugging Face or MindOCR checkpoint to native names and file formats, or back.
 
     mindvlm-convert --torch_ckpt_path vary-toy/ --mindspore_ckpt_path vary_toy.safetensors --dtype float16 --verify
     mindvlm-convert --torch_ckpt_path vary_toy.safetensors --mindspore_ckpt_path vary-toy-hf/ --to hf
     mindvlm-convert --inspect pytorch_model.bin
 
 Tensors stream from file to file: memory does not grow with the model. Exit status 0: done; 2: the checkpoint does not
-fit the model (a table says where) or anything else that the caller can mend; 130: interrupted.
+fit the model (a table shows where), or another error that the caller can fix; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from typing import Any
 from mindvlm.checkpoint import check_writable, open_checkpoint, parse_size
 from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ParityFailure, Request, convert
 from mindvlm.convert.inspection import inspect_table
-from mindvlm.convert.report.account import write_report
-from mindvlm.convert.summary import report_of, summary
-from mindvlm.core.command_line import Parser
-from mindvlm.core.errors import UserError
-from mindvlm.weights.recognise import MODELS
+from mindvlm.convert.report import report_of, write_report
+from mindvlm.convert.summary import summary
+from mindvlm.core.errors import Parser, UserError
+from mindvlm.core.interruption import handled_by
+from mindvlm.core.progress import progress_to
+from mindvlm.models.registry import convertible_models
 from mindvlm.weights.rules.findings import ConversionError
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Runs the command line; returns the exit status."""
     arguments = _parse(argv)
-    earlier = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
     try:
-        if arguments.inspect is not None:
-            with open_checkpoint(arguments.inspect) as checkpoint:
-                print(inspect_table(checkpoint))
-        else:
-            _convert(arguments)
-        sys.stdout.flush()
+        with handled_by(_interrupt, _SIGNALS):
+            if arguments.inspect is not None:
+                with open_checkpoint(arguments.inspect) as checkpoint:
+                    print(inspect_table(checkpoint))
+            else:
+                _convert(arguments)
+            sys.stdout.flush()
     except UserError as error:
         if isinstance(error, ConversionError):
             print(error.table())
@@ -53,14 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted: nothing was kept", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader of the table went away; keeps the interpreter from complaining when it flushes at exit
+        # the reader of the table closed the pipe; keeps the interpreter from failing when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"error: the output cannot be printed ({error.strerror})", file=sys.stderr)
         return 2
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
     return 0
 
 
@@ -68,9 +66,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.inspect is None and not arguments.torch_ckpt_path:
-        parser.error("give --torch_ckpt_path with the weights to convert, or --inspect with a file to look at")
+        parser.error("give --torch_ckpt_path with the weights to convert, or --inspect with a file to inspect")
     if arguments.verify_only and arguments.dry_run:
-        parser.error("--verify_only reads the whole file and --dry_run nothing; give one of them")
+        parser.error("--verify_only reads the whole file, --dry_run reads nothing; give one of them")
     return arguments
 
 
@@ -99,11 +97,12 @@ def _convert(arguments: argparse.Namespace) -> None:
         dry_run=arguments.dry_run,
         statistics=bool(arguments.report),
     )
-    conversion = convert(request, show_progress=sys.stderr.isatty(), say=_say, record=record if report else None)
+    with progress_to(_print_progress):
+        conversion = convert(request, show_progress=sys.stderr.isatty(), record=record if report else None)
     print(summary(conversion))
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -131,33 +130,35 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PATH",
         help="weights: .safetensors, .bin/.pt/.pth, .ckpt, an index of shards, or a folder with one of them; "
-        "of several (base, tower, projector ...) a later one overrides an earlier one",
+        "of several (base, tower, projector ...) later ones override earlier ones",
     )
     add(
         "--mindspore_ckpt_path",
         "--target",
         metavar="PATH",
-        help="what to write: .ckpt, .safetensors or torch's .bin by its ending, or a folder (default: MODEL.ckpt "
+        help="the file to write, .ckpt, .safetensors or torch's .bin by its ending, or a folder (default: MODEL.ckpt "
         "beside the source)",
     )
-    add("--model", help=f"one of: {', '.join(MODELS)} (default: recognised from the tensors and config.json)")
+    models = ", ".join(model.name for model in convertible_models())
+    parts = ", ".join(dict.fromkeys(part.key for model in convertible_models() for part in model.native.parts))
+    add("--model", help=f"one of: {models} (default: recognised from the tensors and config.json)")
     add("--dtype", default="keep", help=f"one of: {', '.join(DTYPES)} (default: %(default)s)")
-    add("--to", default="native", help=f"whose names and layout: {' or '.join(NAMINGS)} (default: %(default)s)")
+    add("--to", default="native", help=f"names and layout of the target: {' or '.join(NAMINGS)} (default: %(default)s)")
     add("--max_shard_size", metavar="SIZE", help="split .safetensors into files of at most this size, such as 2GB")
-    add("--only", metavar="PART", help="keep one part: language_model, vision_tower, vision_vocabulary, projectors")
+    add("--only", metavar="PART", help=f"keep one part: {parts}")
     add("--merge_lora", metavar="FOLDER", help="merge a PEFT adapter into the weights")
     add(
         "--verify",
         nargs="?",
         const="tensors",
         metavar="HOW",
-        help=f"prove the result: {PROOFS[0]} (the default) re-opens it and compares every tensor bit by bit; "
+        help=f"verify the result: {PROOFS[0]} (the default) reopens it and compares every tensor bit by bit; "
         f"{PROOFS[1]} also runs the torch reference and the MindSpore model on the same inputs",
     )
-    add("--verify_only", action="store_true", help="prove a target that was written earlier; write nothing")
-    add("--report", metavar="FILE.json", help="write what was done: hashes, rules, origins, statistics of each tensor")
-    add("--dry_run", action="store_true", help="everything but the writing, from headers alone")
-    add("--inspect", metavar="PATH", help="print what a file or folder holds, and stop")
+    add("--verify_only", action="store_true", help="verify a target that was written earlier; write nothing")
+    add("--report", metavar="FILE.json", help="write a report: hashes, rules, origins and statistics of each tensor")
+    add("--dry_run", action="store_true", help="do everything except writing, from headers alone")
+    add("--inspect", metavar="PATH", help="print the contents of a file or folder, and stop")
     return parser
 
 

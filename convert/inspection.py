@@ -1,4 +1,4 @@
-"""A checkpoint at a glance: one line for all tensors whose names differ in numbers only."""
+"""The table of `--inspect`: one line for all tensors whose names differ only in numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from mindvlm.checkpoint import Checkpoint, TensorInfo
-from mindvlm.weights.rules.findings import Row, fold_name
+from mindvlm.weights.rules.findings import Row, fold_name, format_table
 
 _FORMATS = {
     ".safetensors": "safetensors",
@@ -23,26 +23,26 @@ _NUMBERS = (2, 3, 4)
 
 
 def describe_format(checkpoint: Checkpoint) -> str:
-    """Return the format of the files that hold the tensors, in words."""
+    """Returns the format of the files that hold the tensors, in words."""
     formats = dict.fromkeys(_FORMATS.get(file.suffix, file.suffix) for file in checkpoint.files)
     return " + ".join(formats) + (" in shards" if checkpoint.path.name.endswith(".index.json") else "")
 
 
 def inspect_table(source: Checkpoint) -> str:
-    """Return a readable account of any checkpoint: format, files, metadata, tensors and totals per dtype.
+    """Returns a readable description of any checkpoint: format, files, metadata, tensors and totals per dtype.
 
-    Tensors of equal dtype and shape whose names differ in numbers only share a line, which gives the numbers and the
-    parameters and bytes of all of them together. Names stand last, so a long one does not break the columns.
+    Tensors of equal dtype and shape whose names differ only in numbers share a line with the numbers and the total
+    parameters and bytes. Names come last, so a long one does not break the columns.
     """
     infos = source.infos
     rows = [_HEADING, *(_row(group) for group in _fold(infos))]
     totals = _totals(infos.values())
-    table = _aligned([*rows, *totals])
+    table = format_table([*rows, *totals], numbers=_NUMBERS)
     split = len(table) - len(totals)
     shared = _shared_bytes(source)
     return "\n".join(
         [
-            f"{source.path}: {describe_format(source)}, {_count(len(infos), 'tensor')}",
+            f"{source.path}: {describe_format(source)}, {len(infos):,} tensor{'' if len(infos) == 1 else 's'}",
             *_list_files(source),
             *_list_metadata(source.metadata),
             "",
@@ -55,9 +55,9 @@ def inspect_table(source: Checkpoint) -> str:
 
 
 def _fold(infos: Mapping[str, TensorInfo]) -> list[list[TensorInfo]]:
-    """Group tensors of one pattern, dtype and shape, in order of appearance.
+    """Groups tensors of one pattern, dtype and shape, in order of appearance.
 
-    Where numbers at two places vary (an expert of a layer), the layers stay apart: a label gives one range.
+    Where numbers vary at two places (an expert of a layer), the layers stay apart, since a label has one range.
     """
     groups: dict[tuple, list[TensorInfo]] = {}
     for info in infos.values():
@@ -85,7 +85,7 @@ def _row(group: Sequence[TensorInfo]) -> tuple[str, ...]:
 
 
 def _pattern(names: Sequence[str]) -> str:
-    """The name with `{}` for the number that varies, and for no other."""
+    """Returns the name with `{}` for the number that varies."""
     parts = names[0].split(".")
     for place in _varying_places(names):
         parts[place] = "{}"
@@ -104,19 +104,6 @@ def _sums(infos: Sequence[TensorInfo]) -> tuple[str, str, str]:
     return f"{len(infos):,}", f"{parameters:,}", f"{sum(info.num_bytes for info in infos):,}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the columns, numbers to the right, and rule off the heading, which comes first."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADING) - 1)] + [0]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
 def _list_files(source: Checkpoint) -> list[str]:
     files = source.files
     if files == (source.path,):
@@ -127,7 +114,7 @@ def _list_files(source: Checkpoint) -> list[str]:
 
 
 def _list_metadata(metadata: Mapping[str, str]) -> list[str]:
-    """The text entries, escaped: they come from the file and must not reach the terminal as control characters."""
+    """Lists the text entries, escaped: control characters from a file must not reach the terminal."""
     entries = [f"  {_shown(key)}: {_shown(text)}" for key, text in list(metadata.items())[:_MAX_ENTRIES]]
     more = [f"  ... and {len(metadata) - _MAX_ENTRIES} more"] if len(metadata) > _MAX_ENTRIES else []
     return ["metadata:", *entries, *more] if entries else []
@@ -141,7 +128,7 @@ def _shown(text: str) -> str:
 
 
 def _shared_bytes(source: Checkpoint) -> list[str]:
-    """Say which tensors are stored once under several names; totals count every name."""
+    """Lists tensors that are stored once under several names; totals count every name."""
     places: dict[tuple, list[str]] = {}
     for name, tensor in source.tensors.items():
         if tensor.info.num_elements:
@@ -149,7 +136,3 @@ def _shared_bytes(source: Checkpoint) -> list[str]:
     groups = [names for names in places.values() if len(names) > 1]
     extra = Counter(fold_name(" = ".join(names)) for names in groups)
     return [f"stored once: {pattern}" + (f" ({count} times)" if count > 1 else "") for pattern, count in extra.items()]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")

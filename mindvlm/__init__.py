@@ -11,19 +11,30 @@ import os
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import uninterrupted
 
-# Both are read when MindSpore is imported; a user's own choice stays. Errors only: its warnings are for its developers.
+# MindSpore reads both variables when it is imported; values that are already set stay. Log level 3 is errors only:
+# MindSpore's warnings address its developers.
 os.environ.setdefault("GLOG_v", "3")
-# Threads that wait must not spin: MindSpore's own threads need the cores between two parallel kernels.
+# Waiting OpenMP threads must not spin: MindSpore's own threads need the cores between two parallel kernels.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "load"]
+__all__ = ["Conversation", "UserError", "load"]
+
+
+def __getattr__(name: str):
+    """Imports `Conversation`, and MindSpore with it, when it is asked for."""
+    if name != "Conversation":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with uninterrupted():
+        from mindvlm.session import Conversation
+
+    return Conversation
 
 
 def load(config_path=None, **overrides):
-    """Builds the model that a YAML describes and loads its weights; without a path, the shipped Vary-nano.
+    """Builds a model from a YAML or a checkpoint folder and loads its weights.
 
-    See `mindvlm.api.load`, which this calls; MindSpore is imported only then.
+    Without a path, loads the shipped Vary-nano. Calls `mindvlm.api.load`; MindSpore is imported by the first call.
     """
     # MindSpore ends the process with a traceback when its import is interrupted
     with uninterrupted():

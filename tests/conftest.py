@@ -1,22 +1,31 @@
-"""Fixtures that all tests share."""
+"""Fixtures shared by all tests."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mindvlm.core.progress import progress_to
 from tests.golden_files import golden_path
 
 
 @pytest.fixture(scope="session", autouse=True)
 def weights_cache_of_the_tests(tmp_path_factory) -> Iterator[None]:
-    """Nothing that runs here, processes that tests start included, touches the user's cache."""
+    """Redirects the weights cache of this process and its child processes, so that no test touches the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINDVLM_CACHE", str(tmp_path_factory.mktemp("weights_cache")))
         yield
 
 
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Progress lines that the library logs during the test."""
+    lines: list[str] = []
+    with progress_to(lines.append):
+        yield lines
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Callable[[str], Path]:
-    """Folder of a recorded case by "family/case"; skips the test where it is absent."""
+    """Returns `golden_path`, which gives the folder of a recorded case or skips the test."""
     return golden_path

@@ -1,10 +1,10 @@
-"""Run recorded cases of an original program through this library and compare everything that was recorded.
+"""Runs recorded cases of an original program through this library and compares all recorded values.
 
     python tests/golden_case.py CASE_DIR [CASE_DIR ...] [--mode graph|pynative] [--json]
 
-One line per comparison with the relative Frobenius error or "identical", then what was not compared and why. Exit
-status 0: all comparisons of every case hold, and each case has at least one; 1: one does not; 2: a folder is missing or
-of a kind that is not known.
+Prints one line per comparison with the relative Frobenius error or "identical", then the values that were not compared,
+with the reason. Exit status 0: every comparison holds, and each case has at least one; 1: a comparison fails; 2: a
+folder is missing or its kind is unknown.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # run as a script, the first entry is tests/, whose folders have the names of other packages
+    # as a script, sys.path starts with tests/, whose folders have the names of other packages
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tests.golden_readers.case import UnusableCase
@@ -21,11 +21,11 @@ from tests.golden_readers.kinds import read_case
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+    """Runs the command line and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", metavar="CASE_DIR", help="folder of one case")
+    parser.add_argument("folders", nargs="+", metavar="CASE_DIR", help="folder of one recorded case")
     parser.add_argument("--mode", choices=("graph", "pynative"), default="graph", help="default: %(default)s")
-    parser.add_argument("--json", action="store_true", help="one JSON object per case and line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per case, one per line")
     arguments = parser.parse_args(argv)
     failed = unusable = False
     for folder in arguments.folders:

@@ -1,7 +1,7 @@
-"""Where the recorded outputs of the original programs are, if this checkout has them.
+"""Location of the recorded outputs of the original programs.
 
-The root has one folder per family, and in it one folder per case. It lies beside the clone in ../shared/golden,
-or where the environment variable MINDVLM_GOLDEN says.
+The root contains one folder per family, which contains one folder per case. It is `../shared/golden` beside the clone,
+or the value of the environment variable MINDVLM_GOLDEN.
 """
 
 import json
@@ -16,7 +16,7 @@ GOLDEN_ROOT = Path(
 
 
 def golden_path(name: str) -> Path:
-    """A file or folder of the recorded data, as "family/case/file"; skips the test where it is absent."""
+    """Returns the path of recorded data by "family/case/file"; skips the test if it does not exist."""
     path = GOLDEN_ROOT / name
     if not path.exists():
         pytest.skip(f"recorded reference outputs are not here: {name} (set MINDVLM_GOLDEN to their folder)")
@@ -24,5 +24,5 @@ def golden_path(name: str) -> Path:
 
 
 def golden_json(name: str):
-    """The contents of a JSON file of the recorded data; skips like `golden_path`."""
+    """Returns the contents of a recorded JSON file; skips the test if it does not exist."""
     return json.loads(golden_path(name).read_text(encoding="utf-8"))

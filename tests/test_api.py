@@ -1,4 +1,4 @@
-"""The Python API on a tiny model: all ways to the same answer, and what bad input gets."""
+"""The Python API on a tiny model: every call gives the same answer, and bad input gives an error."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def model():
 
 
 def greedy_by_logits(model, num_tokens: int, query: str, images=None) -> list[int]:
-    """Greedy ids from full passes without a cache."""
+    """Returns greedy ids from full passes without a KV cache."""
     images = [] if images is None else images if isinstance(images, list) else [images]
     ids = list(model.processor.prompt(query, num_images=len(images)).input_ids)
     features = model.encode_images(images)
@@ -119,7 +119,7 @@ def test_logits_have_a_row_for_every_position(model):
 
 
 def test_encoded_pictures_are_kept(model, monkeypatch):
-    model.image_features.clear()
+    model.encoder.cache.clear()
     calls = []
     encode = model.engine.encode_images
     monkeypatch.setattr(model.engine, "encode_images", lambda *pixels: calls.append(1) or encode(*pixels))
@@ -128,12 +128,12 @@ def test_encoded_pictures_are_kept(model, monkeypatch):
     np.testing.assert_array_equal(model.encode_images(picture(1)).asnumpy()[0], both.asnumpy()[1])
     assert len(calls) == 2
     assert model.encode_images([]) is None and model.encode_images(None) is None
-    monkeypatch.setattr("mindvlm.api.MAX_CACHED_IMAGES", 2)
+    monkeypatch.setattr("mindvlm.generation.images.MAX_CACHED_VIEWS", 2)
     model.encode_images(picture(2))
     model.encode_images(picture(1))
     assert len(calls) == 3
     model.encode_images(picture(0))
-    assert len(calls) == 4 and len(model.image_features) == 2
+    assert len(calls) == 4 and len(model.encoder.cache) == 2
 
 
 def test_a_picture_may_be_a_path_or_an_array(model, tmp_path):
@@ -178,11 +178,11 @@ def test_bad_generation_options(model, method, options, expected):
 def test_bad_batches(model):
     with pytest.raises(UserError, match="1 image entries for 2 queries"):
         model.generate(["a", "b"], [picture()])
-    with pytest.raises(UserError, match="one entry for each query"):
+    with pytest.raises(UserError, match="one entry per query"):
         model.generate(["a", "b"], picture())
     with pytest.raises(UserError, match="0 queries"):
         model.generate([])
-    with pytest.raises(UserError, match="stream=True works for one query"):
+    with pytest.raises(UserError, match="stream=True supports one query only"):
         model.generate(["a"], stream=True)
 
 
@@ -206,7 +206,7 @@ def test_two_streams_do_not_mix(model):
     first = model.chat("read", stream=True)
     next(first)
     other = model.chat("something else")
-    with pytest.raises(UserError, match="asked something else before this answer had ended"):
+    with pytest.raises(UserError, match="interrupted by another request to the model"):
         next(first)
     assert model.chat("something else") == other
 
@@ -215,3 +215,47 @@ def test_options_of_drawing_without_drawing_are_warned_of_once(model):
     with pytest.warns(UserWarning, match="top_p without effect: do_sample is false") as caught:
         model.chat("hello", top_p=0.5, max_new_tokens=1)
     assert len(caught) == 1
+
+
+def test_a_picture_is_decoded_once(model, monkeypatch):
+    decoded, pixels = [], model.processor.pixels
+    monkeypatch.setattr(model.processor, "pixels", lambda image: decoded.append(image) or pixels(image))
+    model.chat("read", picture(), max_new_tokens=1)
+    model.generate(["read", "hi"], [picture(), None], max_new_tokens=1)
+    model.logits("read", picture())
+    assert len(decoded) == 3
+
+
+def test_a_batch_of_more_queries_than_slots(model, monkeypatch):
+    monkeypatch.setattr("mindvlm.session.MAX_SLOTS", 2)
+    queries = ["read", "a longer question", "hi", "x", "and the last one"]
+    answers = model.generate(queries, max_new_tokens=3)
+    assert len(model.engine.slots) == 2
+    assert [answer.ids for answer in answers] == [model.chat(query, max_new_tokens=3).ids for query in queries]
+
+
+def test_rows_of_a_batch_draw_with_seeds_of_their_own(model):
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 6}
+    answers = model.generate(["read"] * 3, seed=7, **options)
+    assert [answer.ids for answer in answers] == [model.chat("read", seed=7 + n, **options).ids for n in range(3)]
+    assert len({tuple(answer.ids) for answer in answers}) > 1
+
+
+def test_features_that_depend_on_the_question(model, monkeypatch):
+    """A family may choose rows by the question, so that their number is known after encoding only."""
+    placeholder = model.engine.placeholder_id
+    seen = []
+
+    def first_rows(features, layout, context):
+        seen.append(list(context))
+        return features.reshape((-1, features.shape[-1]))[: 3 if len(context) > 30 else 5]
+
+    monkeypatch.setattr(model.model, "picture_rows", first_rows)
+    for query, count in (("read", 5), ("read all that is written on this page", 3)):
+        answer = model.chat(query, picture(), max_new_tokens=2)
+        prompt = model.processor.prompt(query, num_images=1, image_lengths=[count])
+        assert prompt.input_ids.count(placeholder) == count and answer.num_prompt_tokens == len(prompt.input_ids)
+        assert seen[-1] == [token for token in prompt.input_ids if token != placeholder]
+        features = model.encode_images(picture())[0, :count]
+        logits = model.engine.logits(np.array([prompt.input_ids], np.int32), features)
+        assert answer.ids[0] == logits[0, -1].asnumpy().argmax()

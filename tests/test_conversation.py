@@ -1,14 +1,16 @@
-"""Conversations: what is computed again and what is not, and that the result is the same."""
+"""Conversations reuse the KV cache of earlier turns and give the same answers as a full prompt."""
 
 import numpy as np
 import pytest
 from mindspore import ops
 
-from mindvlm.conversation import Conversation, ids_of_text
 from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer
+from mindvlm.generation.images import ImageFeatures
+from mindvlm.generation.request import Slot
+from mindvlm.session import Conversation, ids_of_text
 from tests.processing.text.small_vocabulary import small_tokenizer
-from tests.tiny_vary import picture, tiny_model
+from tests.tiny_vary import IMAGE_TOKEN_LEN, picture, tiny_model
 
 BOUND = 1e-5
 
@@ -20,7 +22,7 @@ def model():
 
 @pytest.fixture
 def spy(model, monkeypatch):
-    """Everything that is prefilled (ids, logits behind them) and encoded."""
+    """Records all prefilled ids with their logits, and all encoded images."""
 
     class Spy:
         appended: list = []
@@ -29,11 +31,11 @@ def spy(model, monkeypatch):
 
     spy = Spy()
     spy.appended, spy.logits = [], []
-    append, encode = model.engine.append, model.engine.encode_images
+    run_prefill, encode = model.engine.run_prefill, model.engine.encode_images
 
-    def spying_append(rows, features=None, order=None):
-        logits = append(rows, features, order)
-        spy.appended.append(list(rows[0]))
+    def spying_prefill(row, ids, start, *more):
+        logits = run_prefill(row, ids, start, *more)
+        spy.appended.append(ids[start:])
         spy.logits.append(logits.asnumpy()[0])
         return logits
 
@@ -41,8 +43,8 @@ def spy(model, monkeypatch):
         spy.num_encoded += 1
         return encode(*pixels)
 
-    model.image_features.clear()
-    monkeypatch.setattr(model.engine, "append", spying_append)
+    model.encoder.cache.clear()
+    monkeypatch.setattr(model.engine, "run_prefill", spying_prefill)
     monkeypatch.setattr(model.engine, "encode_images", spying_encode)
     return spy
 
@@ -81,7 +83,7 @@ def test_a_turn_that_ended_by_itself(model, spy, monkeypatch):
     free = model.chat("read", max_new_tokens=3)
     end = model.processor.tokenizer.special_id("<|im_end|>")
     talk = Conversation(model)
-    monkeypatch.setattr(model.generator, "stream", closing_stream(model.generator.stream, end))
+    monkeypatch.setattr(Slot, "take", closing_take(Slot.take, end))
     first = talk.ask("read", max_new_tokens=3)
     assert (first.stop_reason, first.ids) == ("stop_token", [*free.ids[:2], end])
     assert talk.answer_is_closed
@@ -93,17 +95,11 @@ def test_a_turn_that_ended_by_itself(model, spy, monkeypatch):
     assert talk.turns[0] == ("read", str(first))
 
 
-def closing_stream(stream, end: int):
-    """The third token of every row becomes the closing mark, as a trained model says it."""
+def closing_take(take, end: int):
+    """Replaces the third token of every answer by the closing mark, as a trained model would generate it."""
 
-    def closing(*args, **options):
-        for rows in stream(*args, **options):
-            if len(rows[0].ids) == 3:
-                rows[0].ids[2] = end
-                rows[0].stop_reason = "stop_token"
-            yield rows
-            if rows[0].stop_reason:
-                return
+    def closing(slot, token, max_length):
+        take(slot, end if len(slot.new_ids) == 2 else token, max_length)
 
     return closing
 
@@ -130,7 +126,7 @@ def test_two_conversations_take_turns(model, spy):
 
 
 @pytest.mark.parametrize("how", ["close", "leave", "exception"])
-def test_an_interrupted_answer_stays_as_far_as_it_came(model, spy, how):
+def test_an_interrupted_answer_stays_as_far_as_it_came(model, spy, monkeypatch, how):
     talk = Conversation(model)
     talk.ask("hello", max_new_tokens=3)
     stream = talk.ask("read", stream=True, max_new_tokens=8)
@@ -138,7 +134,7 @@ def test_an_interrupted_answer_stays_as_far_as_it_came(model, spy, how):
     if how == "close":
         stream.close()
     elif how == "exception":
-        interrupt(stream)
+        interrupt(stream, monkeypatch)
     second = talk.ask("go on", max_new_tokens=2)
     partial = stream.answer
     assert partial.stop_reason == "interrupted" and partial.startswith(shown)
@@ -150,33 +146,33 @@ def test_an_interrupted_answer_stays_as_far_as_it_came(model, spy, how):
     assert_uncached(model, ids, spy.logits[-1])
 
 
-def interrupt(stream) -> None:
-    """Ctrl-C between two tokens."""
+def interrupt(stream, monkeypatch) -> None:
+    """Simulates Ctrl-C between two tokens."""
 
     def fail():
         raise KeyboardInterrupt
-        yield
 
-    stream.pieces = fail()
-    with pytest.raises(KeyboardInterrupt):
-        next(stream)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stream.engine, "step", fail)
+        for _ in stream:
+            pass
 
 
 def test_ctrl_c_inside_a_step(model, spy, monkeypatch):
     talk = Conversation(model)
     stream = talk.ask("read", stream=True, max_new_tokens=8)
     next(stream)
-    step = model.engine.step
+    run = model.engine.runner.run
 
-    def interrupted(ids):
-        step(ids)
+    def interrupted(stage, graph, *inputs):
+        run(stage, graph, *inputs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model.engine, "step", interrupted)
+    monkeypatch.setattr(model.engine.runner, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         for _ in stream:
             pass
-    monkeypatch.setattr(model.engine, "step", step)
+    monkeypatch.setattr(model.engine.runner, "run", run)
     talk.ask("go on", max_new_tokens=2)
     second = talk.ask("and on", max_new_tokens=2)
     assert_uncached(model, talk.ids[: second.num_prompt_tokens], spy.logits[-1])
@@ -232,7 +228,7 @@ def test_a_bad_option_changes_nothing(model):
     first = talk.ask("read", max_new_tokens=2)
     with pytest.raises(UserError, match="max_new_tokens"):
         talk.ask("go on", max_new_tokens=0)
-    assert talk.turns == first.history and model.engine.owner is talk
+    assert talk.turns == first.history and not talk.slot.is_released
 
 
 def test_reset_forgets_everything(model, spy):
@@ -254,7 +250,7 @@ def test_a_new_ntk_factor_builds_the_cache_again(model, spy, monkeypatch):
     monkeypatch.setattr(model.engine.config, "training_length", 32)
     talk.ask("a question that is longer", max_new_tokens=1)
     full = model.processor.prompt("a question that is longer", history=talk.turns[:1]).input_ids
-    assert len(full) > 32 and spy.appended[-1] == full and model.engine.alpha == 3
+    assert len(full) > 32 and spy.appended[-1] == full and talk.slot.alpha == 3
 
 
 def test_ids_of_a_text_that_was_cut():
@@ -271,8 +267,10 @@ def test_ids_of_a_text_that_was_cut():
 
 
 def test_features_join_in_order(model):
-    from mindvlm.conversation import join
-
-    first, second = model.encode_images(picture(0)), model.encode_images(picture(1))
-    assert join(None, None) is None and join(first, None) is first and join(None, second) is second
-    np.testing.assert_array_equal(join(first, second).asnumpy(), ops.concat((first, second)).asnumpy())
+    none = ImageFeatures()
+    first, second = (model.encoder.encode(model.pictures(picture(n))) for n in range(2))
+    assert none.followed_by(none).rows is None
+    assert first.followed_by(none).rows is first.rows and none.followed_by(second).rows is second.rows
+    both = first.followed_by(second)
+    np.testing.assert_array_equal(both.rows.asnumpy(), ops.concat((first.rows, second.rows)).asnumpy())
+    assert both.counts == [IMAGE_TOKEN_LEN, IMAGE_TOKEN_LEN]

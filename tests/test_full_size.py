@@ -1,5 +1,7 @@
-"""Vary-toy and TinyLLaVA-1.5B at full size: random parameters, converted, loaded and run. Needs 20 GiB of disk, 12 of
-memory."""
+"""Converts, loads and runs Vary-toy and TinyLLaVA-1.5B at full size with random parameters.
+
+Needs 20 GiB of disk and 12 GiB of memory.
+"""
 
 import json
 import subprocess
@@ -10,8 +12,9 @@ import pytest
 
 from mindvlm.checkpoint import CastSource, open_checkpoint, write_checkpoint
 from mindvlm.convert import convert_weight
-from mindvlm.convert.reference.random_weights import RandomSource
-from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
+from mindvlm.convert.random_weights import RandomSource
+from mindvlm.models.vary.hf_config import vary_toy_config
+from tests.hf_shapes import toy_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 2_237_365_504
@@ -32,12 +35,12 @@ def test_generation_stays_within_the_memory_bound(tmp_path, model, num_parameter
 
 def test_conversion_accounts_for_every_tensor(tmp_path):
     source = tmp_path / "model.safetensors"
-    write_checkpoint(source, CastSource(RandomSource(parameter_shapes(vary_toy_config()), 0), "bfloat16"))
+    write_checkpoint(source, CastSource(RandomSource(toy_shapes(vary_toy_config()), 0), "bfloat16"))
     with open_checkpoint(source) as checkpoint:
         assert len(checkpoint.infos) == 769
 
     conversion = convert_weight.convert(source, tmp_path / "vary_toy.ckpt", verify=True)
 
-    assert sum(info.num_elements for info in conversion.infos.values()) == PARAMETERS
+    assert sum(info.num_elements for info in conversion.tensors.infos.values()) == PARAMETERS
     assert conversion.num_verified == 769
     assert conversion.sizes == "those of the released vary_toy"

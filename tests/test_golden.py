@@ -1,42 +1,37 @@
-"""Every recorded case of the families that the library has, in both modes."""
+"""Runs every recorded case of the library's families in both modes."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mindvlm.families import FAMILIES
+from mindvlm.models.registry import FAMILIES
 from tests.golden_files import GOLDEN_ROOT
 
 RUNNER = Path(__file__).with_name("golden_case.py")
 CASES = sorted(path for family in FAMILIES for path in (GOLDEN_ROOT / family).glob("*") if path.is_dir())
 MODES = ("graph", "pynative")
-# TinyLLaVA's models take up to a minute each, for the many lengths of their scenarios: here each in one mode, the other
-# mode is slow.
-QUICK_MODELS = {
-    *((name, "graph") for name in ("llama", "stablelm", "llama_clip_hf", "e2e_llama", "e2e_phi", "train_llama")),
-    *((name, "pynative") for name in ("phi", "llama_clip", "e2e_stablelm", "train_phi")),
-}
+# One mode of each case runs in `make test`, the other one in CI: compiling takes longest.
 UNREAD = {"scorers": "scoring answers is not part of the library yet"}
 
 if not CASES:
     pytest.skip(f"no recorded cases in {GOLDEN_ROOT} (set MINDVLM_GOLDEN to their folder)", allow_module_level=True)
 
 
-def has_model(case: Path) -> bool:
-    """Whether a case holds a whole TinyLLaVA."""
-    return case.parent.name == "tinyllava" and case.name != "connectors" and any(case.rglob("*.safetensors"))
-
-
 def is_quick(case: Path, mode: str) -> bool:
-    return not has_model(case) or (case.name, mode) in QUICK_MODELS
+    """Returns whether a case runs in this mode in `make test`; the modes alternate."""
+    return mode == MODES[CASES.index(case) % len(MODES)]
 
 
 def run(cases: list[Path], mode: str) -> dict[Path, dict | str]:
-    """Case -> its report, or why it cannot be run. One process for all: importing MindSpore takes as long as a case."""
+    """Runs the cases in one process, because importing MindSpore takes as long as a case.
+
+    Returns case -> its report, or the error that prevents running it.
+    """
     done = subprocess.run(
         [sys.executable, RUNNER, *cases, "--mode", mode, "--json"], capture_output=True, text=True, timeout=1800
     )
@@ -52,13 +47,22 @@ def run(cases: list[Path], mode: str) -> dict[Path, dict | str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def quick_reports() -> dict[str, dict[Path, dict | str]]:
-    """Of both modes at once: the other test process is done long before them."""
+def run_modes(wanted: Callable[[Path, str], bool]) -> dict[str, dict[Path, dict | str]]:
+    """Returns the reports of the wanted cases of both modes, run in parallel."""
     read = [case for case in CASES if case.name not in UNREAD]
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda mode: run([case for case in read if is_quick(case, mode)], mode), MODES)
+        found = pool.map(lambda mode: run([case for case in read if wanted(case, mode)], mode), MODES)
         return dict(zip(MODES, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def quick_reports() -> dict[str, dict[Path, dict | str]]:
+    return run_modes(is_quick)
+
+
+@pytest.fixture(scope="module")
+def other_reports() -> dict[str, dict[Path, dict | str]]:
+    return run_modes(lambda case, mode: not is_quick(case, mode))
 
 
 def require_holds(report: dict | str) -> None:
@@ -67,20 +71,23 @@ def require_holds(report: dict | str) -> None:
     assert report["holds"], failed or "nothing was compared"
 
 
-@pytest.mark.parametrize(
-    ("case", "mode"),
-    [pytest.param(case, mode, id=f"{case.name}-{mode}") for case in CASES for mode in MODES if is_quick(case, mode)],
-)
+def cases_where(wanted: Callable[[Path, str], bool]) -> list:
+    """Returns pytest's parameters of the wanted cases and modes."""
+    return [
+        pytest.param(case, mode, id=f"{case.name}-{mode}") for case in CASES for mode in MODES if wanted(case, mode)
+    ]
+
+
+@pytest.mark.parametrize(("case", "mode"), cases_where(is_quick))
 def test_recorded_case(quick_reports, case, mode):
     if case.name in UNREAD:
         pytest.skip(UNREAD[case.name])
     require_holds(quick_reports[mode][case])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case", [case for case in CASES if has_model(case)], ids=lambda case: case.name)
-def test_recorded_model(case, mode):
+@pytest.mark.ci
+@pytest.mark.parametrize(("case", "mode"), cases_where(lambda case, mode: not is_quick(case, mode)))
+def test_recorded_case_in_the_other_mode(other_reports, case, mode):
     if case.name in UNREAD:
         pytest.skip(UNREAD[case.name])
-    require_holds(run([case], mode)[case])
+    require_holds(other_reports[mode][case])

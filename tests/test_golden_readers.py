@@ -1,4 +1,4 @@
-"""The runner of recorded cases: it can fail, it refuses what it does not know, and it reads READMEs strictly."""
+"""The runner of recorded cases can fail, refuses unknown cases and reads READMEs strictly."""
 
 import json
 
@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from mindvlm.convert.reference.clip import ClipTower
+from mindvlm.models.hf.towers import read_tower
+from mindvlm.weights.config_json import ConfigTable
 from tests.golden_case import main
 from tests.golden_readers.case import Case
 from tests.golden_readers.optimizer_statement import read_statement
@@ -48,9 +50,9 @@ def same_mode():
 
 @pytest.fixture
 def clip_case(tmp_path):
-    """A case of the CLIP tower in the form of the recorded ones, with the torch reference's outputs."""
+    """Writes a CLIP tower case in the recorded format, with outputs of the torch reference."""
     torch.manual_seed(0)
-    tower = ClipTower(CLIP).eval()
+    tower = ClipTower(read_tower(ConfigTable(CLIP))).eval()
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)

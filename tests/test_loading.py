@@ -1,4 +1,4 @@
-"""`mindvlm.load`: overrides, checkpoints of every naming, and files that cannot be used."""
+"""`mindvlm.load` with overrides, with checkpoints of every naming, and with unusable files."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import mindvlm
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.core.errors import UserError
 from mindvlm.models.vary.names import HF
+from mindvlm.weights.rules.planning import make_plan
 from tests.models.vary.vary_names import mindocr_name
 from tests.tiny_vary import (
     picture,
@@ -19,7 +20,7 @@ from tests.tiny_vary import (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A complete run that tests may read but not change."""
+    """Returns a complete run folder that tests read and do not change."""
     folder = tmp_path_factory.mktemp("run")
     write_tiny_vary(folder)
     return folder
@@ -51,7 +52,7 @@ def test_sixteen_bits_on_cpu_are_float32(folder):
 
 def hugging_face(folder) -> dict[str, np.ndarray]:
     with open_checkpoint(folder / "tiny.safetensors") as native:
-        view = HF.reverse().plan(native.infos).view(native)
+        view = make_plan(HF.reverse(), native.infos).view(native)
         return {name: view.read(name).to_float32() for name in view.infos}
 
 
@@ -133,5 +134,5 @@ def test_a_vocabulary_of_another_size(folder, tmp_path):
     config = tiny_config(processor__vocab_file="short.tiktoken", checkpoint=str(folder / "tiny.safetensors"))
     lines = (folder / "small.tiktoken").read_text().splitlines()[:-1]
     (tmp_path / "short.tiktoken").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="short.tiktoken: 263 ranks, expected 264"):
+    with pytest.raises(UserError, match="short.tiktoken: 263 tokens, expected 264"):
         mindvlm.load(write_yaml(tmp_path, config))

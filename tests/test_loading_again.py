@@ -1,4 +1,4 @@
-"""Starts of one model after another: what the second one reads, what makes it convert again, and what may not fail."""
+"""Repeated loading: when the kept weights are used, when they are converted again, and which failures are tolerated."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def model(tmp_path) -> Path:
 
 
 class Starts:
-    """`mindvlm.load` of one folder, again and again; `lines` are those of the last start."""
+    """Loads one folder repeatedly; `lines` has the messages of the last load."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -61,7 +61,7 @@ def assert_equal(found, expected) -> None:
 
 
 def spoil(path: Path) -> None:
-    """Other values in a file of the same size and time of change."""
+    """Changes the values in a file but keeps its size and modification time."""
     stat, content = path.stat(), path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     path.write_bytes(content[:header] + b"\x55" * (len(content) - header))
@@ -131,7 +131,7 @@ def test_every_shard_and_the_index_count(start, model):
 
 
 def test_links_of_a_hugging_face_snapshot_are_followed(tmp_path, cache):
-    """A snapshot holds links to blobs; one that leads elsewhere is another source, even of the same size and time."""
+    """A hub snapshot links to blobs; a link to another blob is another source, even with equal size and time."""
     folder = tmp_path / "models--bczhou--TinyLLaVA-1.5B" / "snapshots" / "89e1"
     folder.parent.mkdir(parents=True)
     shutil.copytree(write_tiny_tinyllava(tmp_path), folder)
@@ -229,7 +229,7 @@ def test_a_cache_that_cannot_be_made(start, tmp_path, monkeypatch):
 def test_a_disk_without_room(start, cache, monkeypatch):
     expected = start(cache=False)
     monkeypatch.setattr(weights_cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1000))
-    with pytest.warns(UserWarning, match="are not kept: .*has 1.00kB free and they take .*make room or set MINDVLM"):
+    with pytest.warns(UserWarning, match="are not kept: .*has 1.00kB free, they need .*make room or set MINDVLM"):
         assert_equal(start(), expected)
     assert not start.converted and os.listdir(cache) == []
 

@@ -1,4 +1,4 @@
-"""A wheel holds everything that a user without the clone needs."""
+"""The wheel contains everything that a user without the clone needs."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def wheel_folder(tmp_path_factory) -> Path:
-    """The project's wheel, built and unpacked."""
+    """Builds and unpacks the project's wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     # a build leaves files beside the sources
     ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "rank_*")

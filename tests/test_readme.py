@@ -1,7 +1,11 @@
-"""What README and docs show works."""
+"""The code, paths, options and links in README and docs work."""
 
+import pkgutil
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
+
+import pytest
 
 import mindvlm
 from mindvlm.api import load as load_model
@@ -9,6 +13,28 @@ from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import picture
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = (
+    "README.md",
+    "README_CN.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
+# the user lists data sets in these
+WRITTEN_BY_USERS = {"configs/vary/datasets.yaml", "configs/tinyllava/datasets.yaml"}
+MSRUN_OPTIONS = {
+    *("--worker_num", "--local_worker_num", "--join", "--log_dir", "--node_rank"),
+    *("--master_addr", "--master_port", "--cluster_time_out", "--rank_table_file"),
+}
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def code_blocks(name: str, language: str) -> list[str]:
@@ -27,7 +53,7 @@ def test_the_quick_start_runs(monkeypatch, capsys):
 
 
 def test_the_quick_start_of_tinyllava_runs(monkeypatch, capsys, tmp_path):
-    """With random weights and answers of two tokens."""
+    """Runs with random weights and answers of two tokens."""
     write_tiny_tinyllava(tmp_path).rename(tmp_path / "TinyLLaVA-1.5B")
     for number, name in enumerate(("ironing.jpg", "waterview.jpg")):
         picture(number).save(tmp_path / name)
@@ -61,8 +87,51 @@ def test_both_languages_show_the_same_code_and_figures():
     )
 
 
-def test_linked_files_exist():
-    for name in ("README.md", "README_CN.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))):
-        page = ROOT / name
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{name} links to {target}"
+@pytest.mark.parametrize("page", PAGES)
+def test_links_resolve(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text_of(page)):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page):
+    text = text_of(page)
+    named = re.findall(r"(?<![\w/.>])(?:mindvlm|convert|tools|configs|examples|tests|docs)/[\w./-]*", text)
+    missing = {name for name in named if not name.endswith(".safetensors") and not (ROOT / name).exists()}
+    assert not missing - WRITTEN_BY_USERS, page
+
+    for name, file in re.findall(r"`(\w+)` in `([\w/]+\.py)`", text):
+        assert re.search(rf"\b{name}\b", text_of(file)), f"{page}: {name} is not in {file}"
+
+    for job in re.findall(r"\btrain_\w+\.yaml", text):
+        assert list(ROOT.glob(f"configs/*/{job}")), f"{page}: {job} is in no folder of configs"
+    for name in re.findall(r"`(mindvlm(?:\.\w+)+)", text):
+        pkgutil.resolve_name(name)
+
+
+def documented_options(text: str) -> set[tuple[str, str]]:
+    """Returns the pairs of command and option in the commands of a page; other options have the command ""."""
+    pairs = set()
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        line = line.replace("tools/train.py", "mindvlm-train")
+        before, *commands = re.split(r"(?<![\w-])(?=mindvlm-|msrun)", line)
+        for part in ("", before), *(re.match(r"([\w-]+)(.*)", command).groups() for command in commands):
+            pairs |= {(part[0], option) for option in re.findall(r"(?<![\w-])--\w+", part[1])}
+    return pairs
+
+
+def test_documented_options_exist(capsys):
+    options = {}
+    for point in entry_points(group="console_scripts"):
+        if point.name.startswith("mindvlm-"):
+            for words in (["pages"], ["charts"]) if point.name == "mindvlm-make-data" else ([],):
+                with pytest.raises(SystemExit):
+                    point.load()([*words, "--help"])
+            options[point.name] = set(re.findall(r"--\w+", capsys.readouterr().out))
+
+    for page in PAGES:
+        for command, option in documented_options(text_of(page)):
+            known = options.get(command, set().union(*options.values(), MSRUN_OPTIONS))
+            assert option in known, f"{page}: {command} {option}"

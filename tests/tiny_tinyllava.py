@@ -1,4 +1,4 @@
-"""A TinyLLaVA of a few thousand weights in a Hugging Face folder, for tests."""
+"""A TinyLLaVA with a few thousand weights in a Hugging Face folder, for tests."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from mindvlm.convert.reference import tinyllava_layout
+from tests.hf_shapes import tinyllava_shapes
 from tests.processing.text.small_pieces import write_piece_files
 
 VOCAB_SIZE = 330
@@ -43,19 +43,19 @@ DIALECTS = {
 
 
 def hf_config(dialect: str, **changes) -> dict:
-    """The contents of config.json."""
+    """Returns the contents of config.json."""
     return {**SIZES, **DIALECTS[dialect], "vision_config": TOWER, **changes}
 
 
 def hf_tensors(config: dict, dialect: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors under the names of TinyLLaVABench."""
+    """Returns random float32 tensors under the names of TinyLLaVABench."""
     rng = np.random.default_rng(seed)
-    shapes = tinyllava_layout.parameter_shapes(config, dialect)
+    shapes = tinyllava_shapes(config, dialect)
     return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def write_tiny_tinyllava(folder: Path, *, dialect: str = "llama", seed: int = 0, **changes) -> Path:
-    """Writes config.json, weights and a Llama tokenizer into the folder `model` there, and returns it."""
+    """Writes config.json, weights and a Llama tokenizer to the folder `model` and returns its path."""
     config, model = hf_config(dialect, **changes), folder / "model"
     write_piece_files(model)
     (model / "config.json").write_text(json.dumps(config))

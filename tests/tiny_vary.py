@@ -1,4 +1,4 @@
-"""A Vary of a few thousand random weights with everything that a run needs: YAML, vocabulary, checkpoint."""
+"""A Vary with a few thousand random weights and all files of a run: YAML, vocabulary, checkpoint."""
 
 import copy
 import functools
@@ -11,11 +11,11 @@ from PIL import Image
 
 from mindvlm.api import load
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.convert.reference.random_weights import random_tensor
+from mindvlm.convert.random_weights import random_tensor
 from mindvlm.models.vary.config import parse_config
 from mindvlm.models.vary.model import build_model
-from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
-from mindvlm.weights.fill import parameter_shapes
+from mindvlm.models.vary.tokenizer import COMPACT_SPECIAL_TOKENS
+from mindvlm.nn.parameters import parameter_shapes
 from tests.processing.text.small_bpe import small_vocabulary, write_bpe_files
 from tests.processing.text.small_vocabulary import small_ranks, write_rank_file
 
@@ -74,7 +74,7 @@ CONFIG = {
 
 
 def tiny_config(**changes) -> dict:
-    """The YAML's mapping; a change is named by its path, `model__language_model__hidden_size=64`."""
+    """Returns the YAML's mapping; `model__language_model__hidden_size=64` changes one value."""
     config = copy.deepcopy(CONFIG)
     for path, value in changes.items():
         *sections, key = path.split("__")
@@ -86,7 +86,7 @@ def tiny_config(**changes) -> dict:
 
 
 def tiny_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 tensors under native names."""
+    """Returns random float32 tensors under native names."""
     shapes = parameter_shapes(build_model(parse_config(config, Path("tiny.yaml")).model))
     return {name: random_tensor(name, shape, seed) for name, shape in shapes.items()}
 
@@ -98,7 +98,7 @@ def write_yaml(folder: Path, config: dict, name: str = "tiny.yaml") -> Path:
 
 
 def write_tiny_vary(folder: Path, *, weights: dict[str, np.ndarray] | None = None, **changes) -> Path:
-    """Writes a complete run into the folder and returns the path of its YAML."""
+    """Writes a complete run to the folder and returns the path of its YAML."""
     config = tiny_config(**changes)
     folder.mkdir(parents=True, exist_ok=True)
     write_rank_file(folder / "small.tiktoken")
@@ -107,14 +107,14 @@ def write_tiny_vary(folder: Path, *, weights: dict[str, np.ndarray] | None = Non
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 20)) -> Image.Image:
-    """A picture of noise, (width, height)."""
+    """Returns an image of noise with the size (width, height)."""
     width, height = size
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @functools.cache
 def tiny_model():
-    """One loaded model in graph mode, shared by the tests that leave it as it is."""
+    """Returns one loaded model in graph mode, shared by tests that do not change it."""
     with tempfile.TemporaryDirectory() as folder:
         return load(write_tiny_vary(Path(folder), mode="graph"))
 
@@ -150,12 +150,12 @@ TINY_OPT_CHANGES = {
 
 
 def tiny_opt_config(**changes) -> dict:
-    """The YAML's mapping of a Vary-tiny; changes as in `tiny_config`."""
+    """Returns the YAML's mapping of a Vary-tiny; changes as in `tiny_config`."""
     return tiny_config(**(TINY_OPT_CHANGES | changes))
 
 
 def write_tiny_opt(folder: Path, *, weights: dict[str, np.ndarray] | None = None, **changes) -> Path:
-    """Writes a complete run of a Vary-tiny into the folder and returns the path of its YAML."""
+    """Writes a complete run of a Vary-tiny to the folder and returns the path of its YAML."""
     config = tiny_opt_config(**changes)
     write_bpe_files(folder)
     write_checkpoint(folder / "tiny_opt.safetensors", MemorySource(weights or tiny_weights(config)))

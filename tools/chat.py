@@ -4,16 +4,17 @@ import re
 import sys
 from pathlib import Path
 
-from mindvlm.conversation import Conversation
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import interruptible
+from mindvlm.processing.images.picture import Picture
+from mindvlm.session import Conversation
 from mindvlm.tools import cli
 
 HELP = "commands: /image FILE  /reset  /help  /exit   (Ctrl-C stops an answer)"
 
 
 def chat(model, images: list[str], options: dict) -> int:
-    """Reads questions until /exit or the end of input. Pictures wait for the next question.
+    """Reads questions until /exit or the end of input. Pictures belong to the next question.
 
     Args:
         model: a loaded `VisionLanguageModel`.
@@ -24,7 +25,7 @@ def chat(model, images: list[str], options: dict) -> int:
         UserError: one of `images` cannot be used.
     """
     conversation = Conversation(model)
-    waiting = list(images)
+    waiting = model.pictures(images)
     model.encode_images(waiting)
     cli.say(HELP)
     while True:
@@ -56,25 +57,26 @@ def chat(model, images: list[str], options: dict) -> int:
             waiting = []
 
 
-def add_image(model, waiting: list[str], path: str) -> None:
-    """Reads the picture now, so that a bad one is refused here."""
+def add_image(model, waiting: list[Picture], path: str) -> None:
+    """Adds a picture to the next question; decodes it now to refuse a bad one."""
     if not path:
         cli.say("/image needs the path of a picture")
         return
     try:
         with interruptible():
-            model.encode_images(path)
+            pictures = model.pictures(path)
+            model.encode_images(pictures)
     except UserError as error:
         cli.say(f"error: {error}")
         return
     except KeyboardInterrupt:
         cli.say(" [stopped]")
         return
-    waiting.append(path)
+    waiting += pictures
     cli.say(f"{Path(path).name} goes with the next question")
 
 
-def answer(conversation: Conversation, query: str, images: list[str], options: dict) -> bool:
+def answer(conversation: Conversation, query: str, images: list[Picture], options: dict) -> bool:
     """Streams one answer; False if the question could not be asked."""
     try:
         with interruptible():

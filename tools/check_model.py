@@ -1,4 +1,4 @@
-"""Looks at everything that a run needs before anything heavy starts: `mindvlm-check --config_path vary_toy.yaml`."""
+"""Checks everything that a run needs before anything heavy starts: `mindvlm-check --config_path vary_toy.yaml`."""
 
 import argparse
 import contextlib
@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mindvlm.core.command_line import Parser
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import Parser, UserError
+from mindvlm.models.registry import separate_parts
 from mindvlm.tools import cli, preflight
 from mindvlm.tools.preflight import FAILED, SKIPPED, WARNING, Lines, Run
 from mindvlm.tools.preflight_memory import check_memory
@@ -16,7 +16,7 @@ from mindvlm.tools.preflight_memory import check_memory
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `needs` are attributes of `Run`; `look` yields status and text of its lines, a UserError is FAILED."""
+    """A check: `needs` names attributes of `Run`; `look` yields status and text of its lines."""
 
     name: str
     needs: tuple[str, ...]
@@ -46,7 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
     )
-    parser.add_argument("--vision_tower", metavar="FOLDER", help="a tower's weights in the place of the checkpoint's")
+    for key, text in separate_parts().items():
+        parser.add_argument(f"--{key}", metavar="FOLDER", help=text)
     parser.add_argument("--device", choices=["auto", "cpu", "ascend"], help="instead of the one in the YAML")
     parser.add_argument("--num_images", type=int, default=1, help="pictures in the prompt (default: %(default)s)")
     parser.add_argument(
@@ -61,10 +62,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(argv: list[str] | None) -> int:
-    """Runs all checks; one that needs what an earlier one could not find is skipped.
+    """Runs all checks; skips those that need the result of a failed one.
 
     Raises:
-        UserError: at the end, if any failed.
+        UserError: at the end, if a check failed.
     """
     arguments = build_parser().parse_args(argv)
     if arguments.num_images < 0:
@@ -78,7 +79,7 @@ def check(argv: list[str] | None) -> int:
     if failed:
         raise UserError(f"{len(failed)} of {len(CHECKS)} checks failed: {', '.join(failed)}; the lines above say why")
     warned = [name for name, found in statuses.items() if WARNING in found]
-    print("ready" + (f", but mind the warnings: {', '.join(warned)}" if warned else ""))
+    print("ready" + (f", with warnings: {', '.join(warned)}" if warned else ""))
     return 0
 
 

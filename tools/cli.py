@@ -1,4 +1,4 @@
-"""What all command-line tools share: one-line errors, exit statuses, interruption, quiet warnings."""
+"""Shared by all command-line tools: one-line errors, exit statuses, interruption, warnings, progress lines."""
 
 import argparse
 import contextlib
@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import interruptible
-from mindvlm.parallel.environment import is_launched
+from mindvlm.core.progress import progress_to
+from mindvlm.parallel.launch import is_launched
 
 INTERRUPTED = 130
 
@@ -17,16 +18,16 @@ INTERRUPTED = 130
 def run(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Runs a tool's command and returns its exit status.
 
-    A `UserError` or `OSError` becomes one line on standard error and status 2, Ctrl-C status 130. A reader that went
-    away (a pipe into `head`) ends the tool silently.
+    A `UserError` or `OSError` becomes one line on standard error and status 2, Ctrl-C status 130. A closed output (a
+    pipe into `head`) ends the tool silently. Progress lines of the library go to standard error.
     """
     warnings.showwarning = show_warning
-    # a character that the terminal cannot show must not end the tool
+    # an unencodable character must not end the tool
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
         # the ranks of a launched job must end at once
-        with contextlib.nullcontext() if is_launched() else interruptible():
+        with progress_to(say), contextlib.nullcontext() if is_launched() else interruptible():
             status = command(argv)
             sys.stdout.flush()
         return status
@@ -46,19 +47,19 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Our own warnings as one line; those of other packages are for developers and stay out of the terminal."""
-    # the clone itself may be called mindvlm and hold the environment of all other packages
+    """Prints our own warnings as one line; hides those of other packages, which are for developers."""
+    # a clone named mindvlm may contain the environment of all other packages
     if category is UserWarning and "mindvlm" in filename.rpartition("site-packages")[2]:
         print(f"warning: {message}", file=sys.stderr)
 
 
 def say(message: str) -> None:
-    """One line of progress on standard error."""
+    """Prints a line on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 def yes_or_no(text: str) -> bool:
-    """Parses the switch values that MindOCR's command line takes."""
+    """Parses the switch values that MindOCR's command line accepts."""
     if text.lower() in ("yes", "true", "t", "y", "1"):
         return True
     if text.lower() in ("no", "false", "f", "n", "0"):

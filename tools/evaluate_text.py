@@ -1,4 +1,4 @@
-"""Measures how well a model reads: character error rate on freshly rendered pictures of words it was not trained on.
+"""Measures the character error rate of a model on freshly rendered pictures of words outside its training data.
 
 python tools/evaluate_text.py --seed 7 --num_images 1000
 """
@@ -9,30 +9,30 @@ import sys
 import time
 from pathlib import Path
 
-from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import Parser
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of the evaluation. Returns the exit status, see `cli.run`."""
+    """Runs the command line. Returns the exit status, see `cli.run`."""
     return cli.run(evaluate, argv)
 
 
 def evaluate(argv: list[str] | None) -> int:
-    """Renders, reads and counts; prints each wrong reading with `--show_errors`, and one summary line."""
+    """Prints a summary as one JSON line; with `--show_errors`, also a line for each wrong answer."""
     options = parse_arguments(argv)
     import mindvlm
     from mindvlm.datagen.rendered_text import sample
-    from mindvlm.training.metrics import character_error_rate
+    from mindvlm.training.evaluate import character_error_rate
 
     overrides = {"checkpoint": str(Path(options.checkpoint).resolve())} if options.checkpoint else {}
-    model = mindvlm.load(options.config_path, progress=cli.say, cache=not options.no_cache, **overrides)
+    model = mindvlm.load(options.config_path, cache=not options.no_cache, **overrides)
     started = time.perf_counter()
     texts, references = [], []
     for first in range(0, options.num_images, options.batch_size):
-        # the last batch is as large as the others, so that nothing is compiled again
+        # a last batch of full size avoids another compilation
         shown = [sample(options.seed, first + row, split="evaluation") for row in range(options.batch_size)]
         answers = model.generate([options.query] * len(shown), [one.image for one in shown])
         for one, answer in list(zip(shown, answers, strict=True))[: options.num_images - first]:
@@ -58,8 +58,10 @@ def evaluate(argv: list[str] | None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_path", help="model YAML; default: the shipped Vary-nano")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights instead of the YAML's, as of a training run")
-    parser.add_argument("--no_cache", action="store_true", help="neither keep converted weights nor use kept ones")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="weights in place of the YAML's, such as those of a training run"
+    )
+    parser.add_argument("--no_cache", action="store_true", help="neither write nor read the cache of converted weights")
     parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")
     parser.add_argument("--num_images", type=at_least(1), default=1000, help="how many (default 1000)")
     parser.add_argument("--batch_size", type=at_least(1), default=20, help="pictures read together (default 20)")

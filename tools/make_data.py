@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 
-from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import Parser
 
+CHARTS = ("bar", "barh", "line", "pie", "scatter")
 EXAMPLES = """examples:
   two hundred English pages from a text file:
     mindvlm-make-data pages --text book.txt --output data/pages --num_images 200
@@ -16,8 +17,8 @@ EXAMPLES = """examples:
   charts in both languages:
     mindvlm-make-data charts --languages en zh --fonts FOLDER --output data/charts --num_images 1000
 
-A training job reads OUTPUT/registry.yaml. The same command again goes on where it was stopped, and makes more pictures
-if --num_images is larger."""
+A training job reads OUTPUT/registry.yaml. The same command resumes an interrupted run; a larger --num_images adds
+pictures. Charts need matplotlib: pip install mindvlm[plots]"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,14 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--line_breaks", choices=["join", "keep"], default="join", help="answers with paragraphs (default) or lines"
     )
     charts = kinds.add_parser("charts", help="charts with their tables as python dicts")
-    charts.add_argument("--kinds", nargs="+", default=["bar", "barh", "line", "pie"], metavar="KIND", help="(all four)")
+    charts.add_argument("--kinds", nargs="+", default=list(CHARTS), metavar="KIND", help=f"of {' '.join(CHARTS)} (all)")
     charts.add_argument("--languages", nargs="+", default=["en"], metavar="en|zh", help="to choose from (en)")
     charts.add_argument("--size", nargs=2, type=int, default=[800, 600], metavar=("WIDTH", "HEIGHT"), help="in pixels")
     for one in (pages, charts):
-        one.add_argument("--output", required=True, metavar="FOLDER", help="gets images, annotations, a registry")
+        one.add_argument("--output", required=True, metavar="FOLDER", help="of images, annotations and registry")
         one.add_argument("--num_images", type=int, default=100, help="(default 100)")
         one.add_argument("--seed", type=int, default=1, help="(default 1)")
-        one.add_argument("--fonts", metavar="FOLDER", help="further fonts; the shipped ones have no Chinese")
+        one.add_argument("--fonts", metavar="FOLDER", help="further fonts; the shipped ones lack Chinese")
         one.add_argument("--image_format", choices=["png", "jpg"], default="png", help="(default png)")
         one.add_argument(
             "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU's cores)"
@@ -54,27 +55,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of the data makers. Returns the exit status, see `cli.run`."""
+    """Runs the command line. Returns the exit status, see `cli.run`."""
     from mindvlm.tools import cli
 
     return cli.run(make, argv)
 
 
 def make(argv: list[str] | None) -> int:
-    """Makes the pictures that are not there yet."""
+    """Makes the pictures that are missing."""
     arguments = build_parser().parse_args(argv)
-    # imported here: the processes that draw start from this file
+    # imported here: worker processes import this file and need none of it
     from tqdm import tqdm
 
     from mindvlm.core.errors import UserError
-    from mindvlm.datagen.charts import ChartMaker, ChartOptions
-    from mindvlm.datagen.job import make_dataset
-    from mindvlm.datagen.pages import PageMaker, PageOptions
+    from mindvlm.datagen.dataset import make_dataset
     from mindvlm.tools.cli import say
 
     if arguments.num_images < 1 or arguments.workers < 1 or arguments.seed < 0:
-        raise UserError("--num_images and --workers have to be at least 1, --seed at least 0")
+        raise UserError("--num_images and --workers must be at least 1, --seed at least 0")
     if arguments.kind == "pages":
+        from mindvlm.datagen.pages import PageMaker, PageOptions
+
         maker = PageMaker
         options = PageOptions(
             text=[os.path.abspath(path) for path in arguments.text],
@@ -86,6 +87,8 @@ def make(argv: list[str] | None) -> int:
             line_breaks=arguments.line_breaks,
         )
     else:
+        from mindvlm.datagen.charts import ChartMaker, ChartOptions
+
         maker = ChartMaker
         options = ChartOptions(
             kinds=arguments.kinds, languages=arguments.languages, fonts=arguments.fonts, size=arguments.size
@@ -93,7 +96,7 @@ def make(argv: list[str] | None) -> int:
     bars: list[tqdm] = []
 
     def progress(count: int) -> None:
-        # no bar before the first picture, so that errors of the options stand alone
+        # no bar before the first picture: an error in the options is then the only output
         if not bars:
             bars.append(tqdm(total=arguments.num_images, unit="image", desc=arguments.kind))
         bars[0].update(count - bars[0].n)

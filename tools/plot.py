@@ -4,20 +4,17 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from mindvlm.core.command_line import Parser
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import Parser, UserError
 from mindvlm.tools import cli
 
 DEFAULT_METRICS = ("loss", "learning_rate", "cer", "edit_distance")
-# the others are evaluations, of which there are few, or have no noise
+# other metrics are evaluations, which are few, or have no noise
 SMOOTHED_METRICS = ("loss", "norm", "tokens_per_second", "seconds_per_step")
 COLORS = ("#1f6fb4", "#d1601f", "#2c8a3c", "#b3283a", "#7a52a8", "#6b4a3a", "#c44fa0", "#5f5f5f")
-PANEL_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 300, 90, 24, 34, 40
-FONT_FILE = "DejaVuSans.ttf"
-MAX_TICKS = 6
+PANEL_HEIGHT, DPI = 300, 100
+MAX_MARKED_POINTS = 40
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,17 +25,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help=f"what to draw, one panel each (default: those of {', '.join(DEFAULT_METRICS)} that are there)",
+        help=f"metrics to draw, one panel each (default: those of {', '.join(DEFAULT_METRICS)} that a run has)",
     )
-    parser.add_argument(
-        "--smoothing", type=float, default=0.0, help="0 (default) to below 1: share of what came before"
-    )
+    parser.add_argument("--smoothing", type=float, default=0.0, help="weight of earlier values, 0 (default) to below 1")
     parser.add_argument("--width", type=int, default=1000, help="of the picture in pixels (default 1000)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of the plots. Returns the exit status, see `cli.run`."""
+    """Runs the command line. Returns the exit status, see `cli.run`."""
     return cli.run(plot, argv)
 
 
@@ -54,21 +49,21 @@ def plot(argv: list[str] | None) -> int:
     from mindvlm.checkpoint import atomic_file, check_writable
 
     check_writable(options.output)
-    runs = {name: records for name, records in read_runs(options.runs)}
+    runs = dict(read_runs(options.runs))
     metrics = choose_metrics(runs, options.metrics)
-    panels = [
-        Panel(metric, {name: series(records, metric, options.smoothing) for name, records in runs.items()})
+    panels = {
+        metric: {name: series(records, metric, options.smoothing) for name, records in runs.items()}
         for metric in metrics
-    ]
-    picture = draw(panels, options.width)
+    }
+    figure = draw(panels, options.width)
     with atomic_file(options.output) as file:
-        picture.save(file, "PNG")
+        figure.savefig(file, format="png")
     cli.say(f"{options.output}: {', '.join(metrics)} of {', '.join(runs)}")
     return 0
 
 
 def read_runs(paths: list[str]) -> Iterator[tuple[str, list[dict]]]:
-    """Name and records of each run; runs of one name are told apart by their folders."""
+    """Yields the name and records of each run; runs of the same name get a number."""
     from mindvlm.training.metrics_log import METRICS_FILE, read_metrics
 
     files = [Path(path) / METRICS_FILE if Path(path).is_dir() else Path(path) for path in paths]
@@ -82,7 +77,7 @@ def read_runs(paths: list[str]) -> Iterator[tuple[str, list[dict]]]:
 
 
 def choose_metrics(runs: dict[str, list[dict]], wanted: list[str] | None) -> list[str]:
-    """What is drawn. Raises UserError for a figure that no run has."""
+    """Returns the metrics to draw. Raises UserError for one that no run has."""
     there = {
         key
         for records in runs.values()
@@ -99,7 +94,7 @@ def choose_metrics(runs: dict[str, list[dict]], wanted: list[str] | None) -> lis
 
 
 def series(records: list[dict], metric: str, smoothing: float) -> list[tuple[float, float]]:
-    """(step, value) of the finite values; noisy ones smoothed by an exponential mean not drawn towards zero."""
+    """Returns (step, value) of the finite values; noisy metrics as an exponential mean without bias to zero."""
     smoothing = smoothing if metric in SMOOTHED_METRICS else 0.0
     points, mean, weight = [], 0.0, 0.0
     for record in records:
@@ -111,76 +106,33 @@ def series(records: list[dict], metric: str, smoothing: float) -> list[tuple[flo
     return points
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One figure of all runs."""
+def draw(panels: dict[str, dict[str, list[tuple[float, float]]]], width: int):
+    """Returns a matplotlib figure with one panel a metric, below each other.
 
-    metric: str
-    curves: dict[str, list[tuple[float, float]]]
+    Args:
+        panels: for each metric, the (step, value) points of each run.
+        width: in pixels.
 
-    def limits(self, axis: int) -> tuple[float, float]:
-        """Least and largest value on an axis, never equal."""
-        values = [point[axis] for points in self.curves.values() for point in points]
-        low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        if low == high:
-            low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-        return low, high
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`."""
-    rough = (high - low) / MAX_TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def draw(panels: list[Panel], width: int):
-    """All panels below each other, as a PIL image."""
-    from PIL import Image, ImageDraw
-
-    from mindvlm.datagen.rendered_text import load_font
-
-    picture = Image.new("RGB", (width, PANEL_HEIGHT * len(panels)), "white")
-    canvas = ImageDraw.Draw(picture)
-    font = load_font(FONT_FILE, 14)
-    for number, panel in enumerate(panels):
-        draw_panel(canvas, font, panel, (LEFT, number * PANEL_HEIGHT + TOP, width - RIGHT, PANEL_HEIGHT - BOTTOM))
-    return picture
-
-
-def draw_panel(canvas, font, panel: Panel, place: tuple[int, int, int, int]) -> None:
-    """Axes, legend and curves of one panel; `place` is left, top, right and the height of the panel's axes."""
-    left, top, right, height = place
-    bottom = top + height - TOP
-    x_limits, y_limits = panel.limits(0), panel.limits(1)
-
-    def x(value: float) -> float:
-        return left + (value - x_limits[0]) / (x_limits[1] - x_limits[0]) * (right - left)
-
-    def y(value: float) -> float:
-        return bottom - (value - y_limits[0]) / (y_limits[1] - y_limits[0]) * (bottom - top)
-
-    for value in ticks(*y_limits):
-        canvas.line([(left, y(value)), (right, y(value))], fill="#e4e4e4")
-        canvas.text((left - 8, y(value)), f"{value:.4g}", fill="#303030", font=font, anchor="rm")
-    for value in ticks(*x_limits):
-        canvas.line([(x(value), top), (x(value), bottom)], fill="#f0f0f0")
-        canvas.text((x(value), bottom + 6), f"{value:.6g}", fill="#303030", font=font, anchor="ma")
-    canvas.rectangle([left, top, right, bottom], outline="#909090")
-    canvas.text((left, top - 8), panel.metric, fill="black", font=font, anchor="ls")
-    end = right
-    for number, (name, points) in reversed(list(enumerate(panel.curves.items()))):
-        color = COLORS[number % len(COLORS)]
-        canvas.text((end, top - 8), name, fill=color, font=font, anchor="rs")
-        end -= font.getlength(name) + 20
-        places = [(x(step), y(value)) for step, value in points]
-        if len(places) > 1:
-            canvas.line(places, fill=color, width=2, joint="curve")
-        if len(places) < 40:
-            for across, down in places:
-                canvas.ellipse([across - 2, down - 2, across + 2, down + 2], fill=color)
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("plots need matplotlib, which is not installed; run: pip install mindvlm[plots]") from None
+    figure = Figure(figsize=(width / DPI, PANEL_HEIGHT * len(panels) / DPI), dpi=DPI, layout="constrained")
+    for axes, (metric, curves) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        for number, (name, points) in enumerate(curves.items()):
+            steps, values = zip(*points, strict=True) if points else ((), ())
+            marker = "o" if len(points) < MAX_MARKED_POINTS else ""
+            color = COLORS[number % len(COLORS)]
+            axes.plot(steps, values, color=color, marker=marker, markersize=3.5, linewidth=1.6, label=name)
+        axes.set_title(metric, loc="left", fontsize="medium")
+        axes.grid(color="#e4e4e4")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), frameon=False, fontsize="small")
+    axes.set_xlabel("step")
+    return figure
 
 
 if __name__ == "__main__":

@@ -5,20 +5,20 @@ import json
 import sys
 from pathlib import Path
 
-from mindvlm.core.command_line import Parser
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import Parser, UserError
+from mindvlm.models.registry import separate_parts
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 GENERATION_OPTIONS = {
-    "max_new_tokens": (int, "most tokens of an answer"),
+    "max_new_tokens": (int, "maximum number of tokens of an answer"),
     "temperature": (float, "above 1 flattens, below 1 sharpens; with --do_sample"),
-    "top_k": (int, "draw from the k likeliest tokens, 0 for all; with --do_sample"),
-    "top_p": (float, "draw from the likeliest tokens that make up this share; with --do_sample"),
-    "repetition_penalty": (float, "above 1 makes tokens that occurred less likely"),
-    "no_repeat_ngram_size": (int, "forbid to repeat any run of n tokens, 0 for off"),
-    "seed": (int, "of the draws"),
+    "top_k": (int, "sample from the k most likely tokens, 0 for all; with --do_sample"),
+    "top_p": (float, "sample from the most likely tokens with this total probability; with --do_sample"),
+    "repetition_penalty": (float, "above 1 makes repeated tokens less likely"),
+    "no_repeat_ngram_size": (int, "forbid repeated sequences of n tokens, 0 for off"),
+    "seed": (int, "of sampling"),
 }
 
 
@@ -26,15 +26,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mindvlm-predict",
         description="Answer a question about pictures. Without --config_path the shipped Vary-nano reads one or two "
-        "lines of printed text. Exit status 0: all answered; 1: some of several pictures failed, a line for each says "
-        "why; 2: nothing could be done; 130: interrupted.",
+        "lines of printed text. Exit status 0: all answered; 1: some of several pictures failed, with a line for each; "
+        "2: nothing could be done; 130: interrupted.",
     )
     parser.add_argument("--image_dir", nargs="+", metavar="PATH", help="a picture, several, or a folder of them")
     parser.add_argument(
         "--query",
         default=DEFAULT_QUERY,
         help="the question (default: %(default)s); asked about each picture, or with several <image> marks once about "
-        "all of them, a mark for each",
+        "all of them, one mark for each",
     )
     parser.add_argument(
         "--config_path",
@@ -42,19 +42,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
     )
     parser.add_argument(
-        "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="talk, several turns"
+        "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="chat over several turns"
     )
     parser.add_argument("--output", metavar="FILE", help="write one JSON line per answer")
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
-    runtime.add_argument("--vision_tower", metavar="FOLDER", help="a tower's weights in the place of the checkpoint's")
+    for key, text in separate_parts().items():
+        runtime.add_argument(f"--{key}", metavar="FOLDER", help=text)
     runtime.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to merge into the weights")
-    runtime.add_argument("--no_cache", action="store_true", help="neither keep converted weights nor use kept ones")
+    runtime.add_argument("--no_cache", action="store_true", help="do not cache converted weights")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
     runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     generation = parser.add_argument_group("generation (override the YAML)")
-    generation.add_argument("--do_sample", nargs="?", const=True, type=cli.yes_or_no, help="draw instead of greedy")
+    generation.add_argument("--do_sample", nargs="?", const=True, type=cli.yes_or_no, help="sample, not greedy")
     for name, (kind, text) in GENERATION_OPTIONS.items():
         generation.add_argument(f"--{name}", type=kind, help=text)
     generation.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeat")
@@ -81,15 +82,14 @@ def predict(argv: list[str] | None) -> int:
     # MindSpore takes seconds to import; help and the errors above come before
     import mindvlm
 
+    paths = ("checkpoint", *separate_parts(), "adapter")
     overrides = {
-        key: value
-        for key in ("checkpoint", "vision_tower", "adapter", "device", "mode", "dtype")
-        if (value := getattr(arguments, key)) is not None
+        key: value for key in (*paths, "device", "mode", "dtype") if (value := getattr(arguments, key)) is not None
     }
-    for key in ("checkpoint", "vision_tower", "adapter"):
+    for key in paths:
         if overrides.get(key):
             overrides[key] = str(Path(overrides[key]).resolve())
-    model = mindvlm.load(arguments.config_path, progress=cli.say, cache=not arguments.no_cache, **overrides)
+    model = mindvlm.load(arguments.config_path, cache=not arguments.no_cache, **overrides)
     options = {
         key: value for key in (*GENERATION_OPTIONS, "do_sample") if (value := getattr(arguments, key)) is not None
     }
@@ -101,7 +101,7 @@ def predict(argv: list[str] | None) -> int:
 
         return chat(model, images, options)
     is_joint = model.processor.num_markers(arguments.query) > 1
-    # what holds for every picture is refused before the first one
+    # errors that concern every picture come before the first one
     prompt = model.processor.prompt(arguments.query, num_images=len(images) if is_joint else min(len(images), 1))
     model.engine.check_length(len(prompt.input_ids))
     asked = [images] if is_joint else images or [None]
@@ -116,7 +116,7 @@ def names_folder(arguments: argparse.Namespace) -> bool:
 
 
 def find_images(paths: list[str]) -> list[str]:
-    """The pictures that the arguments name: files as given, folders by their picture files in name order.
+    """Returns the pictures that the arguments name: files as given, the picture files of folders in name order.
 
     Raises:
         UserError: a path does not exist, or a folder holds no picture.
@@ -136,7 +136,7 @@ def find_images(paths: list[str]) -> list[str]:
 
 
 def print_streamed(stream) -> None:
-    """Prints pieces as they come and the measures on standard error."""
+    """Prints the text as it arrives, then the statistics on standard error."""
     for piece in stream:
         print(piece, end="", flush=True)
     print()
@@ -153,10 +153,10 @@ def summary(answer) -> str:
 
 
 def answer_all(model, asked: list, arguments: argparse.Namespace, options: dict) -> int:
-    """Answers the query for each entry; a bad picture is recorded and the rest go on.
+    """Answers the query for each entry; records a bad picture and continues.
 
     Args:
-        asked: for each answer a picture, a list of those that are asked about together, or None.
+        asked: for each answer a picture, a list of pictures that are asked about together, or None.
 
     Returns:
         0, or 1 when a picture failed.
@@ -194,7 +194,7 @@ def answer_all(model, asked: list, arguments: argparse.Namespace, options: dict)
 
 
 def describe(answer, load_seconds: float) -> dict:
-    """An answer as the fields of a JSON line; loading is charged to the first picture."""
+    """Returns the fields of a JSON line; the first picture includes the time of loading."""
     return {
         "text": str(answer),
         "num_prompt_tokens": answer.num_prompt_tokens,
@@ -210,7 +210,7 @@ def write_records(path: str, records: list[dict]) -> None:
 
     with atomic_file(path) as file:
         for record in records:
-            # file names may hold bytes that are no text
+            # file names may contain bytes that are not text
             file.write((json.dumps(record, ensure_ascii=False) + "\n").encode(errors="replace"))
 
 

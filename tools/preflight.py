@@ -1,6 +1,6 @@
-"""What can be known of a run before anything heavy starts: the checks of `mindvlm-check`, in functions of their own.
+"""The checks of `mindvlm-check`, which run before anything heavy starts.
 
-Each takes a `Run`, notes in it what it found, and yields a status and a text for every line to show; a `UserError` says
+Each takes a `Run`, stores its results there, and yields a status and a text for every line to show. A `UserError` means
 that the check failed.
 """
 
@@ -29,20 +29,20 @@ Lines = Iterator[tuple[str, str]]
 
 @dataclass
 class Run:
-    """What is known of a run so far; what a check could not find stays None, and so do those that need it.
+    """The results of the checks so far. A failed check leaves its attributes None.
 
     Attributes:
-        opened: closes the files in the end.
+        opened: closes the files at the end.
         config: the typed config.
         family: its family.
         checkpoint: the open weights file.
-        parts: open weights files of parts that are not in it, see `separate_parts`.
-        tokenizer_file: whether all files of the tokenizer are there.
+        parts: open weights files of separate parts, see `separate_parts`.
+        tokenizer_file: True if all files of the tokenizer are present.
         processor: the family's processor.
         model_parameters: name and shape of every parameter of the model.
         weights: the checkpoint's tensors under native names.
         device: 'CPU' or 'Ascend'.
-        dtype: name of the dtype that is computed in.
+        dtype: name of the compute dtype.
     """
 
     arguments: argparse.Namespace
@@ -60,17 +60,19 @@ class Run:
 
 
 def check_config(run: Run) -> Lines:
-    """Keys, types, ranges, and that the sections agree with each other."""
+    """Checks keys, types, ranges, and that the sections agree with each other."""
     # MindSpore ends the process with a traceback when its import is interrupted
     with uninterrupted():
-        from mindvlm.api import read_config, shipped_config_path
-        from mindvlm.families import get_family
+        from mindvlm.api import shipped_config_path
+        from mindvlm.models.registry import get_family, separate_parts
+        from mindvlm.models.run_config import read_config
 
     path = run.arguments.config_path or shipped_config_path()
-    overrides = {"device": run.arguments.device, "vision_tower": run.arguments.vision_tower}
-    if overrides["vision_tower"]:
-        overrides["vision_tower"] = str(Path(overrides["vision_tower"]).resolve())
-    config = read_config(path, {key: value for key, value in overrides.items() if value is not None})
+    parts = {key: part for key in separate_parts() if (part := getattr(run.arguments, key))}
+    overrides = {key: str(Path(part).resolve()) for key, part in parts.items()}
+    if run.arguments.device is not None:
+        overrides["device"] = run.arguments.device
+    config = read_config(path, overrides)
     if config.model.language_model is None:
         raise UserError(f"config {path} has no model.language_model; add the section")
     run.config, run.family = config, get_family(config.family)
@@ -78,16 +80,16 @@ def check_config(run: Run) -> Lines:
 
 
 def check_files(run: Run) -> Lines:
-    """Weights and tokenizer files: there, readable, of a known kind, complete as far as headers tell."""
-    from mindvlm.api import separate_parts
+    """Checks that weights and tokenizer files are present, readable, of a known kind, and complete by their headers."""
     from mindvlm.checkpoint import open_checkpoint
+    from mindvlm.models.loading import separate_parts
 
     try:
         if not run.config.checkpoint:
             raise UserError("the config names no checkpoint; set checkpoint to a file of weights")
         checkpoint = run.opened.enter_context(open_checkpoint(run.config.checkpoint))
         yield OK, described(checkpoint)
-        for key, path in separate_parts(run.config).items():
+        for key, path in separate_parts(run.config, run.family).items():
             run.parts[key] = run.opened.enter_context(open_checkpoint(path))
             yield OK, described(run.parts[key])
         run.checkpoint = checkpoint
@@ -99,7 +101,7 @@ def check_files(run: Run) -> Lines:
 
 
 def described(checkpoint) -> str:
-    """An open checkpoint in a few words."""
+    """Describes an open checkpoint in a few words."""
     files = checkpoint.files
     size = sum(file.stat().st_size for file in files)
     shards = f" in {len(files)} files" if len(files) > 1 else ""
@@ -107,8 +109,8 @@ def described(checkpoint) -> str:
 
 
 def tokenizer_files(processor_config) -> list[Path]:
-    """The files that the processor's config names by its keys that end in `_file`, those of a tokenizer if it is their
-    folder; and the one that is read of what it names by `tokenizer`.
+    """Returns the tokenizer files that the processor's config names: by its keys that end in `_file`, which may also be
+    folders, and by `tokenizer`.
 
     Raises:
         UserError: a folder holds none.
@@ -127,7 +129,7 @@ def tokenizer_files(processor_config) -> list[Path]:
 
 
 def check_tokenizer_file(path: Path) -> int:
-    """The size of a file in bytes.
+    """Returns the size of a file in bytes.
 
     Raises:
         UserError: it is missing, unreadable, empty, or a Git LFS pointer.
@@ -149,7 +151,7 @@ def check_tokenizer_file(path: Path) -> int:
 
 
 def check_tokenizer(run: Run) -> Lines:
-    """The tokenizer loads, gives text back, and knows the ids that the model was trained with."""
+    """Checks that the tokenizer loads, decodes what it encodes, and has the ids that the model was trained with."""
     processor = run.family.processor(run.config.processor)
     tokenizer, vocab_size = processor.tokenizer, run.config.model.language_model.vocab_size
     if tokenizer.vocab_size > vocab_size:
@@ -159,24 +161,19 @@ def check_tokenizer(run: Run) -> Lines:
         )
     decoded = tokenizer.decode(tokenizer.encode(ROUND_TRIP_TEXT))
     if decoded != ROUND_TRIP_TEXT:
-        raise UserError(f"the tokenizer makes {decoded!r} of {ROUND_TRIP_TEXT!r}; use the file of the model")
-    ids = image_token_ids(processor)
+        raise UserError(f"the tokenizer decodes {ROUND_TRIP_TEXT!r} as {decoded!r}; use the file of the model")
+    ids = {token: tokenizer.special_id(token) for token in processor.image_span.tokens}
     check_image_token_ids(run, processor.image_span, ids)
     run.processor = processor
     special = ", ".join(f"{token} {token_id}" for token, token_id in ids.items())
     yield OK, f"{tokenizer.vocab_size} ids, Chinese and English come back unchanged; {special}"
 
 
-def image_token_ids(processor) -> dict[str, int]:
-    """Ids of the marks around and in an image span, those that there are."""
-    return {token: processor.tokenizer.special_id(token) for token in processor.image_span.tokens}
-
-
 def check_image_token_ids(run: Run, span, ids: dict[str, int]) -> None:
-    """Compares with the config.json that lies beside the weights, if there is one.
+    """Compares the ids with the config.json beside the weights, if there is one.
 
     Raises:
-        UserError: it cannot be read, or says another id.
+        UserError: it cannot be read, or has another id.
     """
     if run.checkpoint is None:
         return
@@ -193,15 +190,17 @@ def check_image_token_ids(run: Run, span, ids: dict[str, int]) -> None:
         expected = data.get(key, token_id) if isinstance(data, dict) else token_id
         if expected != token_id:
             raise UserError(
-                f"{token} has the id {token_id} but {path} says {key} {expected!r}; check processor.special_tokens"
+                f"{token} has the id {token_id} but {path} has {key} {expected!r}; check processor.special_tokens"
             )
 
 
 def check_model(run: Run) -> Lines:
-    """The Cells can be built. Parameters take no memory until they are filled."""
-    from mindvlm.weights.fill import parameter_shapes
+    """Checks that the Cells can be built. Parameters take no memory until they are filled."""
+    from mindvlm.models.loading import build_model
+    from mindvlm.nn.parameters import parameter_shapes
 
-    parameters = parameter_shapes(run.family.model(run.config.model))
+    model, _ = build_model(run.family, run.config.model)
+    parameters = parameter_shapes(model)
     parts: dict[str, int] = {}
     for name, shape in parameters.items():
         part = name.partition(".")[0]
@@ -212,7 +211,7 @@ def check_model(run: Run) -> Lines:
 
 
 def check_weights(run: Run) -> Lines:
-    """Names, shapes and kinds of numbers against the model, from headers alone."""
+    """Compares names, shapes and kinds of dtypes with the model, from headers alone."""
     from mindvlm.checkpoint import TensorInfo
 
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()}
@@ -223,7 +222,8 @@ def check_weights(run: Run) -> Lines:
 
 
 def check_cache(run: Run) -> tuple[str, str]:
-    """Whether converted weights are kept, and if not whether there is room for them."""
+    """Returns whether converted weights are cached, and if not whether there is room for them."""
+    from mindvlm.checkpoint.atomic import existing_folder
     from mindvlm.weights import cache as weights_cache
 
     sources = (run.checkpoint, *run.parts.values())
@@ -233,7 +233,7 @@ def check_cache(run: Run) -> tuple[str, str]:
         manifest = weights_cache.Manifest(files, run.weights.recipe)
         if weights_cache.is_made_as(entry, manifest):
             return OK, f"converted ones are kept in {entry}"
-        room = shutil.disk_usage(existing_parent(entry)).free
+        room = shutil.disk_usage(existing_folder(entry.parent)).free
     except (UserError, OSError) as error:
         return WARNING, f"converted at every start, because they cannot be kept: {error}"
     needed = sum(info.num_bytes for info in run.weights.infos.values())
@@ -243,29 +243,24 @@ def check_cache(run: Run) -> tuple[str, str]:
     return OK, text
 
 
-def existing_parent(path: Path) -> Path:
-    """The folder that a path would be made in."""
-    return next(parent for parent in path.parents if parent.is_dir())
-
-
 def check_device(run: Run) -> Lines:
-    """The device can be had."""
+    """Checks that the device is available."""
     import mindspore as ms
 
     from mindvlm.core import runtime
 
     with warnings.catch_warnings():
-        # what it warns of is the next check's line
+        # the next check reports what this warns of
         warnings.simplefilter("ignore")
-        dtype = runtime.start(run.config)
-    run.dtype = next(name for name, value in runtime.DTYPES.items() if value == dtype)
+        context = runtime.start(run.config)
+    run.dtype = next(name for name, value in runtime.DTYPES.items() if value == context.dtype)
     run.device = ms.get_context("device_target")
     found = f"CPU with {os.cpu_count()} cores" if run.device == "CPU" else f"{run.device} NPU"
     yield OK, f"{found} (device: {run.config.device}), {run.config.mode} mode"
 
 
 def check_dtype(run: Run) -> Lines:
-    """What happens to the stored numbers on the way to the device."""
+    """Describes how the stored dtypes change on the way to the device."""
     from mindvlm.checkpoint.dtypes import item_size
 
     sizes: dict[str, int] = {}
@@ -276,7 +271,7 @@ def check_dtype(run: Run) -> Lines:
     if run.dtype != run.config.dtype:
         yield WARNING, f"{text} and not in {run.config.dtype}, for which the {run.device} backend has no fast kernels"
     elif run.dtype == "float16" and sizes.keys() - {"float16"}:
-        yield WARNING, f"{text}: a value beyond 65504 will be refused while loading; dtype: bfloat16 takes it"
+        yield WARNING, f"{text}: a value beyond 65504 will be refused while loading; dtype: bfloat16 accepts it"
     elif any(item_size(dtype) > item_size(run.dtype) for dtype in sizes):
         yield OK, f"{text}: rounded while loading"
     else:

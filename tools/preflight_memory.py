@@ -1,22 +1,25 @@
-"""The memory check of `mindvlm-check`: what a run will take against what is free."""
+"""The memory check of `mindvlm-check`: compares the needs of a run with the free memory."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from mindvlm.core.errors import UserError, counted
+from mindvlm.core.host_memory import free_host_memory
 from mindvlm.tools.predict_llm import DEFAULT_QUERY
 from mindvlm.tools.preflight import OK, WARNING, Lines, Run, mib
 
 
 def check_memory(run: Run) -> Lines:
-    """What loading, the first token and a full context take, against what is free."""
+    """Compares the needs of loading, the first token and a full context with the free memory."""
     from mindvlm.checkpoint import TensorInfo
     from mindvlm.checkpoint.dtypes import item_size
-    from mindvlm.tools import memory
+    from mindvlm.core import runtime
+    from mindvlm.generation import memory
+    from mindvlm.nn.memory import VisionMemory
 
     config, size = run.config.model, item_size(run.dtype)
-    vision = run.family.vision_memory(config, size)
+    vision = run.family.vision_memory(config, size) if run.family.vision_memory else VisionMemory()
     num_tokens = prompt_length(run)
     infos = {} if run.weights is None else run.weights.infos
     weights = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
@@ -28,20 +31,20 @@ def check_memory(run: Run) -> Lines:
             vision,
             num_images=run.arguments.num_images,
             num_prompt_tokens=num_tokens,
-            item_size=size,
+            dtype=run.dtype,
             on_host=run.device == "CPU",
         )
 
     needed = estimate(config)
-    free = memory.free_host_memory() if run.device == "CPU" else memory.free_device_memory()
+    free = free_host_memory() if run.device == "CPU" else runtime.free_device_memory()
     text = (
-        f"load {mib(needed.load)}, prompt of {num_tokens} tokens with {pictures(run.arguments.num_images)} "
+        f"load {mib(needed.load)}, prompt of {num_tokens} tokens with {counted(run.arguments.num_images, 'picture')} "
         f"{mib(needed.prefill)}, context of {config.max_length} tokens {mib(needed.decode)}"
     )
     if run.device != "CPU":
         text += " (never measured on an NPU; its runtime comes on top)"
     if free is None:
-        yield OK, f"{text}; how much is free cannot be told here"
+        yield OK, f"{text}; the free memory is unknown here"
     elif needed.peak <= free:
         yield OK, f"{text}; {mib(free)} are free"
     else:
@@ -56,7 +59,7 @@ def check_memory(run: Run) -> Lines:
 
 
 def longest_context(config, fits: Callable[[Any], bool], *, at_least: int) -> int | None:
-    """The largest half, quarter, ... of `max_length` that fits and still holds the prompt; None if none does."""
+    """Returns the largest half, quarter, ... of `max_length` that fits and still holds the prompt, else None."""
     length = config.max_length // 2
     while length >= at_least:
         if fits(dataclasses.replace(config, max_length=length)):
@@ -66,35 +69,30 @@ def longest_context(config, fits: Callable[[Any], bool], *, at_least: int) -> in
 
 
 def prompt_length(run: Run) -> int:
-    """Tokens of the prompt to reckon with: the option, or the usual question with its pictures, of which large ones may
-    be longer than small ones.
+    """Returns the length of the prompt to assume: the option, or that of the default question with its pictures, of
+    which large ones may take more tokens than small ones.
 
     Raises:
         UserError: the pictures alone are longer than the option says, or the prompt is longer than the context.
     """
     num_images, asked = run.arguments.num_images, run.arguments.num_prompt_tokens
+    pictures = counted(num_images, "picture")
     length, max_length = run.config.model.image_token_len, run.config.model.max_length
     shortest, longest = run.processor.picture_lengths if run.processor else (length, length)
     if asked is not None and asked < num_images * shortest:
-        raise UserError(
-            f"--num_prompt_tokens is {asked} but {pictures(num_images)} take {num_images * shortest} tokens; raise it"
-        )
+        raise UserError(f"--num_prompt_tokens is {asked} but {pictures} take {num_images * shortest} tokens; raise it")
     num_tokens = asked or question_length(run, shortest)
     if num_tokens > max_length:
         raise UserError(
-            f"a prompt of {num_tokens} tokens with {pictures(num_images)} is longer than the context of {max_length}; "
+            f"a prompt of {num_tokens} tokens with {pictures} is longer than the context of {max_length}; "
             "raise model.max_length or give fewer pictures"
         )
     return asked or min(question_length(run, longest), max_length)
 
 
 def question_length(run: Run, picture_length: int) -> int:
-    """Tokens of the usual question with pictures of so many."""
+    """Returns the length of the default question with pictures of that many tokens each."""
     lengths = [picture_length] * run.arguments.num_images
     if not run.processor:
         return sum(lengths) + 64
     return len(run.processor.prompt(DEFAULT_QUERY, num_images=len(lengths), image_lengths=lengths).input_ids)
-
-
-def pictures(count: int) -> str:
-    return counted(count, "picture")

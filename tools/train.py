@@ -3,34 +3,33 @@
 import argparse
 import sys
 
-from mindvlm.core.command_line import Parser
+from mindvlm.core.errors import Parser
 from mindvlm.core.interruption import uninterrupted
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mindvlm-train",
-        description="Train a model. The same command again goes on from the newest checkpoint in output_dir.",
+        description="Train a model. Running the same command again resumes from the newest checkpoint in output_dir.",
     )
     parser.add_argument("--config_path", required=True, metavar="YAML", help="the training job")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="where checkpoints and logs go, instead of the config's")
+    parser.add_argument("--output_dir", metavar="FOLDER", help="for checkpoints and logs, instead of the config's")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="another value for a key, as parallel.dp=8 or data.lengths=[64,128]; may be given again",
+        help="override a key, such as parallel.dp=8 or data.lengths=[64,128]; may be repeated",
     )
     parser.add_argument(
-        "--accept_changes", action="store_true", help="go on from a checkpoint although the config differs from its own"
+        "--accept_changes", action="store_true", help="resume from a checkpoint although the config has changed"
     )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the trainer. Returns the exit status, see `cli.run`."""
-    from mindvlm.parallel.environment import limit_threads
-    from mindvlm.parallel.failure import ends_all_ranks
+    from mindvlm.parallel.launch import ends_all_ranks, limit_threads
     from mindvlm.tools import cli
 
     limit_threads()
@@ -43,10 +42,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(argv: list[str] | None) -> int:
-    """Trains until the schedule ends; what was saved before an interruption is where the same command goes on."""
+    """Trains until the schedule ends; the same command resumes from the last checkpoint after an interruption."""
     options = build_parser().parse_args(argv)
     # imported here: the processes that make samples start from this file and need no MindSpore
-    from mindvlm.tools.cli import say
     from mindvlm.training.job_file import parse_overrides, read_job
 
     overrides = parse_overrides(options.set)
@@ -58,7 +56,7 @@ def train(argv: list[str] | None) -> int:
     with uninterrupted():
         from mindvlm.training.trainer import Trainer
 
-    Trainer(job, say=say, accept_changes=options.accept_changes).train()
+    Trainer(job, accept_changes=options.accept_changes).train()
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Proof that a converted model computes what its source computes: `compare_logits`.
+"""Verifies that a converted model computes the same as its source: `compare_logits`.
 
 The torch reference reads the source, the MindSpore model reads the target as `predict` would; both get the same seeded
-inputs, each in a process of its own and one after the other, so that only one of them holds the weights. What every
-stage gives is compared, which catches what no comparison of tensors can: a rule that is wrong in both directions, a
-model that uses a tensor in the wrong place. A key bias of an attention without rotary positions is out of its reach: it
-moves all scores of a query alike, so no output depends on it.
+inputs, each in its own process and one after the other, so that only one of them holds the weights. Comparing the
+output of every stage catches errors that no comparison of tensors can: a rule that is wrong in both directions, or a
+model that uses a tensor in the wrong place. It cannot catch a wrong key bias of an attention without rotary positions,
+which shifts all scores of a query alike, so no output depends on it.
 """
 
 from __future__ import annotations
@@ -12,122 +12,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import open_checkpoint
+from mindvlm.convert.parity.inputs import ParityRequest
 from mindvlm.convert.parity.process import run_child
-from mindvlm.convert.parity.stages import Side, Stage, StageResult, Token, compare_stage, compare_tokens
+from mindvlm.convert.parity.stages import (
+    Side,
+    Stage,
+    StageResult,
+    Token,
+    compare_stage,
+    compare_tokens,
+    stages_of,
+)
 from mindvlm.core.errors import UserError
 from mindvlm.weights.rules.findings import format_table
 
 BOUND = 1e-5
-GREEDY_IDS, STEP_LOGITS = "greedy_ids", "step_logits"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityRequest:
-    """What to compare; nothing but JSON types, it goes to the processes as a file.
-
-    Attributes:
-        model: a key of `MODELS`.
-        source_paths, merge_lora, only: as for `open_native`.
-        dtype: "keep", or the dtype that the conversion rounded to; the reference rounds its weights in the same way.
-        target: the file or folder written.
-        config: the model's config.json.
-        seed: of pixels and prompt.
-        num_tokens: greedy tokens to decode.
-    """
-
-    model: str
-    source_paths: list[str]
-    target: str
-    config: dict[str, Any]
-    merge_lora: str | None = None
-    only: str | None = None
-    dtype: str = "keep"
-    seed: int = 0
-    num_tokens: int = 32
-
-
-@dataclass(frozen=True)
-class ParityModel:
-    """How a model is run on either side.
-
-    Attributes:
-        stages: by key, in order of computation.
-        reference: "module:function" of the torch side, called with (request, say) -> stages by key.
-        mindspore: "module:function" of our side, called with (request, forced_ids, say) -> stages by key. It decodes
-            along `forced_ids`, the reference's choice, and returns its own choice at each step.
-    """
-
-    stages: dict[str, Stage]
-    reference: str
-    mindspore: str
-
-
-_VOCABULARY = {
-    "vocabulary_neck": Stage("vocabulary neck", "vision_vocabulary.* up to the neck"),
-    "vocabulary_features": Stage("vocabulary features", "vision_vocabulary.net_2.*, net_3.*"),
-}
-_STEPS = Stage("logits with cache", "those of the decoder, used with its cache")
-_TINYLLAVA = ParityModel(
-    {
-        "tower_features": Stage("vision features", "vision_tower.*"),
-        "tower_last_hidden": Stage("vision last layer", "vision_tower.encoder.layers.* behind the features"),
-        "tower_pooled": Stage("vision last norm", "vision_tower.post_layernorm.*"),
-        "connector": Stage("connector", "mm_projector.*"),
-        "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
-        "layers": Stage("decoder layers", "language_model.layers.*, norm.*", stacked=True),
-        "logits": Stage("logits", "language_model.lm_head.*"),
-        STEP_LOGITS: _STEPS,
-    },
-    "mindvlm.convert.reference.tinyllava_stages:run",
-    "mindvlm.convert.parity.tinyllava:run",
-)
-MODELS: dict[str, ParityModel] = {
-    "vary_toy": ParityModel(
-        {
-            "clip_features": Stage("CLIP features", "vision_tower.*"),
-            "clip_last_hidden": Stage("CLIP last layer", "vision_tower.encoder.layers.* behind the features"),
-            "clip_pooled": Stage("CLIP pooled", "vision_tower.post_layernorm.*"),
-            **_VOCABULARY,
-            "connector": Stage("connector", "mm_projector.*, mm_projector_vary.*"),
-            "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
-            "layers": Stage("decoder layers", "language_model.layers.*, norm.*", stacked=True),
-            "logits": Stage("logits", "language_model.lm_head.*"),
-            STEP_LOGITS: _STEPS,
-        },
-        "mindvlm.convert.reference.vary_stages:run",
-        "mindvlm.convert.parity.vary:run",
-    ),
-    "vary_tiny": ParityModel(
-        {
-            **_VOCABULARY,
-            "connector": Stage("connector", "mm_projector.*"),
-            "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
-            "layers": Stage("decoder layers", "language_model.embed_positions.*, layers.*, norm.*", stacked=True),
-            "logits": Stage("logits", "language_model.embed_tokens.* as the head"),
-            STEP_LOGITS: _STEPS,
-        },
-        "mindvlm.convert.reference.vary_stages:run",
-        "mindvlm.convert.parity.vary:run",
-    ),
-    **dict.fromkeys(("tinyllava_phi", "tinyllava_stablelm", "tinyllava_llama"), _TINYLLAVA),
-}
+"""The largest relative Frobenius error of a stage that passes."""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was found.
+    """The result of a comparison.
 
     Attributes:
-        stages: in order of computation; those that the tensors do not allow are left out.
+        stages: in order of computation, without those that the tensors do not allow.
         tokens: one per greedy step; none without a language model.
-        bound: the relative error that is allowed.
-        reference, mindspore: how long each side took and what it needed.
+        bound: the allowed relative error.
+        reference, mindspore: duration and memory of each side.
     """
 
     stages: tuple[StageResult, ...]
@@ -138,7 +55,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every stage is within the bound and every id is the same, or one of several that are equally good."""
+        """Whether every stage is within the bound and every id is equal or tied."""
         return not self.failed_stages and all(token.equal or token.tie for token in self.tokens)
 
     @property
@@ -150,19 +67,19 @@ class ParityReport:
         return sum(token.equal for token in self.tokens)
 
     def failure(self) -> str | None:
-        """What went wrong first, in one line; None if nothing did."""
+        """Returns one line about the first failure, None if there is none."""
         if self.passed:
             return None
         if not self.failed_stages:
             return self._tokens_line()
         first = self.failed_stages[0]
         return (
-            f"stage {first.title} is wrong, those before it are not ({first.finding(self.bound)}); "
-            f"the tensors that enter there are {first.tensors}"
+            f"stage {first.title} is wrong, the stages before it are right ({first.finding(self.bound)}); "
+            f"its tensors are {first.tensors}"
         )
 
     def table(self) -> str:
-        """Every stage with its shape, errors and verdict, then the greedy ids and what each side took."""
+        """Returns a table: each stage with shape, errors and verdict, then the greedy ids and the cost of each side."""
         rows = [("stage", "shape", "relative error", "max difference", "")]
         for stage in self.stages:
             rows.append(
@@ -181,7 +98,7 @@ class ParityReport:
         return "\n".join(lines)
 
     def record(self) -> dict[str, Any]:
-        """The same for a JSON report."""
+        """Returns the same as plain values for the JSON report."""
         return {
             "passed": self.passed,
             "bound": self.bound,
@@ -209,47 +126,40 @@ class ParityReport:
         return line
 
 
-def compare_logits(
-    request: ParityRequest, *, bound: float = BOUND, progress: Callable[[str], None] | None = None
-) -> ParityReport:
-    """Run source and target on the same inputs and compare every stage; see the module.
+def compare_logits(request: ParityRequest) -> ParityReport:
+    """Runs source and target on the same inputs and compares every stage; see the module.
 
-    Memory: each process needs the float32 weights of the model and up to a third more; this one needs a few MB.
-
-    Args:
-        bound: the largest relative Frobenius error of a stage that passes.
-        progress: called with one line before each step.
+    Memory: each process needs the float32 weights of the model and up to a third more; the caller needs a few MB.
 
     Raises:
         UserError: an unknown model, torch is not installed, a source or the target cannot be read, or a process failed
             or ran out of memory. A difference is no error: see `ParityReport.passed` and `failure`.
     """
-    if request.model not in MODELS:
-        raise UserError(f"--verify logits is not defined for {request.model!r}; expected one of: {', '.join(MODELS)}")
+    stages = stages_of(request.family, request.model)
     with tempfile.TemporaryDirectory(prefix="mindvlm-parity-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(dataclasses.asdict(request)), encoding="utf-8")
         for side in ("reference", "mindspore"):
-            run_child(side, folder, progress)
-        return read_report(folder, MODELS[request.model], bound)
+            run_child(side, folder)
+        return read_report(folder, stages, BOUND)
 
 
-def read_report(folder: Path, model: ParityModel, bound: float) -> ParityReport:
-    """Compare what the two processes have left in `folder`.
+def read_report(folder: Path, stages: Mapping[str, Stage], bound: float) -> ParityReport:
+    """Compares the outputs that the two processes wrote into `folder`.
 
     Raises:
-        UserError: neither side has a stage in common, so nothing would be proved.
+        UserError: the sides have no stage.
     """
     with (
         open_checkpoint(folder / "reference.safetensors") as expected,
         open_checkpoint(folder / "mindspore.safetensors") as actual,
     ):
-        stages = tuple(
+        results = tuple(
             compare_stage(key, stage, expected, actual, bound)
-            for key, stage in model.stages.items()
+            for key, stage in stages.items()
             if key in expected.infos or key in actual.infos
         )
-        if not stages:
-            raise UserError("--verify logits has nothing to compare: the tensors make up no stage of the model")
-        tokens = compare_tokens(expected, actual, GREEDY_IDS, STEP_LOGITS, bound)
-        return ParityReport(stages, tokens, bound, Side.of(expected), Side.of(actual))
+        if not results:
+            raise UserError("--verify logits has nothing to compare: the tensors form no complete stage of the model")
+        tokens = compare_tokens(expected, actual, bound)
+        return ParityReport(results, tokens, bound, Side.of(expected), Side.of(actual))

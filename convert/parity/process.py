@@ -1,25 +1,39 @@
-"""One side of the comparison in a process of its own.
+"""One side of the comparison in its own process.
 
-Started as `python -m mindvlm.convert.parity.process SIDE FOLDER`: reads FOLDER/request.json, leaves the outputs of all
-stages in FOLDER/SIDE.safetensors. Lines on standard output that begin with `PROGRESS` are passed on; the last line on
-standard error says why it failed.
+Started as `python -m mindvlm.convert.parity.process SIDE FOLDER`: reads FOLDER/request.json and writes the outputs of
+all stages to FOLDER/SIDE.safetensors. The parent logs lines on standard output that begin with `PROGRESS`; the
+last line on standard error is the reason of a failure.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
+from mindvlm.convert.parity.inputs import ParityRequest
+from mindvlm.convert.parity.stages import GREEDY_IDS
 from mindvlm.core.errors import UserError
+from mindvlm.core.host_memory import peak_memory
+from mindvlm.core.progress import progress_to
 
+logger = logging.getLogger(__name__)
+
+SIDES = {
+    "reference": "mindvlm.convert.reference.{family}_stages",
+    "mindspore": "mindvlm.convert.parity.{family}.model",
+}
+"""The module of each side. Its `run` takes the request and returns the framework in words and the outputs by stage.
+
+Ours also takes the ids that the reference chose: it decodes along them and returns its own choice at each step.
+"""
 PROGRESS = "progress: "
 REFUSED = 2
 _REMEDIES = {
@@ -29,11 +43,11 @@ _REMEDIES = {
 _MEMORY = "free memory (4 bytes per parameter and a third more are needed), or verify without logits"
 
 
-def run_child(side: str, folder: Path, progress: Callable[[str], None] | None = None) -> None:
-    """Run one side and wait for it; it is ended if this process is interrupted.
+def run_child(side: str, folder: Path) -> None:
+    """Runs one side and waits for it; kills it if this process is interrupted.
 
     Raises:
-        UserError: it failed; the message is its last line and what helps.
+        UserError: it failed; the message is its last line and a remedy.
     """
     command = [sys.executable, "-m", __name__, side, str(folder)]
     messages = folder / f"{side}.stderr"
@@ -44,8 +58,8 @@ def run_child(side: str, folder: Path, progress: Callable[[str], None] | None = 
         try:
             for line in child.stdout:
                 text = line.decode(errors="replace").rstrip()
-                if progress and text.startswith(PROGRESS):
-                    progress(text.removeprefix(PROGRESS))
+                if text.startswith(PROGRESS):
+                    logger.info(text.removeprefix(PROGRESS))
         except BaseException:
             child.kill()
             raise
@@ -54,7 +68,7 @@ def run_child(side: str, folder: Path, progress: Callable[[str], None] | None = 
 
 
 def failure_message(side: str, status: int, stderr: str) -> str:
-    """One line for a process that ended with `status` and these messages."""
+    """Returns one line about a process that ended with `status` and these messages."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1] if lines else "no message"
     if status == REFUSED:
@@ -62,51 +76,37 @@ def failure_message(side: str, status: int, stderr: str) -> str:
     name = "torch reference" if side == "reference" else "MindSpore model"
     if status < 0:
         signal_name = signal.Signals(-status).name
-        last = f"killed by {signal_name}" + (", most likely for want of memory" if signal_name == "SIGKILL" else "")
+        last = f"killed by {signal_name}" + (", probably out of memory" if signal_name == "SIGKILL" else "")
     short = "memory" in last.lower() or "allocate" in last.lower()
-    remedy = _MEMORY if short else "the error is one of the check itself, not of the conversion; please report it"
+    remedy = _MEMORY if short else "this is an error of the check, not of the conversion; please report it"
     if "CUDA out of memory" in last:
         remedy = "set CUDA_VISIBLE_DEVICES= to compute the reference on the CPU"
     return f"--verify logits: the {name} failed ({last}); {remedy}"
 
 
-def say(line: str) -> None:
-    """Report a step to the process that waits."""
-    print(PROGRESS + line, flush=True)
-
-
 def run_side(side: str, folder: Path) -> None:
-    """Compute all stages of one side and write them; metadata say what it took."""
-    from mindvlm.convert.parity.comparison import GREEDY_IDS, MODELS, ParityRequest
-
+    """Computes all stages of one side and writes them; the metadata hold framework, duration and memory."""
     started = time.monotonic()
     request = ParityRequest(**json.loads((folder / "request.json").read_text(encoding="utf-8")))
-    module, _, function = getattr(MODELS[request.model], side).partition(":")
-    run = getattr(importlib.import_module(module), function)
+    run = importlib.import_module(SIDES[side].format(family=request.family)).run
     if side == "reference":
-        framework, stages = run(request, say)
+        framework, stages = run(request)
     else:
         with open_checkpoint(folder / "reference.safetensors") as reference:
             forced_ids = reference.read(GREEDY_IDS).data if GREEDY_IDS in reference.infos else None
-        framework, stages = run(request, forced_ids, say)
+        framework, stages = run(request, forced_ids)
     metadata = {
         "framework": framework,
         "seconds": str(time.monotonic() - started),
-        "peak_memory_bytes": str(peak_memory_bytes()),
+        "peak_memory_bytes": str(peak_memory()),
     }
     write_checkpoint(folder / f"{side}.safetensors", MemorySource(stages), metadata=metadata)
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process ever held, 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
-
-
 def main(arguments: list[str]) -> int:
     try:
-        run_side(arguments[0], Path(arguments[1]))
+        with progress_to(lambda line: print(PROGRESS + line, flush=True)):
+            run_side(arguments[0], Path(arguments[1]))
     except UserError as error:
         print(error, file=sys.stderr)
         return REFUSED

@@ -1,20 +1,25 @@
-"""How far apart two sets of stage outputs are, read in pieces of bounded size."""
+"""The stages of a model, and how far apart the outputs of both sides are; reads blocks of bounded size."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mindvlm.checkpoint import Checkpoint
+from mindvlm.core.errors import UserError
 
+GREEDY_IDS, STEP_LOGITS = "greedy_ids", "step_logits"
 _CHUNK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one process was and took: framework and device in words, seconds, most resident bytes."""
+    """One process: framework and device in words, seconds, peak resident bytes."""
 
     framework: str
     seconds: float
@@ -22,7 +27,7 @@ class Side:
 
     @classmethod
     def of(cls, outputs: Checkpoint) -> Side:
-        """From the metadata that the process has written beside its outputs."""
+        """Reads the metadata that the process wrote beside its outputs."""
         text = outputs.metadata
         return cls(text["framework"], float(text["seconds"]), int(text["peak_memory_bytes"]))
 
@@ -32,25 +37,39 @@ class Side:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the computation: its title, the tensors that enter there (in words), and whether the first axis of
-    its output counts layers, which are then compared one by one."""
+    """A compared intermediate result: its title, the tensors that enter there (in words), and whether the first axis
+    of the output counts layers, which are then compared one by one."""
 
     title: str
     tensors: str
     stacked: bool = False
 
 
+def stages_of(family: str, model: str) -> Mapping[str, Stage]:
+    """Returns the stages of a model by key, in order of computation: its entry in `mindvlm.convert.parity.<family>`.
+
+    Raises:
+        UserError: there is none.
+    """
+    module = f"{__package__}.{family}"
+    models = importlib.import_module(module).MODELS if importlib.util.find_spec(module) else {}
+    if model not in models:
+        known = f"; expected one of: {', '.join(models)}" if models else f"; no model of the family {family!r} has it"
+        raise UserError(f"--verify logits is not defined for {model!r}{known}")
+    return models[model]
+
+
 @dataclass(frozen=True)
 class StageResult:
-    """One stage on both sides.
+    """The comparison of one stage.
 
     Attributes:
-        key, title, tensors: which one; see `Stage`.
-        shape: of the reference's output, or of the only one there is.
+        key, title, tensors: see `Stage`.
+        shape: of the reference's output, or of the only output.
         relative_error: Frobenius norm of the difference over that of the reference; the largest of all layers.
         max_difference: largest absolute difference of two elements.
         passed: whether the relative error is within the bound.
-        note: where it is beyond the bound, or why the outputs cannot be compared; may be "".
+        note: the layers beyond the bound, or why the outputs cannot be compared; may be "".
     """
 
     key: str
@@ -63,18 +82,18 @@ class StageResult:
     note: str = ""
 
     def finding(self, bound: float) -> str:
-        """What is wrong, in words."""
+        """Returns the error and the note in words."""
         error = f"relative error {self.relative_error:.1e}, allowed {bound:.0e}"
         return ", ".join(filter(None, (error, self.note)))
 
 
 @dataclass(frozen=True)
 class Token:
-    """One greedy step, both sides having read the same tokens before it.
+    """One greedy step, after both sides have read the same tokens.
 
     Attributes:
         expected, actual: the ids chosen by the reference and by our model.
-        gap: by how much the reference's logit of `expected` is above that of `actual`.
+        gap: the reference's logit of `expected` minus that of `actual`.
         max_difference: largest difference of the two sides' logits at this step.
         tie: the ids differ though the logits agree within the bound: rounding decided.
     """
@@ -91,7 +110,7 @@ class Token:
 
 
 def compare_stage(key: str, stage: Stage, expected: Checkpoint, actual: Checkpoint, bound: float) -> StageResult:
-    """Compare one output of both sides; one that is missing on a side, or of another shape, does not pass."""
+    """Compares one output of both sides; an output that is missing on a side, or of another shape, fails."""
     wanted, found = expected.infos.get(key), actual.infos.get(key)
     info = wanted or found
     note = ""
@@ -112,7 +131,7 @@ def compare_stage(key: str, stage: Stage, expected: Checkpoint, actual: Checkpoi
 
 
 def _compare_range(key: str, start: int, stop: int, expected: Checkpoint, actual: Checkpoint) -> tuple[float, float]:
-    """Relative error and largest difference of elements [start, stop)."""
+    """Returns the relative error and the largest difference of elements [start, stop)."""
     difference = total = largest = 0.0
     for first in range(start, stop, _CHUNK_ELEMENTS):
         last = min(first + _CHUNK_ELEMENTS, stop)
@@ -125,16 +144,17 @@ def _compare_range(key: str, start: int, stop: int, expected: Checkpoint, actual
     return _ratio(math.sqrt(difference), math.sqrt(total)), largest
 
 
-def compare_tokens(expected: Checkpoint, actual: Checkpoint, ids: str, logits: str, bound: float) -> tuple[Token, ...]:
-    """Compare the ids that both sides chose at each step; none if a side has none."""
-    if ids not in expected.infos or ids not in actual.infos:
+def compare_tokens(expected: Checkpoint, actual: Checkpoint, bound: float) -> tuple[Token, ...]:
+    """Compares the ids that both sides chose at each step; returns nothing if a side has none."""
+    if GREEDY_IDS not in expected.infos or GREEDY_IDS not in actual.infos:
         return ()
     tokens = []
-    vocab_size = expected.infos[logits].shape[-1]
-    for step, (wanted, found) in enumerate(zip(expected.read(ids).data, actual.read(ids).data, strict=True)):
+    vocab_size = expected.infos[STEP_LOGITS].shape[-1]
+    pairs = zip(expected.read(GREEDY_IDS).data, actual.read(GREEDY_IDS).data, strict=True)
+    for step, (wanted, found) in enumerate(pairs):
         start, stop = step * vocab_size, (step + 1) * vocab_size
-        reference = expected.read_range(logits, start, stop).astype(np.float64)
-        delta = actual.read_range(logits, start, stop) - reference
+        reference = expected.read_range(STEP_LOGITS, start, stop).astype(np.float64)
+        delta = actual.read_range(STEP_LOGITS, start, stop) - reference
         close = _ratio(float(np.linalg.norm(delta)), float(np.linalg.norm(reference))) <= bound
         gap = float(reference[wanted] - reference[found])
         different = int(wanted) != int(found)
@@ -143,7 +163,7 @@ def compare_tokens(expected: Checkpoint, actual: Checkpoint, ids: str, logits: s
 
 
 def _ratio(difference: float, total: float) -> float:
-    """Relative error; equal zeros are without error, and what is no number counts as infinitely wrong."""
+    """Returns the relative error; equal zeros have none, and NaN counts as infinite."""
     if difference == 0:
         return 0.0
     ratio = difference / total if total else math.inf

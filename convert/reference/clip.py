@@ -6,18 +6,17 @@ N images, T patches (and in CLIP one class token), C channels, H heads, D head d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.vary_layout import whole_patches
+from mindvlm.nn.config import VitConfig
 
 
 class ClipAttention(nn.Module):
-    """Unmasked multi-head attention, every projection with a bias."""
+    """Multi-head attention without a mask; all projections have a bias."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -54,10 +53,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function that a config.json calls by that name.
+    """Returns the activation of that name in a config.json.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"hidden_act {name!r}: the reference knows {', '.join(ACTIVATIONS)}")
@@ -76,12 +75,12 @@ class ClipMlp(nn.Module):
 
 
 class ClipLayer(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        width, eps = config["hidden_size"], config["layer_norm_eps"]
-        self.self_attn = ClipAttention(width, config["num_attention_heads"])
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.self_attn = ClipAttention(width, config.num_attention_heads)
         self.layer_norm1 = nn.LayerNorm(width, eps=eps)
-        self.mlp = ClipMlp(width, config["intermediate_size"], activation(config["hidden_act"]))
+        self.mlp = ClipMlp(width, config.intermediate_size, activation(config.hidden_act))
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,13 +89,12 @@ class ClipLayer(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        width, patch = config["hidden_size"], config["patch_size"]
-        rows, columns = whole_patches(config)
+        width, patch = config.hidden_size, config.patch_size
         self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.patch_embedding = nn.Conv2d(config["num_channels"], width, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding(rows * columns + 1, width)
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding(config.num_patches + 1, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
@@ -105,53 +103,52 @@ class ClipEmbeddings(nn.Module):
 
 
 class SiglipEmbeddings(nn.Module):
-    """Patches with a bias, no class token."""
+    """Patch embedding with a bias and without a class token."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        width, patch = config["hidden_size"], config["patch_size"]
-        rows, columns = whole_patches(config)
-        self.patch_embedding = nn.Conv2d(config["num_channels"], width, patch, stride=patch)
-        self.position_embedding = nn.Embedding(rows * columns, width)
+        width, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch)
+        self.position_embedding = nn.Embedding(config.num_patches, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.patch_embedding(pixels).flatten(2).transpose(1, 2) + self.position_embedding.weight
 
 
 class ClipEncoder(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config["num_hidden_layers"]))
+        self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.num_hidden_layers))
 
 
 class ClipVisionModel(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.embeddings = ClipEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = ClipEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.pre_layrnorm(self.embeddings(pixels))
 
 
 class SiglipVisionModel(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.embeddings = SiglipEmbeddings(config)
         self.encoder = ClipEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.embeddings(pixels)
 
 
 class VisionTower(nn.Module):
-    """A vision transformer with the state dict of its class in transformers.
+    """A vision transformer with the state dict of transformers.
 
     Args:
-        vision_model: built from an HF `vision_config`, whose `image_size` may be a pair [height, width].
+        vision_model: the embeddings, layers and norms.
     """
 
     def __init__(self, vision_model: ClipVisionModel | SiglipVisionModel) -> None:
@@ -159,9 +156,14 @@ class VisionTower(nn.Module):
         self.vision_model = vision_model
 
     def hidden_states(self, pixels: Tensor, *, num_layers: int | None = None) -> list[Tensor]:
-        """Pixels (N, 3, height, width) -> list of (N, tokens, C): the encoder's input, then the output of each layer.
+        """Returns the input of the encoder, then the output of each layer.
 
-        `num_layers` stops early: the last entry is then the output of that many layers.
+        Args:
+            pixels: (N, 3, height, width).
+            num_layers: limit of the layers to run.
+
+        Returns:
+            A list of (N, tokens, C).
         """
         states = [self.vision_model.embed(pixels)]
         for layer in self.vision_model.encoder.layers[:num_layers]:
@@ -169,9 +171,12 @@ class VisionTower(nn.Module):
         return states
 
     def features(self, pixels: Tensor, *, select_layer: int = -2, num_dropped_tokens: int = 1) -> Tensor:
-        """Pixels (N, 3, height, width) -> (N, T, C): one hidden state without its first tokens, patches row-major.
+        """Returns one hidden state without its first tokens: pixels (N, 3, height, width) -> (N, T, C), row-major.
 
-        `select_layer` indexes the list of `hidden_states`; layers behind it are not run.
+        `select_layer` indexes the list of `hidden_states`; later layers are not run.
+
+        Raises:
+            ValueError: `select_layer` is out of range.
         """
         depth = len(self.vision_model.encoder.layers)
         wanted = select_layer if select_layer >= 0 else depth + 1 + select_layer
@@ -183,19 +188,24 @@ class VisionTower(nn.Module):
         return x[:, num_dropped_tokens:]
 
     def pooled(self, last_hidden_state: Tensor) -> Tensor:
-        """Last hidden state (N, tokens, C) -> its first token, in CLIP the class token, after the last norm (N, C)."""
+        """Returns the first token (CLIP's class token) after the last norm: (N, tokens, C) -> (N, C)."""
         return self.vision_model.post_layernorm(last_hidden_state[:, 0])
 
 
 class ClipTower(VisionTower):
     """CLIP: `CLIPVisionModel`."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__(ClipVisionModel(config))
 
 
 class SiglipTower(VisionTower):
     """SigLIP: `SiglipVisionModel` without its pooling head."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__(SiglipVisionModel(config))
+
+
+def build_tower(config: VitConfig) -> VisionTower:
+    """Returns the tower of the config's dialect."""
+    return (SiglipTower if config.dialect == "siglip" else ClipTower)(config)

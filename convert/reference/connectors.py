@@ -1,18 +1,15 @@
-"""Torch reference of TinyLLaVA's connectors: one Linear, several with exact GELUs between them, a resampler, nothing.
+"""Torch reference of TinyLLaVA's connectors: one Linear, several with exact GELUs between them, a resampler, identity.
 
-N images, T tokens an image, Q queries, C channels.
+N images, T tokens per image, Q queries, C channels.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.tinyllava_layout import RESAMPLER_DEFAULTS, num_connector_layers
+from mindvlm.models.tinyllava.model_config import ConnectorConfig
 
 RESAMPLER_HEADS, RESAMPLER_512_HEADS = 12, 8
 
@@ -37,7 +34,7 @@ class ResamplerBlock(nn.Module):
         )
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """Queries (N, Q, C), image (N, T, image width) -> (N, Q, C)."""
+        """Updates the queries: queries (N, Q, C), image (N, T, image width) -> (N, Q, C)."""
         image = self.norm_image(image)
         heads = self.to_q(self.norm_hidden(queries)), self.to_k(image), self.to_v(image)
         query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in heads)
@@ -47,41 +44,35 @@ class ResamplerBlock(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Learned queries that gather the features of an image; `Resampler` of TinyLLaVABench."""
+    """Learned queries that attend to the features of an image (`Resampler` of TinyLLaVABench)."""
 
-    def __init__(self, config: Mapping[str, Any], image_width: int) -> None:
+    def __init__(self, config: ConnectorConfig, image_width: int, hidden_size: int) -> None:
         super().__init__()
-        sizes = {**RESAMPLER_DEFAULTS, **config}
-        width = sizes["resampler_hidden_size"]
-        self.queries = nn.Parameter(torch.zeros(sizes["num_queries"], width))
+        width = config.resampler_hidden_size
+        self.queries = nn.Parameter(torch.zeros(config.num_queries, width))
         self.resampler_blocks = nn.ModuleList(
-            ResamplerBlock(width, image_width) for _ in range(sizes["num_resampler_layers"])
+            ResamplerBlock(width, image_width) for _ in range(config.num_resampler_layers)
         )
         self.post_norm = nn.LayerNorm(width)
-        self.final_proj = nn.Linear(width, config["hidden_size"], bias=False)
+        self.final_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, T, image width) -> (N, Q, hidden)."""
+        """Resamples features: (N, T, image width) -> (N, Q, hidden)."""
         queries = self.queries.expand(len(image), -1, -1)
         for block in self.resampler_blocks:
             queries = block(queries, image)
         return self.final_proj(self.post_norm(queries))
 
 
-def build_connector(config: Mapping[str, Any], image_width: int) -> nn.Module:
-    """The connector that `mm_projector_type` names: features (N, T, image_width) -> (N, T or Q, hidden).
-
-    Raises:
-        ValueError: an unknown type.
-    """
-    kind, hidden = config.get("mm_projector_type", "linear"), config["hidden_size"]
-    if kind == "identity":
+def build_connector(config: ConnectorConfig, image_width: int, hidden_size: int) -> nn.Module:
+    """Returns the connector: features (N, T, image_width) -> (N, T or Q, hidden_size)."""
+    if config.type == "identity":
         return nn.Identity()
-    if kind == "linear":
-        return nn.Linear(image_width, hidden)
-    if kind == "resampler":
-        return Resampler(config, image_width)
-    modules = [nn.Linear(image_width, hidden)]
-    for _ in range(num_connector_layers(kind) - 1):
-        modules += [nn.GELU(), nn.Linear(hidden, hidden)]
+    if config.type == "linear":
+        return nn.Linear(image_width, hidden_size)
+    if config.type == "resampler":
+        return Resampler(config, image_width, hidden_size)
+    modules = [nn.Linear(image_width, hidden_size)]
+    for _ in range(config.num_linears - 1):
+        modules += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
     return nn.Sequential(*modules)

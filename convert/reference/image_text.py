@@ -1,4 +1,4 @@
-"""What the torch references of image-text models have in common: weights, the forward pass, greedy decoding.
+"""The base of the torch references of image-text models: weights, the forward pass, greedy decoding.
 
 B batch, L prompt length, N images, T feature rows per image.
 """
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.random_weights import fill_random
+from mindvlm.convert.random_weights import fill_random
 from mindvlm.convert.reference.rotary import KVCache
 
 IGNORED_LABEL = -100
-# Buffers that some published checkpoints carry although they are computed, not learned.
+# computed buffers that some published checkpoints contain
 COMPUTED_SUFFIXES = (".embeddings.position_ids", ".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 Images = Sequence["Tensor | tuple[Tensor, ...] | None"]
@@ -28,8 +28,15 @@ Model = TypeVar("Model", bound="ImageTextReference")
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """logits (B, L, vocab); last_hidden (B, L, hidden) after the final norm; block_inputs, one (B, L, hidden) per
-    block; merged_embeds (B, L, hidden); loss, a float32 scalar or None."""
+    """The result of `forward`.
+
+    Attributes:
+        logits: (B, L, vocab).
+        last_hidden: (B, L, hidden), after the final norm.
+        block_inputs: one (B, L, hidden) per block.
+        merged_embeds: (B, L, hidden).
+        loss: float32 scalar, or None.
+    """
 
     logits: Tensor
     last_hidden: Tensor
@@ -40,32 +47,32 @@ class ReferenceOutput:
 
 @dataclass(frozen=True)
 class Generated:
-    """ids (B, num_new); logits, one (B, vocab) per step: those the id of that step was chosen from."""
+    """The result of `generate`: ids (B, num_new), and logits (B, vocab) of each step."""
 
     ids: Tensor
     logits: list[Tensor]
 
 
 class ImageTextReference(nn.Module, ABC):
-    """Base of a model, configured by the dict of an official config.json.
+    """Base class of a reference model, built from the family's model config.
 
-    A subclass sets `transformer` (a decoder with `wte`, `decode` and `position_config`) and `lm_head`, and defines
-    `placeholder_id`, `encode_images` and `place`. Build it with `from_state` or `from_seed`, which never hold the
-    weights twice.
+    A subclass sets `transformer` (a decoder with `wte`, `decode` and `config`) and `lm_head`, and defines
+    `placeholder_id`, `encode_images` and `place`. `from_state` and `from_seed` build it without a second copy of the
+    weights.
     """
 
-    config: Mapping[str, Any]
+    config: Any
 
     @classmethod
     def from_state(
         cls: type[Model],
-        config: Mapping[str, Any],
+        config: Any,
         state: Mapping[str, Tensor],
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Model:
-        """Build from an official state dict; names and shapes must match exactly, computed buffers are dropped."""
+        """Builds the model from an official state dict. Names and shapes must match; computed buffers are dropped."""
         model = _build_empty(cls, config, device, dtype)
         model.load_state_dict({name: value for name, value in state.items() if not name.endswith(COMPUTED_SUFFIXES)})
         return model
@@ -73,13 +80,13 @@ class ImageTextReference(nn.Module, ABC):
     @classmethod
     def from_seed(
         cls: type[Model],
-        config: Mapping[str, Any],
+        config: Any,
         seed: int,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Model:
-        """Build with the weights of `random_weights.random_tensor(name, shape, seed)`."""
+        """Builds the model with the weights of `random_weights.random_tensor(name, shape, seed)`."""
         model = _build_empty(cls, config, device, dtype)
         init_random_(model, seed)
         return model
@@ -95,32 +102,33 @@ class ImageTextReference(nn.Module, ABC):
     @property
     @abstractmethod
     def placeholder_id(self) -> int:
-        """The token that stands for one feature row."""
+        """The id of the placeholder of one feature row."""
 
     @abstractmethod
     def encode_images(self, *pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, height, width) of every tower -> rows for the prompt (N, T, hidden)."""
+        """Returns the rows of images in the prompt: pixels (N, 3, height, width) of each tower -> (N, T, hidden)."""
 
     @abstractmethod
     def place(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> None:
-        """Write features (N, T, hidden) over the placeholders of one sample, embeds (L, hidden) and ids (L,).
+        """Writes features (N, T, hidden) over the placeholders of one sample, in embeds (L, hidden) with ids (L,).
 
         Raises:
-            ValueError: the placeholders do not fit the features.
+            ValueError: the placeholders do not match the features.
         """
 
     def merge(self, input_ids: Tensor, image_features: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Token embeddings (B, L, hidden) of ids (B, L), with image features over the placeholders.
+        """Returns the embeddings (B, L, hidden) of ids (B, L), with image features in place of the placeholders.
 
         Args:
-            image_features: per sample (N_i, T, hidden) or None, in the order of the placeholders. A sample without
-                placeholders keeps its embeddings, whatever its entry.
+            input_ids: (B, L).
+            image_features: per sample (N_i, T, hidden) or None, in the order of the placeholders. Ignored for a sample
+                without placeholders.
 
         Raises:
-            ValueError: another number of entries than samples, or a sample whose placeholders do not fit.
+            ValueError: the number of entries differs from that of samples, or placeholders do not match features.
         """
         input_ids = input_ids.to(self.device)
-        # a placeholder may have no embedding
+        # placeholder ids may be negative
         embeds = self.transformer.wte(input_ids.clamp(min=0))
         if image_features is None:
             return embeds
@@ -133,7 +141,7 @@ class ImageTextReference(nn.Module, ABC):
         return embeds
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Normed hidden states (..., hidden) -> (..., vocab)."""
+        """Returns the logits of normed hidden states: (..., hidden) -> (..., vocab)."""
         return self.lm_head(hidden)
 
     def forward(
@@ -144,7 +152,7 @@ class ImageTextReference(nn.Module, ABC):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> ReferenceOutput:
-        """All positions of a batch, without cache.
+        """Computes all positions of a batch without a cache.
 
         Args:
             input_ids: (B, L).
@@ -162,13 +170,14 @@ class ImageTextReference(nn.Module, ABC):
         return ReferenceOutput(logits, last_hidden, block_inputs, embeds, loss)
 
     def new_cache(self, batch_size: int, num_slots: int) -> KVCache:
-        """An empty cache of the model's dtype and device."""
-        sizes = self.transformer.position_config
-        return KVCache(sizes, batch_size=batch_size, num_slots=num_slots, dtype=self.dtype, device=self.device)
+        """Returns an empty cache with the dtype and device of the model."""
+        return KVCache(
+            self.transformer.config, batch_size=batch_size, num_slots=num_slots, dtype=self.dtype, device=self.device
+        )
 
     @torch.inference_mode()
     def prefill(self, embeds: Tensor, cache: KVCache, *, attention_mask: Tensor | None = None) -> Tensor:
-        """Write a prompt (B, L, hidden) into the cache; returns the logits (B, vocab) of its last position."""
+        """Writes a prompt (B, L, hidden) into the cache and returns the logits (B, vocab) of its last position."""
         if attention_mask is not None and bool(attention_mask.all()):
             attention_mask = None
         hidden, _ = self.transformer.decode(embeds, cache=cache, attention_mask=attention_mask)
@@ -176,7 +185,7 @@ class ImageTextReference(nn.Module, ABC):
 
     @torch.inference_mode()
     def decode_step(self, token_ids: Tensor, cache: KVCache) -> Tensor:
-        """One token per row (B,) -> logits (B, vocab) of the next one."""
+        """Appends one token per row (B,) and returns the logits (B, vocab) of the next token."""
         hidden, _ = self.transformer.decode(self.transformer.wte(token_ids[:, None]), cache=cache)
         return self.logits(hidden[:, -1])
 
@@ -189,10 +198,10 @@ class ImageTextReference(nn.Module, ABC):
         max_new_tokens: int,
         attention_mask: Tensor | None = None,
     ) -> Generated:
-        """Greedy decoding with the cache and without a stop; a shorter prompt of a batch is padded on the left.
+        """Decodes greedily with the cache, without stop ids. Shorter prompts of a batch are padded on the left.
 
         Raises:
-            ValueError: the last slot of some row is padding.
+            ValueError: a row ends in padding.
         """
         if attention_mask is not None and not bool((attention_mask[:, -1] != 0).all()):
             raise ValueError("attention_mask ends in padding: pad prompts on the left for generation")
@@ -223,9 +232,9 @@ class ImageTextReference(nn.Module, ABC):
 
 
 def init_random_(model: nn.Module, seed: int) -> None:
-    """Fill every parameter in place with `random_weights.random_tensor(name, shape, seed)`.
+    """Fills all parameters in place with `random_weights.random_tensor(name, shape, seed)`.
 
-    Float32 parameters on the CPU are written directly; others pass through one temporary of their own size.
+    Writes float32 parameters on the CPU directly, and others through one temporary array of their size.
     """
     for name, parameter in model.named_parameters():
         with torch.no_grad():
@@ -237,13 +246,11 @@ def init_random_(model: nn.Module, seed: int) -> None:
 
 
 def default_device() -> torch.device:
-    """CUDA when there is one, else the CPU."""
+    """Returns CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _build_empty(
-    cls: type[Model], config: Mapping[str, Any], device: torch.device | str | None, dtype: torch.dtype
-) -> Model:
+def _build_empty(cls: type[Model], config: Any, device: torch.device | str | None, dtype: torch.dtype) -> Model:
     with torch.device("meta"):
         model = cls(config).to(dtype)
     return model.to_empty(device=device or default_device()).eval()

@@ -5,7 +5,6 @@ B batch, L query length, H heads, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mindvlm.convert.reference.rotary import KVCache, Positions, RotaryDecoder
+from mindvlm.nn.config import DecoderConfig
 
 
 class RMSNorm(nn.Module):
@@ -28,12 +28,12 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = config["num_attention_heads"], config["kv_channels"]
+        self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         width = self.num_heads * self.head_dim
-        self.c_attn = nn.Linear(config["hidden_size"], 3 * width)
-        self.c_proj = nn.Linear(width, config["hidden_size"], bias=False)
+        self.c_attn = nn.Linear(config.hidden_size, 3 * width)
+        self.c_proj = nn.Linear(width, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, *, layer: int, positions: Positions, cache: KVCache | None, mask: Tensor | None
@@ -53,11 +53,11 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """c_proj(w1(x) * SiLU(w2(x))); each branch has half of the configured intermediate_size."""
+    """c_proj(w1(x) * SiLU(w2(x)))."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        width, branch = config["hidden_size"], config["intermediate_size"] // 2
+        width, branch = config.hidden_size, config.intermediate_size
         self.w1 = nn.Linear(width, branch, bias=False)
         self.w2 = nn.Linear(width, branch, bias=False)
         self.c_proj = nn.Linear(branch, width, bias=False)
@@ -67,11 +67,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.ln_1 = RMSNorm(config["hidden_size"], config["layer_norm_epsilon"])
+        self.ln_1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attn = Attention(config)
-        self.ln_2 = RMSNorm(config["hidden_size"], config["layer_norm_epsilon"])
+        self.ln_2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, **attention: Any) -> Tensor:
@@ -82,12 +82,12 @@ class Block(nn.Module):
 class QwenDecoder(RotaryDecoder):
     """The `transformer` of the official state dict: embedding, blocks, final norm."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.position_config = config
-        self.wte = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.h = nn.ModuleList(Block(config) for _ in range(config["num_hidden_layers"]))
-        self.ln_f = RMSNorm(config["hidden_size"], config["layer_norm_epsilon"])
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.ln_f = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -5,14 +5,12 @@ N images, R x W patch rows and columns, C channels, H heads, D head dim, S = R*W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.vary_layout import patch_grid
+from mindvlm.models.vary.model_config import VisionVocabularyConfig
+from mindvlm.nn.config import grid_size
 
 NORM_EPS = 1e-6
 
@@ -62,16 +60,16 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block; `window` 0 attends over the whole grid, else inside zero-padded windows of that side."""
+    """Pre-norm block with global attention (`window` 0) or attention inside zero-padded windows of that side."""
 
-    def __init__(self, config: Mapping[str, Any], *, grid: tuple[int, int], window: int) -> None:
+    def __init__(self, config: VisionVocabularyConfig, *, grid: tuple[int, int], window: int) -> None:
         super().__init__()
-        width = config["embed_dim"]
+        width = config.embed_dim
         self.window = window
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = RelativeAttention(width, config["num_heads"], (window, window) if window else grid)
+        self.attn = RelativeAttention(width, config.num_heads, (window, window) if window else grid)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, int(width * config["mlp_ratio"]))
+        self.mlp = Mlp(width, int(width * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -94,20 +92,15 @@ class ChannelNorm(nn.Module):
 
 
 class VisionVocabulary(nn.Module):
-    """SAM image encoder, neck and the two stride-2 convolutions, with the official state dict.
+    """The SAM image encoder, its neck and two stride-2 convolutions, with the official state dict."""
 
-    Args:
-        config: embed_dim, depth, num_heads, global_attn_indexes, window_size, image_size (one number or
-            [height, width]), patch_size, mlp_ratio, out_chans, net_2_channels, net_3_channels.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: VisionVocabularyConfig) -> None:
         super().__init__()
-        width, out = config["embed_dim"], config["out_chans"]
-        grid = patch_grid(config)
-        self.patch_embed = PatchEmbed(width, config["patch_size"])
+        width, out = config.embed_dim, config.out_chans
+        grid = grid_size(config.image_size, config.patch_size)
+        self.patch_embed = PatchEmbed(width, config.patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, *grid, width))
-        windows = [0 if i in config["global_attn_indexes"] else config["window_size"] for i in range(config["depth"])]
+        windows = [0 if i in config.global_attn_indexes else config.window_size for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, grid=grid, window=window) for window in windows)
         self.neck = nn.Sequential(
             nn.Conv2d(width, out, 1, bias=False),
@@ -115,11 +108,11 @@ class VisionVocabulary(nn.Module):
             nn.Conv2d(out, out, 3, padding=1, bias=False),
             ChannelNorm(out),
         )
-        self.net_2 = nn.Conv2d(out, config["net_2_channels"], 3, stride=2, padding=1, bias=False)
-        self.net_3 = nn.Conv2d(config["net_2_channels"], config["net_3_channels"], 3, stride=2, padding=1, bias=False)
+        self.net_2 = nn.Conv2d(out, config.net_2_channels, 3, stride=2, padding=1, bias=False)
+        self.net_3 = nn.Conv2d(config.net_2_channels, config.net_3_channels, 3, stride=2, padding=1, bias=False)
 
     def stages(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Pixels (N, 3, height, width) -> every intermediate map.
+        """Returns all intermediate maps of pixels (N, 3, height, width).
 
         `embed` and `block_0`... are (N, R, W, C); `neck`, `net_2`, `net_3` are NCHW; `tokens` is (N, T, channels).
         """
@@ -135,7 +128,7 @@ class VisionVocabulary(nn.Module):
         return outputs
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, height, width) -> tokens (N, T, net_3_channels), row-major."""
+        """Returns tokens, row-major: pixels (N, 3, height, width) -> (N, T, net_3_channels)."""
         x = self.patch_embed(pixels) + self.pos_embed
         for block in self.blocks:
             x = block(x)

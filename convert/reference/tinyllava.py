@@ -1,64 +1,54 @@
 """Torch reference of TinyLLaVA (Zhou et al., arXiv 2402.14289; TinyLLaVABench): tower, connector, decoder.
 
-B batch, L prompt length, N images, T feature rows per image. The state dict has TinyLLaVABench's names.
+B batch, L prompt length, N images, T feature rows per image. The state dict uses TinyLLaVABench's names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from mindvlm.convert.reference.clip import ClipTower, SiglipTower, VisionTower
+from mindvlm.convert.reference.clip import build_tower
 from mindvlm.convert.reference.connectors import build_connector
 from mindvlm.convert.reference.image_text import ImageTextReference
 from mindvlm.convert.reference.tinyllava_decoder import TinyLlavaDecoder
-from mindvlm.convert.reference.tinyllava_form import image_feature
-from mindvlm.convert.reference.tinyllava_layout import is_siglip, tower_sizes
+from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
+from mindvlm.nn.config import VitConfig
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
 
-def build_tower(tower: Mapping[str, Any]) -> VisionTower:
-    """The tower of a tower repository's config.json; see `tower_sizes` for its last layer."""
-    return (SiglipTower if is_siglip(tower) else ClipTower)(tower_sizes(tower))
-
-
 class TowerHolder(nn.Module):
-    """One more level of names."""
+    """The tower under one more level of names."""
 
-    def __init__(self, tower: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.vision_tower = build_tower(tower)
+        self.vision_tower = build_tower(config)
 
 
 class TinyLlavaBody(TinyLlavaDecoder):
-    """`model.*` of the official state dict."""
+    """`model.*` of the official state dict, without `image_newline`."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(config)
-        if "vision_config" in config:
-            self.vision_tower = TowerHolder(config["vision_config"])
-            self.mm_projector = build_connector(config, tower_sizes(config["vision_config"])["hidden_size"])
+    def __init__(self, config: TinyLlavaModelConfig) -> None:
+        lm, vit = config.language_model, config.vision_tower
+        super().__init__(lm)
+        if vit:
+            self.vision_tower = TowerHolder(vit)
+            self.mm_projector = build_connector(config.connector, vit.hidden_size, lm.hidden_size)
 
 
 class ReferenceTinyLlava(ImageTextReference):
-    """A TinyLLaVA with any of its decoders, towers and connectors; without a tower in the config its decoder alone.
+    """A TinyLLaVA with any decoder, tower and connector, or a decoder alone if the config has no tower."""
 
-    Args:
-        config: a config.json in the form of `tinyllava_form.bench_form`.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: TinyLlavaModelConfig) -> None:
         super().__init__()
         self.config = config
         self.model = TinyLlavaBody(config)
-        self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=config.get("head_bias", False))
+        lm = config.language_model
+        self.lm_head = nn.Linear(lm.hidden_size, lm.vocab_size, bias=lm.head_bias)
 
     @property
     def transformer(self) -> TinyLlavaDecoder:
-        """The decoder, where `ReferenceVary` has its own."""
+        """The decoder."""
         return self.model
 
     @property
@@ -67,21 +57,22 @@ class ReferenceTinyLlava(ImageTextReference):
 
     @torch.no_grad()
     def tower_features(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, height, width) -> (N, tokens, tower width)."""
-        select_layer, num_dropped_tokens = image_feature(self.config)
+        """Returns the features of the tower: pixels (N, 3, height, width) -> (N, tokens, tower width)."""
         return self.model.vision_tower.vision_tower.features(
-            self._pixels(pixels), select_layer=select_layer, num_dropped_tokens=num_dropped_tokens
+            self._pixels(pixels),
+            select_layer=self.config.vision_select_layer,
+            num_dropped_tokens=self.config.num_dropped_tokens,
         )
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, height, width) -> rows for the prompt (N, T, hidden)."""
+        """Returns the rows of images in the prompt: pixels (N, 3, height, width) -> (N, T, hidden)."""
         return self.model.mm_projector(self.tower_features(pixels))
 
     def place(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> None:
-        """Fill the placeholders, one for each row of features, in order.
+        """Writes one feature row over each placeholder, in order.
 
         Raises:
-            ValueError: there are more or fewer of them than rows.
+            ValueError: the numbers of placeholders and rows differ.
         """
         rows = embeds[:0] if features is None else features.flatten(0, 1)
         places = (input_ids == PLACEHOLDER_ID).nonzero().flatten()

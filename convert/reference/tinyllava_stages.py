@@ -1,21 +1,24 @@
-"""The torch side of the logits check: every stage of a TinyLLaVA, from the source of a conversion in its own layout."""
+"""The torch side of the logits check: computes all stages of a TinyLLaVA from the source of a conversion."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
 
 import numpy as np
 import torch
 from torch import nn
 
 from mindvlm.checkpoint import CastSource, TensorSource
-from mindvlm.convert.parity.comparison import ParityRequest
-from mindvlm.convert.parity.tinyllava_inputs import TinyLlavaInputs, TinyLlavaScope, parity_form, tinyllava_inputs
-from mindvlm.convert.reference.stages import Say, Stages, fill, language_stages, start
+from mindvlm.convert.parity.inputs import ParityRequest
+from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaInputs, TinyLlavaScope, parity_config, tinyllava_inputs
+from mindvlm.convert.reference.stages import Stages, fill, language_stages, start
 from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava, TowerHolder
-from mindvlm.convert.reference.tinyllava_form import image_feature
+from mindvlm.models.registry import convertible_models
+from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
+from mindvlm.nn.config import VitConfig
 from mindvlm.weights.opened import open_native
+
+logger = logging.getLogger(__name__)
 
 TOWER = "model.vision_tower.vision_tower."
 CONNECTOR = "model.mm_projector"
@@ -28,7 +31,7 @@ MODULES = (
     TOWER,
     f"{CONNECTOR}.",
 )
-# how the names of other layouts begin, and those of TinyLLaVABench; the first that fits
+# prefix in another layout -> prefix in TinyLLaVABench; the first match applies
 PREFIXES = (
     ("vision_tower._vision_tower.", TOWER),
     ("connector._connector", CONNECTOR),
@@ -48,42 +51,46 @@ PREFIXES = (
 
 
 class TowerAlone(nn.Module):
-    """A tower under the names that it has in a whole."""
+    """A tower under its names in a whole model."""
 
-    def __init__(self, form: Mapping[str, Any]) -> None:
+    def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.model = nn.Module()
-        self.model.vision_tower = TowerHolder(form["vision_config"])
+        self.model.vision_tower = TowerHolder(config)
 
 
-def run(request: ParityRequest, say: Say) -> tuple[str, dict[str, np.ndarray]]:
-    """The framework in words, and the stages by the keys of `mindvlm.convert.parity.MODELS`.
+def run(request: ParityRequest) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns a description of the framework, and the stages by the keys of `stages_of`.
 
     Raises:
-        UserError: a source cannot be read, or its tensors are not those that the config describes.
+        UserError: a source cannot be read, or its tensors do not match the config.
     """
     device, framework = start()
     with open_native(
-        request.source_paths, model=request.model, merge_lora=request.merge_lora, only=request.only
+        request.source_paths,
+        convertible_models(),
+        model=request.model,
+        merge_lora=request.merge_lora,
+        only=request.only,
     ) as opened:
-        form = parity_form(request.config, request.model, opened.source.infos)
-        scope = TinyLlavaScope.of(opened.source.infos, form)
+        config = parity_config(request.config, request.model, opened.source.infos)
+        scope = TinyLlavaScope.of(opened.source.infos, config)
         weights: TensorSource = opened.way_back().view(opened.source)
         if request.dtype != "keep":
             weights = CastSource(weights, request.dtype)
-        say(f"loading the source into the reference, {framework}")
+        logger.info(f"loading the source into the reference, {framework}")
         with torch.device("meta"):
-            model = ReferenceTinyLlava(form) if "dialect" in form else TowerAlone(form)
+            model = ReferenceTinyLlava(config) if config.language_model else TowerAlone(config.vision_tower)
         with torch.no_grad():
             fill_modules(model, weights, device)
-    inputs = tinyllava_inputs(form, request.seed, image=scope.images)
+    inputs = tinyllava_inputs(config, request.seed, image=scope.images)
     with torch.inference_mode():
-        stages = compute(model, form, inputs, scope, request.num_tokens, say, device)
+        stages = compute(model, config, inputs, scope, request.num_tokens, device)
         return framework, {name: value.cpu().numpy() for name, value in stages}
 
 
 def bench_name(name: str) -> str:
-    """What TinyLLaVABench calls a tensor of another layout."""
+    """Returns TinyLLaVABench's name of a tensor of another layout."""
     for theirs, ours in PREFIXES:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -91,10 +98,10 @@ def bench_name(name: str) -> str:
 
 
 def fill_modules(model: nn.Module, weights: TensorSource, device: torch.device) -> None:
-    """Stream the tensors in pieces into float32 modules; those that `weights` has nothing of stay empty.
+    """Streams the tensors into float32 modules in chunks. Modules without tensors in `weights` stay empty.
 
     Raises:
-        UserError: the tensors are not those that the config describes.
+        UserError: the tensors do not match the config.
     """
     values = CastSource(weights, "float32")
     names = {bench_name(name): name for name in weights.infos}
@@ -111,21 +118,19 @@ def fill_modules(model: nn.Module, weights: TensorSource, device: torch.device) 
 
 def compute(
     model: ReferenceTinyLlava | TowerAlone,
-    form: Mapping[str, Any],
+    config: TinyLlavaModelConfig,
     inputs: TinyLlavaInputs,
     scope: TinyLlavaScope,
     num_tokens: int,
-    say: Say,
     device: torch.device,
 ) -> Stages:
-    """Yield every stage that `scope` allows, each from the one before it."""
+    """Yields the stages that `scope` allows, each computed from the previous one."""
     features = projected = None
     if scope.tower:
-        say("reference: vision tower")
+        logger.info("reference: vision tower")
         tower = model.model.vision_tower.vision_tower
         states = tower.hidden_states(torch.from_numpy(inputs.pixels).to(device))
-        select_layer, num_dropped_tokens = image_feature(form)
-        features = states[select_layer][:, num_dropped_tokens:]
+        features = states[config.vision_select_layer][:, config.num_dropped_tokens :]
         yield "tower_features", features
         yield "tower_last_hidden", states[-1]
         yield "tower_pooled", tower.pooled(states[-1])
@@ -136,4 +141,4 @@ def compute(
         yield "connector", projected
     if scope.language_model:
         input_ids = torch.from_numpy(inputs.input_ids)
-        yield from language_stages(model, input_ids, projected if scope.images else None, num_tokens, say)
+        yield from language_stages(model, input_ids, projected if scope.images else None, num_tokens)

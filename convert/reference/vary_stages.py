@@ -1,30 +1,34 @@
-"""The torch side of the logits check: every stage of Vary-toy or Vary-tiny, from the source of a conversion."""
+"""The torch side of the logits check: computes all stages of Vary-toy or Vary-tiny from the source of a conversion."""
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from mindvlm.checkpoint import CastSource, TensorSource
-from mindvlm.convert.parity.comparison import ParityRequest
-from mindvlm.convert.parity.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
+from mindvlm.convert.parity.inputs import ParityRequest
+from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
 from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.sam import VisionVocabulary
-from mindvlm.convert.reference.stages import Say, Stages, fill, language_stages, start
+from mindvlm.convert.reference.stages import Stages, fill, language_stages, start
 from mindvlm.convert.reference.vary import ReferenceVary
-from mindvlm.convert.reference.vary_layout import clip_config, vocabulary_config
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
+from mindvlm.models.registry import convertible_models
+from mindvlm.models.vary.hf_config import ImageTokens
+from mindvlm.models.vary.model_config import VaryModelConfig
 from mindvlm.weights.opened import open_native
+from mindvlm.weights.rules.planning import make_plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model's state dict has its parts: prefixes of tensor names."""
+    """The reference class of a model and the prefixes of its parts in the state dict."""
 
     model: type[ReferenceVary]
     clip: str | None
@@ -49,11 +53,12 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules that a config describes: those of a whole, or towers alone.
+    """The modules of a config: a whole model, or towers alone.
 
     Attributes:
-        whole: with `merge`, `prefill`, ...; None without a language model.
-        modules: by the prefix of their tensors.
+        layout: prefixes of the parts.
+        whole: the whole model; None without a language model.
+        modules: prefix of the tensors -> module.
     """
 
     layout: Layout
@@ -61,57 +66,62 @@ class Parts:
     modules: dict[str, nn.Module]
 
 
-def run(request: ParityRequest, say: Say) -> tuple[str, dict[str, np.ndarray]]:
-    """The framework in words, and the stages by the keys of `mindvlm.convert.parity.MODELS`.
+def run(request: ParityRequest) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns a description of the framework, and the stages by the keys of `stages_of`.
 
     Raises:
-        UserError: a source cannot be read, or its tensors are not those that the config describes.
+        UserError: a source cannot be read, or its tensors do not match the config.
     """
-    request = dataclasses.replace(request, config=vary_config(request.config))
+    config, tokens = vary_config(request.config), ImageTokens.of(request.config)
     device, framework = start()
     with open_native(
-        request.source_paths, model=request.model, merge_lora=request.merge_lora, only=request.only
+        request.source_paths,
+        convertible_models(),
+        model=request.model,
+        merge_lora=request.merge_lora,
+        only=request.only,
     ) as opened:
-        scope = VaryScope.of(opened.source.infos, request.config)
-        plan = opened.model.hf.reverse().plan(opened.source.infos, partial=True, origin=str(opened.source.path))
+        scope = VaryScope.of(opened.source.infos, config)
+        plan = make_plan(opened.model.hf.reverse(), opened.source.infos, partial=True, origin=str(opened.source.path))
         weights: TensorSource = plan.view(opened.source)
         if request.dtype != "keep":
             weights = CastSource(weights, request.dtype)
-        say(f"loading the source into the reference, {framework}")
+        logger.info(f"loading the source into the reference, {framework}")
         with torch.device("meta"):
-            parts = make_parts(request.config, LAYOUTS[request.model])
+            parts = make_parts(config, tokens, LAYOUTS[request.model])
         with torch.no_grad():
             fill_parts(parts, weights, device, scope)
-    inputs = vary_inputs(request.config, request.seed, image=scope.images)
+    inputs = vary_inputs(config, tokens, request.seed, image=scope.images)
     with torch.inference_mode():
-        computed = compute(parts, inputs, scope, request, say, device)
+        computed = compute(parts, config, inputs, scope, request.num_tokens, device)
         return framework, {name: value.cpu().numpy() for name, value in computed}
 
 
-def make_parts(config: dict[str, Any], layout: Layout) -> Parts:
-    """The modules, without values where the default device is "meta"."""
-    if "num_hidden_layers" in config:
+def make_parts(config: VaryModelConfig, tokens: ImageTokens, layout: Layout) -> Parts:
+    """Returns the modules of a config, on the default device."""
+    if config.language_model:
         whole = layout.model(config)
+        whole.image_tokens = tokens
         known = dict(whole.named_modules())
         prefixes = (layout.clip, layout.vocabulary, *layout.projectors, *layout.language_model)
         modules = {prefix: known[prefix[:-1]] for prefix in prefixes if prefix and prefix[:-1] in known}
         return Parts(layout, whole, modules)
     modules = {}
-    if "vision_config" in config and layout.clip:
-        modules[layout.clip] = ClipTower(clip_config(config))
-    if "vision_high_config" in config:
-        modules[layout.vocabulary] = VisionVocabulary(vocabulary_config(config))
+    if config.vision_tower and layout.clip:
+        modules[layout.clip] = ClipTower(config.vision_tower)
+    if config.vision_vocabulary:
+        modules[layout.vocabulary] = VisionVocabulary(config.vision_vocabulary)
     return Parts(layout, None, modules)
 
 
 def fill_parts(parts: Parts, weights: TensorSource, device: torch.device, scope: VaryScope) -> None:
-    """Stream the tensors in pieces into float32 modules, so that nothing is held twice.
+    """Streams the tensors into float32 modules in chunks.
 
-    Modules that `weights` has nothing of stay empty. Convolutions that the vocabulary does not come with are zero; the
-    neck does not depend on them.
+    Modules without tensors in `weights` stay empty. Missing convolutions of the vocabulary are zero; the neck does not
+    depend on them.
 
     Raises:
-        UserError: the tensors are not those that the config describes.
+        UserError: the tensors do not match the config.
     """
     values = CastSource(weights, "float32")
     for prefix, module in parts.modules.items():
@@ -129,23 +139,24 @@ def fill_parts(parts: Parts, weights: TensorSource, device: torch.device, scope:
 
 
 def compute(
-    parts: Parts, inputs: VaryInputs, scope: VaryScope, request: ParityRequest, say: Say, device: torch.device
+    parts: Parts, config: VaryModelConfig, inputs: VaryInputs, scope: VaryScope, num_tokens: int, device: torch.device
 ) -> Stages:
-    """Yield every stage that `scope` allows, each from the one before it."""
+    """Yields the stages that `scope` allows, each computed from the previous one."""
     layout, whole = parts.layout, parts.whole
     projected = None
     if scope.connector:
-        clip, vocabulary = (torch.from_numpy(array).to(device) for array in inputs.features)
+        *clip, vocabulary = (torch.from_numpy(array).to(device) for array in inputs.features)
+        clip = clip[0] if clip else None
     if scope.clip:
-        say("reference: CLIP tower")
+        logger.info("reference: CLIP tower")
         tower = parts.modules[layout.clip]
         states = tower.hidden_states(torch.from_numpy(inputs.clip_pixels).to(device))
-        clip = states[request.config.get("vision_select_layer", -2)][:, 1:]
+        clip = states[config.vision_select_layer][:, 1:]
         yield "clip_features", clip
         yield "clip_last_hidden", states[-1]
         yield "clip_pooled", tower.pooled(states[-1])
     if scope.neck:
-        say("reference: vision vocabulary")
+        logger.info("reference: vision vocabulary")
         maps = parts.modules[layout.vocabulary].stages(torch.from_numpy(inputs.high_pixels).to(device))
         yield "vocabulary_neck", maps["neck"].permute(0, 2, 3, 1)
         if scope.vocabulary:
@@ -159,4 +170,4 @@ def compute(
         yield "connector", projected
     if scope.language_model:
         input_ids = torch.from_numpy(inputs.input_ids)
-        yield from language_stages(whole, input_ids, projected if scope.images else None, request.num_tokens, say)
+        yield from language_stages(whole, input_ids, projected if scope.images else None, num_tokens)

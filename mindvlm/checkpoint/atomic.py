@@ -1,4 +1,4 @@
-"""Files that appear under their names only when all of them are complete."""
+"""Writes files that appear under their final names only when all of them are complete."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mindvlm.core.errors import UserError
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a binary file for writing that replaces `path` when the block ends without an exception.
+    """Opens a binary file for writing that replaces `path` when the block ends without an exception.
 
-    The bytes go to a hidden file in the same folder, are flushed to the disk and renamed; whatever ends the block
-    early, KeyboardInterrupt included, removes that file and leaves `path` as it was.
+    The bytes go to a hidden file in the same folder, which is flushed to disk and renamed. Any exception, also
+    KeyboardInterrupt, removes that file and leaves `path` unchanged.
 
     Raises:
         UserError: the folder is missing or not writable, the path is a folder or a device, or the disk is full.
@@ -38,9 +38,9 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 class PendingFiles:
     """Files of one folder that appear together when the `with` block ends without an exception, or not at all.
 
-    Each is written under a hidden name, `.NAME.PID.partial`. At the end they are renamed in the order in which they
-    were created; a failure or an interrupt between two renames puts the earlier files back. Only a killed process
-    leaves hidden files; the next one that writes the same names removes them.
+    Each is written under a hidden name, `.NAME.PID.partial`. At the end they are renamed in the order of their
+    creation; a failure or interrupt between two renames restores the previous files. Only a killed process leaves
+    hidden files; the next process that writes the same names removes them.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class PendingFiles:
 
     @contextmanager
     def create(self, path: Path) -> Iterator[BinaryIO]:
-        """Open the hidden file of `path` for writing; it is on the disk when the block ends.
+        """Opens the hidden file of `path` for writing; its bytes are on disk when the block ends.
 
         Raises:
             UserError: `path` cannot be created or replaced.
@@ -63,12 +63,12 @@ class PendingFiles:
             os.fsync(file.fileno())
 
     def adopt(self, path: Path, made: Path) -> None:
-        """Have `made`, a complete file on the same disk, become `path`."""
+        """Renames `made`, a complete file on the same disk, to `path` at the end."""
         check_writable(path)
         self._partial[path] = made
 
     def remove(self, paths: Iterable[Path]) -> None:
-        """Have these files removed when the new ones appear."""
+        """Removes these files when the new ones appear."""
         self._obsolete.extend(paths)
 
     def __enter__(self) -> PendingFiles:
@@ -108,17 +108,15 @@ class PendingFiles:
 
 @contextmanager
 def staging_folder(beside: Path) -> Iterator[Path]:
-    """Make a hidden folder on the same disk as `beside`, a file or folder to come; it is removed at the end.
+    """Makes a hidden folder on the same disk as `beside`, a future file or folder, and removes it at the end.
 
-    Files can be made and looked at there before `PendingFiles.adopt` lets them appear. One that a killed process left
-    for the same name is removed first.
+    Files can be written and inspected there before `PendingFiles.adopt` publishes them. A folder that a killed process
+    left for the same name is removed first.
 
     Raises:
-        UserError: there is no place for it.
+        UserError: the folder cannot be created.
     """
-    parent = beside.parent
-    while not parent.is_dir() and parent != parent.parent:
-        parent = parent.parent
+    parent = existing_folder(beside.parent)
     for entry in parent.glob(f".{glob.escape(beside.name)}.*.staging"):
         number = entry.name.split(".")[-2]
         if number.isdecimal() and not _runs_elsewhere(int(number)) and not entry.is_symlink():
@@ -134,11 +132,31 @@ def staging_folder(beside: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_stale_files(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove what a killed process left in `folder` when it wrote files whose names match `names` as a whole.
+@contextmanager
+def output_folder(folder: Path, output: str | Path) -> Iterator[None]:
+    """Removes `folder` after an error inside the block if it did not exist before.
 
-    Files of a process that still runs are left alone. Those of this process are stale too: its number was another's
-    before (in a container every run may have the same).
+    Raises:
+        UserError: in place of an OSError; `output` is the name in the message.
+    """
+    is_new = False
+    try:
+        is_new = not folder.exists()
+        yield
+    except BaseException as error:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"{output}: cannot be written ({error.strerror or error}); nothing was kept") from error
+        raise
+
+
+def remove_stale_files(folder: Path, names: re.Pattern[str]) -> None:
+    """Removes the hidden files that a killed process left in `folder` for files whose full names match `names`.
+
+    Files of a running process stay. Those with the ID of this process are stale: another process had the ID before (in
+    a container, every run may have the same).
     """
     for entry in folder.iterdir():
         match = re.fullmatch(r"\.(.+)\.(\d{1,9})\.(partial|earlier)", entry.name)
@@ -148,16 +166,21 @@ def remove_stale_files(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise UserError unless a file could be created or replaced at `path`; creates nothing."""
+    """Raises UserError unless a file could be created or replaced at `path`; creates nothing."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give the name of the file to write")
     if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no regular file, renaming would replace it; give the name of the file to write")
+        raise UserError(f"{path}: not a regular file, which a rename would replace; give the name of a file")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"{path}: the folder {path.parent} is not writable; choose another output")
+
+
+def existing_folder(folder: Path) -> Path:
+    """Returns `folder`, or the nearest folder above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.is_dir() or place == place.parent)
 
 
 def _hidden(path: Path, kind: str) -> Path:

@@ -26,27 +26,29 @@ FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def storage_dtype(dtype: str) -> np.dtype:
-    """Return the little-endian numpy dtype whose bits hold `dtype` ("bfloat16" is held by uint16)."""
+    """Returns the little-endian numpy dtype whose bits hold `dtype` ("bfloat16" is held by uint16)."""
     return np.dtype(_STORAGE[dtype]).newbyteorder("<")
 
 
 def item_size(dtype: str) -> int:
-    """Return the bytes of one element."""
+    """Returns the bytes of one element."""
     return np.dtype(_STORAGE[dtype]).itemsize
 
 
 def is_float(dtype: str) -> bool:
-    """Tell whether `dtype` is a floating-point type."""
+    """Returns whether `dtype` is a floating-point type."""
     return dtype in FLOAT_DTYPES
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
-    """Widen bfloat16 bits (uint16, any shape) to float32; exact."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    """Widens bfloat16 bits (uint16, any shape) to float32; exact."""
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
 
 
 def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """Round float32 values (any shape) to bfloat16 bits (uint16): to nearest, ties to even; NaN stays NaN."""
+    """Rounds float32 values (any shape) to bfloat16 bits (uint16): to nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(values.shape)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     with np.errstate(over="ignore"):
@@ -59,7 +61,7 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Cast a storage array between two dtypes (names of `DTYPES`); rounds to nearest even, keeps NaN.
+    """Casts a storage array between two dtypes (names of `DTYPES`); rounds to nearest even, keeps NaN.
 
     Values beyond the target's range become infinity, as in IEEE arithmetic; `overflows` tells whether that happened.
     """
@@ -75,7 +77,7 @@ def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def overflows(source: np.ndarray, source_dtype: str, result: np.ndarray, result_dtype: str) -> bool:
-    """Tell whether a cast between floating dtypes turned a finite element into an infinite one."""
+    """Returns whether a cast between floating dtypes turned a finite element into an infinite one."""
     if not (is_float(source_dtype) and is_float(result_dtype)):
         return False
     infinite = _infinite(result, result_dtype)

@@ -10,32 +10,26 @@ bytes. An optional tail "crc_num" + 10 bytes follows (mindspore/train/serializat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.dtypes import DTYPES, item_size
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
-from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, check_info, quoted
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
 from mindvlm.checkpoint.tensor_file import TensorFile
+from mindvlm.checkpoint.untrusted import check_info, quoted
 from mindvlm.core.errors import UserError
 
-_NAMES = {
-    "Float64": "float64",
-    "Float32": "float32",
-    "Float16": "float16",
-    "BFloat16": "bfloat16",
-    "Int64": "int64",
-    "Int32": "int32",
-    "Int16": "int16",
-    "Int8": "int8",
-    "UInt64": "uint64",
-    "UInt32": "uint32",
-    "UInt16": "uint16",
-    "UInt8": "uint8",
-    "Bool": "bool",
-}
-_CODES = {name: code for code, name in _NAMES.items()}
+
+def _code(dtype: str) -> str:
+    """Returns MindSpore's name of a dtype: Float32, BFloat16, UInt8, Bool."""
+    spaced = dtype.replace("int", "Int").replace("float", "Float")
+    return spaced[0].upper() + spaced[1:]
+
+
+_CODES = {dtype: _code(dtype) for dtype in DTYPES}
+_NAMES = {code: dtype for dtype, code in _CODES.items()}
 _SLICE_BYTES = 512 * 1024 * 1024
 _MAX_TEXT_BYTES = 64 * 1024
 _MAX_ALL_TEXTS_BYTES = 16 * 1024 * 1024
@@ -46,10 +40,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read_mindspore(path: Path) -> Contents:
-    """Find the tensors of a `.ckpt` file; text entries become metadata.
+    """Finds the tensors of a `.ckpt` file; text entries become metadata.
 
     Raises:
-        UserError: the file is truncated, encrypted or damaged, or holds what has no dense values (map tensors).
+        UserError: the file is truncated, encrypted or damaged, or holds a map tensor, which has no dense values.
     """
     size = path.stat().st_size
     infos: dict[str, TensorInfo] = {}
@@ -88,16 +82,11 @@ def read_mindspore(path: Path) -> Contents:
 
 
 def stream_mindspore(
-    file: TensorFile,
-    source: TensorSource,
-    names: Sequence[str],
-    *,
-    metadata: Mapping[str, str] | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    file: TensorFile, source: TensorSource, names: Sequence[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the tensors `names` of `source` to `file` so that `mindspore.load_checkpoint` reads them, chunk by chunk.
+    """Writes the tensors `names` of `source` to `file` so that `mindspore.load_checkpoint` reads them, chunk by chunk.
 
-    `metadata` is stored as text entries. `progress` is called with the tensor's name and the bytes just written.
+    `metadata` is stored as text entries.
 
     Raises:
         UserError: the disk is full, or the source cannot be read.
@@ -107,13 +96,14 @@ def stream_mindspore(
         step = _SLICE_BYTES // item_size(info.dtype)
         for start in range(0, max(info.num_elements, 1), step):
             stop = min(start + step, info.num_elements)
-            file.write(_value_head(name, info, (stop - start) * item_size(info.dtype)))
-            file.write_tensor(source, name, start, stop, progress)
+            head = _tensor_head(info.shape, _CODES[info.dtype])
+            file.write(_message_head(_text_field(1, name), head, (stop - start) * item_size(info.dtype)))
+            file.write_tensor(source, name, start, stop)
     for key, text in (metadata or {}).items():
         if not text:  # mindspore.load_checkpoint fails on empty ones
             continue
         encoded = text.encode("utf-32-le")
-        file.write(_message(_text_field(1, key), _tensor_head((0,), "str"), encoded))
+        file.write(_message_head(_text_field(1, key), _tensor_head((0,), "str"), len(encoded)) + encoded)
 
 
 class _WireReader:
@@ -142,7 +132,7 @@ class _WireReader:
         return data
 
     def varint(self, position: int, limit: int) -> tuple[int, int]:
-        """Return the value and the position behind it."""
+        """Returns the value and the position behind it."""
         data = self.bytes_at(position, min(10, limit - position))
         value = 0
         for index, byte in enumerate(data):
@@ -152,7 +142,7 @@ class _WireReader:
         raise self.damaged("holds a broken number")
 
     def field(self, position: int, limit: int) -> tuple[int, int, int]:
-        """Return a field's number and where its payload starts and ends (for a varint: the varint itself)."""
+        """Returns a field's number and where its payload starts and ends (for a varint: the varint itself)."""
         self._fields_left -= 1
         if self._fields_left < 0:
             raise self.damaged(f"holds more than {_MAX_FIELDS} fields")
@@ -178,7 +168,7 @@ class _WireReader:
 
 
 def _read_value(reader: _WireReader, start: int, end: int) -> tuple[str, str, tuple[int, ...], Segment]:
-    """Return tag, tensor type, dims and content of one Value message."""
+    """Returns tag, tensor type, dims and content of one Value message."""
     tag, tensor = None, None
     while start < end:
         field, begin, start = reader.field(start, end)
@@ -248,16 +238,8 @@ def _tensor_head(dims: tuple[int, ...], code: str) -> bytes:
     return b"".join(b"\x08" + _varint(dim) for dim in dims) + _text_field(2, code)
 
 
-def _message(tag: bytes, tensor_head: bytes, content: bytes) -> bytes:
-    return _message_head(tag, tensor_head, len(content)) + content
-
-
 def _message_head(tag: bytes, tensor_head: bytes, content_bytes: int) -> bytes:
-    """Everything of a Checkpoint message with one value up to the first byte of the content."""
+    """Returns a Checkpoint message with one value up to the first byte of the content."""
     tensor = tensor_head + b"\x1a" + _varint(content_bytes)
     value = tag + b"\x12" + _varint(len(tensor) + content_bytes) + tensor
     return b"\x0a" + _varint(len(value) + content_bytes) + value
-
-
-def _value_head(name: str, info: TensorInfo, content_bytes: int) -> bytes:
-    return _message_head(_text_field(1, name), _tensor_head(info.shape, _CODES[info.dtype]), content_bytes)

@@ -1,9 +1,9 @@
-"""A reader of torch pickles that cannot execute anything.
+"""Reads torch pickles without the ability to execute code.
 
-A pickle is a program for a stack machine. This machine knows only the instructions that build plain data; a global is
-an inert name, a call is answered from a short table of functions that return plain data, and everything else is
-refused. Memory is bounded by limits on the length and the number of instructions, and instructions that ask for
-memory up front (large memo indices, byte arrays) do not exist here.
+A pickle is a program for a stack machine. This machine has only the instructions that build plain data: a global is an
+inert name, a call looks up a short table of functions that return plain data, and everything else is refused. Limits on
+the length and number of instructions bound the memory; instructions that allocate memory up front (large memo indices,
+byte arrays) are missing.
 
 Source: the instruction set of the Python standard library's `pickletools`, protocols 2 to 5.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mindvlm.checkpoint.stored import quoted
+from mindvlm.checkpoint.untrusted import quoted
 
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_INSTRUCTIONS = 2_000_000
@@ -23,21 +23,21 @@ _MARK = object()
 
 
 class PickleRefused(Exception):
-    """The pickle is damaged or wants something that plain tensors do not need; the message says what."""
+    """The pickle is damaged or uses a feature that plain tensors do not need; the message names it."""
 
 
 @dataclass(frozen=True)
 class Global:
-    """A name of code that the pickle mentions; nothing is imported."""
+    """A name of code that the pickle mentions; it is never imported."""
 
     name: str
 
 
 class Machine:
-    """Run one pickle from `file`, leaving the file position behind its end.
+    """Runs one pickle from `file`, leaving the file position behind its end.
 
-    `calls` answers a call of a global by its dotted name; `storage` answers a persistent id. Containers come back as
-    dict, list, tuple; state set on objects is dropped.
+    `calls` maps the dotted name of a global to the function that handles its calls; `storage` resolves a persistent id.
+    Containers become dict, list and tuple; state set on objects is dropped.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Machine:
         self._left = _MAX_BYTES
 
     def run(self) -> Any:
-        """Return the object that the pickle describes.
+        """Returns the object that the pickle describes.
 
         Raises:
             PickleRefused: damaged, too large, or anything but plain data and tensors.
@@ -121,7 +121,7 @@ class Machine:
     def _push_global(self, module: str, name: str) -> None:
         full = f"{module}.{name}"
         if full not in self._known:
-            raise PickleRefused(f"wants to use {quoted(full)}, which weights do not need")
+            raise PickleRefused(f"uses {quoted(full)}, which weights do not need")
         self._push(Global(full))
 
     def _stack_global(self) -> None:

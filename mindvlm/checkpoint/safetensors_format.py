@@ -1,7 +1,6 @@
 """The safetensors format (https://github.com/huggingface/safetensors): an 8-byte length, a JSON header, the bytes.
 
-The reader trusts nothing: lengths, dtype names, offsets and overlaps are checked against the size of the file before
-any tensor is looked at.
+The reader checks lengths, dtype names, offsets and overlaps against the size of the file before it reads any tensor.
 """
 
 from __future__ import annotations
@@ -14,37 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint.atomic import PendingFiles
-from mindvlm.checkpoint.dtypes import item_size
-from mindvlm.checkpoint.json_table import MAX_JSON_BYTES, parse_json_table
+from mindvlm.checkpoint.dtypes import DTYPES, item_size
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
-from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor, check_info, quoted
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
 from mindvlm.checkpoint.tensor_file import TensorFile
+from mindvlm.checkpoint.untrusted import MAX_JSON_BYTES, check_info, parse_json_table, quoted
 from mindvlm.core.errors import UserError
 
-_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_CODES = {name: code for code, name in _NAMES.items()}
+# F32, BF16, I64, U8, BOOL
+_CODES = {dtype: dtype.replace("uint", "u").replace("int", "i").replace("float", "f").upper() for dtype in DTYPES}
+_NAMES = {code: dtype for dtype, code in _CODES.items()}
 _REMEDY = "the file is truncated or damaged, copy or download it again"
 
 
 def read_safetensors(path: Path) -> Contents:
-    """Read the header of a safetensors file.
+    """Reads the header of a safetensors file.
 
     Raises:
-        UserError: anything about the header does not hold for this file.
+        UserError: the header is damaged or does not match the file.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -80,27 +66,21 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write all tensors of `source` to one file; see `stream_safetensors`.
+    """Writes all tensors of `source` to one file; see `stream_safetensors`.
 
     Raises:
-        UserError: the file cannot be written, or the source cannot be read; nothing is left behind.
+        UserError: the file cannot be written, or the source cannot be read; no file is left behind.
     """
-    with PendingFiles() as files, TensorFile(files, Path(path)) as file:
-        stream_safetensors(file, source, tuple(source.infos), metadata=metadata, progress=progress)
+    with PendingFiles() as files, TensorFile(files, Path(path), progress) as file:
+        stream_safetensors(file, source, tuple(source.infos), metadata)
 
 
 def stream_safetensors(
-    file: TensorFile,
-    source: TensorSource,
-    names: Sequence[str],
-    *,
-    metadata: Mapping[str, str] | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    file: TensorFile, source: TensorSource, names: Sequence[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the tensors `names` of `source` to `file`, chunk by chunk.
+    """Writes the tensors `names` of `source` to `file`, chunk by chunk.
 
-    Order and alignment are those of the safetensors library (large elements first, then by name). `progress` is
-    called with the tensor's name and the bytes just written.
+    Order and alignment are those of the safetensors library (large elements first, then by name).
 
     Raises:
         UserError: the header is larger than readers accept, the disk is full, or the source cannot be read.
@@ -118,7 +98,7 @@ def stream_safetensors(
         raise UserError(f"{file.path}: {len(infos)} tensors are too many for one file; write shards")
     file.write(struct.pack("<Q", len(encoded)) + encoded)
     for info in infos:
-        file.write_tensor(source, info.name, 0, info.num_elements, progress)
+        file.write_tensor(source, info.name, 0, info.num_elements)
 
 
 def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:

@@ -1,4 +1,4 @@
-"""What every set of named tensors offers, whether it lies in a file, in memory or behind conversion rules."""
+"""The interface of named tensors in a file, in memory or behind conversion rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from mindvlm.checkpoint.dtypes import DTYPES, cast_storage, is_float, item_size, overflows, storage_dtype
 from mindvlm.core.errors import UserError
 
-# Small enough to stay in the processor's cache between reading and writing, and for the allocator to reuse it.
+# Small enough to stay in the CPU cache between reading and writing, and for the allocator to reuse.
 CHUNK_BYTES = 256 * 1024
 
 
@@ -47,7 +47,7 @@ class RawTensor:
 
     @classmethod
     def from_array(cls, array: np.ndarray, dtype: str | None = None) -> RawTensor:
-        """Wrap a numpy array; pass `dtype="bfloat16"` when it holds the uint16 bits of bfloat16 values."""
+        """Wraps a numpy array; pass `dtype="bfloat16"` when it holds the uint16 bits of bfloat16 values."""
         array = np.asarray(array)
         name = dtype or array.dtype.name
         if name not in DTYPES or array.dtype.newbyteorder("<") != storage_dtype(name):
@@ -55,21 +55,20 @@ class RawTensor:
         return cls(name, array.shape, array)
 
     def cast(self, dtype: str) -> RawTensor:
-        """Return the tensor in another dtype, rounded to nearest even; itself if the dtype is the same."""
+        """Returns the tensor in another dtype, rounded to nearest even; itself if the dtype is the same."""
         if dtype == self.dtype:
             return self
         return RawTensor(dtype, self.shape, cast_storage(self.data, self.dtype, dtype))
 
     def to_float32(self) -> np.ndarray:
-        """Return the values as a float32 array of `shape`."""
+        """Returns the values as a float32 array of `shape`."""
         return self.cast("float32").data
 
 
 class TensorSource(ABC):
-    """Named tensors that are read one at a time; reading never holds more than what was asked for.
+    """Named tensors that are read one at a time; a read holds no more than the requested elements.
 
-    `infos` lists them in a stable order, `path` says where they come from (for messages). A source is a context
-    manager and is closed by `close()`.
+    `infos` lists them in a stable order, and `path` names their origin in messages. A source is a context manager.
     """
 
     path: Path
@@ -77,28 +76,27 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return elements [start, stop) of the flattened (row-major) tensor, a 1-D storage array."""
+        """Returns elements [start, stop) of the flattened (row-major) tensor, a 1-D storage array."""
 
     @property
     def recipe(self) -> str:
-        """A text that is another one when the tensors are made in another way from those in the files; empty if they
-        are as they lie there."""
+        """Identifies how the tensors are computed from those in the files; empty if they are stored as they are."""
         return ""
 
     def read(self, name: str) -> RawTensor:
-        """Return one whole tensor."""
+        """Returns one whole tensor."""
         info = self.infos[name]
         return RawTensor(info.dtype, info.shape, self.read_range(name, 0, info.num_elements).reshape(info.shape))
 
     def chunks(self, name: str, max_bytes: int = CHUNK_BYTES) -> Iterator[np.ndarray]:
-        """Yield the flattened tensor in order as 1-D storage arrays of at most `max_bytes`."""
+        """Yields the flattened tensor in order as 1-D storage arrays of at most `max_bytes`."""
         info = self.infos[name]
         step = max(1, max_bytes // item_size(info.dtype))
         for start in range(0, info.num_elements, step):
             yield self.read_range(name, start, min(start + step, info.num_elements))
 
-    def close(self) -> None:  # noqa: B027 (only sources with files have something to close)
-        """Release open files."""
+    def close(self) -> None:  # noqa: B027 (only sources with files override it)
+        """Releases open files."""
 
     def __enter__(self) -> TensorSource:
         return self
@@ -122,24 +120,38 @@ class MemorySource(TensorSource):
         return self._tensors[name].data.reshape(-1)[start:stop]
 
 
-class CastSource(TensorSource):
-    """Another source with its floating-point tensors cast to one dtype; integers and bools stay as they are.
+class SourceView(TensorSource):
+    """Another source, which it closes; subclasses change its tensors or the values that are read."""
+
+    def __init__(self, source: TensorSource, infos: Mapping[str, TensorInfo] | None = None):
+        self.path = source.path
+        self.infos = source.infos if infos is None else infos
+        self._source = source
+
+    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._source.read_range(name, start, stop)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class CastSource(SourceView):
+    """Another source with its floating-point tensors cast to one dtype; integers and bools stay unchanged.
 
     Raises:
         UserError: while reading, if a finite value does not fit into the dtype.
     """
 
     def __init__(self, source: TensorSource, dtype: str):
-        self.path = source.path
-        self._source = source
-        self.infos = {
+        infos = {
             name: TensorInfo(name, dtype, info.shape) if is_float(info.dtype) else info
             for name, info in source.infos.items()
         }
+        super().__init__(source, infos)
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         source_dtype, dtype = self._source.infos[name].dtype, self.infos[name].dtype
-        data = self._source.read_range(name, start, stop)
+        data = super().read_range(name, start, stop)
         result = cast_storage(data, source_dtype, dtype)
         if result is not data and overflows(data, source_dtype, result, dtype):
             raise UserError(
@@ -147,6 +159,3 @@ class CastSource(TensorSource):
                 f"choose bfloat16 or float32, or keep the dtype"
             )
         return result
-
-    def close(self) -> None:
-        self._source.close()

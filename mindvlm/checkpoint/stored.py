@@ -1,8 +1,7 @@
-"""Tensors that lie in files as plain bytes: where each one is, and how it is read without touching the rest."""
+"""Tensors stored in files as plain bytes: their location, and reading one without touching the rest."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,16 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.checkpoint.dtypes import item_size, storage_dtype
+from mindvlm.checkpoint.dtypes import storage_dtype
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.strided import StridedReader
 from mindvlm.core.errors import UserError
-
-MAX_TENSORS = 100_000
-_MAX_NAME = 512
-_MAX_AXES = 32
-_MAX_BYTES = 1 << 62
-
 
 _MAX_OPEN_FILES = 16
 
@@ -35,7 +28,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where the values of a tensor lie.
+    """The location of a tensor's values.
 
     Without `strides` the segments joined are the row-major elements. With `strides` (in elements, one per axis) there
     is one segment, the whole storage, and element (i, j, ...) lies at `first + i*strides[0] + j*strides[1] + ...`.
@@ -49,38 +42,16 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the reader of a file format found: the tensors in file order, and text entries beside them."""
+    """The result of a format's reader: tensors in file order, and text entries."""
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def quoted(value: object) -> str:
-    """Return what a file claims in a form for messages: printable and short, whatever it is."""
-    if not isinstance(value, str):
-        return repr(value) if type(value) in (int, float, bool, type(None)) else f"a {type(value).__name__}"
-    return repr(value) if len(value) <= 80 else f"{value[:80]!r}..."
-
-
-def check_info(path: Path, info: TensorInfo) -> None:
-    """Raise UserError unless an array of this shape can exist and its name can be shown."""
-    if not info.name or len(info.name) > _MAX_NAME or not info.name.isprintable():
-        raise UserError(
-            f"{path}: holds a tensor with the empty, overlong or unprintable name {quoted(info.name)}; "
-            f"the file is damaged, copy or download it again"
-        )
-    extent = math.prod(max(axis, 1) for axis in info.shape) * item_size(info.dtype)
-    if len(info.shape) > _MAX_AXES or extent >= _MAX_BYTES:
-        raise UserError(
-            f"{path}: tensor {quoted(info.name)} has an impossible shape; "
-            f"the file is damaged, copy or download it again"
-        )
-
-
 class Checkpoint(TensorSource):
-    """A checkpoint on disk. `open_checkpoint` makes one; only names, dtypes and shapes are read up front.
+    """A checkpoint on disk, made by `open_checkpoint`; only names, dtypes and shapes are read up front.
 
-    Reads go through `pread` into the caller's array, so resident memory is what was asked for and never the file.
+    `pread` fills the caller's array, so resident memory grows by the requested elements and never by the whole file.
     """
 
     def __init__(self, path: Path, contents: Contents):
@@ -97,7 +68,7 @@ class Checkpoint(TensorSource):
         return tuple(dict.fromkeys(s.path for tensor in self.tensors.values() for s in tensor.segments))
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return elements [start, stop) of the flattened tensor.
+        """Returns elements [start, stop) of the flattened tensor.
 
         Raises:
             UserError: the file cannot be read or ends too early; the message names the tensor.

@@ -1,7 +1,7 @@
-"""Tensors whose elements lie in another order than they are read: transposed, sliced or expanded views in torch files.
+"""Reads tensors that are not stored in row-major order: transposed, sliced or expanded views in torch files.
 
-A piece of such a tensor can be spread over its whole storage. It is gathered tile by tile through small reads, never
-through a memory map, whose touched pages would count as resident memory.
+A range of such a tensor can be spread over its whole storage. It is gathered tile by tile through small reads; the
+touched pages of a memory map would count as resident memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _BLOCK_BYTES = 128 * 1024 * 1024
 class StridedReader:
     """Reads ranges of one tensor; element (i, j, ...) lies at `first + i*strides[0] + j*strides[1] + ...`.
 
-    Each piece of a transposed tensor costs a pass over the storage, so pieces read in order come from a block of up
-    to 128 MB that is gathered at once and kept.
+    Every range of a transposed tensor costs a pass over the storage, so consecutive ranges come from a block of up to
+    128 MB that is gathered at once and kept.
 
     Args:
         info: the tensor.
@@ -49,7 +49,7 @@ class StridedReader:
         self._expected = 0
 
     def read_range(self, start: int, stop: int) -> np.ndarray:
-        """Return elements [start, stop) of the flattened tensor."""
+        """Returns elements [start, stop) of the flattened tensor."""
         block_stop = self._block_start + self._block.size
         if not (self._block_start <= start and stop <= block_stop):
             if start != self._expected or (stop - start) * self._dtype.itemsize >= _BLOCK_BYTES:
@@ -69,7 +69,7 @@ class StridedReader:
     def _range(
         self, shape: tuple[int, ...], strides: tuple[int, ...], first: int, start: int, stop: int, out: np.ndarray
     ) -> None:
-        """Gather a range as whole rows of axis 0, and what is left before and after them from one row each."""
+        """Gathers a range as whole rows of axis 0, plus a part of one row before and after them."""
         if start >= stop:
             return
         if not shape:
@@ -90,7 +90,7 @@ class StridedReader:
         self._range(shape[1:], strides[1:], inner, 0, stop - last_row * row, out[tail:])
 
     def _tile(self, shape: tuple[int, ...], strides: tuple[int, ...], first: int, out: np.ndarray) -> None:
-        """Gather a box, split along its widest axis until the run of storage that holds it is small."""
+        """Gathers a box, split along its widest axis until the run of storage that holds it is small."""
         if not out.size:
             return
         size = self._dtype.itemsize

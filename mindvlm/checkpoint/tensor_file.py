@@ -1,4 +1,4 @@
-"""A file of tensors that is being written and knows which tensor it is at, for messages."""
+"""A file of tensors during writing; its errors name the current tensor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ _FLUSH_BYTES = 128 * 1024 * 1024
 
 
 class TensorFile:
-    """One of `files` for the writers of formats; a failed write is a UserError that names the tensor.
+    """One of `files` during writing; a failed write is a UserError that names the tensor.
 
-    What is written goes to the disk in the background, so that the end does not wait for the whole file.
+    A background thread flushes written bytes to disk, so that closing does not wait for the whole file. zipfile can
+    write to it.
+
+    Args:
+        progress: called with the name of a tensor and the bytes just written.
     """
 
-    def __init__(self, files: PendingFiles, path: Path):
+    def __init__(self, files: PendingFiles, path: Path, progress: Callable[[str, int], None] | None = None):
         self.path = path
+        self._progress = progress
         self._files = files
         self._stack = ExitStack()
         self._file: BinaryIO | None = None
@@ -49,16 +54,20 @@ class TensorFile:
             if self._flushing:
                 self._flushing.result()
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> int:
+        """Writes all bytes and returns their number."""
         with self._naming_the_tensor():
             self._file.write(data)
             self._unflushed += len(data)
-            if self._unflushed < _FLUSH_BYTES or (self._flushing and not self._flushing.done()):
-                return
-            if self._flushing:
-                self._flushing.result()
-            self._flushing = self._flusher.submit(os.fsync, self._file.fileno())
-            self._unflushed = 0
+            if self._unflushed >= _FLUSH_BYTES and (self._flushing is None or self._flushing.done()):
+                if self._flushing:
+                    self._flushing.result()
+                self._flushing = self._flusher.submit(os.fsync, self._file.fileno())
+                self._unflushed = 0
+        return len(data)
+
+    def flush(self) -> None:
+        """Does nothing; zipfile calls it."""
 
     def write_tensor(
         self,
@@ -66,12 +75,11 @@ class TensorFile:
         name: str,
         start: int,
         stop: int,
-        progress: Callable[[str, int], None] | None = None,
         write: Callable[[memoryview], Any] | None = None,
     ) -> None:
-        """Write elements [start, stop) of a flattened tensor of `source`; `progress` gets its name and bytes written.
+        """Writes elements [start, stop) of a flattened tensor of `source`.
 
-        `write` takes the bytes in the place of this object's own, which is where they end up.
+        `write` replaces the method of this object, such as with that of an archive that writes to this file.
 
         Raises:
             UserError: the disk is full, or the source cannot be read.
@@ -81,8 +89,8 @@ class TensorFile:
         for begin in range(start, stop, step):
             chunk = np.ascontiguousarray(source.read_range(name, begin, min(begin + step, stop)))
             (write or self.write)(chunk.view(np.uint8).data)
-            if progress:
-                progress(name, chunk.nbytes)
+            if self._progress:
+                self._progress(name, chunk.nbytes)
 
     @contextmanager
     def _naming_the_tensor(self) -> Iterator[None]:

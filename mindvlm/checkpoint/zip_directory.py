@@ -1,7 +1,7 @@
-"""Where the entries of an uncompressed zip file lie, read with limits and checked against the file.
+"""Locates the entries of an uncompressed zip file, with limits and checks against the file.
 
-Python's zipfile reads a directory of any size into memory and forgives what torch.save never writes. Source of the
-format: PKWARE's APPNOTE.TXT, sections 4.3.6 to 4.3.16.
+Python's zipfile reads a directory of any size into memory, and tolerates errors that torch.save never makes.
+Source of the format: PKWARE's APPNOTE.TXT, sections 4.3.6 to 4.3.16.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from mindvlm.checkpoint.stored import MAX_TENSORS, Segment, quoted
+from mindvlm.checkpoint.stored import Segment
+from mindvlm.checkpoint.untrusted import MAX_TENSORS, quoted
 from mindvlm.core.errors import UserError
 
 _DAMAGED = "the file is truncated or damaged, copy or download it again"
@@ -21,7 +22,7 @@ _ENCRYPTED, _UTF8 = 1, 0x800
 
 
 def read_zip(path: Path, file: BinaryIO) -> dict[str, Segment]:
-    """Return the bytes of every entry by name, in the order of the directory.
+    """Returns the bytes of every entry by name, in the order of the directory.
 
     Raises:
         UserError: no complete zip file; compressed, encrypted, duplicate or overlapping entries; entries or a
@@ -58,7 +59,7 @@ def read_zip(path: Path, file: BinaryIO) -> dict[str, Segment]:
 
 
 def _directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Return the number of entries and where the directory begins and ends."""
+    """Returns the number of entries and where the directory begins and ends."""
     tail = _at(file, max(0, size - 22 - _UNKNOWN16), min(size, 22 + _UNKNOWN16))
     at = tail.rfind(_END)
     if at < 0 or len(tail) - at < 22 or struct.unpack("<H", tail[at + 20 : at + 22])[0] != len(tail) - at - 22:
@@ -79,7 +80,7 @@ def _directory(path: Path, file: BinaryIO, size: int) -> tuple[int, int, int]:
 
 
 def _long_fields(path: Path, extra: bytes, fields: tuple[int, ...]) -> list[int]:
-    """Replace the fields that do not fit into 32 bits by those of the zip64 record."""
+    """Replaces the fields that do not fit in 32 bits with those of the zip64 record."""
     longs = b""
     while len(extra) >= 4:
         kind, length = struct.unpack("<HH", extra[:4])

@@ -1,1 +1,1 @@
-"""Errors, typed configs from YAML, the runtime, interruption: what every other package may import."""
+"""Errors, configs, the runtime, progress and processes. Every other package may import this one."""

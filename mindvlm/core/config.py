@@ -1,5 +1,6 @@
-"""Typed configs from YAML: unknown keys, wrong types and impossible values are errors that name the key."""
+"""Typed configs from YAML. Unknown keys, wrong types and invalid values are errors that name the key."""
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -14,24 +15,31 @@ from mindvlm.core.errors import UserError
 
 
 def build_config(cls: type, data: Any, where: str = ""):
-    """Builds the dataclass `cls` from a mapping, recursively.
+    """Builds an instance of the dataclass `cls` from a mapping, recursively.
 
     Args:
-        cls: a dataclass; fields may be scalars, lists, unions with None, and dataclasses.
-        data: the mapping, as read from YAML or JSON.
-        where: dotted name of the section, for messages.
+        cls: a dataclass; fields may be scalars, lists, unions with None, and dataclasses. Its class variable `RETIRED`
+            may map keys to the one value that is still accepted for each; they are not kept.
+        data: a mapping read from YAML or JSON.
+        where: dotted name of the section, used in messages.
 
     Raises:
-        UserError: a key is unknown (the nearest known one is named), missing, or of the wrong type.
+        UserError: a key is unknown (the message names the nearest known key) or missing, or a value has the wrong type.
     """
     if not isinstance(data, dict):
         raise UserError(f"config section '{where or 'top level'}' is {data!r}; expected a mapping of keys to values")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in fields:
+    retired = getattr(cls, "RETIRED", {})
+    values = {}
+    for key, value in data.items():
+        path = f"{where}.{key}".lstrip(".")
+        if key in fields:
+            values[key] = convert_value(hints[key], value, path)
+        elif key not in retired:
             raise unknown_key(key, fields, where)
-    values = {key: convert_value(hints[key], value, f"{where}.{key}".lstrip(".")) for key, value in data.items()}
+        elif value != retired[key]:
+            raise wrong_type(path, value, repr(retired[key]))
     missing = [
         name
         for name, f in fields.items()
@@ -43,7 +51,7 @@ def build_config(cls: type, data: Any, where: str = ""):
 
 
 def unknown_key(key: Any, known: typing.Iterable[str], where: str) -> UserError:
-    """The error for a key that no section knows, with the nearest known one."""
+    """Returns the error for an unknown key; the message names the nearest known key."""
     known = sorted(known)
     near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
@@ -51,7 +59,7 @@ def unknown_key(key: Any, known: typing.Iterable[str], where: str) -> UserError:
 
 
 def convert_value(hint: Any, value: Any, where: str):
-    """Checks one value against a type hint and converts it (numbers written as text in YAML, nested sections)."""
+    """Checks a value against a type hint and converts it (numbers that YAML reads as text, nested sections)."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
@@ -84,27 +92,17 @@ def convert_value(hint: Any, value: Any, where: str):
     return convert_scalar(hint, value, where)
 
 
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 def convert_scalar(hint: type, value: Any, where: str):
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise wrong_type(where, value, "true or false")
-    if hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise wrong_type(where, value, "a whole number")
-    if hint is float:
+    is_bool = isinstance(value, bool)
+    if hint is float and isinstance(value, int | str) and not is_bool:
         # YAML 1.1 reads 1e-6 (no dot) as text
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except ValueError:
-                pass
-        raise wrong_type(where, value, "a number")
-    if hint is str:
-        if isinstance(value, str):
-            return value
-        raise wrong_type(where, value, "text")
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if hint in _SCALARS and (not isinstance(value, hint) or is_bool and hint is not bool):
+        raise wrong_type(where, value, _SCALARS[hint])
     return value
 
 
@@ -116,7 +114,7 @@ def read_yaml(path: Path) -> dict:
     """Reads one YAML file.
 
     Raises:
-        UserError: the file is missing, unreadable, not YAML, or not a mapping.
+        UserError: the file is missing or unreadable, is not valid YAML, or contains no mapping.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -137,14 +135,11 @@ def read_yaml(path: Path) -> dict:
     return data
 
 
-def is_mindocr_config(data: dict) -> bool:
-    """Whether this is a MindOCR model file: it names its class under model.name and has no family."""
-    model = data.get("model")
-    return isinstance(model, dict) and "name" in model
-
-
 def resolve_path(value: str | None, config_path: Path) -> str | None:
-    """A path of a config file made absolute: relative to the file first, then to the working folder."""
+    """Returns the absolute path of a path in a config file.
+
+    The path is relative to the config file, or to the working folder if it exists only there.
+    """
     if not value:
         return value
     beside = (config_path.resolve().parent / value).resolve()
@@ -156,11 +151,11 @@ MAX_NGRAM_SIZE = 64
 
 @dataclass(kw_only=True)
 class GenerationConfig:
-    """Greedy by default.
+    """Options of text generation; the default is greedy decoding.
 
-    `top_k` 0 keeps all tokens, `top_p` 1 keeps all mass, `repetition_penalty` 1 and `no_repeat_ngram_size` 0 are off.
-    The penalty and the n-gram rule look at the prompt's and the answer's tokens, never at padding. `stop_strings` end
-    the answer and are not part of it; the template's own end token always stops. `seed` None takes the run's seed.
+    `top_k` 0 keeps all tokens and `top_p` 1 all probability mass. `repetition_penalty` 1 and `no_repeat_ngram_size` 0
+    are off; both rules consider the tokens of the prompt and the answer, never padding. `stop_strings` end the answer
+    and are not part of it; the template's end token always stops. `seed` None uses the run's seed.
     """
 
     max_new_tokens: int = 1024
@@ -179,7 +174,7 @@ class GenerationConfig:
         check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0 and at most 1")
         check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0")
-        # every token of the n-gram is an operator of the graph
+        # each token of the n-gram adds an operator to the graph
         size = self.no_repeat_ngram_size
         check(0 <= size <= MAX_NGRAM_SIZE, "no_repeat_ngram_size", size, f"0 (off) to {MAX_NGRAM_SIZE}")
         check(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")

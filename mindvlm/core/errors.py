@@ -1,14 +1,26 @@
-"""The one exception type for what a user can cause."""
+"""Errors that a user can cause, and how the commands report them. Imports only the standard library."""
+
+import argparse
+import sys
+from typing import NoReturn
 
 
 class UserError(ValueError):
-    """Something the caller can mend: bad input, a wrong file, an impossible setting.
+    """An error the caller can fix: bad input, a wrong file, an invalid setting.
 
-    The message is one line that names the thing, what was expected and the remedy. The command-line tools print it
-    and leave with exit status 2; through the Python API it is raised as it is.
+    The message is one line with the thing, the value, the expected value and the remedy. The commands print it and exit
+    with status 2.
     """
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports a wrong command line as commands report a UserError: one line, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
 def counted(number: int, noun: str) -> str:
-    """A number of things in words, as in 1 image, 2 images."""
+    """Returns a count with its noun, such as "1 image" or "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

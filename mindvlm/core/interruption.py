@@ -1,4 +1,4 @@
-"""Ctrl-C, which MindSpore turns into SIGTERM once a graph has run."""
+"""Handling of Ctrl-C, which MindSpore turns into SIGTERM once a graph has run."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Where Ctrl-C is a KeyboardInterrupt whatever MindSpore makes of it: another signal, or an error of its own."""
+    """Raises KeyboardInterrupt on Ctrl-C, even if MindSpore turns it into another signal or into its own error."""
     was_interrupted = False
 
     def interrupt(number, frame) -> None:
@@ -18,7 +18,7 @@ def interruptible() -> Iterator[None]:
         was_interrupted = True
         raise KeyboardInterrupt
 
-    # a shell lets its background jobs ignore Ctrl-C
+    # a shell starts background jobs with SIGINT ignored
     with handled_by(interrupt, [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]):
         try:
             yield
@@ -30,11 +30,11 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Lets the first Ctrl-C wait until the block has ended; the second one does not wait.
+    """Defers the first Ctrl-C until the block ends; the second one takes effect at once.
 
-    Inside MindSpore's compiler it would become pages of errors and a file in the current folder.
+    Inside MindSpore's compiler, Ctrl-C prints pages of errors and leaves a file in the current folder.
     """
-    # whoever has left the signals to the system or to MindSpore keeps them
+    # signals handled by the system or by MindSpore stay unchanged
     wanted = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
     waiting: list[int] = []
 
@@ -51,7 +51,10 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled_by(handler, numbers) -> Iterator[None]:
-    """Inside, these signals call `handler`. Python has handlers in its main thread only; elsewhere nothing changes."""
+    """Handles these signals with `handler` inside the block.
+
+    Python runs signal handlers in the main thread only; in other threads this does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -60,5 +63,5 @@ def handled_by(handler, numbers) -> Iterator[None]:
         yield
     finally:
         for number, one in earlier.items():
-            # None: it was not Python's, which cannot put it back
+            # None: the handler was not installed by Python, which cannot restore it
             signal.signal(number, signal.SIG_DFL if one is None else one)

@@ -1,9 +1,9 @@
-"""Device, mode, dtype, seed and messages of MindSpore, all in one place."""
+"""Device, mode and seed of MindSpore, set only here."""
 
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import mindspore as ms
 from mindspore._c_expression import MSContext
@@ -13,44 +13,62 @@ from mindvlm.core.errors import UserError
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 # The first 910 and the 310 lack the fused attention operator.
 FUSED_ATTENTION_NPUS = ("ascend910b", "ascend910_93")
-_attention = "eager"
 
 
 @dataclass(kw_only=True)
 class RuntimeConfig:
-    """The runtime keys that every YAML has at its top level.
+    """Runtime keys at the top level of every YAML.
 
     Attributes:
-        attention: "fused": one operator of the NPU; "eager": separate operators; "auto": fused wherever it can be.
+        attention: "fused": one NPU operator; "eager": separate operators; "auto": fused where possible.
     """
 
     device: Literal["auto", "cpu", "ascend"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     attention: Literal["auto", "fused", "eager"] = "auto"
-    quant: Literal["none"] = "none"
     seed: int = 0
+    # `quant: none` never had an effect; existing files may contain it.
+    RETIRED: ClassVar[dict[str, str]] = {"quant": "none"}
 
 
-def start(config: RuntimeConfig) -> "ms.dtype":
-    """Sets device and mode for this process and returns the dtype to compute in.
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """Settings for building Cells.
+
+    Attributes:
+        dtype: MindSpore dtype of parameters and activations.
+        attention: "eager", "fused", or "auto": fused where dtype and head dimension allow it.
+        linear: name of the plan in `mindvlm.nn.linear_plan.PLANS` that replaces dense weight products, or None.
+    """
+
+    dtype: Any = ms.float32
+    attention: Literal["auto", "fused", "eager"] = "eager"
+    linear: str | None = None
+
+
+EAGER_FLOAT32 = BuildContext()
+
+
+def start(config: RuntimeConfig) -> BuildContext:
+    """Sets device, mode and seed of this process and returns the context to build models in.
 
     Raises:
-        UserError: Ascend is asked for where there is none, the process already runs on another device, fused attention
-            is asked for where there is none, or the seed is out of range.
+        UserError: Ascend or fused attention is not available, the process already uses another device, or the seed
+            is out of range.
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config key 'seed' is {config.seed}; expected 0 to {2**32 - 1}")
     device = choose_device(config.device)
     set_device(device)
     set_mode(config.mode == "graph")
-    set_attention(choose_attention(config.attention, device, npu_version(device)))
+    attention = choose_attention(config.attention, device, npu_version(device))
     ms.set_seed(config.seed)
-    return compute_dtype(config.dtype, device)
+    return BuildContext(dtype=compute_dtype(config.dtype, device), attention=attention)
 
 
 def set_device(device: str) -> None:
-    """Sets the device of the process. MindSpore takes it once: after the first kernel even the same one is refused."""
+    """Sets the device of the process. MindSpore accepts this once, before the first kernel runs."""
     try:
         ms.set_device(device, *card_of_rank_table(device))
     except RuntimeError as error:
@@ -59,10 +77,10 @@ def set_device(device: str) -> None:
 
 
 def card_of_rank_table(device: str) -> tuple[int, ...]:
-    """The card in `DEVICE_ID`, for a process that was started with a rank table; `msrun` finds the cards itself.
+    """Returns the card in `DEVICE_ID` for a process started with a rank table; `msrun` assigns cards itself.
 
     Raises:
-        UserError: a rank table is set and `DEVICE_ID` is no number.
+        UserError: a rank table is set but `DEVICE_ID` is not a number.
     """
     if device != "Ascend" or "RANK_TABLE_FILE" not in os.environ or "MS_ROLE" in os.environ:
         return ()
@@ -75,20 +93,33 @@ def card_of_rank_table(device: str) -> tuple[int, ...]:
 
 
 def set_mode(graph_mode: bool) -> None:
-    """Puts MindSpore into graph or PyNative mode. The mode is one for the whole process, whatever models it holds."""
+    """Sets graph or PyNative mode for the whole process."""
     mode = ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE
     if ms.get_context("mode") != mode:
         ms.set_context(mode=mode)
 
 
 def wait_for_device() -> None:
-    """Returns when everything that was started has run. Graphs on CPU have run when their call returns."""
+    """Waits until the device is idle. On CPU, calls are synchronous."""
     if ms.get_context("device_target") != "CPU":
         ms.runtime.synchronize()
 
 
+def free_device_memory() -> int | None:
+    """Returns the free bytes of the Ascend NPU in use; None if unknown."""
+    try:
+        properties = ms.hal.get_device_properties(0, "Ascend")
+    except (RuntimeError, ValueError, TypeError):
+        return None
+    return getattr(properties, "free_memory", 0) or None
+
+
 def choose_device(name: str) -> str:
-    """'Ascend' or 'CPU'; 'auto' takes Ascend where MindSpore finds one."""
+    """Returns 'Ascend' or 'CPU'; 'auto' selects Ascend if MindSpore finds one.
+
+    Raises:
+        UserError: Ascend is selected but not found.
+    """
     if name == "cpu":
         return "CPU"
     found = ms.device_context.ascend.is_available()
@@ -97,28 +128,16 @@ def choose_device(name: str) -> str:
     return "Ascend" if found else "CPU"
 
 
-def attention() -> str:
-    """What `start` settled for models that are built from now on: "eager", "fused", or "auto": fused where dtype and
-    head dimension allow it. "eager" before `start`."""
-    return _attention
-
-
-def set_attention(choice: str) -> None:
-    """Sets what `attention` returns."""
-    global _attention
-    _attention = choice
-
-
 def choose_attention(choice: str, device: str, npu: str) -> str:
-    """The config's choice, or "eager" in place of "auto" where the device has no fused attention.
+    """Returns the config's choice, with "auto" replaced by "eager" on a device without fused attention.
 
     Args:
         choice: "auto", "fused" or "eager".
         device: "Ascend" or "CPU".
-        npu: the NPU's version, see `npu_version`.
+        npu: version of the NPU, see `npu_version`.
 
     Raises:
-        UserError: "fused" where there is none.
+        UserError: the choice is "fused" on such a device.
     """
     if choice == "eager" or (device == "Ascend" and npu in FUSED_ATTENTION_NPUS):
         return choice
@@ -132,12 +151,12 @@ def choose_attention(choice: str, device: str, npu: str) -> str:
 
 
 def npu_version(device: str) -> str:
-    """MindSpore's name of the NPU generation, such as "ascend910b"; empty on CPU."""
+    """Returns MindSpore's name of the NPU generation, such as "ascend910b"; empty on CPU."""
     return MSContext.get_instance().get_ascend_soc_version() if device == "Ascend" else ""
 
 
 def compute_dtype(name: str, device: str):
-    """The dtype to compute in. The CPU backend has no bfloat16 kernels and its float16 is slower than float32."""
+    """Returns the compute dtype: float32 on CPU, which lacks bfloat16 kernels and is slower in float16."""
     if device == "CPU" and name != "float32":
         warnings.warn(f"dtype {name} is computed in float32 on CPU", stacklevel=3)
         return ms.float32

@@ -1,19 +1,19 @@
-"""Random small tables with titles, as charts show them."""
+"""Makes random small tables with titles: the data of charts."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from mindvlm.datagen.made import pick
+from mindvlm.datagen.dataset import pick
 
 
 @dataclass(frozen=True)
 class ChartTable:
-    """What a chart shows.
+    """The data and titles of a chart.
 
     Attributes:
-        values: (series, categories) float64, as they are written, multiples of `unit`.
-        unit: least difference between two values.
+        values: (series, categories) float64, multiples of `unit`.
+        unit: smallest difference between two values.
     """
 
     title: str
@@ -25,13 +25,17 @@ class ChartTable:
     unit: float
 
     def number(self, value: float) -> int | float:
-        """A value as it is written."""
+        """Returns a value as the answer has it, without digits beyond `unit`."""
         digits = max(0, -int(np.floor(np.log10(self.unit) + 1e-9)))
         rounded = round(float(value), digits)
         return rounded if digits else int(rounded)
 
+    def written(self, value: float) -> str:
+        """Returns a value as the chart shows it."""
+        return str(self.number(value))
+
     def as_dict(self) -> dict:
-        """Titles that are not empty, and values by series and category (by category alone for one series)."""
+        """Returns the titles that are not empty, and the values by series and category (one series: by category)."""
         rows = [
             {name: self.number(value) for name, value in zip(self.categories, row, strict=True)} for row in self.values
         ]
@@ -92,7 +96,7 @@ _IN_ORDER = ("Year", "Month", "Quarter", "Day", "年份", "月份", "季度", "�
 def random_table(
     rng: np.random.Generator, *, language: str, max_categories: int = 10, max_series: int = 3, in_order: bool = False
 ) -> ChartTable:
-    """A table in "en" or "zh". With `in_order` its categories are times."""
+    """Makes a table in "en" or "zh"; with `in_order`, its categories are times."""
     words = _WORDS[language]
     axis = pick(rng, [name for name in words["axes"] if name in _IN_ORDER or not in_order])
     names = words["axes"][axis]
@@ -107,7 +111,7 @@ def random_table(
     if max_series > 1 and rng.random() < 0.45:
         series = tuple(pick(rng, words["series"]).split("|"))[:max_series]
     unit = float(10.0 ** int(rng.integers(-2, 3)))
-    values, unit = _values(rng, len(series), count, unit)
+    values = _values(rng, len(series), count) * unit
     return ChartTable(
         title=pick(rng, words["title"]).format(topic=topic, axis=axis, place=place),
         x_title=axis if rng.random() < 0.6 else "",
@@ -119,10 +123,10 @@ def random_table(
     )
 
 
-def _values(rng: np.random.Generator, num_series: int, count: int, unit: float) -> tuple[np.ndarray, float]:
-    """Two or three digits each, some with a trend."""
+def _values(rng: np.random.Generator, num_series: int, count: int) -> np.ndarray:
+    """Returns whole numbers (num_series, count) of two or three digits, some with a trend."""
     largest = int(rng.integers(30, 1000))
     values = rng.uniform(0.1, 1.0, (num_series, count))
     if rng.random() < 0.5:
         values = 0.35 * values + 0.65 * np.linspace(*rng.uniform(0.15, 1.0, 2), count)
-    return np.maximum(1, np.rint(values * largest)) * unit, unit
+    return np.maximum(1, np.rint(values * largest))

@@ -1,4 +1,4 @@
-"""Paragraphs of English and Chinese to lines of a given width."""
+"""Breaks paragraphs of English and Chinese into lines of a given width."""
 
 import re
 from collections.abc import Callable
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 _WIDE = r"\u2e80-\u303e\u3041-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _OPENING = r"（《〈「『【〔［｛“‘"
 _CLOSING = r"，。、；：？！）》〉」』】〕］｝”’…—·"
-# nothing may begin a line that closes, nothing may end one that opens
+# no line begins with a closing mark or ends with an opening one
 _UNIT = re.compile(rf"[{_OPENING}]*(?:[^\s{_WIDE}{_OPENING}{_CLOSING}]+|[{_WIDE}])?[{_CLOSING}]*")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Units that stand in one line; `spaced[i]` tells whether a space comes before unit i.
+    """One line of a paragraph.
 
     Attributes:
+        units: words, or Chinese characters with their punctuation.
+        spaced: whether a space precedes each unit.
         opens: first line of its paragraph.
         closes: last line of its paragraph.
-        joint: what the paragraph has between the line before and this one: a space or nothing.
+        joint: text of the paragraph between the previous line and this one: a space or nothing.
     """
 
     units: list[str]
@@ -33,12 +35,12 @@ class Line:
 
 
 def break_lines(paragraph: str, width: float, indent: float, measure: Callable[[str], float]) -> list[Line]:
-    """Fills each line with as many units (words, Chinese characters with their punctuation) as fit.
+    """Fills each line with as many units as fit.
 
     Args:
         width: in pixels.
         indent: of the first line, in pixels.
-        measure: width of a piece of text in pixels.
+        measure: returns the width of a text in pixels.
     """
     space_width = measure(" ")
     lines: list[tuple[list[str], list[bool], str]] = [([], [], "")]

@@ -1,4 +1,4 @@
-"""Document pages with the text that is on them."""
+"""Makes document pages with the text on them."""
 
 from dataclasses import dataclass, field
 
@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mindvlm.core.errors import UserError
+from mindvlm.datagen.dataset import MadeSample, pick
 from mindvlm.datagen.fonts import FontSet, find_fonts, is_chinese, load_font
 from mindvlm.datagen.line_breaking import Line, break_lines
-from mindvlm.datagen.made import MadeSample, pick
 from mindvlm.datagen.text_source import TextSource
 
 ENGLISH_QUESTIONS = (
@@ -41,16 +41,19 @@ MAX_TITLE_CHARACTERS = 40
 
 @dataclass(kw_only=True)
 class PageOptions:
-    """What pages look like.
+    """The look of pages.
 
     Attributes:
-        text: files that the text comes from.
+        text: files to take the text from.
         fonts: folder of further fonts.
         size: (width, height) in pixels.
-        columns: numbers of columns to choose from.
-        font_sizes: (least, greatest) in pixels.
+        columns: column counts to choose from.
+        font_sizes: (smallest, largest) in pixels.
         max_characters: on a page; 0 fills it.
-        line_breaks: "join" makes a paragraph one line of the answer, "keep" keeps the lines of the page.
+        line_breaks: "join" writes a paragraph as one line of the answer, "keep" keeps the lines of the page.
+
+    Raises:
+        UserError: a size is out of range, or the columns are too narrow for the font.
     """
 
     text: list[str]
@@ -67,7 +70,9 @@ class PageOptions:
         if min(width, height) < 64 or max(width, height) > 8192:
             raise UserError(f"size {width} x {height}: expected 64 to 8192 pixels each")
         if not 6 <= smallest <= largest or min(self.columns) < 1 or self.max_characters < 0:
-            raise UserError("font_sizes has to rise from at least 6, columns from 1, max_characters from 0")
+            raise UserError(
+                "font_sizes must rise from at least 6; columns must be at least 1, max_characters at least 0"
+            )
         if 0.85 * width / max(self.columns) < 4 * largest:
             raise UserError(
                 f"size {width} x {height}: too narrow for {max(self.columns)} columns in a font of {largest} pixels; "
@@ -76,7 +81,9 @@ class PageOptions:
 
 
 class PageMaker:
-    """Sets pages. Raises UserError if a text or font cannot be used, or no font has the characters of the texts."""
+    """Typesets pages. Raises UserError if a text or font cannot be used, or no font has the characters of the texts."""
+
+    version = 1
 
     def __init__(self, options: PageOptions):
         self.options = options
@@ -85,7 +92,7 @@ class PageMaker:
         self.fonts.check(self.source.counts, f"text {options.text[0]}")
 
     def make(self, rng: np.random.Generator) -> MadeSample:
-        """A page; depends on the options and on `rng` alone."""
+        """Makes a page, which depends on the options and `rng` alone."""
         options = self.options
         font_size = int(rng.integers(options.font_sizes[0], options.font_sizes[1] + 1))
         room = int(1.2 * options.size[0] * options.size[1] / (0.4 * font_size * font_size)) + 200
@@ -113,7 +120,7 @@ def _first_characters(paragraphs: list[str], limit: int) -> list[str]:
 
 
 class _Page:
-    """One page while it is set: draws lines column by column until it is full, and collects their text."""
+    """One page: draws lines column by column until it is full, and collects their text."""
 
     def __init__(self, options: PageOptions, rng: np.random.Generator, font_path: str, font_size: int):
         self.options, self.rng = options, rng

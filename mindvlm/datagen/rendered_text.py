@@ -1,9 +1,9 @@
-"""Pictures of printed text, rendered on the fly: the training and evaluation data of Vary-nano.
+"""Renders pictures of printed text on the fly: the training and evaluation data of Vary-nano, and its curriculum.
 
-A picture shows one or two lines, up to 32 characters in total, in DejaVu Sans, Serif or Sans Mono of 14 to 40 pixels,
-dark on light paper with mild tints, on a canvas up to 512 pixels wide with random margins. Every sample is a function
-of (seed, index, split, stage) alone, so a run can be repeated or resumed anywhere. Words of three or more characters
-belong to exactly one split by a checksum of their lower-case form: evaluation words never occur in training.
+A picture shows one or two lines of up to 32 characters in total, in DejaVu Sans, Serif or Sans Mono of 14 to 40 pixels,
+dark on lightly tinted paper, on a canvas up to 512 pixels wide with random margins. A sample depends on (seed, index,
+split, difficulty) alone, so a run can be repeated, or resumed at any step. A checksum of its lower-case form assigns
+every word of three or more characters to one split: evaluation words never occur in training.
 """
 
 import zlib
@@ -64,8 +64,8 @@ _SUCCESSORS = {
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What the pictures of one step of the curriculum may contain."""
+class Difficulty:
+    """What the pictures of one stage of the curriculum may contain. Sizes and margins are in pixels."""
 
     num_fonts: int = 3
     min_characters: int = 1
@@ -77,20 +77,20 @@ class Stage:
     max_margin: int = 250
 
 
-FULL_STAGE = Stage()
-"""Everything that the model is meant to read; evaluation draws from it."""
+FULL_DIFFICULTY = Difficulty()
+"""Everything that the model should read; evaluation draws from it."""
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """One picture (RGB) and the text on it, lines joined by a newline."""
+    """An RGB picture and the text on it; a newline separates lines."""
 
     image: Image.Image
     text: str
 
 
 def in_split(word: str, split: str) -> bool:
-    """Whether a word may occur in `split`; words of fewer than three characters may occur in both."""
+    """Returns whether a word may occur in `split`; words of fewer than three characters may occur in both."""
     if len(word) < 3:
         return True
     held_out = zlib.crc32(word.lower().encode()) % EVALUATION_SHARE == 0
@@ -160,23 +160,23 @@ def _line(rng: np.random.Generator, length: int, spaces: bool, split: str) -> st
     return " ".join(words)
 
 
-def random_text(rng: np.random.Generator, *, stage: Stage = FULL_STAGE, split: str = "training") -> str:
-    """One or two lines of words, numbers and loose characters within the limits of `stage`."""
-    total = int(rng.integers(stage.min_characters, stage.max_characters + 1))
-    if total >= 2 and rng.random() < stage.two_lines:
+def random_text(rng: np.random.Generator, *, difficulty: Difficulty = FULL_DIFFICULTY, split: str = "training") -> str:
+    """Returns one or two lines of words, numbers and single characters within the limits of `difficulty`."""
+    total = int(rng.integers(difficulty.min_characters, difficulty.max_characters + 1))
+    if total >= 2 and rng.random() < difficulty.two_lines:
         first = int(rng.integers(max(1, total // 4), max(2, total - total // 4)))
         parts = [first, total - first]
     else:
         parts = [total]
-    return "\n".join(_line(rng, part, stage.spaces, split) for part in parts)
+    return "\n".join(_line(rng, part, difficulty.spaces, split) for part in parts)
 
 
 @lru_cache(maxsize=256)
 def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """The font `name` at `size` pixels.
+    """Returns the font `name` at `size` pixels.
 
     Raises:
-        UserError: if the font is neither in the project nor installed in the system.
+        UserError: the font is neither shipped nor installed in the system.
     """
     for folder in FONT_FOLDERS:
         if (folder / name).is_file():
@@ -204,30 +204,74 @@ def _ink_mask(lines: list[str], font: ImageFont.FreeTypeFont, spacing: int, shif
     return mask
 
 
-def render(text: str, rng: np.random.Generator, *, stage: Stage = FULL_STAGE) -> RenderedText:
-    """Draws `text` with a random font, size, tint and random margins of `stage`."""
+def render(text: str, rng: np.random.Generator, *, difficulty: Difficulty = FULL_DIFFICULTY) -> RenderedText:
+    """Draws `text` with a random font, size, tint and margins within the limits of `difficulty`."""
     lines = text.split("\n")
-    name = FONT_FILES[int(rng.integers(0, stage.num_fonts))]
+    name = FONT_FILES[int(rng.integers(0, difficulty.num_fonts))]
     widest = max(load_font(name, MAX_FONT_SIZE).getlength(line) for line in lines) / MAX_FONT_SIZE
     largest = int(min(MAX_FONT_SIZE, (MAX_WIDTH - 12) / max(widest, 1e-3)))
-    size = int(rng.integers(min(stage.min_font_size, largest), largest + 1))
+    size = int(rng.integers(min(difficulty.min_font_size, largest), largest + 1))
     font = load_font(name, size)
     shift = 0.0 if rng.random() < 0.7 else 0.5
     mask = _ink_mask(lines, font, int(size * rng.uniform(0.1, 0.5)), shift)
     mask = mask.crop(mask.getbbox() or (0, 0, 1, 1))
     room = max(1, MAX_WIDTH - mask.width)
-    left, right = (int(m) for m in rng.uniform(0, 1, 2) ** 2 * min(room / 2, stage.max_margin))
-    top, bottom = (int(m) for m in rng.uniform(0, 1, 2) ** 2 * stage.max_margin)
+    left, right = (int(m) for m in rng.uniform(0, 1, 2) ** 2 * min(room / 2, difficulty.max_margin))
+    top, bottom = (int(m) for m in rng.uniform(0, 1, 2) ** 2 * difficulty.max_margin)
     canvas = Image.new("L", (mask.width + left + right, mask.height + top + bottom), 0)
     canvas.paste(mask, (left, top))
-    paper, ink = _tint(rng, stage.tints)
+    paper, ink = _tint(rng, difficulty.tints)
     ramp = np.arange(256)[:, None] / 255.0 * (ink - paper)[None] + paper[None]
     tables = np.rint(ramp).astype(np.uint8)
     image = Image.merge("RGB", [canvas.point(tables[:, channel].tolist()) for channel in range(3)])
     return RenderedText(image=image, text=text)
 
 
-def sample(seed: int, index: int, *, stage: Stage = FULL_STAGE, split: str = "training") -> RenderedText:
-    """The picture number `index` of the endless set `seed` of a split."""
+def sample(seed: int, index: int, *, difficulty: Difficulty = FULL_DIFFICULTY, split: str = "training") -> RenderedText:
+    """Returns picture `index` of the endless set `seed` of a split."""
     rng = np.random.Generator(np.random.PCG64([seed, index, int(split == "evaluation")]))
-    return render(random_text(rng, stage=stage, split=split), rng, stage=stage)
+    return render(random_text(rng, difficulty=difficulty, split=split), rng, difficulty=difficulty)
+
+
+# The processor crops margins before the model sees a picture; narrow ones are faster to draw.
+TRAINING_MARGIN = 12
+
+DIFFICULTIES = (
+    Difficulty(
+        num_fonts=1, min_characters=8, max_characters=8, two_lines=0, spaces=False, tints=False, min_font_size=22
+    ),
+    Difficulty(num_fonts=1, min_characters=3, max_characters=12, two_lines=0, spaces=False, min_font_size=18),
+    Difficulty(num_fonts=3, min_characters=2, max_characters=16, two_lines=0.1),
+    Difficulty(num_fonts=3, min_characters=1, max_characters=24, two_lines=0.25),
+    Difficulty(),
+)
+TRAINING_DIFFICULTIES = tuple(Difficulty(**{**vars(one), "max_margin": TRAINING_MARGIN}) for one in DIFFICULTIES)
+
+SMOOTHING = 0.95
+MIN_STEPS_PER_STAGE = 50
+
+
+@dataclass
+class Curriculum:
+    """Moves to the next stage, an index into `DIFFICULTIES`, when the smoothed loss falls below `threshold`.
+
+    Every field is a plain number, so that a checkpoint can hold it.
+    """
+
+    threshold: float = 0.5
+    stage: int = 0
+    smoothed_loss: float = 10.0
+    steps_in_stage: int = 0
+
+    def update(self, loss: float) -> bool:
+        """Receives the loss of one step; returns whether a new stage begins."""
+        self.smoothed_loss = SMOOTHING * self.smoothed_loss + (1 - SMOOTHING) * loss
+        self.steps_in_stage += 1
+        is_last = self.stage == len(TRAINING_DIFFICULTIES) - 1
+        if is_last or self.steps_in_stage < MIN_STEPS_PER_STAGE or self.smoothed_loss >= self.threshold:
+            return False
+        self.stage += 1
+        self.steps_in_stage = 0
+        # harder pictures raise the loss at once; the average lags behind and would skip a stage
+        self.smoothed_loss = max(self.smoothed_loss, 2 * self.threshold)
+        return True

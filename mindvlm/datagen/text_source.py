@@ -1,4 +1,4 @@
-"""Passages of ordinary text files of any size."""
+"""Draws passages from text files of any size."""
 
 import codecs
 import re
@@ -19,12 +19,9 @@ _BETWEEN_WIDE = re.compile(r"(?<=[\u2e80-\u9fff\uff00-\uffef]) (?=[\u2e80-\u9fff
 
 
 class TextSource:
-    """UTF-8 text files, from which passages are drawn at random places.
+    """UTF-8 text files that passages are drawn from, at random places.
 
-    Lines are paragraphs, except in files that look broken at a fixed width: there, blank lines part the paragraphs.
-
-    Args:
-        paths: of the files.
+    Lines are paragraphs; in files that look wrapped at a fixed width, blank lines separate them.
 
     Raises:
         UserError: a file is missing, empty or not UTF-8.
@@ -41,11 +38,11 @@ class TextSource:
             self.is_wrapped.append(_looks_wrapped(text[: 1 << 16]))
 
     def passage(self, rng: np.random.Generator, num_characters: int) -> list[str]:
-        """About so many characters of one file from a random paragraph on, as paragraphs; starts over at its end."""
+        """Returns the paragraphs of about `num_characters` of one file from a random place; wraps around at its end."""
         number = int(rng.choice(len(self.paths), p=np.array(self.sizes) / sum(self.sizes)))
         start = int(rng.integers(self.sizes[number]))
         text = self._read(number, start, num_characters)
-        # the place is in the middle of a line, if there are lines, and of a word, if there are words
+        # the place is in the middle of a line or word: skip to the next
         text = text.partition("\n")[2].lstrip() or text.partition(" ")[2] or text
         while len(text) < num_characters:
             text += "\n\n" + self._read(number, 0, num_characters - len(text))
@@ -76,7 +73,7 @@ class TextSource:
 
 
 def clean(text: str) -> str:
-    """NFC, one kind of line end, one space for several, and nothing that cannot be printed."""
+    """Normalizes to NFC, unifies line ends, collapses spaces and removes characters that cannot be printed."""
     text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(c for c in text if c == "\n" or c.isprintable() or c.isspace())
     return _SPACES.sub(" ", text)

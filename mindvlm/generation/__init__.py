@@ -1,1 +1,1 @@
-"""Compiled prefill and decode, sampling, stopping, streaming."""
+"""Text generation: compiled prefill and decode, sampling, stopping, streaming."""

@@ -1,50 +1,53 @@
-"""Runs a model's inference graphs: vision, merge, prefill by length buckets, decode, over one growing KV cache.
+"""Generation engine: B slots over one KV cache, prefill in length buckets, one decode graph for all slots.
 
-B batch, L length, S slots, N images, T tokens an image, V vocabulary.
+B slots, L length, N images, T tokens per image, R rotated dimensions, V vocabulary.
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
-from mindvlm.core.interruption import uninterrupted
 from mindvlm.generation.graphs import (
     DecodeGraph,
+    GraphRunner,
     MergeGraph,
     PrefillGraph,
     ScoreGraph,
     VisionGraph,
     bucket_length,
     cache_capacity,
-    pad_rows,
+    padded_ids,
 )
-from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
+from mindvlm.generation.request import Request, Slot
+from mindvlm.generation.sampling import Sampler
+from mindvlm.nn.rotary import decoder_frequencies, ntk_alpha
 from mindvlm.nn.splice import splice_sources
 
-# A longer prompt is prefilled in pieces of this many tokens, so that attention scores stay small.
+# Longer prompts are prefilled in chunks of this many tokens to limit the memory of attention scores.
 MAX_PREFILL_LENGTH = 1024
-STAGES = ("compile", "vision", "prefill", "decode")
 
 
 class Engine:
-    """One model, one KV cache, B rows that grow together.
+    """Generates tokens for up to B independent requests with one model and one KV cache.
+
+    `add` prefills a request in a free slot, `step` generates the next token of every running slot, `release` frees a
+    slot. Requests may be added and released between any two steps. The result of a row does not depend on other rows.
 
     Args:
         model: a family's model Cell with `language_model`, `encode_images` and `merge`.
-        placeholder_id: the token that stands for one image feature row.
-        max_length: the most tokens that a row may reach.
-        graph_mode: whether Cells are compiled (PyNative otherwise).
-        on_compile: called with a graph's name before it is compiled.
+        placeholder_id: token that stands for one image feature row.
+        max_length: maximum number of tokens of a row.
+        num_slots: B.
+        graph_mode: whether Cells are compiled; False for PyNative mode.
+        on_compile: called with the name of the stage before a large graph is compiled.
 
     Attributes:
-        lengths: (B,) tokens whose keys and values are in the cache.
-        owner: whose conversation the cache holds; None after a reset.
-        num_prefills: how often tokens were appended, to notice that the cache went to somebody else.
-        seconds: time spent per stage since the last `reset_clock`.
+        slots: the slot of each row; None for a free row.
+        next_logits: (B, V) logits of the last step; for a new request, the logits after its prompt.
+        capacity: number of positions in the cache.
+        runner: compiles, runs and times the graphs.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Engine:
         *,
         placeholder_id: int,
         max_length: int,
+        num_slots: int = 1,
         graph_mode: bool = True,
         on_compile: Callable[[str], None] | None = None,
     ):
@@ -60,180 +64,225 @@ class Engine:
         self.config = model.config.language_model
         self.placeholder_id = placeholder_id
         self.max_length = max_length
-        self.graph_mode = graph_mode
-        self.on_compile = on_compile
+        self.runner = GraphRunner(graph_mode=graph_mode, on_compile=on_compile)
+        self.sampler = Sampler(self.runner.run, vocab_size=self.config.vocab_size, max_ids=max_length + 1)
         self.vision = VisionGraph(model)
         self.merge = MergeGraph(model)
         self.score = ScoreGraph(model.language_model)
-        self.prefill = self.decode = None
-        self.lengths = np.zeros(0, np.int32)
-        self.owner = None
-        self.num_prefills = 0
-        self.num_slots = 0
+        self.slots: list[Slot | None] = []
         self.caches = None
-        self.alpha = 1
-        self.inv_freq = None
-        self.compiled: set = set()
-        self.reset_clock()
+        self.resize(num_slots)
 
-    def reset_clock(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+    def resize(self, num_slots: int) -> None:
+        """Releases all slots. A different number of slots drops the cache."""
+        for slot in filter(None, self.slots):
+            self.release(slot)
+        if len(self.slots) != num_slots:
+            if self.caches is not None:
+                self.runner.forget(self.prefill, self.decode)
+            self.prefill = self.decode = self.caches = self.next_logits = None
+            self.capacity = 0
+        self.slots = [None] * num_slots
+        self.inv_freq = np.tile(self.frequencies(1).asnumpy(), (num_slots, 1))
 
-    def encode_images(self, *pixels: np.ndarray) -> Tensor:
-        """Pixels of the family's towers, each (N, 3, height, width) float32 -> image features (N, T, hidden)."""
-        dtype = self.model.language_model.dtype
-        return self.run("vision", self.vision, *(Tensor(array).astype(dtype) for array in pixels))
-
-    def reset(self, batch_size: int) -> None:
-        """Empties the cache for B new rows."""
-        if len(self.lengths) != batch_size:
-            self.caches, self.num_slots = None, 0
-        self.owner = None
-        self.lengths = np.zeros(batch_size, np.int32)
-
-    def alpha_for(self, length: int) -> float:
-        """The dynamic NTK factor that a prompt of this length asks for."""
-        return ntk_alpha(length, self.config.training_length) if self.config.use_dynamic_ntk else 1
-
-    def append(
-        self, rows: list[list[int]], image_features: Tensor | None = None, order: np.ndarray | None = None
-    ) -> Tensor:
-        """Prefill: adds tokens to every row and returns the logits (B, V) behind each row's last token.
-
-        The NTK factor follows from the rows' length when the cache is empty and stays until it is reset.
+    def add(self, request: Request, *, slot: Slot | None = None) -> Slot:
+        """Prefills a request and returns its slot.
 
         Args:
-            rows: B lists of ids, at least one each.
-            image_features: (N, T, hidden), in the order of the placeholders in `rows`.
-            order: the feature row for each placeholder where that is another order, see `splice_sources`.
+            request: the request.
+            slot: a finished, unreleased slot to continue. The common prefix of its ids is not recomputed, unless the
+                longer prompt has another NTK factor. `request.features` must begin with the features of its pictures.
 
         Raises:
-            UserError: a row passes `max_length`, or placeholders and features differ in number.
+            UserError: no slot is free, the prompt is longer than `max_length`, or the numbers of placeholders and
+                feature rows differ. The engine is unchanged.
         """
-        self.num_prefills += 1
-        counts = np.array([len(row) for row in rows], np.int32)
-        totals = self.lengths + counts
-        self.check_length(int(totals.max()))
-        if not self.lengths.any():
-            self.set_alpha(self.alpha_for(int(totals.max())))
-        # near the end of the context the padding gives way, so that the cache need not grow beyond it
-        room = bucket_length(self.max_length) - int(self.lengths.max())
-        padded = max(min(self.padded_length(int(counts.max())), room), int(counts.max()))
-        embeds = self.merged_embeddings(pad_rows(rows, padded, 0), image_features, order)
-        self.ensure_slots(int(self.lengths.max()) + embeds.shape[1])
-        logits = None
-        for start in range(0, embeds.shape[1], MAX_PREFILL_LENGTH):
-            chunk = embeds[:, start : start + MAX_PREFILL_LENGTH]
-            stop = start + chunk.shape[1]
-            positions = self.lengths[:, None] + np.arange(start, stop, dtype=np.int32)
-            last = np.clip(counts - 1, start, stop - 1) - start
-            of_chunk = self.run("prefill", self.prefill, chunk, Tensor(positions), self.inv_freq, Tensor(last))
-            ends_here = Tensor(((counts > start) & (counts <= stop))[:, None])
-            logits = of_chunk if logits is None else ops.select(ends_here, of_chunk, logits)
-        self.lengths = totals
-        return logits
+        ids, alpha = list(request.ids), self.alpha_for(len(request.ids))
+        self.check_length(len(ids))
+        # the last token is always computed, for its logits
+        start = min(slot.common_length(ids), len(ids) - 1) if slot and slot.alpha == alpha else 0
+        features = self.new_features(request, start)
+        row = slot.row if slot else self.free_row()
+        if slot:
+            # an interruption leaves the rest of the row invalid
+            slot.cached = slot.cached[:start]
+        logits = self.run_prefill(row, ids, start, alpha, features)
+        if slot:
+            self.release(slot)
+        self.slots[row] = new = Slot(row, request, alpha)
+        self.inv_freq[row] = self.frequencies(alpha).asnumpy()
+        self.next_logits = self.with_row(row, logits)
+        if request.options.max_new_tokens > 1 and len(ids) < self.capacity:
+            # compiles before the first token is returned
+            self.runner.compile("decode", self.decode, *self.decode_inputs())
+        return new
 
-    def padded_length(self, length: int) -> int:
-        """Whole chunks and a bucket for the rest."""
-        chunks, rest = divmod(length, MAX_PREFILL_LENGTH)
-        return chunks * MAX_PREFILL_LENGTH + (bucket_length(rest) if rest else 0)
+    def step(self) -> list[Slot]:
+        """Appends the next token to `new_ids` of every running slot; returns these slots."""
+        running = [slot for slot in self.slots if slot and slot.is_running]
+        if not running:
+            return []
+        self.run_decode(running)
+        ids = self.sampler.choose(self.next_logits, running)
+        for slot in running:
+            slot.take(int(ids[slot.row]), self.max_length)
+        return running
 
-    def step(self, ids: Tensor) -> Tensor:
-        """Decode: feeds one token a row, ids (B,) int32 -> logits (B, V).
+    def release(self, slot: Slot) -> None:
+        """Frees the row of a slot; does nothing if it is already released."""
+        if not slot.is_released:
+            slot.is_released = True
+            self.slots[slot.row] = None
 
-        A full row, which has ended while others go on, keeps writing its last slot.
+    def complete(self, requests: Sequence[Request]) -> list[Slot]:
+        """Answers all requests, as many at a time as slots are free; returns their released slots."""
+        slots: list[Slot] = []
+        try:
+            while len(slots) < len(requests) or any(slot.is_running for slot in slots):
+                while len(slots) < len(requests) and None in self.slots:
+                    slots.append(self.add(requests[len(slots)]))
+                if not self.step():
+                    raise UserError(f"{len(requests)} requests are waiting but no slot is free; release one")
+                for slot in slots:
+                    if slot.stop_reason:
+                        self.release(slot)
+        finally:
+            # releases the rows after an error or Ctrl-C too
+            for slot in slots:
+                self.release(slot)
+        return slots
+
+    def encode_images(self, *pixels: np.ndarray) -> Tensor:
+        """Encodes the pixels of each tower, (N, 3, height, width) float32, to image features (N, T, hidden)."""
+        dtype = self.model.language_model.dtype
+        return self.runner.run("vision", self.vision, *(Tensor(array).astype(dtype) for array in pixels))
+
+    def logits(self, input_ids: np.ndarray, features: Tensor | None = None) -> Tensor:
+        """Returns the logits (B, L, V) at every position of input_ids (B, L) int32, without the cache.
+
+        The NTK factor is that of length L. `features` are as in `Request`.
         """
-        positions = np.minimum(self.lengths, self.max_length - 1)
-        self.ensure_slots(int(positions.max()) + 1)
-        logits = self.run("decode", self.decode, ids, Tensor(positions[:, None]), self.inv_freq)
-        self.lengths = positions + 1
-        return logits
-
-    def truncate(self, length: int) -> None:
-        """Forgets what every row holds beyond `length` tokens."""
-        self.lengths = np.minimum(self.lengths, np.int32(length))
-
-    def logits(
-        self, input_ids: np.ndarray, image_features: Tensor | None = None, order: np.ndarray | None = None
-    ) -> Tensor:
-        """Logits at every position, without the cache: input_ids (B, L) int32 -> (B, L, V)."""
         self.check_length(input_ids.shape[1])
         inv_freq = self.frequencies(self.alpha_for(input_ids.shape[1]))
-        return self.run("prefill", self.score, self.merged_embeddings(input_ids, image_features, order), inv_freq)
+        return self.runner.run("prefill", self.score, self.merged_embeddings(input_ids, features), inv_freq)
+
+    def merged_embeddings(self, input_ids: np.ndarray, features: Tensor | None = None) -> Tensor:
+        """Returns token embeddings (B, L, hidden) with features (..., hidden) in place of the placeholders."""
+        hidden_size, dtype = self.config.hidden_size, self.model.language_model.dtype
+        num_rows = 0 if features is None else features.size // hidden_size
+        sources = splice_sources(input_ids, num_rows, 1, self.placeholder_id)
+        rows = () if features is None else (features.reshape((-1, hidden_size)),)
+        if num_rows < input_ids.size:
+            rows += (ops.zeros((input_ids.size - num_rows, hidden_size), dtype),)
+        # a placeholder may be negative; its row comes from the features
+        ids = Tensor(np.maximum(input_ids, 0))
+        rows = rows[0] if len(rows) == 1 else ops.concat(rows, 0)
+        return self.runner.run("prefill", self.merge, ids, rows, Tensor(sources))
+
+    def alpha_for(self, length: int) -> float:
+        """Returns the dynamic NTK factor of a prompt of this length."""
+        return ntk_alpha(length, self.config.training_length) if self.config.use_dynamic_ntk else 1
+
+    def frequencies(self, alpha: float) -> Tensor:
+        """Returns the rotary frequencies (R/2,) float32."""
+        return Tensor(decoder_frequencies(self.config, alpha))
 
     def check_length(self, length: int) -> None:
+        """Raises UserError if a prompt of this length exceeds the context."""
         if length > self.max_length:
             raise UserError(
                 f"the prompt has {length} tokens but the context holds {self.max_length}; "
                 "shorten it or raise model.max_length (tokenizer_model_max_length in a folder's config.json)"
             )
 
-    def merged_embeddings(
-        self, input_ids: np.ndarray, image_features: Tensor | None, order: np.ndarray | None = None
-    ) -> Tensor:
-        if image_features is None:
-            sources = splice_sources(input_ids, 0, 0, self.placeholder_id)
-            # an empty tensor cannot enter a graph; one row that nothing points at can
-            blank = np.zeros((1, 1, self.config.hidden_size), np.float32)
-            image_features = Tensor(blank).astype(self.model.language_model.dtype)
-        else:
-            num_images, image_token_len, _ = image_features.shape
-            sources = splice_sources(input_ids, num_images, image_token_len, self.placeholder_id, order=order)
-        # a placeholder may have no embedding; its row is taken from the features
-        ids = Tensor(np.maximum(input_ids, 0))
-        return self.run("prefill", self.merge, ids, image_features, Tensor(sources))
+    def free_row(self) -> int:
+        if None not in self.slots:
+            raise UserError(f"all {len(self.slots)} slots are busy; release one before another request")
+        return self.slots.index(None)
 
-    def frequencies(self, alpha: float) -> Tensor:
-        return Tensor(inverse_frequencies(self.config.rotary_dim, self.config.rope_theta, alpha=alpha))
+    def new_features(self, request: Request, start: int) -> Tensor | None:
+        """Returns the feature rows of the placeholders from position `start` on, (num_rows, hidden), or None."""
+        num_new = list(request.ids[start:]).count(self.placeholder_id)
+        features = request.features
+        num_rows = 0 if features is None else features.size // self.config.hidden_size
+        if num_new > num_rows or (start == 0 and num_new < num_rows):
+            raise UserError(
+                f"the prompt has {num_new} image placeholders but the images give {num_rows} feature rows; give one "
+                "<image> for each picture"
+            )
+        if num_new == 0:
+            return None
+        return features.reshape((-1, self.config.hidden_size))[num_rows - num_new :]
 
-    def set_alpha(self, alpha: float) -> None:
-        self.alpha = alpha
-        self.inv_freq = self.frequencies(alpha)
+    def run_prefill(self, row: int, ids: list[int], start: int, alpha: float, features: Tensor | None) -> Tensor:
+        """Prefills ids[start:] in one row of the cache; returns the logits (1, V) of the last token."""
+        pieces = [(at, ids[at : at + MAX_PREFILL_LENGTH]) for at in range(start, len(ids), MAX_PREFILL_LENGTH)]
+        last_start, last_piece = pieces[-1]
+        self.reserve(last_start + self.padded_length(last_start, len(last_piece)))
+        inv_freq, num_used, logits = self.frequencies(alpha).expand_dims(0), 0, None
+        for at, piece in pieces:
+            num_rows = piece.count(self.placeholder_id)
+            rows = features[num_used : num_used + num_rows] if num_rows else None
+            num_used += num_rows
+            length = self.padded_length(at, len(piece))
+            inputs = (np.arange(at, at + length, dtype=np.int32)[None], [len(piece) - 1], [row])
+            positions, last, rows_of_cache = (Tensor(np.array(values, np.int32)) for values in inputs)
+            embeds = self.merged_embeddings(padded_ids(piece, length), rows)
+            logits = self.runner.run("prefill", self.prefill, embeds, positions, inv_freq, last, rows_of_cache)
+        return logits
 
-    def ensure_slots(self, needed: int) -> None:
-        """Allocates the cache, or a larger one that takes over what is in it."""
-        if self.num_slots >= needed:
+    def padded_length(self, start: int, length: int) -> int:
+        """Returns the bucket length for `length` tokens at `start`, limited to the end of the context."""
+        return max(length, min(bucket_length(length), bucket_length(self.max_length) - start))
+
+    def run_decode(self, running: list[Slot]) -> None:
+        """Runs the last id of every running slot that has one and updates `next_logits`."""
+        fed = [slot for slot in running if slot.new_ids]
+        if not fed:
             return
-        num_slots = cache_capacity(needed, self.max_length)
-        caches = self.model.language_model.new_caches(len(self.lengths), num_slots)
-        if self.caches is not None and self.lengths.any():
-            for new_layer, old_layer in zip(caches, self.caches, strict=True):
-                for new, filled in ((new_layer.key, old_layer.key), (new_layer.value, old_layer.value)):
-                    buffer = np.zeros(new.shape, filled.asnumpy().dtype)
-                    buffer[:, :, : filled.shape[2]] = filled.asnumpy()
-                    new.set_data(Tensor.from_numpy(buffer))
-        # Python gives the ids of graphs that go away out again
-        gone = {id(self.prefill), id(self.decode)}
-        self.compiled = {key for key in self.compiled if key[0] not in gone}
+        # the graph writes a token to every row, which must not overwrite the tokens of idle slots
+        self.reserve(max(min(len(slot.cached) + 1, self.max_length) for slot in self.slots if slot))
+        logits = self.runner.run("decode", self.decode, *self.decode_inputs())
+        for slot in fed:
+            slot.cached.append(slot.new_ids[-1])
+        if len(fed) < len(running):
+            is_new = np.zeros((len(self.slots), 1), np.bool_)
+            is_new[[slot.row for slot in running if not slot.new_ids]] = True
+            logits = ops.select(Tensor(is_new), self.next_logits, logits)
+        self.next_logits = logits
+
+    def decode_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ids (B,), positions (B, 1) and frequencies (B, R/2) of a decode step.
+
+        Every row writes one token. An idle row writes after its last token; a full one overwrites its last token, which
+        no continuation reuses.
+        """
+        ids, positions = np.zeros((2, len(self.slots)), np.int32)
+        for slot in filter(None, self.slots):
+            ids[slot.row] = slot.new_ids[-1] if slot.new_ids else 0
+            positions[slot.row] = min(len(slot.cached), self.max_length - 1)
+        return Tensor(ids), Tensor(positions[:, None]), Tensor(self.inv_freq)
+
+    def with_row(self, row: int, logits: Tensor) -> Tensor:
+        """Returns `next_logits` with the logits of one row replaced by (1, V)."""
+        if len(self.slots) == 1:
+            return logits
+        whole = ops.broadcast_to(logits, (len(self.slots), logits.shape[1]))
+        if self.next_logits is None:
+            return whole
+        return ops.select(Tensor(np.arange(len(self.slots))[:, None] == row), whole, self.next_logits)
+
+    def reserve(self, length: int) -> None:
+        """Ensures capacity for rows of this length; allocates the cache, or a larger one with the same contents."""
+        if self.capacity >= length:
+            return
+        capacity = cache_capacity(length, self.max_length)
+        caches = self.model.language_model.new_caches(len(self.slots), capacity)
+        if self.caches is not None and any(slot and slot.cached for slot in self.slots):
+            for larger, smaller in zip(caches, self.caches, strict=True):
+                larger.copy_from(smaller)
+        self.runner.forget(self.prefill, self.decode)
         self.prefill = PrefillGraph(self.model.language_model, caches)
         self.decode = DecodeGraph(self.model.language_model, caches)
-        # last, so that Ctrl-C before it leaves a cache that is too small and is enlarged the next time
-        self.caches, self.num_slots = caches, num_slots
-
-    def prepare_step(self) -> None:
-        """Compiles the decode graph, so that nothing is compiled between the first token and the second."""
-        ids = Tensor(np.zeros(len(self.lengths), np.int32))
-        self.compile_once("decode", self.decode, ids, Tensor(self.lengths[:, None]), self.inv_freq)
-
-    def compile_once(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> None:
-        """Compiles a graph for inputs of a new shape, under the clock of compiling."""
-        runtime.set_mode(self.graph_mode)
-        key = (id(graph), graph.training, tuple((x.shape, x.dtype) for x in inputs))
-        if not self.graph_mode or key in self.compiled:
-            return
-        start = time.perf_counter()
-        if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
-            self.on_compile(stage)
-        with uninterrupted():
-            graph.compile(*inputs)
-        self.compiled.add(key)
-        self.seconds["compile"] += time.perf_counter() - start
-
-    def run(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> Tensor:
-        """Runs a graph under the clock of its stage; a new shape is compiled first."""
-        self.compile_once(stage, graph, *inputs)
-        start = time.perf_counter()
-        result = graph(*inputs)
-        runtime.wait_for_device()
-        self.seconds[stage] += time.perf_counter() - start
-        return result
+        # assigned last, so an interruption leaves the old cache in place
+        self.caches, self.capacity = caches, capacity

@@ -1,14 +1,22 @@
-"""The graphs of inference, each a Cell that is compiled once per shape.
+"""The graphs of inference, with their compilation and timing.
 
-N images, T tokens an image, B batch, L length, V vocabulary.
+N images, T tokens per image, B cache rows, b rows of a call, L length, R rotated dimensions, V vocabulary.
 """
 
+import time
+from collections.abc import Callable
+
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
+
+from mindvlm.core import runtime
+from mindvlm.core.interruption import uninterrupted
+
+STAGES = ("compile", "vision", "prefill", "decode")
 
 
 class VisionGraph(nn.Cell):
-    """Pixels of the family's towers -> image features (N, T, hidden)."""
+    """Pixels of each tower -> image features (N, T, hidden)."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -19,9 +27,10 @@ class VisionGraph(nn.Cell):
 
 
 class MergeGraph(nn.Cell):
-    """Token embeddings with the image features in their places, (B, L, hidden).
+    """Token embeddings with image features in place of the placeholders, (B, L, hidden).
 
-    A graph of its own, so that the large prefill graph does not depend on the number of images.
+    Prefill and scoring share this graph. Feature rows are padded to the number of tokens, so the graph does
+    not depend on the number of images.
     """
 
     def __init__(self, model):
@@ -33,23 +42,37 @@ class MergeGraph(nn.Cell):
 
 
 class PrefillGraph(nn.Cell):
-    """Runs a bucket of new tokens against the cache and returns the logits (B, V) behind each row's last real one."""
+    """Runs a bucket of new tokens of some rows against the cache; returns the logits of the last real token."""
 
     def __init__(self, language_model, caches):
         super().__init__(auto_prefix=False)
         self.language_model = language_model
         self.caches = caches
+        # the only row is read without a copy
+        self.selects_rows = caches[0].key.shape[0] > 1
 
-    def construct(self, embeds, positions, inv_freq, last):
-        """embeds (B, L, hidden); positions (B, L) and last (B,) int32, `last` counted within the bucket."""
-        hidden = self.language_model.with_cache(embeds, positions, inv_freq, self.caches)
+    def construct(self, embeds, positions, inv_freq, last, rows):
+        """Runs the bucket.
+
+        Args:
+            embeds: (b, L, hidden).
+            positions: (b, L) int32.
+            inv_freq: (b, R/2) float32.
+            last: (b,) int32, index of the last real token in the bucket.
+            rows: (b,) int32, cache rows to use; other rows are unchanged.
+
+        Returns:
+            Logits (b, V).
+        """
+        rows = rows if self.selects_rows else None
+        hidden = self.language_model.with_cache(embeds, positions, ops.expand_dims(inv_freq, 1), self.caches, rows)
         batch_size, length, width = hidden.shape
-        rows = ops.arange(batch_size) * length + last
-        return self.language_model.lm_head(ops.gather(hidden.reshape((batch_size * length, width)), rows, 0))
+        ends = ops.arange(batch_size) * length + last
+        return self.language_model.lm_head(ops.gather(hidden.reshape((batch_size * length, width)), ends, 0))
 
 
 class DecodeGraph(nn.Cell):
-    """One token a row: ids (B,) and positions (B, 1) int32 -> logits (B, V)."""
+    """One token per row: ids (B,), positions (B, 1) int32 and inv_freq (B, R/2) float32 -> logits (B, V)."""
 
     def __init__(self, language_model, caches):
         super().__init__(auto_prefix=False)
@@ -58,12 +81,12 @@ class DecodeGraph(nn.Cell):
 
     def construct(self, ids, positions, inv_freq):
         embeds = self.language_model.embed_tokens(ids.reshape((-1, 1)))
-        hidden = self.language_model.with_cache(embeds, positions, inv_freq, self.caches)
+        hidden = self.language_model.with_cache(embeds, positions, ops.expand_dims(inv_freq, 1), self.caches)
         return self.language_model.lm_head(hidden[:, 0])
 
 
 class ScoreGraph(nn.Cell):
-    """Logits at every position of one pass without a cache: embeds (B, L, hidden) -> (B, L, V)."""
+    """A forward pass without a cache: embeds (B, L, hidden) -> logits (B, L, V)."""
 
     def __init__(self, language_model):
         super().__init__(auto_prefix=False)
@@ -73,24 +96,78 @@ class ScoreGraph(nn.Cell):
         return self.language_model.lm_head(self.language_model(embeds, inv_freq))
 
 
+class GraphRunner:
+    """Runs and times graphs; compiles each once per shape.
+
+    Args:
+        graph_mode: whether Cells are compiled; False for PyNative mode.
+        on_compile: called with the name of the stage before a large graph is compiled.
+
+    Attributes:
+        seconds: time per stage since the last `reset_clock`.
+        compiled: keys of the compiled graphs and shapes.
+    """
+
+    def __init__(self, *, graph_mode: bool, on_compile: Callable[[str], None] | None = None):
+        self.graph_mode = graph_mode
+        self.on_compile = on_compile
+        self.compiled: set[tuple] = set()
+        self.reset_clock()
+
+    def reset_clock(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    def run(self, stage: str, graph: nn.Cell, *inputs: Tensor):
+        """Runs a graph and adds the time to its stage."""
+        self.compile(stage, graph, *inputs)
+        start = time.perf_counter()
+        result = graph(*inputs)
+        runtime.wait_for_device()
+        self.seconds[stage] += time.perf_counter() - start
+        return result
+
+    def compile(self, stage: str, graph: nn.Cell, *inputs: Tensor) -> None:
+        """Compiles a graph unless it is compiled for inputs of these shapes."""
+        runtime.set_mode(self.graph_mode)
+        key = (id(graph), graph.training, tuple((x.shape, x.dtype) for x in inputs))
+        if not self.graph_mode or key in self.compiled:
+            return
+        start = time.perf_counter()
+        if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
+            self.on_compile(stage)
+        with uninterrupted():
+            graph.compile(*inputs)
+        self.compiled.add(key)
+        self.seconds["compile"] += time.perf_counter() - start
+
+    def forget(self, *graphs: nn.Cell | None) -> None:
+        """Forgets graphs that are about to be deleted, because Python reuses ids."""
+        gone = {id(graph) for graph in graphs}
+        self.compiled = {key for key in self.compiled if key[0] not in gone}
+
+
 def bucket_length(length: int) -> int:
-    """The length that a prompt is padded to: multiples of 64, so that few graphs are built and little is computed for
-    nothing."""
+    """Returns the padded length of a prompt: the next multiple of 64.
+
+    Buckets keep the number of graphs small at little extra work.
+    """
     return -(-length // 64) * 64
 
 
 def cache_capacity(length: int, max_length: int) -> int:
-    """Slots to allocate for `length` tokens: powers of two from 128, so that attention reads at most twice what is
-    valid, and no more than the longest context needs."""
+    """Returns the cache capacity for `length` tokens.
+
+    Capacities are powers of two from 128 on, so attention reads at most twice the valid positions, limited to the
+    maximum context.
+    """
     capacity = 128
     while capacity < length:
         capacity *= 2
     return max(length, min(capacity, bucket_length(max_length)))
 
 
-def pad_rows(rows: list[list[int]], length: int, fill: int) -> np.ndarray:
-    """Rows of ids right-padded to (B, length) int32."""
-    out = np.full((len(rows), length), fill, np.int32)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
+def padded_ids(ids: list[int], length: int) -> np.ndarray:
+    """Returns one row of ids padded with zeros, (1, length) int32."""
+    out = np.zeros((1, length), np.int32)
+    out[0, : len(ids)] = ids
     return out

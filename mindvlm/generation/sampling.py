@@ -1,104 +1,161 @@
-"""Choosing the next token inside a graph.
+"""Selection of the next token of every slot.
 
-B batch, V vocabulary, S history slots, K kept candidates.
+B rows, V vocabulary, S maximum ids of a row, K candidates.
 """
 
+from collections.abc import Callable, Sequence
+
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from mindvlm.core.config import GenerationConfig
+from mindvlm.generation.request import Slot
+from mindvlm.nn.layout import widen
 
-EMPTY = -1
+# Sampling among the top few tokens avoids sorting the vocabulary.
+FEW_CANDIDATES = 128
 
 
-class Sampler(nn.Cell):
-    """Logits (B, V) -> next ids (B,) int32, by the rules of a `GenerationConfig`.
+class GreedyGraph(nn.Cell):
+    """Logits (B, V) -> ids of the maxima, (B,) int32."""
 
-    Order as in Hugging Face: repetition penalty (arXiv 1909.05858), no repeated n-gram, temperature, top-k, top-p
-    (arXiv 1904.09751). One uniform number per row drives the draw, so a seed gives the same text on every device.
-    The tokens so far live in `history` on the device and never travel.
+    def __init__(self):
+        super().__init__()
+        self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
+
+    def construct(self, logits):
+        return self.argmax(logits.astype(ms.float32))
+
+
+class SamplingGraph(nn.Cell):
+    """Logits (B, V) -> next ids (B,) int32. Options are inputs, so their values never trigger a compilation.
+
+    The order of the rules is that of Hugging Face: repetition penalty (arXiv 1909.05858), no repeated n-gram,
+    temperature, top-k, top-p (arXiv 1904.09751). Each row samples with one uniform number from the host, so a seed
+    produces the same text on every device.
 
     Args:
-        config: the rules; fixed for the life of the graph.
-        batch_size: B.
-        vocab_size: V.
-        num_slots: S, the most tokens that a row can reach.
+        num_candidates: K, the maximum number of tokens to sample from; 0 if no row samples. A row's result does not
+            depend on K.
     """
 
-    def __init__(self, config: GenerationConfig, *, batch_size: int, vocab_size: int, num_slots: int):
+    def __init__(self, num_candidates: int):
         super().__init__()
-        self.batch_size = batch_size
-        self.vocab_size = vocab_size
-        self.num_slots = num_slots
-        self.do_sample = config.do_sample
-        self.temperature = config.temperature
-        self.num_candidates = min(config.top_k or vocab_size, vocab_size)
-        self.top_p = config.top_p
-        self.penalty = config.repetition_penalty
-        self.ngram = config.no_repeat_ngram_size
-        self.keeps_history = self.penalty != 1.0 or self.ngram > 0
-        self.history = Parameter(
-            initializer("zeros", (batch_size, num_slots), ms.int32), name="history", requires_grad=False
-        )
-        self.write = ops.ScatterNdUpdate()
+        self.num_candidates = num_candidates
         self.top_k = ops.TopK(sorted=True)
         self.cumsum = ops.CumSum()
         self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
-        self.rows = Tensor(list(range(batch_size)), ms.int32)
-        self.slots = Tensor(list(range(num_slots)), ms.int32)
 
-    def construct(self, logits, counts, uniform):
-        """counts (B,) int32, how many tokens each row has; uniform (B,) float32 in [0, 1)."""
-        logits = logits.astype(ms.float32)
-        history = self.history.value()
-        if self.penalty != 1.0:
-            logits = self.penalise_repetition(logits, history)
-        if self.ngram > 0:
-            logits = self.forbid_repeated_ngrams(logits, history, counts)
-        ids = self.draw(logits, uniform) if self.do_sample else self.argmax(logits)
-        if self.keeps_history:
-            self.write(self.history, ops.stack((self.rows, counts), -1), ids)
-        return ids
+    def construct(self, logits, seen, banned, penalty, do_sample, temperature, top_k, top_p, uniform):
+        """Selects a token for each row.
 
-    def scatter_over_vocabulary(self, ids, values):
-        """Sums values (B, S) into (B, V) at ids (B, S); EMPTY ids fall off the end."""
-        columns = ops.select(ids < 0, ops.full_like(ids, self.vocab_size), ids)
-        rows = ops.broadcast_to(self.rows.reshape((-1, 1)), columns.shape)
-        table = ops.scatter_nd(ops.stack((rows, columns), -1), values, (self.batch_size, self.vocab_size + 1))
-        return table[:, : self.vocab_size]
+        Args:
+            logits: (B, V).
+            seen: (B, S) int32, ids subject to `penalty`; V for none.
+            banned: (B, S) int32, ids that must not follow; V for none.
+            penalty, temperature, top_p: (B, 1) float32.
+            do_sample: (B,) bool; False selects the maximum.
+            top_k: (B, 1) int32 from 1 to K.
+            uniform: (B, 1) float32 in [0, 1).
+        """
+        logits = self.penalised(logits.astype(ms.float32), seen, penalty)
+        logits = ops.select(marked(banned, logits), ops.full_like(logits, -1e30), logits)
+        ids = self.argmax(logits)
+        if self.num_candidates == 0:
+            return ids
+        return ops.select(do_sample, self.draw(logits, temperature, top_k, top_p, uniform), ids)
 
-    def penalise_repetition(self, logits, history):
-        seen = self.scatter_over_vocabulary(history, ops.ones_like(history).astype(ms.float32)) > 0
-        penalised = ops.select(logits > 0, logits / self.penalty, logits * self.penalty)
-        return ops.select(seen, penalised, logits)
+    def penalised(self, logits, seen, penalty):
+        """Applies the repetition penalty to the logits of the ids in `seen`."""
+        penalty = widen(penalty, logits)
+        lowered = ops.select(logits > 0, logits / penalty, logits * penalty)
+        return ops.select(marked(seen, logits), lowered, logits)
 
-    def forbid_repeated_ngrams(self, logits, history, counts):
-        """Bans every token that once followed the row's last n - 1 tokens."""
-        prefix = self.ngram - 1
-        num_windows = self.num_slots - prefix
-        starts = self.slots[:num_windows].reshape((1, -1))
-        matches = starts + prefix < counts.reshape((-1, 1))
-        for i in range(prefix):
-            last = ops.maximum(counts - prefix + i, ops.zeros_like(counts)).reshape((-1, 1))
-            token = ops.gather_elements(history, 1, last)
-            matches = ops.logical_and(matches, history[:, i : i + num_windows] == token)
-        matches = ops.logical_and(matches, counts.reshape((-1, 1)) >= prefix)
-        followers = history[:, prefix : prefix + num_windows]
-        banned = self.scatter_over_vocabulary(followers, matches.astype(ms.float32)) > 0
-        return ops.select(banned, ops.full_like(logits, -1e30), logits)
-
-    def draw(self, logits, uniform):
-        candidates, ids = self.top_k(logits / self.temperature, self.num_candidates)
-        probabilities = ops.softmax(candidates, -1)
-        cumulative = self.cumsum(probabilities, 1)
-        if self.top_p < 1.0:
-            kept = cumulative - probabilities < self.top_p
-            probabilities = probabilities * kept.astype(ms.float32)
-            cumulative = self.cumsum(probabilities, 1)
-        total = cumulative[:, -1:]
-        passed = (cumulative <= uniform.reshape((-1, 1)) * total).astype(ms.int32).sum(-1)
-        # rounding may leave the draw behind the last token that still has probability
-        last = (probabilities > 0).astype(ms.int32).sum(-1) - 1
+    def draw(self, logits, temperature, top_k, top_p, uniform):
+        """Samples ids (B,) from each row's `top_k` most likely tokens, restricted to the probability mass `top_p`."""
+        candidates, ids = self.top_k(logits / widen(temperature, logits), self.num_candidates)
+        places = ops.arange(self.num_candidates).astype(ms.int32).reshape((1, -1))
+        # not a softmax, whose rounding depends on K
+        weights = ops.exp(candidates - widen(candidates[:, :1], candidates)) * (places < top_k).astype(ms.float32)
+        cumulative = self.cumsum(weights, 1)
+        kept = ops.logical_or(cumulative - weights < top_p * cumulative[:, -1:], top_p >= 1.0)
+        weights = weights * kept.astype(ms.float32)
+        cumulative = self.cumsum(weights, 1)
+        passed = (cumulative <= uniform * cumulative[:, -1:]).astype(ms.int32).sum(-1)
+        # rounding may select a position after the last token with non-zero probability
+        last = (weights > 0).astype(ms.int32).sum(-1) - 1
         choice = ops.minimum(passed, last).reshape((-1, 1))
         return ops.gather_elements(ids, 1, choice).reshape((-1,)).astype(ms.int32)
+
+
+def marked(ids, logits):
+    """Returns (B, V) bool, true at the ids (B, S) of each row; V marks nothing."""
+    batch_size, vocab_size = logits.shape
+    rows = ops.broadcast_to(ops.arange(batch_size).astype(ms.int32).reshape((-1, 1)), ids.shape)
+    ones = ops.ones_like(ids).astype(ms.float32)
+    table = ops.scatter_nd(ops.stack((rows, ids), -1), ones, (batch_size, vocab_size + 1))
+    return table[:, :vocab_size] > 0
+
+
+class Sampler:
+    """Selects the next token of every running slot with one of four graphs.
+
+    Args:
+        run: see `GraphRunner.run`.
+        vocab_size: V.
+        max_ids: S, the maximum number of ids of a row.
+    """
+
+    def __init__(self, run: Callable, *, vocab_size: int, max_ids: int):
+        self.run, self.vocab_size, self.max_ids = run, vocab_size, max_ids
+        self.greedy = GreedyGraph()
+        few = min(FEW_CANDIDATES, vocab_size)
+        self.graphs = {count: SamplingGraph(count) for count in (0, few, vocab_size)}
+
+    def choose(self, logits: Tensor, slots: Sequence[Slot]) -> np.ndarray:
+        """Returns the next ids (B,) for logits (B, V); values of rows without a slot are undefined."""
+        options = [slot.request.options for slot in slots]
+        if all(map(is_plain, options)):
+            return self.run("decode", self.greedy, logits).asnumpy()
+        needed = max(self.num_candidates(option) for option in options)
+        graph = self.graphs[min(count for count in self.graphs if count >= needed)]
+        return self.run("decode", graph, logits, *self.rules(slots, len(logits))).asnumpy()
+
+    def num_candidates(self, options: GenerationConfig) -> int:
+        """Returns the number of tokens to sample from; 0 without sampling."""
+        return min(options.top_k or self.vocab_size, self.vocab_size) if options.do_sample else 0
+
+    def rules(self, slots: Sequence[Slot], batch_size: int) -> list[Tensor]:
+        """Returns the inputs of `SamplingGraph` besides the logits."""
+        seen, banned = np.full((2, batch_size, self.max_ids), self.vocab_size, np.int32)
+        penalty, temperature, top_p, uniform = np.ones((4, batch_size, 1), np.float32)
+        do_sample, top_k = np.zeros(batch_size, np.bool_), np.ones((batch_size, 1), np.int32)
+        for slot in slots:
+            row, options = slot.row, slot.request.options
+            history = slot.history
+            if options.repetition_penalty != 1:
+                # placeholders may be negative
+                ids = np.unique(history[history >= 0])
+                seen[row, : len(ids)], penalty[row] = ids, options.repetition_penalty
+            ids = repeating_ids(history, options.no_repeat_ngram_size)
+            banned[row, : len(ids)] = ids
+            if options.do_sample:
+                do_sample[row], temperature[row], top_p[row] = True, options.temperature, options.top_p
+                top_k[row], uniform[row] = self.num_candidates(options), slot.random.random()
+        return [Tensor(array) for array in (seen, banned, penalty, do_sample, temperature, top_k, top_p, uniform)]
+
+
+def is_plain(options: GenerationConfig) -> bool:
+    """Whether decoding is greedy without repetition rules."""
+    return not options.do_sample and options.repetition_penalty == 1 and options.no_repeat_ngram_size == 0
+
+
+def repeating_ids(history: np.ndarray, ngram_size: int) -> np.ndarray:
+    """Returns the ids that would repeat an n-gram of the history (L,), (C,) int32; none for size 0."""
+    if ngram_size == 0 or len(history) < ngram_size:
+        return history[:0]
+    ngrams = np.lib.stride_tricks.sliding_window_view(history, ngram_size)
+    begun = history[len(history) - ngram_size + 1 :]
+    followers = np.unique(ngrams[(ngrams[:, :-1] == begun).all(1), -1])
+    return followers[followers >= 0]

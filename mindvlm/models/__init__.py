@@ -1,1 +1,1 @@
-"""Model families as MindSpore Cells. Nothing here knows file formats or foreign tensor names."""
+"""Model families, one folder each, and the readers that they share."""

@@ -1,1 +1,1 @@
-"""Cells that more than one family uses."""
+"""Cells shared by the model families."""

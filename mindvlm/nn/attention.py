@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from mindvlm.core.runtime import BuildContext
 from mindvlm.nn.attention_core import causal_attention_core, split_heads, stack_heads
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, later_keys
 from mindvlm.nn.layout import permute_rows
@@ -15,9 +16,9 @@ from mindvlm.nn.rotary import apply_rotary
 
 
 def causal_mask(query_positions, key_positions, num_heads: int, dtype):
-    """Additive mask (B, H, L, S): 0 where a key's position is not after the query's, the dtype's minimum elsewhere.
+    """Returns the additive causal mask (B, H, L, S): 0 for visible keys, the dtype's minimum for later ones.
 
-    The same for all heads and laid out for each, once for all layers.
+    The mask is equal for all heads but stored for each; all layers share it.
 
     Args:
         query_positions: (B, L) int32.
@@ -31,14 +32,14 @@ def causal_mask(query_positions, key_positions, num_heads: int, dtype):
 
 
 def lowest(dtype) -> float:
-    """The most negative finite number of a MindSpore float type."""
+    """Returns the most negative finite number of a MindSpore float type."""
     if dtype == ms.bfloat16:
         return -3.3895313892515355e38
     return float(np.finfo(np.float16).min) if dtype == ms.float16 else float(np.finfo(np.float32).min)
 
 
 class EagerAttention(nn.Cell):
-    """softmax(q k^T + mask) v, the softmax in float32."""
+    """softmax(q k^T + mask) v with the softmax in float32."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +48,7 @@ class EagerAttention(nn.Cell):
         self.softmax = ops.Softmax(-1)
 
     def construct(self, query, key, value, mask):
-        """query (B, H, L, D) scaled already, key and value (B, K, S, D), mask (B, H, L, S) additive -> (B, H, L, D)."""
+        """Scaled query (B, H, L, D), key and value (B, K, S, D), additive mask (B, H, L, S) -> (B, H, L, D)."""
         scores = self.scores(stack_heads(query, key), key) + stack_heads(mask, key)
         weights = self.softmax(scores.astype(ms.float32)).astype(value.dtype)
         return split_heads(self.weighted_values(weights, value), query, query.shape[-2])
@@ -57,22 +58,22 @@ class EagerAttention(nn.Cell):
 
 
 class Float32EagerAttention(EagerAttention):
-    """The same with queries and keys in float32 for their product, and a mask in float32."""
+    """`EagerAttention` with float32 query-key products and a float32 mask."""
 
     def scores(self, query, key):
         return self.query_key(query.astype(ms.float32), key.astype(ms.float32))
 
 
 class SelfAttention(nn.Cell):
-    """Multi-head self-attention that knows no positions; projecting and attending are apart, so that a cache can stand
-    between them.
+    """Multi-head self-attention without positions, in two steps: `project` and `attend`, with the KV cache between.
 
     Args:
         config: a `DecoderConfig`.
     """
 
-    def __init__(self, config, dtype=ms.float32):
+    def __init__(self, config, context: BuildContext):
         super().__init__()
+        dtype = context.dtype
         self.num_heads = config.num_attention_heads
         self.num_key_value_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
@@ -82,21 +83,20 @@ class SelfAttention(nn.Cell):
         self.v_proj = Linear(config.hidden_size, key_width, has_bias=config.qkv_bias, dtype=dtype)
         self.o_proj = Linear(width, config.hidden_size, has_bias=config.o_bias, dtype=dtype)
         self.scale = self.head_dim**-0.5
-        self.is_fused = can_fuse(dtype, self.head_dim)
+        self.is_fused = can_fuse(context, self.head_dim)
         self.mask_dtype = ms.float32 if config.float32_scores else dtype
         eager = Float32EagerAttention if config.float32_scores else EagerAttention
         self.core = FusedAttention() if self.is_fused else eager()
         self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
 
     def mask(self, query_positions, key_positions):
-        """The causal mask for `attend`, the same for every layer; positions as in `causal_mask`."""
+        """Returns the causal mask for `attend`, which all layers share; positions as in `causal_mask`."""
         if self.is_fused:
             return later_keys(query_positions, key_positions)
         return causal_mask(query_positions, key_positions, self.num_heads, self.mask_dtype)
 
     def mask_without_cache(self, positions):
-        """The mask for `attend` where the keys are those of the queries, at positions (B, L) = 0 .. L - 1; None: this
-        attention needs none."""
+        """Returns the mask for `attend` with queries and keys at positions (B, L) = 0 .. L - 1; None if not needed."""
         return later_keys(positions, positions[0]) if self.is_fused else None
 
     def heads(self, x, num_heads):
@@ -106,7 +106,7 @@ class SelfAttention(nn.Cell):
         return permute_rows(x.reshape((batch_size, length, num_heads, self.head_dim)), (0, 2, 1))
 
     def project(self, x, cos, sin):
-        """x (B, L, hidden) -> query (B, H, L, D), key and value (B, K, L, D); cos and sin are None here."""
+        """x (B, L, hidden) -> query (B, H, L, D), key and value (B, K, L, D); ignores cos and sin."""
         query, key = self.heads(self.q_proj(x), self.num_heads), self.heads(self.k_proj(x), self.num_key_value_heads)
         return query, key, self.heads(self.v_proj(x), self.num_key_value_heads)
 
@@ -125,7 +125,7 @@ class SelfAttention(nn.Cell):
 
 
 class RotarySelfAttention(SelfAttention):
-    """Self-attention whose queries and keys are rotated by their positions."""
+    """Self-attention that rotates queries and keys by their positions."""
 
     def project(self, x, cos, sin):
         """x (B, L, hidden), cos and sin (B, H, L, R) for R of D dimensions, H = K -> query, key (after rotation) and
@@ -135,7 +135,7 @@ class RotarySelfAttention(SelfAttention):
 
 
 class GroupedRotarySelfAttention(SelfAttention):
-    """The same with fewer key heads than query heads, each of which serves as many queries (arXiv 2305.13245)."""
+    """Grouped-query attention (arXiv 2305.13245): each key head serves the same number of query heads."""
 
     def project(self, x, cos, sin):
         """x (B, L, hidden), cos and sin pairs (B, H, L, R) and (B, K, L, R) -> query (B, H, L, D), key and value

@@ -1,12 +1,11 @@
-"""Softmax attention that keeps only its inputs and its output for the way back.
+"""Softmax attention that saves only its inputs and output for the backward pass.
 
-The probabilities of all pairs, which a plain graph keeps for every layer, are made again when the gradient is computed
-(as in arXiv 2205.14135, here with whole rows of scores instead of tiles). Queries are attended in slices, one after the
-other, so that only one slice's scores stand in memory.
+The backward pass recomputes the attention probabilities, as in arXiv 2205.14135 but with whole rows of scores instead
+of tiles. Queries are processed in slices, so only one slice of scores is in memory at a time.
 
-L queries, S keys, D head dimension; the axes before these are (batch, heads), or one for both. There may be fewer key
-heads than query heads (arXiv 2305.13245): each then serves as many query heads in a row, which are stacked to one block
-of queries, so that no key is repeated.
+L queries, S keys, D head dimension; the leading axes are (batch, heads), or one axis for both. With fewer key heads
+than query heads (arXiv 2305.13245), the consecutive query heads of a key head are stacked into one block of queries, so
+no key is repeated.
 """
 
 from __future__ import annotations
@@ -17,30 +16,29 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-# A slice has at most this many scores a head.
+# Maximum number of scores per head in one slice.
 MAX_SCORES_PER_HEAD = 2**21
 
-# Causal attention cuts its queries into up to this many slices, to leave out keys that are in the future of a whole
-# slice: n slices do (n + 1) / 2n of the work. Every slice makes the graph larger, and with it the time that compiling
-# takes, so short sequences stay whole.
+# Causal attention splits its queries into at most this many slices and skips the keys after a slice's last query: n
+# slices do (n + 1) / 2n of the work. Each slice adds compile time, so short sequences are not split.
 NUM_CAUSAL_SLICES = 4
 MIN_CAUSAL_SLICE = 512
 
 
 @functools.cache
 def attention_core() -> AttentionCore:
-    """The one AttentionCore. A Cell that is the same everywhere is compiled once and not once for every layer."""
+    """Returns the shared AttentionCore, which is compiled once for all layers."""
     return AttentionCore()
 
 
 @functools.cache
 def causal_attention_core(*, float32_scores: bool = False) -> CausalAttentionCore:
-    """The one CausalAttentionCore, or the one whose scores are a product in float32."""
+    """Returns the shared CausalAttentionCore or Float32CausalAttentionCore."""
     return Float32CausalAttentionCore() if float32_scores else CausalAttentionCore()
 
 
 class AttentionCore(nn.Cell):
-    """softmax(query key^T) value, every key visible to every query; the softmax in float32. Scale the query before.
+    """softmax(query key^T) value with all keys visible and the softmax in float32. The query must already be scaled.
 
     query (..., H, L, D), key (..., K, S, D), value (..., K, S, D') -> (..., H, L, D').
     """
@@ -60,7 +58,7 @@ class AttentionCore(nn.Cell):
         for start, stop, num_keys in self.slices(query.shape[-2], key.shape[-2]):
             part = stack_heads(self.rows(query, start, stop), key)
             if start > 0:
-                # without the order all slices would run, and take memory, at the same time
+                # sequential: parallel slices would all be in memory
                 part = ops.depend(part, outs[-1])
             probabilities = self.probabilities(part, self.rows(key, 0, num_keys), stop - start).astype(value.dtype)
             out = self.product(probabilities, self.rows(value, 0, num_keys))
@@ -68,7 +66,7 @@ class AttentionCore(nn.Cell):
         return join(outs)
 
     def bprop(self, query, key, value, out, dout):
-        # otherwise scores and slices would be made, or kept, during the forward pass
+        # keeps the recomputation out of the forward pass
         query, key = ops.depend(query, dout), ops.depend(key, dout)
         value, out = ops.depend(value, dout), ops.depend(out, dout)
         query_parts, key_parts, value_parts = (), (), ()
@@ -91,7 +89,7 @@ class AttentionCore(nn.Cell):
         return full_slices(num_queries, num_keys)
 
     def rows(self, x, start, stop):
-        """x[..., start:stop, :], by an operator that copies whole rows; indexing copies element by element."""
+        """Returns x[..., start:stop, :]. Slice copies whole rows; indexing copies single elements."""
         if start == 0 and stop == x.shape[-2]:
             return x
         leading = x.shape[:-2]
@@ -99,21 +97,21 @@ class AttentionCore(nn.Cell):
         return self.slice(x, begin, leading + (stop - start, x.shape[-1]))
 
     def probabilities(self, query, key, size):
-        """(..., queries, keys) float32 of a slice of `size` queries a head."""
+        """Returns the probabilities (..., queries, keys) float32 of a slice of `size` queries per head."""
         return self.softmax(self.scores(query, key))
 
     def scores(self, query, key):
         return self.by_rows(query, key).astype(ms.float32)
 
     def scores_gradient(self, probabilities, value, out, dout):
-        """p * (dout value^T - sum(dout * out)) of a slice."""
+        """Returns p * (dout value^T - sum(dout * out)) of a slice."""
         total = self.sum((dout * out).astype(ms.float32), -1)
         if dout.dtype == ms.float32:
-            # subtracted inside the product: a tensor of all pairs less
+            # subtracting inside the product saves a tensor of the size of the scores
             ones = ops.ones(value.shape[:-1] + (1,), ms.float32)
             difference = self.by_rows(ops.concat((dout, -total), -1), ops.concat((value, ones), -1))
         else:
-            # 16 bits are too few for the sum
+            # 16 bits cannot hold the sum
             difference = self.by_rows(dout, value).astype(ms.float32)
             difference = difference - self.tile(total, (1,) * (len(value.shape) - 1) + (value.shape[-2],))
         return (probabilities * difference).astype(dout.dtype)
@@ -122,17 +120,17 @@ class AttentionCore(nn.Cell):
 class CausalAttentionCore(AttentionCore):
     """softmax(query key^T + mask) value, where query i sees the keys 0 to i. L = S.
 
-    Keys that no query of a slice sees are not touched, and there is no mask of all pairs in memory.
+    Skips the keys after each slice and needs no mask of size (L, S).
     """
 
     def slices(self, num_queries, num_keys):
         return causal_slices(num_queries)
 
     def probabilities(self, query, key, size):
-        """The queries of a slice stand where the last of its keys stand."""
+        """Masks the last `size` keys, which are at the positions of the queries."""
         num_earlier = key.shape[-2] - size
         scores = self.scores(query, self.rows(key, num_earlier, num_earlier + size))
-        # a constant's broadcast would be made at the start of the step and kept, once for every layer
+        # depends on the query: a training step would compute the tiled constant up front and keep it for every layer
         mask = ops.depend(future_mask(size), query)
         scores = scores + self.tile(mask, scores.shape[:-2] + (query.shape[-2] // size, 1))
         if num_earlier > 0:
@@ -141,25 +139,25 @@ class CausalAttentionCore(AttentionCore):
 
 
 class Float32CausalAttentionCore(CausalAttentionCore):
-    """The same with queries and keys in float32 for their product, which passes the range of float16 in Phi-2."""
+    """`CausalAttentionCore` with float32 query-key products, which exceed the range of float16 in Phi-2."""
 
     def scores(self, query, key):
         return self.by_rows(query.astype(ms.float32), key.astype(ms.float32))
 
 
 def stack_heads(x, key):
-    """x (..., H, L, D) -> (..., K, H/K * L, D): the query heads of each of the K heads of key (..., K, S, D)."""
+    """Stacks the query heads of each key head: x (..., H, L, D), key (..., K, S, D) -> (..., K, H/K * L, D)."""
     return x.reshape(key.shape[:-2] + (-1, x.shape[-1]))
 
 
 def split_heads(x, query, size):
-    """The way back to the heads of query (..., H, L, D): x (..., K, H/K * size, D') -> (..., H, size, D')."""
+    """Inverse of `stack_heads`: x (..., K, H/K * size, D'), query (..., H, L, D) -> (..., H, size, D')."""
     return x.reshape(query.shape[:-2] + (size, x.shape[-1]))
 
 
 @ops.constexpr
 def full_slices(num_queries: int, num_keys: int) -> tuple[tuple[int, int, int], ...]:
-    """(start, stop, number of keys) of each slice of the queries."""
+    """Returns (start, stop, number of keys) of each slice of queries."""
     size = max(1, MAX_SCORES_PER_HEAD // num_keys)
     starts = range(0, num_queries, size)
     return tuple((start, min(start + size, num_queries), num_keys) for start in starts)
@@ -167,7 +165,7 @@ def full_slices(num_queries: int, num_keys: int) -> tuple[tuple[int, int, int], 
 
 @ops.constexpr
 def causal_slices(length: int) -> tuple[tuple[int, int, int], ...]:
-    """As `full_slices`, of causal attention: a slice needs the keys up to its own end."""
+    """Returns `full_slices` for causal attention, where a slice needs only the keys up to its end."""
     size = max(MIN_CAUSAL_SLICE, -(-length // NUM_CAUSAL_SLICES))
     size = min(size, max(1, MAX_SCORES_PER_HEAD // length))
     stops = [min(start + size, length) for start in range(0, length, size)]
@@ -176,12 +174,12 @@ def causal_slices(length: int) -> tuple[tuple[int, int, int], ...]:
 
 @ops.constexpr
 def future_mask(size: int) -> Tensor:
-    """(size, size) float32: 0 up to the diagonal, the lowest number after it."""
+    """Returns a causal mask (size, size) float32: 0 up to the diagonal, the float32 minimum above it."""
     return Tensor(np.triu(np.full((size, size), np.finfo(np.float32).min, np.float32), 1))
 
 
 def lengthen(x, length):
-    """Zeros behind x (..., S, D) up to S = length."""
+    """Pads x (..., S, D) with zeros to S = length."""
     missing = length - x.shape[-2]
     if missing == 0:
         return x

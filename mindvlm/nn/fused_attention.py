@@ -1,4 +1,4 @@
-"""Attention in one operator of the NPU, without a tensor of all scores (FlashAttention, arXiv 2205.14135).
+"""Attention as one NPU operator that never stores all scores (FlashAttention, arXiv 2205.14135).
 
 B batch, L query length, S key length, H heads, D head dimension.
 """
@@ -6,52 +6,51 @@ B batch, L query length, S key length, H heads, D head dimension.
 import mindspore as ms
 from mindspore import nn, ops
 
-from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import BuildContext
 
 FUSED_DTYPES = (ms.float16, ms.bfloat16)
 HEAD_DIM_UNIT = 16
 MAX_HEAD_DIM = 512
 
 
-def can_fuse(dtype, head_dim: int) -> bool:
-    """Whether an attention that is being built takes the fused operator, as `runtime.start` settled it.
+def can_fuse(context: BuildContext, head_dim: int) -> bool:
+    """Whether an attention Cell of this context and head dimension uses the fused operator.
 
     Raises:
-        UserError: the config asks for fused attention and this one cannot be fused.
+        UserError: the context requires fused attention but the dtype or head dimension does not support it.
     """
-    choice = runtime.attention()
-    if choice == "eager":
+    if context.attention == "eager":
         return False
     problem = None
-    if dtype not in FUSED_DTYPES:
-        problem = f"the dtype is {str(dtype).lower()} and the operator takes float16 and bfloat16"
+    if context.dtype not in FUSED_DTYPES:
+        problem = f"the dtype is {str(context.dtype).lower()} and the operator accepts float16 and bfloat16"
     elif head_dim % HEAD_DIM_UNIT or head_dim > MAX_HEAD_DIM:
         problem = (
-            f"a head of this model has {head_dim} dimensions and the operator takes multiples of {HEAD_DIM_UNIT} up to "
-            f"{MAX_HEAD_DIM}"
+            f"a head of this model has {head_dim} dimensions and the operator accepts multiples of {HEAD_DIM_UNIT} "
+            f"up to {MAX_HEAD_DIM}"
         )
-    if problem and choice == "fused":
+    if problem and context.attention == "fused":
         raise UserError(f"attention is 'fused' but {problem}; set attention: auto or eager")
     return problem is None
 
 
 class FusedAttention(nn.Cell):
-    """softmax(q k^T) v by FlashAttentionScore, whose gradient is fused as well."""
+    """softmax(q k^T) v by the operator FlashAttentionScore, which also has a fused gradient."""
 
     def construct(self, query, key, value, mask=None):
         """Attends in float32 inside the operator.
 
         Args:
-            query: (B, H, L, D) float16 or bfloat16, scaled already.
-            key, value: (B, K, S, D) of the same dtype; each of the K heads serves H/K query heads in a row.
-            mask: (B, 1, L, S) bool, True where a key is not seen, or None; see `later_keys`.
+            query: (B, H, L, D) float16 or bfloat16, already scaled.
+            key, value: (B, K, S, D) of the same dtype; each of the K heads serves H/K consecutive query heads.
+            mask: (B, 1, L, S) bool, True for hidden keys, or None; see `later_keys`.
 
         Returns:
             (B, H, L, D).
 
         Raises:
-            ValueError: shapes or dtypes do not fit. The compiler's own inference of the operator lets them pass.
+            ValueError: shapes or dtypes do not match; the compiler does not check them.
         """
         batch_size, num_heads, length, head_dim = query.shape
         if key.shape != value.shape or key.shape[0] != batch_size or key.shape[3] != head_dim:
@@ -68,7 +67,7 @@ class FusedAttention(nn.Cell):
 
 
 class PaddedFusedAttention(FusedAttention):
-    """The same for heads of any dimension: zeros fill them up to one that the operator takes."""
+    """`FusedAttention` for any head dimension, padded with zeros to one that the operator accepts."""
 
     def construct(self, query, key, value, mask=None):
         head_dim = query.shape[-1]
@@ -78,7 +77,7 @@ class PaddedFusedAttention(FusedAttention):
 
 
 def later_keys(query_positions, key_positions):
-    """The fused operator's causal mask (B, 1, L, S) bool: True where a key's position is after the query's.
+    """Returns the fused operator's causal mask (B, 1, L, S) bool: True where a key's position is after the query's.
 
     Args:
         query_positions: (B, L) int32.
@@ -89,7 +88,7 @@ def later_keys(query_positions, key_positions):
 
 
 def pad_head_dim(x, head_dim: int):
-    """x (..., D) with zeros behind its last axis up to `head_dim`; they change neither q k^T nor the columns of v."""
+    """Pads x (..., D) with zeros to D = `head_dim`, which leaves q k^T and the first D outputs unchanged."""
     missing = head_dim - x.shape[-1]
     if missing == 0:
         return x
@@ -97,5 +96,5 @@ def pad_head_dim(x, head_dim: int):
 
 
 def padded_head_dim(head_dim: int) -> int:
-    """The next size that the operator takes."""
+    """Returns the next larger head dimension that the operator accepts."""
     return -(-head_dim // HEAD_DIM_UNIT) * HEAD_DIM_UNIT

@@ -1,40 +1,65 @@
-"""What image-text models share: image features in the places of their placeholders, and the loss.
+"""Base of image-text models: insertion of image features at their placeholders, and the loss.
 
-N images, T tokens an image, B batch, L length, V vocabulary.
+N images, T tokens per image, B batch, L length, V vocabulary.
 """
 
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from mindvlm.nn.loss import NextTokenLoss
+from mindvlm.nn.parameters import trains
 
 
 class ImageTextModel(nn.Cell):
-    """Base of a family's model; a subclass sets `language_model` (a `CausalLM`), and defines `encode_images` and
-    `towers`, the Cells whose output no gradient leaves where `freeze_vision_tower` is set.
+    """Base class of a family's model.
 
-    Of the tower whose blocks a training may compute twice it says which one it is, `recomputed_tower` (with `embed`,
-    `blocks` and `parameters_before_blocks`), and what follows them, `features_behind_blocks`: what `encode_images`
-    gives, from the last block's output and the pixels.
+    A subclass sets `language_model` (a `CausalLM`) and defines `encode_images` and `towers`, the Cells that pass no
+    gradient if `freeze_vision_tower` is set. For training with recomputation it also defines `recomputed_tower` (with
+    `embed`, `blocks` and `parameters_before_blocks`), `recomputed_pixels`, the index of this tower's pixels among the
+    arguments of `encode_images`, and `features_behind_blocks`, which computes the result of `encode_images` from the
+    output of the last block and the pixels. `freezing_keys` are the keys of its config that freeze parameters.
     """
 
+    recomputed_pixels: int = 0
+    freezing_keys: tuple[str, ...] = ()
+
     def stop_at_frozen_parts(self) -> None:
-        """Spares the gradients of the towers and of the head where nothing in them trains."""
+        """Skips the gradients of the towers and of the head's matrix if they are frozen."""
         self.freeze_vision_tower = not any(map(trains, self.towers))
         head = self.language_model.lm_head
         if isinstance(head.token_loss, NextTokenLoss):
             head.token_loss.matrix_trains = trains(head)
 
+    def view_rows(self, features):
+        """Flattens the features (V, T, hidden) of a picture to rows (V * T, hidden); a family may add rows."""
+        return features.reshape((-1, features.shape[-1]))
+
+    def picture_rows(self, features, layout, context):
+        """Returns the feature rows of a picture in the order of its placeholders, (R, hidden).
+
+        Runs outside of graphs. A family whose rows depend on the question overrides this method.
+
+        Args:
+            features: (V, T, hidden), features of the picture's views.
+            layout: (R,) int32 array, index into `view_rows` for each placeholder; -1 is the last row.
+            context: ids of the prompt without placeholders.
+        """
+        rows = self.view_rows(features)
+        if np.array_equal(layout, np.arange(len(rows))):
+            return rows
+        return ops.gather(rows, Tensor(np.where(layout < 0, len(rows) - 1, layout).astype(np.int32)), 0)
+
     def embed(self, input_ids):
-        """Token embeddings (B, L, hidden) of input_ids (B, L) int32."""
+        """Returns the token embeddings (B, L, hidden) of input_ids (B, L) int32."""
         return self.language_model.embed_tokens(input_ids)
 
     def merge(self, input_ids, image_features, sources):
-        """Token embeddings with image features in their places.
+        """Returns token embeddings with image features in place of placeholders.
 
         Args:
             input_ids: (B, L) int32.
             image_features: (N, T, hidden).
-            sources: (B, L) int32 from `splice_sources`: the row of [token embeddings; image features] to take.
+            sources: (B, L) int32 from `splice_sources`: row indices into [token embeddings; image features].
 
         Returns:
             (B, L, hidden).
@@ -45,7 +70,7 @@ class ImageTextModel(nn.Cell):
         return ops.gather(rows, sources.reshape((-1,)), 0).reshape(embeds.shape)
 
     def text_loss(self, embeds, labels, inv_freq):
-        """Sum of the next-token losses and their number, float32 scalars.
+        """Returns the sum of the next-token losses and their number, float32 scalars.
 
         Args:
             embeds: (B, L, hidden), merged embeddings.
@@ -53,14 +78,3 @@ class ImageTextModel(nn.Cell):
             inv_freq: (D/2,) float32.
         """
         return self.language_model.lm_head.loss_sum(self.language_model(embeds, inv_freq), labels)
-
-
-def freeze(cell: nn.Cell) -> None:
-    """Takes a Cell's parameters out of training, weight decay included."""
-    for parameter in cell.get_parameters():
-        parameter.requires_grad = False
-
-
-def trains(cell: nn.Cell) -> bool:
-    """Whether any parameter of it does."""
-    return any(parameter.requires_grad for parameter in cell.get_parameters())

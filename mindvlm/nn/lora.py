@@ -1,7 +1,7 @@
 """Low-rank adaptation: y = x W^T + b + alpha / rank * dropout(x) A^T B^T (Hu et al. 2021, arXiv 2106.09685).
 
-A `Linear` that is adapted keeps its parameters and their names and gets two more, `lora_A` (rank, in_features) and
-`lora_B` (out_features, rank). B starts at zero, so the model computes what it did until it is trained.
+An adapted `Linear` keeps its parameters and their names and adds two, `lora_A` (rank, in_features) and `lora_B`
+(out_features, rank). B starts at zero, so the outputs are unchanged until training.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mindvlm.nn.linear import Linear
 
 @dataclass(kw_only=True)
 class LoraConfig:
-    """What is adapted, and how; rank, alpha and dropout are those of Vary's training program.
+    """The section `lora` of a job's YAML.
 
     Attributes:
         rank: rows of A and columns of B.
-        alpha: the change is multiplied by alpha / rank.
-        dropout: probability with which an element of A's input is dropped in training.
-        targets: regular expressions; a Linear in whose name one is found is adapted.
-        modules_to_save: regular expressions; parameters in whose name one is found train whole beside the adapter.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: dropout probability of A's input in training.
+        targets: regular expressions; Linears whose name contains a match are adapted.
+        modules_to_save: regular expressions; parameters whose name contains a match are trained in full.
     """
 
     rank: int = 8
@@ -45,11 +45,13 @@ class LoraConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout is {self.dropout}; expected a number from 0 to below 1")
         if not self.targets:
-            raise UserError("lora.targets is empty; name what to adapt, or leave it out for the decoder's layers")
+            raise UserError(
+                "lora.targets is empty; name the Linears to adapt, or leave the key out to adapt the decoder's layers"
+            )
 
 
 class LowRank(nn.Cell):
-    """scaling * dropout(x) A^T B^T, for parameters that the adapted Linear holds."""
+    """scaling * dropout(x) A^T B^T. The adapted Linear holds A and B."""
 
     def __init__(self, scaling: float, dropout: RowDropout | None = None):
         super().__init__(auto_prefix=False)
@@ -66,8 +68,10 @@ class LowRank(nn.Cell):
         return self.core(x, a, b)
 
     def widened(self, states, matrix, a, b):
-        """States (..., in_features + rank) and a matrix (out_features, in_features + rank), whose product is that of
-        the adapted Linear: for a loss that takes both."""
+        """Returns states (..., in_features + rank) and a matrix (out_features, in_features + rank).
+
+        Their product is the output of the adapted Linear; the loss needs the factors.
+        """
         rows = states.reshape((-1, states.shape[-1]))
         if self.dropout is not None:
             rows = self.dropout(rows)
@@ -78,12 +82,12 @@ class LowRank(nn.Cell):
 
 @functools.cache
 def low_rank_core(scaling: float) -> LowRankCore:
-    """The one LowRankCore of a scaling: it is compiled once and not once for every Linear."""
+    """Returns the shared LowRankCore of a scaling, which is compiled once for all Linears."""
     return LowRankCore(scaling)
 
 
 class LowRankCore(nn.Cell):
-    """scaling * x A^T B^T, which keeps nothing but its inputs for the way back. Shapes as in `LowRank`."""
+    """scaling * x A^T B^T; saves only its inputs for the backward pass. Shapes as in `LowRank`."""
 
     def __init__(self, scaling: float):
         super().__init__(auto_prefix=False)
@@ -103,12 +107,12 @@ class LowRankCore(nn.Cell):
 
 @functools.cache
 def dropped_low_rank_core(scaling: float) -> DroppedLowRankCore:
-    """The one DroppedLowRankCore of a scaling."""
+    """Returns the shared DroppedLowRankCore of a scaling."""
     return DroppedLowRankCore(scaling)
 
 
 class DroppedLowRankCore(LowRankCore):
-    """The same behind a `RowDropout`; masks and first are its table of masks and `first_row`."""
+    """`LowRankCore` after a `RowDropout`; masks and first are its mask table and `first_row`."""
 
     def construct(self, x, a, b, masks, first):
         return super().construct(x * row_masks(masks, first, x.shape[0]), a, b)
@@ -120,25 +124,24 @@ class DroppedLowRankCore(LowRankCore):
 
 
 def adapt(linear: Linear, config: LoraConfig, *, dropout: RowDropout | None = None) -> None:
-    """Adapts a Linear in place; its new parameters are to be filled, see `first_values`.
+    """Adds `lora_A` and `lora_B` to a Linear; fill them with `first_values`.
 
     Args:
+        linear: the Linear to adapt.
         config: rank and alpha.
-        dropout: over the Linear's input.
+        dropout: applied to the input of A.
     """
-    dtype = linear.weight.dtype
-    prefix = linear.weight.name.removesuffix("weight")
+    dtype = linear.product.dtype
     for name, shape in (("lora_A", (config.rank, linear.in_features)), ("lora_B", (linear.out_features, config.rank))):
-        setattr(linear, name, Parameter(initializer("zeros", shape, dtype), name=prefix + name))
+        setattr(linear, name, Parameter(initializer("zeros", shape, dtype), name=name))
     linear.lora = LowRank(config.alpha / config.rank, dropout)
     linear.is_adapted = True
 
 
 def first_values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """First values of a `lora_A` or `lora_B` by its full name, float32.
+    """Returns the initial float32 values of a `lora_A` or `lora_B`, given its full name.
 
-    B is zero. A is uniform within 1 / sqrt(in_features) of zero, which is torch's kaiming_uniform with a = sqrt(5), as
-    in PEFT.
+    B is zero. A is uniform within 1 / sqrt(in_features) of zero: torch's kaiming_uniform with a = sqrt(5), as in PEFT.
     """
     if name.endswith("lora_B"):
         return np.zeros(shape, np.float32)
@@ -148,5 +151,5 @@ def first_values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def adapted_linears(model: nn.Cell) -> dict[str, Linear]:
-    """The Linears of a model that are adapted, by name."""
+    """Returns the adapted Linears of a model by name."""
     return {name: cell for name, cell in model.cells_and_names() if isinstance(cell, Linear) and cell.is_adapted}

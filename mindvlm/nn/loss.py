@@ -8,22 +8,22 @@ from mindspore import Tensor, nn, ops
 
 IGNORED_LABEL = -100
 
-# Logits stand in memory for this many rows at a time, and for more where the vocabulary is small. Fewer rows would make
-# the gradient of the head, which every chunk adds to, the greater part of the work.
+# Minimum rows per chunk of logits; a small vocabulary allows more. With smaller chunks, adding to the gradient
+# of the head would dominate.
 MIN_CHUNK_ROWS = 256
 MAX_CHUNK_LOGITS = 2**22
 MAX_CHUNKS = 16
 
 
 def next_token_loss(logits, labels):
-    """Cross-entropy of each token given those before it, averaged in float32 over labels other than -100.
+    """Returns the mean next-token cross-entropy in float32 over labels other than -100.
 
     Args:
-        logits: (B, L, V), those at position l predict label l + 1.
+        logits: (B, L, V); position l predicts label l + 1.
         labels: (B, L) int32.
 
     Returns:
-        A float32 scalar; 0 when every label is ignored.
+        A float32 scalar; 0 if every label is ignored.
     """
     vocab_size = logits.shape[-1]
     predicted = logits[:, :-1].reshape((-1, vocab_size)).astype(ms.float32)
@@ -36,13 +36,13 @@ def next_token_loss(logits, labels):
 
 
 class NextTokenLoss(nn.Cell):
-    """Sum of the token losses and their number, from the states before the head, without ever holding all logits.
+    """Sum and number of the next-token losses, from the states before the head, without storing all logits.
 
-    The gradients of the states and of the head's matrix are computed with the loss, chunk of rows by chunk of rows, and
-    handed out on the way back. Where no gradient is asked for, the compiler drops them.
+    The forward pass computes the loss and the gradients of the states and of the head's matrix chunk by chunk; the
+    backward pass returns these gradients. The compiler removes unused ones.
 
     Attributes:
-        matrix_trains: false saves the gradient of the matrix, a third of the work and V x hidden float32.
+        matrix_trains: False skips the gradient of the matrix, a third of the work and V x hidden float32.
     """
 
     def __init__(self):
@@ -56,12 +56,12 @@ class NextTokenLoss(nn.Cell):
 
     def construct(self, states, matrix, labels):
         """Args:
-            states: (B, L, hidden), those at position l predict label l + 1.
-            matrix: (V, hidden), the head's weight, of the same dtype.
+            states: (B, L, hidden); position l predicts label l + 1.
+            matrix: (V, hidden), weight of the head, of the same dtype.
             labels: (B, L) int32, -100 to ignore.
 
         Returns:
-            Two float32 scalars.
+            The sum and the number of losses, float32 scalars.
         """
         hidden_size = states.shape[-1]
         target = ops.concat((labels[:, 1:], ops.full_like(labels[:, :1], IGNORED_LABEL)), 1).reshape((-1,))
@@ -76,8 +76,10 @@ class NextTokenLoss(nn.Cell):
         return loss, counted.sum()
 
     def by_chunks(self, states, matrix, target, counted):
-        """states (N, hidden), matrix (V, hidden), target (N,) int32, counted (N,) float32 -> the loss, its float32
-        gradients with respect to states and matrix; of a matrix that does not train one element."""
+        """states (N, hidden), matrix (V, hidden), target (N,) int32, counted (N,) float32 -> loss, float32 gradients.
+
+        The gradients are with respect to states and matrix; the latter has one element if the matrix is frozen.
+        """
         num_rows = states.shape[0]
         order = ops.argsort(ops.arange(num_rows).astype(ms.float32) - counted * num_rows).astype(ms.int32)
         back = ops.argsort(order.astype(ms.float32)).astype(ms.int32)
@@ -92,11 +94,11 @@ class NextTokenLoss(nn.Cell):
             part, part_target, part_counted = states[start:stop], target[start:stop], counted[start:stop]
             part_gradient = ops.zeros((stop - start, states.shape[1]), ms.float32)
             if num_counted > start:
-                # one after the other: the logits of all chunks would fill the memory at once
+                # sequential, so only one chunk of logits is in memory
                 part = ops.depend(part, (loss, matrix_gradient))
                 added_loss, logits_gradient = self.chunk(part, matrix, part_target, part_counted)
                 loss = loss + added_loss
-                # rows are weighted where they are narrow
+                # weighting hidden states is cheaper than weighting logits
                 weights = self.tile(part_counted, (1, part.shape[1]))
                 part_gradient = self.product(logits_gradient, matrix).astype(ms.float32) * weights
                 if self.matrix_trains:
@@ -107,7 +109,7 @@ class NextTokenLoss(nn.Cell):
         return loss, ops.gather(states_gradient, back, 0), matrix_gradient
 
     def chunk(self, states, matrix, target, counted):
-        """The loss, and the gradient of the logits as if every row counted: probabilities, less one at the target."""
+        """Returns the loss, and the unweighted gradient of the logits: probabilities minus one at the target."""
         log_probabilities = ops.log_softmax(self.logits(states, matrix).astype(ms.float32), -1)
         picked = ops.gather_elements(log_probabilities, 1, target)
         gradient = ops.tensor_scatter_elements(ops.exp(log_probabilities), target, ops.exp(picked) - 1.0, 1)
@@ -115,7 +117,7 @@ class NextTokenLoss(nn.Cell):
 
 
 class KnownGradient(nn.Cell):
-    """A loss whose gradient with respect to `x` is given, beside what it has already; it returns the loss itself."""
+    """Returns the loss unchanged; its gradient with respect to `x` is `gradient`."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
@@ -129,6 +131,6 @@ class KnownGradient(nn.Cell):
 
 @ops.constexpr
 def chunks(num_rows: int, vocab_size: int) -> tuple[tuple[int, int], ...]:
-    """Ranges of rows whose logits are made together."""
+    """Returns the row ranges [start, stop) of the chunks."""
     size = max(MIN_CHUNK_ROWS, MAX_CHUNK_LOGITS // vocab_size, -(-num_rows // MAX_CHUNKS))
     return tuple((start, min(start + size, num_rows)) for start in range(0, num_rows, size))

@@ -1,4 +1,4 @@
-"""Normalisation Cells with torch's parameter names."""
+"""Normalization Cells with torch's parameter names."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class RMSNorm(nn.Cell):
 
 @functools.cache
 def rms_norm_core(eps: float) -> RMSNormCore:
-    """The one RMSNormCore of an epsilon: it is compiled once and not once for every layer."""
+    """Returns the shared RMSNormCore of an epsilon, which is compiled once for all layers."""
     return RMSNormCore(eps)
 
 
 class RMSNormCore(nn.Cell):
-    """The computation of `RMSNorm`, which keeps its input alone for the way back. x (N, hidden), weight (hidden,)."""
+    """Computes `RMSNorm`; saves only its inputs for the backward pass. x (N, hidden), weight (hidden,)."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -46,7 +46,7 @@ class RMSNormCore(nn.Cell):
 
     def construct(self, x, weight):
         h = x.astype(ms.float32)
-        # also because the rows of every layer's weight would otherwise be made at the start of the step
+        # otherwise a training step would tile the weights of all layers up front
         weight = read_with(weight, x)
         h = h * self.widen(self.scale(h), h)
         return h.astype(x.dtype) * self.widen(weight.reshape((1, -1)), h)
@@ -55,7 +55,7 @@ class RMSNormCore(nn.Cell):
         return ops.rsqrt(self.mean(h * h, -1) + self.eps)
 
     def widen(self, small, h):
-        """small (N, 1) or (1, hidden) -> (N, hidden)."""
+        """Tiles small (N, 1) or (1, hidden) to (N, hidden)."""
         return self.tile(small, (h.shape[0] // small.shape[0], h.shape[1] // small.shape[1]))
 
     def bprop(self, x, weight, out, dout):
@@ -71,7 +71,14 @@ class RMSNormCore(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """Layer normalisation over the last axis, computed in float32. x (..., hidden_size) -> the same shape and dtype."""
+    """Layer normalization over the last axis, computed in float32. x (..., hidden_size) -> the same shape and dtype.
+
+    Attributes:
+        is_exempt_from_decay: whether the parameters are exempt from weight decay, as those of `torch.nn.LayerNorm` are
+            in the original training programs.
+    """
+
+    is_exempt_from_decay = True
 
     def __init__(self, hidden_size: int, *, eps: float, dtype=ms.float32):
         super().__init__()
@@ -89,14 +96,12 @@ NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
 
 
 def norm_weights(model: nn.Cell) -> frozenset[str]:
-    """Names of the weights of every normalisation, whatever it is called."""
+    """Returns the names of the weights of all RMSNorms and LayerNorms."""
     return frozenset(cell.weight.name for _, cell in model.cells_and_names() if isinstance(cell, RMSNorm | LayerNorm))
 
 
 def layer_norm_parameters(model: nn.Cell) -> frozenset[str]:
-    """Names of the parameters of every LayerNorm, SAM's norms over channels (`neck`) left out.
-
-    These and the biases are what the original training program exempts from weight decay, by its class nn.LayerNorm.
-    """
-    norms = [cell for name, cell in model.cells_and_names() if isinstance(cell, LayerNorm) and ".neck." not in name]
+    """Returns the parameter names of all LayerNorms that are exempt from weight decay, as all biases are."""
+    cells = [cell for _, cell in model.cells_and_names()]
+    norms = [cell for cell in cells if isinstance(cell, LayerNorm) and cell.is_exempt_from_decay]
     return frozenset(parameter.name for norm in norms for parameter in norm.get_parameters(expand=False))

@@ -1,20 +1,20 @@
-"""How a decoder learns where a token stands: rotation in every layer, or a table that is added once.
+"""Position encodings of a decoder: rotation in every layer, or a learned table that is added once.
 
-B batch, L length, H heads, D head dimension. Both Cells have the same two steps, so that a decoder takes either.
+All Cells have the same two methods, `construct` for the embeddings and `rotation` for the layers.
+
+B batch, L length, H heads, D head dimension, R rotated dimensions.
 """
 
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindvlm.nn.config import NUM_OFFSET_ROWS
 from mindvlm.nn.linear import Embedding
 from mindvlm.nn.rotary import rotary_cos_sin
 
-# The first rows of OPT's table belong to no position (`OPTLearnedPositionalEmbedding` of transformers).
-NUM_OFFSET_ROWS = 2
-
 
 class RotaryPositions(nn.Cell):
-    """Nothing is added to the embeddings; queries and keys are rotated (arXiv 2104.09864)."""
+    """Rotary positions (arXiv 2104.09864); the embeddings stay unchanged."""
 
     def __init__(self, config, dtype=ms.float32):
         super().__init__()
@@ -25,12 +25,12 @@ class RotaryPositions(nn.Cell):
         return embeds
 
     def rotation(self, positions, inv_freq):
-        """cos and sin (B, H, L, R) for positions (B, L) and inv_freq (R/2,), for R of the D dimensions of a head."""
+        """Returns cos and sin (B, H, L, R) for positions (B, L) and inv_freq (R/2,) or (B, 1, R/2)."""
         return rotary_cos_sin(positions, inv_freq, self.num_heads)
 
 
 class GroupedRotaryPositions(RotaryPositions):
-    """The same for fewer key heads than query heads: cos and sin are pairs, for the queries and for the keys."""
+    """`RotaryPositions` for grouped-query attention: cos and sin are pairs, for the queries and for the keys."""
 
     def rotation(self, positions, inv_freq):
         cos, sin = rotary_cos_sin(positions, inv_freq, self.num_heads)
@@ -39,11 +39,10 @@ class GroupedRotaryPositions(RotaryPositions):
 
 
 class LearnedPositions(Embedding):
-    """OPT's table: row p + 2 is added to the token at position p; nothing is rotated.
+    """OPT's learned positions: row p + 2 of the table is added to the token at position p.
 
-    The original counts positions over the attention mask, so that padding on the left does not shift them. Here rows of
-    a batch are aligned on the left, where slot and position are the same number; padding behind a row takes rows of its
-    own, which nothing that is visible depends on.
+    The original derives positions from the attention mask, so left padding does not shift them. Here batches are padded
+    on the right, so a position is the index of the token; no visible token depends on the padding.
 
     Args:
         config: a `DecoderConfig` with `max_position_embeddings`.
@@ -55,9 +54,9 @@ class LearnedPositions(Embedding):
 
     def construct(self, embeds, positions):
         """embeds (B, L, hidden), positions (B, L) int32 -> (B, L, hidden)."""
-        # the padding of a prefill bucket may pass the end of the table
+        # the padding of a prefill bucket may exceed the table
         rows = ops.minimum(positions, ms.Tensor(self.last_position, ms.int32)) + NUM_OFFSET_ROWS
-        return embeds + self.gather(self.weight, rows, 0)
+        return embeds + super().construct(rows)
 
     def rotation(self, positions, inv_freq):
         return None, None

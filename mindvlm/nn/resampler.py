@@ -8,14 +8,14 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.nn.activation import activation
 from mindvlm.nn.attention_core import attention_core
+from mindvlm.nn.config import FEED_FORWARD_FACTOR
 from mindvlm.nn.layout import permute_rows
 from mindvlm.nn.linear import Linear
+from mindvlm.nn.mlp import activation
 from mindvlm.nn.norm import LayerNorm
 
 NORM_EPS = 1e-5
-FEED_FORWARD_FACTOR = 4
 
 
 class FeedForward(nn.SequentialCell):
@@ -61,15 +61,15 @@ class ResamplerBlock(nn.Cell):
 
 
 class Resampler(nn.Cell):
-    """A fixed number of features of an image of any number of tokens.
+    """Maps an image of any number of tokens to a fixed number of features.
 
     Args:
-        image_width: of the features that come in.
-        width: of the queries.
-        out_width: of the features that go out.
+        image_width: width of the input features.
+        width: width of the queries.
+        out_width: width of the output features.
         num_queries: Q.
-        num_layers: blocks.
-        num_heads: of each block; divides `width`.
+        num_layers: number of blocks.
+        num_heads: heads per block; must divide `width`.
     """
 
     def __init__(

@@ -1,18 +1,15 @@
-"""The plain vision transformer: the towers of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), parameter names as
-in Hugging Face.
+"""Vision transformers: the towers of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), with the parameter names of
+Hugging Face.
 
 N images, P patches, T tokens: P in SigLIP, P + 1 in CLIP; H heads, D head dimension.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.nn.activation import activation
+from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.nn.attention_core import attention_core
+from mindvlm.nn.config import VitConfig
 from mindvlm.nn.fused_attention import (
     HEAD_DIM_UNIT,
     FusedAttention,
@@ -22,30 +19,9 @@ from mindvlm.nn.fused_attention import (
 )
 from mindvlm.nn.layout import permute_rows, widen
 from mindvlm.nn.linear import Embedding, Linear
+from mindvlm.nn.mlp import PlainMLP
 from mindvlm.nn.norm import LayerNorm
-from mindvlm.nn.patches import PatchConv, grid_size
-
-
-@dataclass(kw_only=True)
-class VitConfig:
-    """Sizes and dialect of a vision transformer.
-
-    Attributes:
-        dialect: "clip": a class token, patches without bias, a norm before the layers; "siglip": patches with bias and
-            nothing else.
-        image_size: in pixels, one number for a square or [height, width]; what fills no patch is left out.
-    """
-
-    dialect: Literal["clip", "siglip"] = "clip"
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    image_size: int | list[int] = 224
-    patch_size: int = 14
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+from mindvlm.nn.patches import PatchConv
 
 
 class ClipEmbeddings(nn.Cell):
@@ -54,8 +30,7 @@ class ClipEmbeddings(nn.Cell):
     def __init__(self, config: VitConfig, dtype):
         super().__init__()
         self.hidden_size = config.hidden_size
-        rows, columns = grid_size(config.image_size, config.patch_size)
-        self.num_tokens = rows * columns + 1
+        self.num_tokens = config.num_tokens
         self.class_embedding = Parameter(initializer("zeros", (config.hidden_size,), dtype), name="class_embedding")
         self.patch_embedding = PatchConv(3, config.hidden_size, config.patch_size, has_bias=False, dtype=dtype)
         self.position_embedding = Embedding(self.num_tokens, config.hidden_size, dtype=dtype)
@@ -75,10 +50,9 @@ class SiglipEmbeddings(nn.Cell):
 
     def __init__(self, config: VitConfig, dtype):
         super().__init__()
-        rows, columns = grid_size(config.image_size, config.patch_size)
-        self.shape = (rows * columns, config.hidden_size)
+        self.shape = (config.num_tokens, config.hidden_size)
         self.patch_embedding = PatchConv(3, config.hidden_size, config.patch_size, has_bias=True, dtype=dtype)
-        self.position_embedding = Embedding(rows * columns, config.hidden_size, dtype=dtype)
+        self.position_embedding = Embedding(config.num_tokens, config.hidden_size, dtype=dtype)
 
     def construct(self, pixels):
         tokens = self.patch_embedding(pixels).reshape((pixels.shape[0], *self.shape))
@@ -88,8 +62,9 @@ class SiglipEmbeddings(nn.Cell):
 class VitAttention(nn.Cell):
     """Bidirectional multi-head attention with biases. x (N, T, hidden) -> the same shape."""
 
-    def __init__(self, config: VitConfig, dtype):
+    def __init__(self, config: VitConfig, context: BuildContext):
         super().__init__()
+        dtype = context.dtype
         self.hidden_size = config.hidden_size
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -98,7 +73,7 @@ class VitAttention(nn.Cell):
         self.k_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
-        if not can_fuse(dtype, padded_head_dim(self.head_dim)):
+        if not can_fuse(context, padded_head_dim(self.head_dim)):
             self.core = attention_core()
         elif self.head_dim % HEAD_DIM_UNIT:
             self.core = PaddedFusedAttention()
@@ -114,28 +89,16 @@ class VitAttention(nn.Cell):
         return self.out_proj(permute_rows(out, (0, 2, 1)).reshape(x.shape[:2] + (-1,)))
 
 
-class VitMLP(nn.Cell):
-    """fc2(act(fc1 x)). x (N, T, hidden) -> the same shape."""
-
-    def __init__(self, config: VitConfig, dtype):
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, dtype=dtype)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, dtype=dtype)
-        self.act = activation(config.hidden_act)
-
-    def construct(self, x):
-        return self.fc2(self.act(self.fc1(x)))
-
-
 class VitLayer(nn.Cell):
-    """Pre-norm block. x (N, T, hidden) -> the same shape."""
+    """A pre-norm block. x (N, T, hidden) -> the same shape."""
 
-    def __init__(self, config: VitConfig, dtype):
+    def __init__(self, config: VitConfig, context: BuildContext):
         super().__init__()
+        dtype = context.dtype
         self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
-        self.self_attn = VitAttention(config, dtype)
+        self.self_attn = VitAttention(config, context)
         self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
-        self.mlp = VitMLP(config, dtype)
+        self.mlp = PlainMLP(config.hidden_size, config.intermediate_size, hidden_act=config.hidden_act, dtype=dtype)
 
     def construct(self, x):
         x = x + self.self_attn(self.layer_norm1(x))
@@ -145,9 +108,9 @@ class VitLayer(nn.Cell):
 class VitEncoder(nn.Cell):
     """The stack of layers."""
 
-    def __init__(self, config: VitConfig, dtype):
+    def __init__(self, config: VitConfig, context: BuildContext):
         super().__init__()
-        self.layers = nn.CellList([VitLayer(config, dtype) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.CellList([VitLayer(config, context) for _ in range(config.num_hidden_layers)])
 
 
 class VisionTransformer(nn.Cell):
@@ -155,20 +118,28 @@ class VisionTransformer(nn.Cell):
 
     Args:
         config: sizes.
-        select_layer: which entry of the list [embeddings, after layer 0, after layer 1, ...] is the feature, counted
-            from the end when negative. Layers behind it keep their parameters and are not computed.
-        num_dropped_tokens: as many tokens at the front, the class token for one, are no feature.
+        select_layer: index of the feature in [embeddings, output of layer 0, output of layer 1, ...]; negative counts
+            from the end. Later layers have parameters but do not run.
+        num_dropped_tokens: number of leading tokens to drop from the feature, such as the class token.
     """
 
-    def __init__(self, config: VitConfig, *, select_layer: int = -2, num_dropped_tokens: int = 1, dtype=ms.float32):
+    def __init__(
+        self,
+        config: VitConfig,
+        context: BuildContext = EAGER_FLOAT32,
+        *,
+        select_layer: int = -2,
+        num_dropped_tokens: int = 1,
+    ):
         super().__init__()
+        dtype = context.dtype
         self.num_feature_layers = select_layer % (config.num_hidden_layers + 1)
         self.num_dropped_tokens = num_dropped_tokens
         self.embeddings = EMBEDDINGS[config.dialect](config, dtype)
         if config.dialect == "clip":
-            # the checkpoint's own spelling
+            # spelled as in the checkpoints
             self.pre_layrnorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
-        self.encoder = VitEncoder(config, dtype)
+        self.encoder = VitEncoder(config, context)
         self.post_layernorm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
 
     def construct(self, pixels):
@@ -179,26 +150,26 @@ class VisionTransformer(nn.Cell):
         return self.finish(x)
 
     def finish(self, x):
-        """The features, from what the last of `blocks` gives."""
+        """Returns the features for the output of the last of `blocks`."""
         return x[:, self.num_dropped_tokens :] if self.num_dropped_tokens else x
 
     @property
     def blocks(self) -> list[nn.Cell]:
-        """The layers that take part in the feature."""
-        # a slice of a CellList would give the parameters new names
+        """Layers that the feature depends on."""
+        # slicing the CellList would rename the parameters
         return list(self.encoder.layers)[: self.num_feature_layers]
 
     def parameters_before_blocks(self) -> list[Parameter]:
-        """The parameters of `embed`."""
+        """Returns the parameters of `embed`."""
         norm = [self.pre_layrnorm] if "pre_layrnorm" in self.name_cells() else []
         return [parameter for cell in (self.embeddings, *norm) for parameter in cell.get_parameters()]
 
     def embed(self, pixels):
-        """What enters the first layer, (N, T, hidden)."""
+        """Returns the input of the first layer, (N, T, hidden)."""
         return self.pre_layrnorm(self.embeddings(pixels))
 
     def hidden_states(self, pixels):
-        """Every entry of the feature list, (N, T, hidden) each, and the normed class token (N, hidden) behind them."""
+        """Returns every entry of the feature list, (N, T, hidden) each, and the normalized class token (N, hidden)."""
         x = self.embed(pixels)
         states = (x,)
         for layer in self.encoder.layers:
@@ -207,7 +178,7 @@ class VisionTransformer(nn.Cell):
         return states, self.post_layernorm(x[:, 0])
 
     def unused_cells(self) -> list[nn.Cell]:
-        """Cells whose parameters are in the checkpoint and take no part in the feature."""
+        """Returns the Cells with parameters in the checkpoint that do not affect the feature."""
         return [*list(self.encoder.layers)[self.num_feature_layers :], self.post_layernorm]
 
 

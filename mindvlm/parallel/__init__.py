@@ -1,1 +1,1 @@
-"""Training with several processes: a mesh of data-parallel and tensor-parallel ranks, explicit collectives only."""
+"""Training with several processes: a mesh of data-parallel and tensor-parallel ranks that use explicit collectives."""

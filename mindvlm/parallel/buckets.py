@@ -1,4 +1,4 @@
-"""Parameters side by side in flat buffers, so that one collective serves many."""
+"""Flat buffers of many parameters, so that one collective handles all of them."""
 
 import mindspore as ms
 import numpy as np
@@ -10,15 +10,15 @@ MAX_BUCKET_ELEMENTS = 2**20
 
 
 class Bucket(nn.Cell):
-    """Some of the model's parameters as one flat float32 tensor, padded so that every replica has an equal chunk.
+    """Several parameters as one flat float32 tensor, padded so that every replica has an equal chunk.
 
     Attributes:
-        indices: places of the bucket's parameters in the list of all.
+        indices: positions of the bucket's parameters in the list of all.
         decays: whether they have weight decay.
-        learning_rate_factor: what their learning rate is multiplied by.
+        learning_rate_factor: multiplies their learning rate.
         is_divided: whether they are divided over the tensor-parallel ranks.
-        sizes: elements of each parameter (of the rank's part of it), in order.
-        chunk_size: elements that each replica keeps of it.
+        sizes: number of elements of each parameter (of the rank's part of it), in order.
+        chunk_size: number of elements of a replica's chunk.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Bucket(nn.Cell):
         self.own_row = Tensor([mesh.dp_rank], ms.int32)
 
     def flatten(self, tensors):
-        """A tuple with a tensor for every parameter of the model -> the bucket's, (dp * chunk_size,) float32."""
+        """One tensor for every parameter of the model -> the bucket's as one, (dp * chunk_size,) float32."""
         parts = ()
         for i in self.indices:
             parts = parts + (tensors[i].reshape((-1,)).astype(ms.float32),)
@@ -59,7 +59,7 @@ class Bucket(nn.Cell):
         return ops.gather(flat.reshape((self.dp, self.chunk_size)), self.own_row, 0).reshape((self.chunk_size,))
 
     def unflatten(self, flat):
-        """(dp * chunk_size,) -> a tensor for each of the bucket's parameters, in their shapes and dtypes."""
+        """(dp * chunk_size,) -> one tensor for each of the bucket's parameters, in its shape and dtype."""
         parts = (flat,) if len(self.splits) == 1 else ops.split(flat, self.splits, 0)
         tensors = ()
         for i in range(len(self.shapes)):
@@ -76,15 +76,15 @@ def make_buckets(
     learning_rate_factors: list[float] | None = None,
     max_elements: int | None = None,
 ) -> nn.CellList:
-    """Divides the parameters, in their order, into buckets of one kind each; a parameter is never cut.
+    """Groups the parameters, in order, into buckets of one kind each; never splits a parameter.
 
     Args:
-        parameters: those that train, the rank's part where they are divided.
+        parameters: the trained ones, the rank's part of divided ones.
         decays: whether each has weight decay.
         is_divided: whether each is divided over the tensor-parallel ranks.
-        mesh: of this process.
-        learning_rate_factors: what the learning rate of each is multiplied by; 1 if not given.
-        max_elements: of a bucket with more than one parameter; if not given, `MAX_BUCKET_ELEMENTS`.
+        mesh: this process's mesh.
+        learning_rate_factors: multiplies the learning rate of each; 1 if not given.
+        max_elements: size limit of a bucket with several parameters; default `MAX_BUCKET_ELEMENTS`.
     """
     max_elements = max_elements or MAX_BUCKET_ELEMENTS
     factors = learning_rate_factors or [1.0] * len(parameters)
@@ -110,5 +110,4 @@ def make_buckets(
         )
         for members in done
     ]
-    cells = nn.CellList(buckets, auto_prefix=False)
-    return cells
+    return nn.CellList(buckets, auto_prefix=False)

@@ -1,8 +1,8 @@
-"""Collectives inside a graph, and the pairs whose gradients tensor parallelism needs (arXiv 1909.08053).
+"""Collectives inside a graph, and the pairs with the gradients of tensor parallelism (arXiv 1909.08053).
 
-The CPU backend sums floats in any group and knows nothing else there (no maximum, no integers; AllGather and Broadcast
-in the group of all processes only), so gathering is written as a sum of parts that are zero elsewhere: exact, and the
-same graph on every rank. The graphs of all ranks must hold the same collectives in the same order.
+The CPU backend can only sum floats over a group: it has no maximum and no integers, and AllGather and Broadcast only
+for the group of all processes. Gathering is therefore a sum of parts that are zero elsewhere: exact, and the same graph
+on every rank. The graphs of all ranks must contain the same collectives in the same order.
 """
 
 import mindspore as ms
@@ -10,14 +10,14 @@ from mindspore import Tensor, nn, ops
 
 
 class Identity(nn.Cell):
-    """Stands where a group has one member."""
+    """Replaces a collective over a group of one member."""
 
     def construct(self, x):
         return x
 
 
 class SumOver(nn.Cell):
-    """The sum of x over a group. Its own gradient is a sum again."""
+    """The sum of x over a group. Its gradient is the sum of the gradients."""
 
     def __init__(self, group: str):
         super().__init__()
@@ -28,7 +28,7 @@ class SumOver(nn.Cell):
 
 
 class CopyToRanks(SumOver):
-    """Forward x itself, backward the sum of the gradients: where x enters what the ranks share."""
+    """Forward x, backward the sum of the gradients: for x that enters a divided region."""
 
     def construct(self, x):
         return x
@@ -38,7 +38,7 @@ class CopyToRanks(SumOver):
 
 
 class ReduceFromRanks(SumOver):
-    """Forward the sum over the group, backward the gradient itself: where partial results leave the shared part."""
+    """Forward the sum over the group, backward the gradient: for partial results that leave a divided region."""
 
     def bprop(self, x, out, dout):
         return (dout,)
@@ -66,7 +66,7 @@ class GatherColumns(nn.Cell):
 
     Args:
         group: name of the group.
-        rank: this process's place in it.
+        rank: this process's position in it.
         size: number of its members.
     """
 

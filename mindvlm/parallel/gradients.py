@@ -1,4 +1,4 @@
-"""Gradients of several processes made one: summed over replicas, whole or each replica its chunk."""
+"""Sums of gradients over replicas, whole or one chunk for each replica."""
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
@@ -9,9 +9,9 @@ from mindvlm.parallel.mesh import Mesh
 
 
 class ScatterSum(nn.Cell):
-    """The sum over the replicas, of which this one keeps its chunk: (dp * chunk_size,) -> (chunk_size,).
+    """This replica's chunk of the sum over the replicas: (dp * chunk_size,) -> (chunk_size,).
 
-    The CPU backend has no ReduceScatter: there the whole sum is made and the rest dropped.
+    The CPU backend has no ReduceScatter: there the whole sum is computed and the other chunks are dropped.
     """
 
     def __init__(self, bucket: Bucket, mesh: Mesh):
@@ -32,13 +32,13 @@ class ScatterSum(nn.Cell):
 class GradientSync(nn.Cell):
     """Sums gradients over the replicas.
 
-    Feed it gradients of the *sum* of the token losses, and divide by the number of labels of all replicas (`total`):
-    then every label counts the same, however the replicas' batches differ.
+    Pass gradients of the *sum* of the token losses, and divide by the number of labels of all replicas (`total`): then
+    every label has the same weight, however the replicas' batches differ.
 
     Args:
-        parameters: those that train.
-        buckets: of these parameters.
-        mesh: of this process.
+        parameters: the trained ones.
+        buckets: the buckets of these parameters.
+        mesh: this process's mesh.
         partial: names of whole parameters whose gradients are also summed over the tensor-parallel ranks.
         keep_chunks: return this replica's chunk of every bucket instead of whole gradients (ZeRO-2).
     """
@@ -64,7 +64,7 @@ class GradientSync(nn.Cell):
         self.sources = positions(buckets, len(parameters))
 
     def construct(self, gradients):
-        """Gradients in the parameters' order -> the same summed, or float32 chunks in the buckets' order."""
+        """Gradients in the parameters' order -> their sums, or float32 chunks of these in the buckets' order."""
         gradients = self.sum_partial(gradients)
         chunks, groups = (), ()
         for k in range(len(self.buckets)):
@@ -87,11 +87,11 @@ class GradientSync(nn.Cell):
         return whole
 
     def total(self, value):
-        """A float32 scalar of each replica (labels, a loss) -> its sum over all."""
+        """A float32 scalar of each replica (number of labels, loss) -> its sum over all replicas."""
         return self.over_dp(value)
 
     def norm(self, synced):
-        """Euclidean norm of what `construct` returned, over all parameters, each part counted once."""
+        """Euclidean norm of the result of `construct` over all parameters; each part counts once."""
         whole, divided = ms.Tensor(0.0, ms.float32), ms.Tensor(0.0, ms.float32)
         if self.keep_chunks:
             for k in range(len(self.buckets)):
@@ -112,12 +112,12 @@ class GradientSync(nn.Cell):
 
 
 def sum_of_squares(x):
-    """Float32 scalar. First over the last axis: the CPU backend is slow where all axes are reduced at once."""
+    """A float32 scalar. Reduces the last axis first: the CPU backend is slow when it reduces all axes at once."""
     x = x.astype(ms.float32)
     return (x * x).sum(-1).sum()
 
 
 def positions(buckets: nn.CellList, num_parameters: int) -> tuple[tuple[int, int], ...]:
-    """For each parameter its bucket and its place in it."""
+    """Bucket, and position in it, of each parameter."""
     found = {i: (k, place) for k, bucket in enumerate(buckets) for place, i in enumerate(bucket.indices)}
     return tuple(found[i] for i in range(num_parameters))

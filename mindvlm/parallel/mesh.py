@@ -1,18 +1,52 @@
-"""The grid of processes, dp x tp, and its communication groups."""
+"""The grid of processes, dp x tp, its section of a job's YAML and its communication groups."""
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import mindspore as ms
 from mindspore.communication import create_group, get_rank, init
 
-from mindvlm.parallel import environment
-from mindvlm.parallel.config import ParallelConfig
+from mindvlm.core.errors import UserError
+from mindvlm.parallel.launch import is_launched, wait_for_slow_ranks, world_size
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    """The section `parallel` of a job's YAML: how dp x tp processes share the work.
+
+    Attributes:
+        dp: number of replicas, which train on different samples.
+        tp: number of processes that share one replica's weights.
+        zero: what the replicas divide: 0 nothing, 1 the optimizer's state, 2 also the gradients (arXiv 1910.02054).
+    """
+
+    dp: int = 1
+    tp: int = 1
+    zero: Literal[0, 1, 2] = 0
+
+    def __post_init__(self):
+        if self.dp < 1 or self.tp < 1:
+            raise UserError(f"parallel: dp is {self.dp} and tp is {self.tp}; expected at least 1 each")
+        if self.zero and self.dp == 1:
+            raise UserError(f"parallel.zero is {self.zero} but dp is 1: there is no replica to share with; set zero: 0")
+
+    def check_world_size(self, num_processes: int) -> None:
+        """Raises UserError unless dp x tp processes run."""
+        expected = self.dp * self.tp
+        if num_processes == expected:
+            return
+        needed = f"{expected} processes" if expected > 1 else "1 process"
+        started = f"{num_processes} run" if num_processes > 1 else "only this one runs"
+        remedy = f"msrun with --worker_num={expected}" if expected > 1 else "without msrun"
+        raise UserError(
+            f"parallel: dp {self.dp} x tp {self.tp} needs {needed} but {started}; change the section or start {remedy}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Where this process stands. Neighbouring ranks share a replica: rank = dp_rank * tp + tp_rank.
+    """This process's position. Neighbouring ranks share a replica: rank = dp_rank * tp + tp_rank.
 
     Attributes:
         device: "CPU" or "Ascend".
@@ -33,12 +67,12 @@ class Mesh:
 
     @property
     def dp_group(self) -> str:
-        """Name of the group of the processes that hold the same part of the weights."""
+        """Name of the group of processes with the same part of the weights."""
         return f"dp{self.dp}x{self.tp}_{self.tp_rank}"
 
     @property
     def tp_group(self) -> str:
-        """Name of the group of the processes that share this replica."""
+        """Name of the group of processes that share this replica."""
         return f"tp{self.dp}x{self.tp}_{self.dp_rank}"
 
     @property
@@ -51,30 +85,30 @@ class Mesh:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
 
 def init_parallel(config: ParallelConfig) -> Mesh:
-    """Meets the other processes of the job; alone, nothing is initialised.
+    """Connects to the other processes of the job; a single process initialises nothing.
 
-    Call it after the device is set and before anything costs time: `msrun` starts the same program once more as its
-    scheduler, which stays inside this call until the job is over and then exits.
+    Call it after the device is set and before expensive work: `msrun` also starts the program as its scheduler, which
+    stays in this call until the job is over and then exits.
 
     Raises:
-        UserError: another number of processes runs than the mesh has places (in every process, before they meet).
+        UserError: the number of processes is not dp x tp; every process raises it before they connect.
     """
-    config.check_world_size(environment.world_size())
+    config.check_world_size(world_size())
     device = ms.get_context("device_target")
-    if not environment.is_launched():
+    if not is_launched():
         return Mesh(device=device)
-    environment.wait_for_slow_ranks()
+    wait_for_slow_ranks()
     init()
     return create_mesh(config, rank=get_rank(), device=device)
 
 
 def create_mesh(config: ParallelConfig, *, rank: int, device: str) -> Mesh:
-    """The mesh of processes that have met already, with its groups. Groups of one are not made."""
+    """The mesh of connected processes. Creates its groups of two or more."""
     mesh = Mesh(dp=config.dp, tp=config.tp, rank=rank, device=device)
     if mesh.dp > 1:
         make_group(mesh.dp_group, tuple(mesh.dp_ranks))
@@ -85,5 +119,5 @@ def create_mesh(config: ParallelConfig, *, rank: int, device: str) -> Mesh:
 
 @functools.cache
 def make_group(name: str, ranks: tuple[int, ...]) -> None:
-    """Makes a communication group, once in the life of the process."""
+    """Creates a communication group, once per process."""
     create_group(name, list(ranks))

@@ -1,4 +1,4 @@
-"""Which Cells of a model are divided over tensor-parallel ranks, and how: applied to a model that is built already."""
+"""Tensor parallelism as a plan that is applied to a built model: which Cells are divided over the ranks, and how."""
 
 import dataclasses
 import re
@@ -10,6 +10,7 @@ from mindspore import Parameter, nn
 from mindvlm.core.errors import UserError
 from mindvlm.nn.linear import TiedHead
 from mindvlm.nn.norm import LayerNorm, RMSNorm
+from mindvlm.nn.parameters import name_by_place
 from mindvlm.parallel.layers import (
     ColumnParallelLinear,
     EnteringLayerNorm,
@@ -25,12 +26,12 @@ from mindvlm.parallel.sharding import ShardSpec
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the Cells whose dotted name matches `pattern` to its end.
+    """How to divide the Cells whose whole dotted name matches `pattern`.
 
-    Kinds: "enter" a norm before column-parallel layers; "column", "row" Linears; "vocabulary" the token embedding;
-    "head" a Linear or TiedHead over the vocabulary; "heads" anything with `num_heads` or a config of
-    `num_attention_heads`, which is divided; "partial" parameters of a Cell that every rank holds whole and uses for its
-    own heads, so that their gradients are summed over the ranks.
+    Kinds: "enter": a norm before column-parallel layers; "column", "row": Linears; "vocabulary": the token embedding;
+    "head": a Linear or TiedHead over the vocabulary; "heads": a Cell with `num_heads`, or a config with
+    `num_attention_heads`, to divide; "partial": parameters of a Cell that every rank holds whole and uses for its own
+    heads, so that their gradients are summed over the ranks.
     """
 
     pattern: str
@@ -60,23 +61,13 @@ VISION_TRANSFORMER = (
 )
 """CLIP's tower."""
 
-VISION_VOCABULARY = (
-    Rule(r"vision_vocabulary\.blocks\.\d+\.norm[12]", "enter"),
-    Rule(r"vision_vocabulary\.blocks\.\d+\.attn", "heads"),
-    Rule(r"vision_vocabulary\.blocks\.\d+\.attn", "partial"),
-    Rule(r"vision_vocabulary\.blocks\.\d+\.attn\.qkv", "column", num_sections=3),
-    Rule(r"vision_vocabulary\.blocks\.\d+\.mlp\.lin1", "column"),
-    Rule(r"vision_vocabulary\.blocks\.\d+\.(attn\.proj|mlp\.lin2)", "row"),
-)
-"""The SAM tower of Vary; its tables of relative positions are the same for all heads."""
-
 
 @dataclass
 class ParallelModel:
-    """What the rest of the program needs to know about a divided model.
+    """The division of a model.
 
     Attributes:
-        specs: for each divided parameter, the rank's part; parameters that are missing are whole on every rank.
+        specs: the rank's part of each divided parameter; all other parameters are whole on every rank.
         partial: names of whole parameters whose gradients must be summed over the tensor-parallel ranks.
     """
 
@@ -85,11 +76,11 @@ class ParallelModel:
 
 
 def apply_tensor_parallel(model: nn.Cell, plan: tuple[Rule, ...], mesh: Mesh) -> ParallelModel:
-    """Replaces the Cells that the plan names by their parallel kind, before weights are filled.
+    """Replaces the Cells that the plan names by parallel ones; call it before weights are filled.
 
-    Order and `requires_grad` of the parameters stay, and they are named after their place in the model, on one rank,
-    too. A replaced Cell is replaced wherever the model refers to it.
-    Rules that match nothing are allowed: a model may lack a tower.
+    Keeps the order and `requires_grad` of the parameters and names them after their first place in the model, even on
+    one rank. Replaces a Cell wherever the model refers to it. Rules that match nothing are allowed: a model may lack a
+    tower.
 
     Raises:
         UserError: a size cannot be divided by `mesh.tp`.
@@ -119,12 +110,6 @@ def apply_tensor_parallel(model: nn.Cell, plan: tuple[Rule, ...], mesh: Mesh) ->
     return result
 
 
-def name_by_place(model: nn.Cell) -> None:
-    """Names every parameter after the first place it has in the model; MindSpore names it after the last one."""
-    for name, parameter in model.parameters_and_names():
-        parameter.name = name
-
-
 def own_parameters(cell: nn.Cell) -> list[Parameter]:
     return list(cell.get_parameters(expand=False))
 
@@ -136,11 +121,11 @@ AXES = {
     "vocabulary": {"weight": 0},
     "head": {"weight": 0, "bias": 0},
 }
-"""The axis along which each kind divides its parameters."""
+"""Axis along which each kind divides its parameters."""
 
 
 def divided_parameters(cell: nn.Cell, rule: Rule, mesh: Mesh) -> dict[str, ShardSpec]:
-    """Name and part of every parameter of the Cell that the rule divides, checked against its size."""
+    """Name and part of each parameter of the Cell that the rule divides, checked against its size."""
     specs = {}
     for parameter in own_parameters(cell):
         axis = AXES[rule.kind].get(parameter.name.rsplit(".", 1)[-1])
@@ -152,15 +137,15 @@ def divided_parameters(cell: nn.Cell, rule: Rule, mesh: Mesh) -> dict[str, Shard
 
 
 def build_parallel_cell(cell: nn.Cell, kind: str, mesh: Mesh) -> nn.Cell:
-    """The parallel Cell of the same sizes as a plain one."""
+    """The parallel Cell with the sizes of a plain one."""
     if isinstance(cell, TiedHead):
         return VocabParallelTiedHead(cell.embedding, mesh=mesh)
-    dtype = cell.weight.dtype
     if kind == "enter":
         norms = {RMSNorm: EnteringRMSNorm, LayerNorm: EnteringLayerNorm}
-        return norms[type(cell)](cell.weight.shape[0], eps=norm_epsilon(cell), mesh=mesh, dtype=dtype)
+        return norms[type(cell)](cell.weight.shape[0], eps=norm_epsilon(cell), mesh=mesh, dtype=cell.weight.dtype)
+    dtype = cell.product.dtype
     if kind == "vocabulary":
-        return VocabParallelEmbedding(*cell.weight.shape, mesh=mesh, dtype=dtype)
+        return VocabParallelEmbedding(*cell.product.shape, mesh=mesh, dtype=dtype)
     linears = {"column": ColumnParallelLinear, "row": RowParallelLinear, "head": VocabParallelHead}
     return linears[kind](cell.in_features, cell.out_features, mesh=mesh, has_bias=cell.has_bias, dtype=dtype)
 
@@ -170,7 +155,7 @@ def norm_epsilon(norm: RMSNorm | LayerNorm) -> float:
 
 
 def replace_everywhere(model: nn.Cell, old: nn.Cell, new: nn.Cell) -> None:
-    """Puts `new` wherever a Cell of the model refers to `old`."""
+    """Puts `new` in place of `old` wherever a Cell of the model refers to it."""
     for _, parent in list(model.cells_and_names()):
         for attribute, child in list(parent.name_cells().items()):
             if child is old:
@@ -178,7 +163,7 @@ def replace_everywhere(model: nn.Cell, old: nn.Cell, new: nn.Cell) -> None:
 
 
 def divide_heads(name: str, cell: nn.Cell, mesh: Mesh) -> None:
-    """Leaves the rank its part of the heads, in the Cell and in its own copy of the config."""
+    """Sets the number of heads to the rank's share, in the Cell and in a copy of its config."""
     config = getattr(cell, "config", None)
     num_heads = getattr(cell, "num_heads", None) or getattr(config, "num_attention_heads", None)
     if num_heads is None:

@@ -1,4 +1,4 @@
-"""Which part of a full tensor a rank holds."""
+"""The part of a full tensor that a rank holds."""
 
 import math
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from mindvlm.core.errors import UserError
 class ShardSpec:
     """Part `index` of `count` equal parts along `axis`.
 
-    With `num_sections` the axis holds that many equal sections one after the other (query, key and value in one
-    matrix), and every rank has its part of each.
+    With `num_sections` the axis consists of that many equal sections (query, key and value in one matrix), and every
+    rank has its part of each section.
     """
 
     axis: int
@@ -27,7 +27,7 @@ class ShardSpec:
         return tuple(size * self.count if axis == self.axis else size for axis, size in enumerate(shape))
 
     def ranges(self, size: int) -> list[tuple[int, int]]:
-        """The part's index ranges [start, stop) along the axis of the full tensor, which is `size` long."""
+        """Index ranges [start, stop) of the part along the axis of the full tensor, which is `size` long."""
         section = size // self.num_sections
         part = section // self.count
         starts = [i * section + self.index * part for i in range(self.num_sections)]
@@ -40,13 +40,13 @@ class ShardSpec:
         return np.concatenate([full[s] for s in slices], axis=self.axis)
 
     def join(self, parts: list[np.ndarray]) -> np.ndarray:
-        """The full array from the parts of all ranks, in their order."""
+        """The full array from the parts of all ranks, in rank order."""
         sections = [np.split(part, self.num_sections, axis=self.axis) for part in parts]
         ordered = [sections[rank][i] for i in range(self.num_sections) for rank in range(self.count)]
         return np.concatenate(ordered, axis=self.axis)
 
     def check(self, name: str, size: int) -> None:
-        """Raises UserError unless `size`, the length of the axis, can be divided."""
+        """Raises UserError unless the axis, of length `size`, can be divided."""
         if size % (self.count * self.num_sections):
             raise UserError(
                 f"parallel.tp is {self.count} but {name} is {size} long on axis {self.axis}"
@@ -55,9 +55,9 @@ class ShardSpec:
 
 
 def read_shard(source: TensorSource, name: str, spec: ShardSpec | None) -> np.ndarray:
-    """One rank's part of a stored tensor, in its storage dtype; the whole tensor without a spec.
+    """Reads one rank's part of a stored tensor, in its storage dtype; the whole tensor without a spec.
 
-    Parts of the first axis are read alone, parts of another axis in blocks of rows: never the whole tensor at once.
+    Reads only the part along the first axis, and blocks of rows for another axis: never the whole tensor at once.
     """
     info = source.infos[name]
     if spec is None:

@@ -10,7 +10,7 @@ from mindvlm.parallel.mesh import Mesh
 
 
 class GatherChunks(nn.Cell):
-    """This replica's chunk of a bucket -> the chunks of all: (chunk_size,) -> (dp * chunk_size,)."""
+    """This replica's chunk of a bucket -> all replicas' chunks: (chunk_size,) -> (dp * chunk_size,)."""
 
     def __init__(self, mesh: Mesh):
         super().__init__()
@@ -28,16 +28,16 @@ class GatherChunks(nn.Cell):
 
 
 class ShardedAdamW(nn.Cell):
-    """AdamW as `mindvlm.training.optimizer.AdamW` computes it, with 1 / dp of its state.
+    """Computes the update of `mindvlm.training.optimizer.AdamW` with 1 / dp of its state on each replica.
 
-    Each replica updates its chunk of every bucket, then the replicas exchange the updated parameters. Buckets with
+    Each replica updates its chunk of every bucket; then the replicas exchange the updated parameters. Buckets with
     parameters that are not float32 have a float32 master copy, divided like the moments; `state.fill_masters` fills it.
 
     Args:
-        parameters: what to update.
-        buckets: of these parameters.
-        config: an `OptimizerConfig`; which parameters decay is the buckets' matter.
-        mesh: of this process.
+        parameters: the parameters to update.
+        buckets: the buckets of these parameters, which also say which of them decay.
+        config: an `OptimizerConfig`.
+        mesh: this process's mesh.
         takes_chunks: gradients come as chunks (ZeRO-2) instead of whole (ZeRO-1).
     """
 
@@ -66,14 +66,14 @@ class ShardedAdamW(nn.Cell):
         Args:
             gradients: whole in the order of the parameters, or chunks in the order of the buckets.
             learning_rate: float32 scalar.
-            scale: what the gradients are multiplied by.
+            scale: multiplies the gradients.
         """
         count = self.num_updates + 1.0
         corrections = self.corrections(count)
         done = count
         for k in range(len(self.buckets)):
             bucket = self.buckets[k]
-            # one bucket after the other: their buffers need not stand in memory together
+            # one bucket after another, so that only one bucket's buffers are in memory
             if self.takes_chunks:
                 gradient = ops.depend(gradients[k], done)
             else:
@@ -100,7 +100,7 @@ class ShardedAdamW(nn.Cell):
         return 1.0 / (1.0 - ops.pow(self.beta1, count)), ops.sqrt(1.0 - ops.pow(self.beta2, count))
 
     def step(self, k, gradient, learning_rate, corrections):
-        """Updates the moments of bucket k and returns what is to be subtracted from its chunk."""
+        """Updates the moments of bucket k and returns the amount to subtract from its chunk."""
         first, second = corrections
         moment1 = self.moment1[k] + (gradient - self.moment1[k]) * (1.0 - self.beta1)
         moment2 = self.moment2[k] + (gradient * gradient - self.moment2[k]) * (1.0 - self.beta2)
@@ -110,6 +110,6 @@ class ShardedAdamW(nn.Cell):
 
 
 def chunk_state(bucket: Bucket, name: str, *, is_empty: bool = False) -> Parameter:
-    """A zero Parameter for a bucket's chunk; of one element where it is not used."""
+    """A zero Parameter for a bucket's chunk; of one element if it is not used."""
     zeros = initializer("zeros", (1 if is_empty else bucket.chunk_size,), ms.float32)
     return Parameter(zeros, name=name, requires_grad=False)

@@ -1,22 +1,22 @@
-"""From questions, earlier turns and the number of their pictures to ids: what the processors of all families share."""
+"""Conversion of questions and earlier turns to ids, shared by the processors of all families."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from mindvlm.core.errors import UserError, counted
-from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageRows, ImageSpan
-from mindvlm.processing.images.loading import ImageSource
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource
+from mindvlm.processing.images.picture import Picture
 from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample
 from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render, render_turn
 from mindvlm.processing.text.pieces import Piece, encode_pieces
 from mindvlm.processing.text.tokenizer import Tokenizer
 
 History = Sequence[tuple[str, str]]
-"""Earlier turns as (query, reply). Images of a query are marked in it, see `ChatProcessor.mark_images`."""
+"""Earlier turns as (query, reply); the query contains its image markers, see `ChatProcessor.mark_images`."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ChatPrompt:
     """Token ids of a prompt.
 
     Attributes:
-        text: the prompt with all placeholders, without the tokens that the tokenizer puts in front of every text.
-        placeholder_starts: for each image the index of its first placeholder in `input_ids`.
-        image_lengths: for each image the number of its placeholders; they stand side by side.
+        text: the prompt with all placeholders, without the prefix tokens of the tokenizer.
+        placeholder_starts: index of the first placeholder of each image in `input_ids`.
+        image_lengths: number of consecutive placeholders of each image.
     """
 
     text: str
@@ -36,22 +36,24 @@ class ChatPrompt:
 
 
 class ChatProcessor:
-    """Base of a family's processor; a subclass defines `pixels`, what its towers see of a picture as a whole.
+    """Base class of a family's processor. A subclass defines `pixels`, the tower inputs of a whole picture.
 
-    What people and the model wrote is encoded with control tokens disarmed; only the template's own are armed.
+    Control tokens are disarmed in the text of users and of the model, and armed in the template.
 
     Args:
-        tokenizer: has the tokens of the image span.
-        image_joint: text between an image and the question where the question has no `<image>` marker of its own.
+        tokenizer: contains the tokens of the image span.
+        image_joint: text between an image and a question without `<image>` marker.
 
     Attributes:
-        cuts_samples: whether `training_sample` cuts long samples by a rule of its own, so that nothing else may.
+        cuts_samples: whether `training_sample` cuts long samples itself.
+        max_pixels: limit of width x height of a picture.
 
     Raises:
-        UserError: the vocabulary lacks a token that is needed.
+        UserError: the vocabulary lacks a required token.
     """
 
     cuts_samples: bool = False
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, image_span: ImageSpan, *, image_joint: str):
         self.tokenizer, self.template, self.image_span = tokenizer, template, image_span
@@ -61,31 +63,32 @@ class ChatProcessor:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: the template's closing mark, if it is a token, and the end of text."""
+        """Ids that end an answer: the end of text, and the closing mark of the template if it is a token."""
         special_ids = self.tokenizer.special_ids
         marks = dict.fromkeys((self.template.answer_separator, self.tokenizer.end_token))
         return tuple(special_ids[mark] for mark in marks if mark in special_ids)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The closing mark, where it is no single token of this vocabulary."""
+        """The closing mark of the template if it is not a token."""
         mark = self.template.answer_separator
         return () if mark in self.tokenizer.special_ids else (mark,)
 
     @property
     def picture_lengths(self) -> tuple[int, int]:
-        """Placeholders of a small picture and of a large one; pictures that leave margins may have fewer."""
+        """Number of placeholders of a small and of a large picture; pictures with margins may have fewer."""
         return self.image_span.num_tokens, self.image_span.num_tokens
 
     def mark_images(self, query: str, num_images: int) -> str:
-        """The query with an `<image>` marker for each of its pictures, as it belongs into a history.
+        """Returns the query with one `<image>` marker per picture, as required in a history.
 
         Raises:
-            UserError: the query has markers of its own, in another number; or it has no picture and the template takes
-                nothing else.
+            UserError: the query has another number of markers, or a caption template has no picture.
         """
         if self.template.style == "caption" and not num_images:
-            raise UserError(f"template {self.template.name!r} answers to pictures only; give an image, or another one")
+            raise UserError(
+                f"template {self.template.name!r} needs a picture; give an image, or choose another template"
+            )
         query = self.with_usual_markers(query)
         num_markers = query.count(IMAGE_MARKER)
         if num_markers == 0:
@@ -95,28 +98,28 @@ class ChatProcessor:
         return query
 
     def with_usual_markers(self, query: str) -> str:
-        """The query with `<image>` for every other marker that the family knows."""
+        """Returns the query with the family's other image markers replaced by `<image>`."""
         return query
 
     def num_markers(self, query: str) -> int:
-        """The places that a query gives to pictures."""
+        """Returns the number of image markers in a query."""
         return self.with_usual_markers(query).count(IMAGE_MARKER)
 
     def question_turns(self, question: str) -> list[str]:
-        """The turns, the user's first, in which a question of `mark_images` is asked; the last one is the question."""
+        """Returns the turns of a question from `mark_images`, starting with the user; the last one is the question."""
         return [question]
 
-    def views(self, image: ImageSource) -> list[Any]:
-        """What the towers see of a picture, as `pixels` gives it: the whole, or the whole and parts of it.
+    def picture(self, image: ImageSource) -> Picture:
+        """Reads a picture and cuts it into the views for the towers.
 
         Raises:
             UserError: the picture cannot be read.
         """
-        return [self.pixels(image)]
+        return self.whole_picture(self.pixels(image))
 
-    def image_rows(self, image: ImageSource) -> ImageRows:
-        """The feature rows of a picture's views that stand for it. Raises UserError if it cannot be read."""
-        return ImageRows(1, np.arange(self.image_span.num_tokens, dtype=np.int32))
+    def whole_picture(self, pixels) -> Picture:
+        """Returns a picture with one view, the result of `pixels`."""
+        return Picture((pixels,), np.arange(self.image_span.num_tokens, dtype=np.int32))
 
     def prompt(
         self,
@@ -126,17 +129,17 @@ class ChatProcessor:
         history: History | None = None,
         image_lengths: Sequence[int] | None = None,
     ) -> ChatPrompt:
-        """Ids of a conversation that ends with the assistant's open turn.
+        """Returns the prompt of a conversation, which ends with the assistant's open turn.
 
         Args:
-            query: the question. Each `<image>` in it is the place of a picture; without any, the pictures that the
-                history does not use stand before the question.
-            num_images: pictures of the conversation.
+            query: the question. `<image>` marks the place of a picture; without markers, the pictures that the history
+                does not use precede the question.
+            num_images: number of pictures in the conversation.
             history: earlier turns.
-            image_lengths: placeholders of each picture, see `image_rows`; None for those of one view each.
+            image_lengths: number of placeholders of each picture, see `Picture.layout`; None for one view each.
 
         Raises:
-            UserError: pictures and `<image>` markers differ in number.
+            UserError: the numbers of pictures and `<image>` markers differ.
         """
         history = history or ()
         num_used = sum(earlier.count(IMAGE_MARKER) for earlier, _ in history)
@@ -153,11 +156,11 @@ class ChatProcessor:
     def follow_up(
         self, query: str, *, num_images: int = 0, answer_is_closed: bool, image_lengths: Sequence[int] | None = None
     ) -> ChatPrompt:
-        """What comes after an answer that is in the KV cache already: the next question and the open answer.
+        """Returns the prompt that continues after an answer in the KV cache: the next question and the open answer.
 
         Args:
-            answer_is_closed: the closing mark was generated and its key and value are in the cache.
-            image_lengths: as of `prompt`, of the new pictures.
+            answer_is_closed: whether the generated answer ends with its closing mark.
+            image_lengths: as in `prompt`, for the new pictures.
         """
         lengths = self._lengths(num_images, image_lengths)
         expand = partial(self.image_span.expand, lengths=iter(lengths))
@@ -169,7 +172,7 @@ class ChatProcessor:
         return self._encode(pieces, lengths, continues=closing in self.tokenizer.special_ids)
 
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
-        """Ids and labels of a training record, see `build_sample`."""
+        """Returns the ids and labels of a training record, see `build_sample`."""
         return build_sample(
             record,
             tokenizer=self.tokenizer,
@@ -192,5 +195,5 @@ class ChatProcessor:
 
 
 def images_for_markers(num_images: int, num_markers: int) -> str:
-    """How an error says that images and markers differ in number."""
+    """Returns the beginning of the error for different numbers of images and markers."""
     return f"{counted(num_images, 'image')} for {counted(num_markers, f'{IMAGE_MARKER} marker')}"

@@ -1,7 +1,7 @@
-"""The parts of a job from its config."""
+"""Builds the parts of a training job from its config."""
 
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,27 +9,26 @@ from typing import Any
 import numpy as np
 from mindspore import nn
 
-from mindvlm.api import read_config
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.core.errors import UserError
-from mindvlm.families import Family, get_family
+from mindvlm.core.runtime import BuildContext
+from mindvlm.models import loading
+from mindvlm.models.base import Family
+from mindvlm.models.registry import get_family, separate_parts
+from mindvlm.models.run_config import read_config
 from mindvlm.nn.lora import adapted_linears
 from mindvlm.parallel.mesh import Mesh
-from mindvlm.parallel.plan import (
-    DECODER,
-    VISION_TRANSFORMER,
-    VISION_VOCABULARY,
-    ParallelModel,
-    apply_tensor_parallel,
-)
+from mindvlm.parallel.plan import ParallelModel
 from mindvlm.training.config import TrainConfig
+from mindvlm.training.data import AnnotatedData, PassInputs, TrainingData
+from mindvlm.training.datasets.loader import Share
 from mindvlm.training.evaluate import DatasetsEvaluator, Evaluator, RenderedTextEvaluator
 from mindvlm.training.initial_weights import fill_weights, identify_weights
 from mindvlm.training.job_file import lay_over
 from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
-from mindvlm.training.sources import DatasetsSource, PassInputs, RenderedTextSource, Share, Source
-from mindvlm.training.state import DTYPE_NAMES, full_shape
+from mindvlm.training.rendered_text import RenderedTextData
+from mindvlm.training.run_tensors import DTYPE_NAMES, full_shape
 from mindvlm.training.trainable import (
     check_optimizer_patterns,
     choose_trainable,
@@ -37,22 +36,24 @@ from mindvlm.training.trainable import (
     trainable_table,
 )
 from mindvlm.weights.lora.saving import AdapterFiles
+from mindvlm.weights.recognise import native_model
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def read_model(config: TrainConfig) -> Any:
-    """The config of the model to train, with the changes of the job.
+    """Reads the config of the model to train and applies the changes of the job.
 
     Raises:
-        UserError: it cannot be read, is of another family than the job, or a change is impossible.
+        UserError: the config cannot be read, has another family than the job, or a change is invalid.
     """
     changes = dict(config.model_changes)
-    tower = {"vision_tower": changes.pop("vision_tower")} if "vision_tower" in changes else {}
-    if not all(isinstance(value, str) for value in tower.values()):
-        raise UserError(f"model_changes.vision_tower is {tower['vision_tower']!r}; expected the folder of a tower")
-    model = read_config(config.model_config, tower)
-    if model.family != config.family:
+    parts = {key: changes.pop(key) for key in separate_parts() if key in changes}
+    for key, part in parts.items():
+        if not isinstance(part, str):
+            raise UserError(f"model_changes.{key} is {part!r}; expected the folder of a {key.rpartition('_')[2]}")
+    model = read_config(config.model_config, parts)
+    if config.family not in (None, model.family):
         raise UserError(
             f"family is {config.family!r} but {config.model_config} is of the family {model.family!r}; "
             f"set family: {model.family}"
@@ -61,54 +62,54 @@ def read_model(config: TrainConfig) -> Any:
         return model
     path = Path(config.model_config)
     data = lay_over(asdict(model), changes)
-    return get_family(config.family).parse_config(data, path / "config.json" if path.is_dir() else path)
+    return get_family(model.family).parse_config(data, path / "config.json" if path.is_dir() else path)
 
 
-def open_source(config: TrainConfig, model_config: Any, family: Family, mesh: Mesh, *, say: Say) -> Source:
-    """Where the batches of this process come from. Raises UserError if the data cannot be used."""
+def open_data(config: TrainConfig, model_config: Any, family: Family, mesh: Mesh) -> TrainingData:
+    """Opens the batches of this process. Raises UserError if the data cannot be used."""
     share = Share(shard=mesh.dp_rank, num_shards=mesh.dp, num_passes=config.num_passes)
+    if config.rendered_text and not family.renders_text:
+        raise UserError(f"rendered_text has no form for the family {family.name!r}; give the section 'data'")
     if config.rendered_text:
         make = (family.processor, model_config.processor)
-        return RenderedTextSource(config.rendered_text, *make, seed=config.seed, share=share)
+        return RenderedTextData(config.rendered_text, *make, seed=config.seed, share=share)
     if config.data.max_length > model_config.model.max_length:
         raise UserError(
             f"data.max_length is {config.data.max_length} but the model's max_length is "
             f"{model_config.model.max_length}; lower the first or raise the second"
         )
     name = "skipped.jsonl" if mesh.dp == 1 else f"skipped-{mesh.dp_rank}.jsonl"
-    return DatasetsSource(
+    return AnnotatedData(
         config.data,
         family.processor,
         model_config.processor,
         seed=config.seed,
         share=share,
-        # the ranks of one replica see the same samples; one of them lists them
+        # the ranks of one replica see the same samples; only one writes the skip list
         skip_list=Path(config.output_dir) / name if mesh.tp_rank == 0 else None,
-        say=say,
     )
 
 
-def divide(model: nn.Cell, mesh: Mesh) -> ParallelModel:
-    """Divides the model over the tensor-parallel ranks. Raises UserError if a size cannot be divided."""
-    return apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
-
-
 def build_model(
-    config: TrainConfig, model_config: Any, family: Family, mesh: Mesh, dtype, *, is_new: bool, say: Say
+    config: TrainConfig, model_config: Any, family: Family, mesh: Mesh, context: BuildContext, *, is_new: bool
 ) -> tuple[nn.Cell, ParallelModel]:
-    """The model in training mode, divided, and with what trains chosen; the weights of a new run are filled.
+    """Builds the model in training mode, divides it, selects what trains, and fills the weights of a new run.
 
-    A run that goes on reads all weights from its checkpoint, one with adapters only these: its base is filled again.
+    A resumed run reads all weights from its checkpoint; with adapters it reads only these and fills the base again.
 
     Raises:
-        UserError: weights or sizes that cannot be used, or patterns that choose nothing.
+        UserError: weights or sizes cannot be used, or a pattern matches nothing.
     """
-    model = family.model(model_config.model, dtype)
-    divided = divide(model, mesh)
+    model, divided = loading.build_model(family, model_config.model, context, mesh=mesh)
     made: set[str] = set()
     if is_new or config.lora:
         made = fill_weights(
-            model, config.init, seed=config.seed, fit=family.make_fit(model_config), specs=divided.specs, say=say
+            model,
+            config.init,
+            seed=config.seed,
+            fit=family.fit(model_config),
+            rules=family.initial_rules,
+            specs=divided.specs,
         )
     patterns = {"lora.modules_to_save": config.lora.modules_to_save if config.lora else [], "train": config.train}
     choose_trainable(model, freeze=config.freeze, train=patterns, freezes_all=config.lora is not None)
@@ -116,16 +117,16 @@ def build_model(
         require_base_in_files(model, made)
         add_lora(model, config.lora, seed=config.seed, divided=divided, mesh=mesh)
     require_something_trains(model)
-    check_optimizer_patterns(model, config.optimizer, say)
+    check_optimizer_patterns(model, config.optimizer)
     model.stop_at_frozen_parts()
     for line in trainable_table(model, divided.specs):
-        say(line)
+        logger.info(line)
     model.set_train()
     return model, divided
 
 
 def require_base_in_files(model: nn.Cell, made: set[str]) -> None:
-    """Raises UserError if an adapter would stand on weights that no file has.
+    """Raises UserError if the base of an adapter has weights that no file contains.
 
     Args:
         made: names of parameters whose values are in no checkpoint.
@@ -133,18 +134,18 @@ def require_base_in_files(model: nn.Cell, made: set[str]) -> None:
     lost = [name for name, parameter in model.parameters_and_names() if name in made and not parameter.requires_grad]
     if lost:
         raise UserError(
-            f"lora: init.weights do not hold {lost[0]} as the model has it, and neither would the adapter"
+            f"lora: init.weights do not have {lost[0]} in the model's form, and the adapter would not save it"
             f"{f' ({len(lost)} such tensors)' if len(lost) > 1 else ''}; add it to lora.modules_to_save"
         )
 
 
 def base_identity(config: TrainConfig) -> dict[str, str]:
-    """What must be the same for a run with adapters to go on, as its checkpoints lack the base."""
+    """Returns the identity of the base weights, which no checkpoint has; resuming with adapters checks it."""
     return {"base weights": identify_weights(config.init.weights)} if config.lora else {}
 
 
-def adapter_files(model: nn.Cell, config: TrainConfig, divided: ParallelModel) -> AdapterFiles | None:
-    """What writes the adapter of a run that trains one. Raises UserError if PEFT's layout cannot hold it."""
+def adapter_files(model: nn.Cell, config: TrainConfig, family: Family, divided: ParallelModel) -> AdapterFiles | None:
+    """Returns the writer of the run's adapter, if any. Raises UserError if PEFT's layout cannot represent it."""
     if config.lora is None:
         return None
     adapted = list(adapted_linears(model))
@@ -157,16 +158,16 @@ def adapter_files(model: nn.Cell, config: TrainConfig, divided: ParallelModel) -
     whole = [name for name, parameter in base.items() if parameter.requires_grad]
     lora = config.lora
     options = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout}
-    return AdapterFiles(infos, adapted, whole, family=config.family, **options)
+    return AdapterFiles(native_model(infos, family.models), infos, adapted, whole, **options)
 
 
 def open_evaluator(
-    config: TrainConfig, model_config: Any, family: Family, source: Source, model: nn.Cell, *, say: Say
+    config: TrainConfig, model_config: Any, family: Family, data: TrainingData, model: nn.Cell
 ) -> Evaluator | None:
-    """What reads the held-out samples; None if there are none. Raises UserError if they cannot be used."""
+    """Returns the evaluator of held-out samples; None without any. Raises UserError if they cannot be used."""
     graph_mode = config.mode == "graph"
     if config.rendered_text:
-        return RenderedTextEvaluator(source, model, graph_mode=graph_mode)
+        return RenderedTextEvaluator(data, model, graph_mode=graph_mode)
     if config.evaluation is None:
         return None
     return DatasetsEvaluator(
@@ -177,19 +178,18 @@ def open_evaluator(
         model,
         max_length=model_config.model.max_length,
         graph_mode=graph_mode,
-        say=say,
     )
 
 
 def open_metrics(config: TrainConfig, mesh: Mesh, *, step: int) -> MetricsLog | None:
-    """The log of the first process; None in the others."""
+    """Opens the metrics log in the first process; returns None in the others."""
     if not mesh.is_first:
         return None
     return MetricsLog(Path(config.output_dir), step=step, tensorboard=config.tensorboard)
 
 
 def save_batch(folder: Path, step: int, passes: list[PassInputs], mesh: Mesh) -> Path:
-    """Keeps the inputs of a step for inspection: arrays by name and pass, and where each row comes from."""
+    """Saves the inputs of a step for inspection: arrays by name and pass, and the origin of each row."""
     rank = f"-rank-{mesh.rank}" if mesh.dp * mesh.tp > 1 else ""
     path = folder / f"nan-step-{step}{rank}.npz"
     arrays: dict[str, np.ndarray] = {}
@@ -204,5 +204,5 @@ def save_batch(folder: Path, step: int, passes: list[PassInputs], mesh: Mesh) ->
     try:
         np.savez(path, **arrays)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room and start again") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free disk space and start again") from None
     return path

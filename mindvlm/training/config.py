@@ -6,25 +6,25 @@ from typing import Any, Literal
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RuntimeConfig
 from mindvlm.nn.lora import LoraConfig
-from mindvlm.parallel.config import ParallelConfig
+from mindvlm.parallel.mesh import ParallelConfig
 from mindvlm.training.datasets.config import DatasetsConfig
-from mindvlm.training.loss_scale import LossScaleConfig
+from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig, check_patterns
 from mindvlm.training.schedule import ScheduleConfig
 
 
 @dataclass(kw_only=True)
 class RenderedTextConfig:
-    """Pictures of text, rendered as they are needed.
+    """Images of text, rendered on the fly.
 
     Attributes:
-        batch_size: pictures of a device in one pass.
-        queries: questions to train with; the answer is always the text.
-        main_query_share: share of the samples with the first question; the others share the rest.
-        max_answer_tokens: characters of the longest text and the mark that ends it.
+        batch_size: images per device and pass.
+        queries: training questions; the answer is always the text.
+        main_query_share: share of samples with the first question; the other questions share the rest.
+        max_answer_tokens: characters of the longest text plus one for the end mark.
         curriculum_threshold: smoothed loss below which the next stage begins.
-        num_workers: processes that render.
-        num_evaluation_images: pictures of unseen words for the error rate while training.
+        num_workers: rendering processes.
+        num_evaluation_images: images of unseen words for the error rate during training.
     """
 
     batch_size: int = 32
@@ -46,15 +46,15 @@ class RenderedTextConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """Held-out records that are read while training.
+    """Held-out records for evaluation during training.
 
     Attributes:
         datasets: names joined by "+", or a list of names.
-        registry: YAML of data sets, relative to the job's file; null takes that of `data`.
-        num_samples: the first ones, in the order of the files; fewer if there are not so many.
-        batch_size: read together.
-        max_new_tokens: longest answer.
-        num_shown: answers that are printed.
+        registry: YAML of data sets, relative to the job's file; null uses that of `data`.
+        num_samples: at most this many, the first ones in the order of the files.
+        batch_size: samples per batch.
+        max_new_tokens: maximum length of an answer.
+        num_shown: answers to print.
     """
 
     datasets: str | list[str]
@@ -72,13 +72,12 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """What a new run starts from; a resumed one takes everything from its checkpoint.
+    """Initial weights of a new run; a resumed run reads its checkpoint instead.
 
     Attributes:
         weights: checkpoints of any known naming, relative to the job's file; a later one overrides an earlier one.
-            Empty: everything is random.
-        random: regular expressions; parameters that no checkpoint has may be made at random where one is found in
-            their name.
+            Empty: all weights are random.
+        random: regular expressions; a parameter that no checkpoint has may be random if its name matches one.
     """
 
     weights: list[str] = field(default_factory=list)
@@ -87,35 +86,36 @@ class InitConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig(RuntimeConfig):
-    """A training job. Exactly one of `data` and `rendered_text` says what is learned.
+    """A training job. Exactly one of `data` and `rendered_text` is set.
 
     Attributes:
-        family: that of the model.
+        family: that of the model; null: whichever the model config has.
         model_config: YAML of the model to train, or a Hugging Face folder with its config.json; relative to this file.
-        model_changes: values in place of those of `model_config`, section by section (`processor: {template: plain}`);
-            paths among them are relative to that file. Beside a folder of a language model alone `vision_tower` is the
-            folder of the tower that it gets.
-        output_dir: where checkpoints and logs go, relative to the working folder.
-        resume: "auto" goes on from the newest checkpoint in `output_dir` if there is one, "never" refuses to find one.
-        freeze: regular expressions; parameters in whose name one is found do not train.
-        train: regular expressions; parameters in whose name one is found train, whatever froze them: `freeze`, `lora`
-            or the model's own config.
-        lora: adapters train, and what `train` and `lora.modules_to_save` find; everything else is frozen.
-        accumulation: passes of one optimizer step; 1 if neither it nor `rows_per_step` is given.
-        rows_per_step: rows of one optimizer step over all devices and passes, in place of `accumulation`.
-        averages_passes: the loss of a step is the mean of the means of its passes on each device, as transformers'
-            Trainer has it up to 4.45, in place of the mean over all labels of the step.
-        loss_scale: of float16.
-        recompute: keep of every block its input alone and compute it again on the way back: less memory, more time.
+        model_changes: values that replace those of `model_config`, section by section (`processor: {template: plain}`);
+            paths among them are relative to that file. If `model_config` is the folder of a language model alone,
+            `vision_tower` is the folder of its tower.
+        output_dir: folder of checkpoints and logs, relative to the working folder.
+        resume: "auto" resumes from the newest checkpoint in `output_dir`, "never" refuses an existing checkpoint.
+        freeze: regular expressions; parameters whose name matches one do not train.
+        train: regular expressions; parameters whose name matches one train, even if `freeze`, `lora` or the model's
+            config freezes them.
+        lora: trains adapters and the parameters that match `train` or `lora.modules_to_save`; the rest is frozen.
+        accumulation: passes per optimizer step; default 1.
+        rows_per_step: rows per optimizer step over all devices and passes, instead of `accumulation`.
+        averages_passes: the loss of a step is the mean of the means of its passes on each device, as in transformers'
+            Trainer up to 4.45, instead of the mean over all labels of the step.
+        loss_scale: dynamic loss scale of float16.
+        recompute: keeps only the input of every block and computes the block again in the backward pass: less memory,
+            more time.
         parallel: processes that train together.
-        log_every, evaluate_every, save_every: in steps; the last step is evaluated and saved too.
-        keep_checkpoints: newest ones that are kept; the best one is kept besides.
-        best: which figure of the evaluation chooses the best checkpoint; null for none.
-        max_nan_steps: steps in a row whose loss is not finite before the run stops.
+        log_every, evaluate_every, save_every: in steps; the last step is always evaluated and saved.
+        keep_checkpoints: number of newest checkpoints to keep, beside the best one.
+        best: evaluation figure that selects the best checkpoint; null for none.
+        max_nan_steps: consecutive steps without a finite loss after which the run stops.
         tensorboard: also write event files.
     """
 
-    family: Literal["vary", "tinyllava"] = "vary"
+    family: str | None = None
     model_config: str
     model_changes: dict[str, Any] = field(default_factory=dict)
     output_dir: str
@@ -148,10 +148,8 @@ class TrainConfig(RuntimeConfig):
             check_at_least(key, getattr(self, key), 1)
         if (self.data is None) == (self.rendered_text is None):
             raise UserError("give one of the sections 'data' (annotated data sets) and 'rendered_text', and only one")
-        if self.rendered_text and self.family != "vary":
-            raise UserError(f"rendered_text has no form for the family {self.family!r}; give the section 'data'")
         if self.rendered_text and self.evaluation:
-            raise UserError("evaluation belongs to 'data'; rendered_text evaluates num_evaluation_images, take it out")
+            raise UserError("evaluation belongs to 'data'; rendered_text evaluates num_evaluation_images, remove it")
         if self.best and not (self.evaluation or self.rendered_text):
             raise UserError(f"best is {self.best!r} but nothing is evaluated; add the section 'evaluation'")
         check_patterns("freeze", self.freeze)
@@ -166,22 +164,22 @@ class TrainConfig(RuntimeConfig):
             check_at_least("rows_per_step", self.rows_per_step, 1)
 
     def check_lora(self, lora: LoraConfig) -> None:
-        """Raises UserError for what does not go with adapters."""
+        """Raises UserError for settings that conflict with adapters."""
         check_patterns("lora.targets", lora.targets)
         check_patterns("lora.modules_to_save", lora.modules_to_save)
         if self.freeze:
-            raise UserError("freeze has no effect with lora, which freezes everything but adapters; take it out")
+            raise UserError("freeze has no effect with lora, which freezes everything but adapters; remove it")
         if not self.init.weights:
             raise UserError("lora adapts trained weights but init.weights is empty; name the weights there")
 
     @property
     def batch_size(self) -> int:
-        """Rows of a device in one pass."""
+        """Rows per device and pass."""
         return (self.data or self.rendered_text).batch_size
 
     @property
     def num_passes(self) -> int:
-        """Passes of one optimizer step. Raises UserError if `rows_per_step` is no multiple of what one pass takes."""
+        """Passes per optimizer step. Raises UserError if `rows_per_step` is not a multiple of the rows of one pass."""
         if self.rows_per_step is None:
             return self.accumulation or 1
         rows = self.batch_size * self.parallel.dp
@@ -194,11 +192,11 @@ class TrainConfig(RuntimeConfig):
 
     @property
     def num_rows(self) -> int:
-        """Rows of one optimizer step over all devices and passes."""
+        """Rows per optimizer step over all devices and passes."""
         return self.batch_size * self.parallel.dp * self.num_passes
 
 
 def check_at_least(key: str, value: int, least: int) -> None:
-    """Raises UserError for a value that is too small."""
+    """Raises UserError if a value is too small."""
     if value < least:
         raise UserError(f"{key} is {value}; expected at least {least}")

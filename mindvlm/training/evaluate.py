@@ -1,26 +1,30 @@
-"""How well a model in training reads what it has not seen: greedy answers with its live parameters."""
+"""Evaluation during training: greedy answers to held-out samples with the current parameters."""
 
-from collections.abc import Callable
+import itertools
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from mindspore import Tensor
+from rapidfuzz.distance import Levenshtein
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
-from mindvlm.datagen.curriculum import STAGES
+from mindvlm.datagen.rendered_text import DIFFICULTIES
+from mindvlm.generation.answer import AnswerText
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.generate import Generator
-from mindvlm.generation.stopping import RowStop
+from mindvlm.generation.request import Request
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
-from mindvlm.processing.text.stream_decoder import StreamDecoder
 from mindvlm.training.config import EvaluationConfig
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker
-from mindvlm.training.metrics import character_error_rate, normalized_edit_distance
-from mindvlm.training.sources import RenderedTextSource
+from mindvlm.training.rendered_text import RenderedTextData
+
+logger = logging.getLogger(__name__)
 
 RENDERED_TEXT_SEED = 20_000
 MAX_SKIPPED_SHARE = 0.5
@@ -28,7 +32,7 @@ MAX_SKIPPED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer: where the question comes from, what was expected and what the model wrote."""
+    """One answer: the origin of the question, the expected text and the generated text."""
 
     origin: str
     reference: str
@@ -37,14 +41,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by name, less is better, and the answers that they are of."""
+    """Figures by name (lower is better), and the answers they summarize."""
 
     figures: dict[str, float]
     readings: list[Reading] = field(default_factory=list)
 
 
 class Evaluator(Protocol):
-    """Reads the held-out samples of a job."""
+    """Evaluates the held-out samples of a job."""
 
     def evaluate(self) -> Evaluation: ...
 
@@ -56,69 +60,89 @@ class Reader:
         model: of the training step; it is back in training mode after each reading.
         processor: gives tokenizer and stop marks.
         max_length: the most tokens of prompt and answer.
+        num_slots: the prompts that are answered at the same time.
         graph_mode: whether Cells are compiled.
     """
 
-    def __init__(self, model: ImageTextModel, processor: Any, *, max_length: int, graph_mode: bool):
+    def __init__(self, model: ImageTextModel, processor: Any, *, max_length: int, num_slots: int, graph_mode: bool):
         self.model = model
         self.processor = processor
         placeholder_id = processor.tokenizer.special_id(processor.image_span.placeholder)
-        self.engine = Engine(model, placeholder_id=placeholder_id, max_length=max_length, graph_mode=graph_mode)
-        self.generator = Generator(self.engine)
+        self.engine = Engine(
+            model, placeholder_id=placeholder_id, max_length=max_length, num_slots=num_slots, graph_mode=graph_mode
+        )
         model.set_train(True)
 
     def read(self, prompts: list[list[int]], pixels: tuple[np.ndarray, ...], *, max_new_tokens: int) -> list[str]:
-        """The model's answers.
+        """Returns the model's answers.
 
         Args:
-            prompts: ids of each row.
+            prompts: ids of each prompt.
             pixels: of each vision branch, (N, C, H, W) float32, in the order of the placeholders; empty for none.
+            max_new_tokens: the longest answer.
         """
         stop_ids, stop_strings = self.processor.stop_ids, self.processor.stop_strings
-        stops = [RowStop(stop_ids, stop_strings, StreamDecoder(self.processor.tokenizer)) for _ in prompts]
+        stops = [AnswerText(stop_ids, stop_strings, self.processor.tokenizer.text_decoder()) for _ in prompts]
         self.model.set_train(False)
         try:
-            features = self.engine.encode_images(*pixels) if pixels and len(pixels[0]) else None
-            self.engine.reset(len(prompts))
-            logits = self.engine.append(prompts, features)
-            rules = GenerationConfig(max_new_tokens=max_new_tokens)
-            for _ in self.generator.stream(prompts, logits, rules, stops=stops, seed=0):
-                pass
+            features = self.features(prompts, pixels)
+            options = GenerationConfig(max_new_tokens=max_new_tokens)
+            self.engine.complete(
+                [
+                    Request(ids=ids, features=rows, options=options, stop=stop.reason_after)
+                    for ids, rows, stop in zip(prompts, features, stops, strict=True)
+                ]
+            )
         finally:
             self.model.set_train(True)
         for stop in stops:
             stop.end()
         return [stop.answer for stop in stops]
 
+    def features(self, prompts: list[list[int]], pixels: tuple[np.ndarray, ...]) -> list[Tensor | None]:
+        """The feature rows of each prompt, for as many pictures as it has placeholders."""
+        if not pixels or not len(pixels[0]):
+            return [None] * len(prompts)
+        features = self.engine.encode_images(*pixels)
+        rows = features.reshape((-1, features.shape[-1]))
+        ends = np.cumsum([0, *(ids.count(self.engine.placeholder_id) for ids in prompts)]).tolist()
+        return [rows[start:end] if end > start else None for start, end in itertools.pairwise(ends)]
+
 
 class RenderedTextEvaluator:
-    """Unseen words, over everything that Vary-nano is meant to read and over the present stage.
+    """Evaluates images of unseen words, of all kinds and of the current stage of the curriculum.
 
     Args:
-        source: of the job.
-        model: of the training step.
+        source: the source of the job.
+        model: the model of the training step.
         graph_mode: whether Cells are compiled.
     """
 
-    def __init__(self, source: RenderedTextSource, model: ImageTextModel, *, graph_mode: bool):
+    def __init__(self, source: RenderedTextData, model: ImageTextModel, *, graph_mode: bool):
         self.source = source
         self.batches = source.batches
-        self.reader = Reader(model, self.batches.processor, max_length=self.batches.length, graph_mode=graph_mode)
+        self.reader = Reader(
+            model,
+            self.batches.processor,
+            max_length=self.batches.length,
+            num_slots=self.batches.batch_size,
+            graph_mode=graph_mode,
+        )
 
     def evaluate(self) -> Evaluation:
         stage = self.source.curriculum.stage
-        full = self.read_stage(len(STAGES) - 1)
-        if stage == len(STAGES) - 1:
+        full = self.read_stage(len(DIFFICULTIES) - 1)
+        if stage == len(DIFFICULTIES) - 1:
             return full
         return replace(full, figures={**full.figures, "cer_stage": self.read_stage(stage).figures["cer"]})
 
     def read_stage(self, stage: int) -> Evaluation:
-        """Reads the pictures of one stage."""
+        """Evaluates the images of one stage."""
         batches = self.batches
         count = -(-self.source.config.num_evaluation_images // batches.batch_size)
         readings = []
         for number in range(RENDERED_TEXT_SEED, RENDERED_TEXT_SEED + count):
-            batch = batches.make(number, STAGES[stage], "evaluation")
+            batch = batches.make(number, DIFFICULTIES[stage], "evaluation")
             lengths = zip(batch.input_ids, batch.prompt_lengths, strict=True)
             prompts = [ids[:length].tolist() for ids, length in lengths]
             texts = self.reader.read(prompts, batch.pixels, max_new_tokens=batches.max_answer_tokens)
@@ -136,7 +160,6 @@ class DatasetsEvaluator:
         model: of the training step.
         max_length: the most tokens of prompt and answer.
         graph_mode: whether Cells are compiled.
-        say: takes lines of progress.
 
     Raises:
         UserError: see `sample_options`.
@@ -152,15 +175,15 @@ class DatasetsEvaluator:
         *,
         max_length: int,
         graph_mode: bool,
-        say: Callable[[str], None],
     ):
         self.config = config
-        self.say = say
         held_out = replace(data, registry=config.registry, datasets=config.datasets, weights={}, augment=None)
-        options = sample_options(held_out, partial(processor_type, processor_config), seed=0, shuffle=False, say=say)
+        options = sample_options(held_out, partial(processor_type, processor_config), seed=0, shuffle=False)
         self.maker = SampleMaker(options)
         self.num_samples = min(config.num_samples, options.mixture.epoch_size)
-        self.reader = Reader(model, self.maker.processor, max_length=max_length, graph_mode=graph_mode)
+        self.reader = Reader(
+            model, self.maker.processor, max_length=max_length, num_slots=config.batch_size, graph_mode=graph_mode
+        )
         self.room = max_length
 
     def evaluate(self) -> Evaluation:
@@ -175,15 +198,14 @@ class DatasetsEvaluator:
         if len(skipped) > MAX_SKIPPED_SHARE * self.num_samples:
             raise UserError(f"evaluation: {len(skipped)} of {self.num_samples} samples cannot be used, {skipped[0]}")
         if skipped:
-            self.say(f"evaluation: {len(skipped)} of {self.num_samples} samples cannot be used, {skipped[0]}")
+            logger.info(f"evaluation: {len(skipped)} of {self.num_samples} samples cannot be used, {skipped[0]}")
         return measured(readings)
 
     def read(self, samples: list[Sample]) -> list[Reading]:
-        """Answers of at most one batch, filled up by its last sample so that no other shape is compiled."""
-        filled = samples + [samples[-1]] * (self.config.batch_size - len(samples))
-        prompts = [self.prompt(sample) for sample in filled]
+        """Answers of at most one batch."""
+        prompts = [self.prompt(sample) for sample in samples]
         counts = [self.maker.count_images(prompt) for prompt in prompts]
-        with_images = [(sample, count) for sample, count in zip(filled, counts, strict=True) if count]
+        with_images = [(sample, count) for sample, count in zip(samples, counts, strict=True) if count]
         branches = with_images[0][0].pixels if with_images else ()
         pixels = tuple(
             np.concatenate([sample.pixels[name][:count] for sample, count in with_images]) for name in branches
@@ -192,11 +214,11 @@ class DatasetsEvaluator:
         texts = self.reader.read(prompts, pixels, max_new_tokens=max(1, min(self.config.max_new_tokens, room)))
         return [
             Reading(f"{sample.dataset} {sample.record}", self.reference(sample), text)
-            for sample, text in zip(samples, texts, strict=False)
+            for sample, text in zip(samples, texts, strict=True)
         ]
 
     def prompt(self, sample: Sample) -> list[int]:
-        """Everything before the first token that is learned."""
+        """Returns the ids before the first token with a label."""
         return sample.input_ids[: int(np.argmax(sample.labels != IGNORED_LABEL))].tolist()
 
     def reference(self, sample: Sample) -> str:
@@ -204,10 +226,23 @@ class DatasetsEvaluator:
 
 
 def measured(readings: list[Reading]) -> Evaluation:
-    """Character error rate and normalized edit distance of answers."""
+    """Computes the character error rate and the normalized edit distance of answers."""
     texts, references = [one.text for one in readings], [one.reference for one in readings]
     figures = {
         "cer": character_error_rate(texts, references),
         "edit_distance": normalized_edit_distance(texts, references),
     }
     return Evaluation(figures, readings)
+
+
+def character_error_rate(texts: Iterable[str], references: Iterable[str]) -> float:
+    """Returns the summed Levenshtein distance of all pairs over the characters of all references (newlines count)."""
+    pairs = list(zip(texts, references, strict=True))
+    num_characters = sum(len(reference) for _, reference in pairs)
+    return sum(Levenshtein.distance(*pair) for pair in pairs) / max(num_characters, 1)
+
+
+def normalized_edit_distance(texts: Iterable[str], references: Iterable[str]) -> float:
+    """Returns the mean over all pairs of Levenshtein distance / length of the longer text, from 0 (equal) to 1."""
+    shares = [Levenshtein.normalized_distance(*pair) for pair in zip(texts, references, strict=True)]
+    return sum(shares) / max(len(shares), 1)

@@ -1,26 +1,46 @@
-"""What a new run starts from: checkpoints laid over each other, and random values where none has anything."""
+"""Initial weights of a new run: checkpoints overlaid in order, and random values for the remaining parameters."""
 
 import contextlib
+import functools
 import hashlib
+import logging
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from mindspore import nn
 
+from mindvlm.checkpoint import MemorySource
 from mindvlm.core.errors import UserError
+from mindvlm.models.base import FitTensor, InitialRule
+from mindvlm.models.registry import convertible_models
 from mindvlm.nn.norm import norm_weights
+from mindvlm.nn.parameters import load_target, read_rows, stored_tensors
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.config import InitConfig
-from mindvlm.training.initialize import initial_values
-from mindvlm.training.state import full_shape, to_tensor
+from mindvlm.training.run_tensors import full_shape
 from mindvlm.training.trainable import fold_numbers
 from mindvlm.weights.opened import Opened, open_native
 
+logger = logging.getLogger(__name__)
+
 MAX_SHOWN = 6
 NUM_COMPARED = 64
+
+INITIAL_RULES = (
+    InitialRule(r"\.bias$", "constant", 0.0),
+    InitialRule(r"pos_embed$|position_embedding\.weight$|class_embedding$", "absolute", 0.3),
+    InitialRule(r"embed_tokens\.weight$", "absolute", 0.5),
+    InitialRule(r"lm_head\.weight$", "fan_in", 0.5),
+    InitialRule(r"(o_proj|down_proj|out_proj|fc2)\.weight$", "fan_in", 0.35),
+    InitialRule(r"patch_embed|patch_embedding", "fan_in", 1.0),
+    InitialRule(r"", "fan_in", 0.7),
+)
+"""Rules for all families. With these scales Vary-nano learns to find the text in its images: position tables are
+visible beside the patches, and branches start small beside the residual stream."""
 
 
 def fill_weights(
@@ -28,35 +48,35 @@ def fill_weights(
     config: InitConfig,
     *,
     seed: int,
-    fit: Callable[..., np.ndarray],
+    fit: FitTensor,
+    rules: Sequence[InitialRule],
     specs: Mapping[str, ShardSpec],
-    say: Callable[[str], None],
 ) -> set[str]:
-    """Gives every parameter its first values and says where they come from.
+    """Initializes every parameter and logs the origin of the values.
 
     Args:
-        model: to be filled.
-        config: the checkpoints, and what may be random.
-        seed: of random values.
-        fit: what a tensor of a checkpoint becomes in the model, see `Family.make_fit`.
+        model: the model to fill.
+        config: the checkpoints, and the parameters that may be random.
+        seed: seed of random values.
+        fit: adapts a tensor of a checkpoint to the model, see `Family.make_fit`.
+        rules: scales of random values, before `INITIAL_RULES`.
         specs: this rank's parts of divided parameters.
-        say: takes a line for each checkpoint and one for what is random.
 
     Returns:
-        Names of the parameters whose values are in no checkpoint as they are: random ones, and those made to fit.
+        Names of parameters whose values are in no checkpoint: random and adapted ones.
 
     Raises:
-        UserError: a checkpoint cannot be used or gives nothing, or a parameter is in none of them and not among
-            `config.random`.
+        UserError: a checkpoint cannot be used or contributes nothing, or a parameter is in no checkpoint and does not
+            match `config.random`.
     """
     shapes = {name: full_shape(name, parameter, specs) for name, parameter in model.parameters_and_names()}
     norms = norm_weights(model)
     with contextlib.ExitStack() as stack:
-        places = lay_checkpoints(stack, config.weights, shapes, say)
+        places = lay_checkpoints(stack, config.weights, shapes)
         if config.weights:
-            say_random(shapes, places, config, say)
+            check_random(shapes, places, config)
         made, fitted = set(), []
-        for name, parameter in model.parameters_and_names():
+        for name, target in stored_tensors(model).items():
             if name in places:
                 place = places[name]
                 stored = place.source.read(name).to_float32()
@@ -64,20 +84,20 @@ def fill_weights(
                 if array is not stored:
                     fitted.append(name)
             else:
-                array = initial_values(name, shapes[name], seed, norm_weights=norms)
+                array = initial_values(name, shapes[name], seed, norm_weights=norms, rules=rules)
                 made.add(name)
             part = specs[name].take(array) if name in specs else array
-            parameter.set_data(to_tensor(part, parameter.dtype))
+            load_target(target, functools.partial(read_rows, MemorySource({name: part}), name))
     if fitted:
-        say(f"made to fit: {summarize(fitted)}")
+        logger.info(f"adapted: {summarize(fitted)}")
     return made | set(fitted)
 
 
 def identify_weights(paths: list[str]) -> str:
-    """A text that is another one if the checkpoints are: a digest of names, shapes and some values of all tensors."""
+    """Returns a digest of the names, shapes and some values of all tensors, which identifies the checkpoints."""
     digest = hashlib.sha256()
     for path in paths:
-        with open_native([path]) as opened:
+        with open_native([path], convertible_models()) as opened:
             for name, info in sorted(opened.source.infos.items()):
                 digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
                 count = min(info.num_elements, NUM_COMPARED)
@@ -86,43 +106,67 @@ def identify_weights(paths: list[str]) -> str:
     return digest.hexdigest()
 
 
-def lay_checkpoints(
-    stack: contextlib.ExitStack, paths: list[str], shapes: Mapping[str, Any], say: Callable[[str], None]
-) -> dict[str, Opened]:
-    """For each parameter that a checkpoint has, the last one that has it."""
+def lay_checkpoints(stack: contextlib.ExitStack, paths: list[str], shapes: Mapping[str, Any]) -> dict[str, Opened]:
+    """Returns, for each parameter in any checkpoint, the last checkpoint that has it."""
     places: dict[str, Opened] = {}
     for path in paths:
-        opened = stack.enter_context(open_native([path]))
+        opened = stack.enter_context(open_native([path], convertible_models()))
         used = [name for name in opened.source.infos if name in shapes]
         unused = [name for name in opened.source.infos if name not in shapes]
         if not used:
             raise UserError(f"init.weights: {path} has no tensor of this model; leave it out")
         places |= dict.fromkeys(used, opened)
         left_out = f", left out: {summarize(unused)}" if unused else ""
-        say(f"weights from {path}: {summarize(used)}{left_out}")
+        logger.info(f"weights from {path}: {summarize(used)}{left_out}")
     return places
 
 
-def say_random(
-    shapes: Mapping[str, Any], places: Mapping[str, Any], config: InitConfig, say: Callable[[str], None]
-) -> None:
+def check_random(shapes: Mapping[str, Any], places: Mapping[str, Any], config: InitConfig) -> None:
     missing = [name for name in shapes if name not in places]
     for pattern in config.random:
         if not any(re.search(pattern, name) for name in missing):
-            raise UserError(f"init.random: {pattern!r} fits no parameter that the checkpoints lack; take it out")
+            raise UserError(f"init.random: {pattern!r} matches no parameter that the checkpoints lack; remove it")
     refused = [name for name in missing if not any(re.search(pattern, name) for pattern in config.random)]
     if refused:
         raise UserError(
-            f"init.weights give nothing for {summarize(refused)}; add a checkpoint that has them, or what may start "
-            "at random to init.random"
+            f"init.weights have no values for {summarize(refused)}; add a checkpoint that has them, or add "
+            "them to init.random"
         )
     if missing:
-        say(f"at random: {summarize(missing)}")
+        logger.info(f"initialized at random: {summarize(missing)}")
 
 
 def summarize(names: list[str]) -> str:
-    """Names with their numbers folded: "24 language_model.layers.*.mlp.up_proj.weight, ..."."""
+    """Summarizes names with folded layer numbers: "24 language_model.layers.*.mlp.up_proj.weight, ..."."""
     counts = Counter(map(fold_numbers, names))
     shown = [f"{count} {pattern}" if count > 1 else pattern for pattern, count in counts.most_common(MAX_SHOWN)]
     more = sum(counts.values()) - sum(count for _, count in counts.most_common(MAX_SHOWN))
     return f"{len(names)} tensors ({', '.join(shown)}{f' and {more} more' if more else ''})"
+
+
+def initial_values(
+    name: str,
+    shape: tuple[int, ...],
+    seed: int,
+    *,
+    norm_weights: frozenset[str],
+    rules: Sequence[InitialRule],
+) -> np.ndarray:
+    """Returns the float32 values of one parameter as a function of name, shape and seed.
+
+    Args:
+        norm_weights: names of normalization weights, which start as ones.
+        rules: rules of the family, before `INITIAL_RULES`.
+    """
+    if name in norm_weights:
+        return np.ones(shape, dtype=np.float32)
+    rule = next(rule for rule in (*rules, *INITIAL_RULES) if re.search(rule.pattern, name))
+    kind, scale = rule.kind, rule.scale
+    if kind == "constant":
+        return np.full(shape, scale, dtype=np.float32)
+    if kind == "fan_in":
+        scale /= math.sqrt(math.prod(shape[1:]))
+    if kind == "width":
+        scale /= math.sqrt(shape[-1])
+    rng = np.random.Generator(np.random.PCG64([seed, *name.encode()]))
+    return (rng.standard_normal(shape) * scale).astype(np.float32)

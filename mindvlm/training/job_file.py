@@ -1,4 +1,4 @@
-"""The YAML file of a training job: what it is based on, what the command line replaces, where its paths lead."""
+"""Reads the YAML of a training job: its base, the overrides of the command line, its paths."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,16 +8,17 @@ import yaml
 
 from mindvlm.core.config import build_config, read_yaml, resolve_path
 from mindvlm.core.errors import UserError
+from mindvlm.models.registry import separate_parts
 from mindvlm.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it was written and as it runs.
+    """A training job.
 
     Attributes:
-        config: with paths made absolute.
-        written: the same as plain data with its paths as written, to compare runs by.
+        config: the typed config, with absolute paths.
+        written: the same as plain data with the paths as written, for comparing runs.
     """
 
     config: TrainConfig
@@ -28,10 +29,10 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     """Reads a job's YAML.
 
     Args:
-        overrides: values by dotted key ("parallel.dp": 8), in place of those of the file.
+        overrides: values by dotted key ("parallel.dp": 8) that replace those of the file.
 
     Raises:
-        UserError: the file is missing or malformed, or a key or value is impossible.
+        UserError: the file is missing or malformed, or a key or value is invalid.
     """
     path = Path(path)
     data = read_with_base(path)
@@ -41,8 +42,8 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     config.num_passes  # noqa: B018 (refuses rows that cannot be divided before anything is built)
     written = asdict(config)
     config.model_config = resolve_path(config.model_config, path)
-    if isinstance(tower := config.model_changes.get("vision_tower"), str):
-        config.model_changes = {**config.model_changes, "vision_tower": resolve_path(tower, path)}
+    parts = {key: value for key in separate_parts() if isinstance(value := config.model_changes.get(key), str)}
+    config.model_changes = config.model_changes | {key: resolve_path(part, path) for key, part in parts.items()}
     config.init.weights = [resolve_path(weights, path) for weights in config.init.weights]
     if config.data:
         config.data.resolve_paths(path)
@@ -54,11 +55,11 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
 
 
 def read_with_base(path: Path) -> dict[str, Any]:
-    """The mapping of a job's file, laid over that of the file beside it which its key `base` names.
+    """Reads a job's file and merges it over the file that its key `base` names.
 
     Raises:
-        UserError: a file cannot be read; the base has a base of its own or is in another folder, where its paths would
-            lead elsewhere.
+        UserError: a file cannot be read, or the base has a base itself or is in another folder, which would change the
+            meaning of its paths.
     """
     data = read_yaml(path)
     name = data.pop("base", None)
@@ -73,7 +74,7 @@ def read_with_base(path: Path) -> dict[str, Any]:
 
 
 def lay_over(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `data` in place of its own, section by section."""
+    """Returns `base` with its values replaced by those of `data`, section by section."""
     merged = dict(base)
     for key, value in data.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -82,23 +83,23 @@ def lay_over(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_dotted(data: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `data["a"]["b"]` for the key "a.b"; sections that are missing or null are made."""
+    """Sets `data["a"]["b"]` for the key "a.b"; creates sections that are missing or null."""
     *sections, last = key.split(".")
     for name in sections:
         section = data.get(name)
         if section is None:
             section = data[name] = {}
         if not isinstance(section, dict):
-            raise UserError(f"--set {key}: {name} is {section!r} and no section; correct the key")
+            raise UserError(f"--set {key}: {name} is {section!r}, not a section; correct the key")
         data = section
     data[last] = value
 
 
 def parse_overrides(texts: list[str]) -> dict[str, Any]:
-    """`key=value` texts of the command line; values are YAML ("null", "[1, 2]", "0.1").
+    """Parses `key=value` arguments of the command line; values are YAML ("null", "[1, 2]", "0.1").
 
     Raises:
-        UserError: a text has no "=" or its value is no YAML.
+        UserError: an argument has no "=", or its value is not valid YAML.
     """
     overrides = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""AdamW as torch computes it (Loshchilov and Hutter, arXiv 1711.05101), on the backend's fused Adam kernel."""
+"""AdamW with torch's formula (Loshchilov and Hutter, arXiv 1711.05101), on the backend's fused Adam kernel."""
 
 import re
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ class OptimizerConfig:
     """AdamW and clipping.
 
     Attributes:
-        no_decay: regular expressions; parameters in whose name one is found have no weight decay. null takes the
-            original's exceptions: biases and the parameters of LayerNorm (RMSNorm weights do decay).
-        learning_rate_factors: regular expressions and what the learning rate of the parameters in whose name one is
-            found is multiplied by; the first one that is found holds. Each must find something that trains.
-        max_grad_norm: gradients are scaled down to this norm over all of them; null leaves them as they are.
+        no_decay: regular expressions; parameters whose name matches one have no weight decay. null uses the original's
+            exceptions: biases and the parameters of LayerNorm (RMSNorm weights decay).
+        learning_rate_factors: regular expression -> factor of the learning rate of matching parameters; the first
+            match applies. Each must match a parameter that trains.
+        max_grad_norm: gradients are scaled down to this total norm; null does not clip.
     """
 
     learning_rate: float
@@ -46,15 +46,15 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.learning_rate_factors: {pattern!r} has {factor}; expected at least 0")
 
     def learning_rate_factor(self, name: str) -> float:
-        """What the learning rate of the parameter of that name is multiplied by."""
+        """Returns the learning rate factor of a parameter."""
         factors = self.learning_rate_factors
         return next((factor for pattern, factor in factors.items() if re.search(pattern, name)), 1.0)
 
     def decays(self, name: str, layer_norms: frozenset[str] = frozenset()) -> bool:
-        """Whether the parameter of that name is in the group with weight decay.
+        """Returns whether a parameter has weight decay.
 
         Args:
-            layer_norms: names of the parameters of LayerNorm, which matter where `no_decay` is null.
+            layer_norms: names of the parameters of LayerNorm, used if `no_decay` is null.
         """
         if self.no_decay is None:
             return "bias" not in name and name not in layer_norms
@@ -62,12 +62,12 @@ class OptimizerConfig:
 
 
 def check_patterns(key: str, patterns) -> None:
-    """Raises UserError unless all are regular expressions."""
+    """Raises UserError unless all patterns are valid regular expressions."""
     for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(f"{key}: {pattern!r} is no regular expression ({error}); correct it") from None
+            raise UserError(f"{key}: {pattern!r} is not a regular expression ({error}); correct it") from None
 
 
 update_parameter = ops.MultitypeFuncGraph("update_parameter")
@@ -77,7 +77,7 @@ update_parameter = ops.MultitypeFuncGraph("update_parameter")
     "Function", "Tuple", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Number", "Bool", "Bool"
 )
 def _update_parameter(adam, shared, parameter, master, moment1, moment2, gradient, factor, decays, is_float32):
-    """Updates one parameter, where it has a master copy that one; `factor` is that of its learning rate."""
+    """Updates one parameter, or its master copy if it has one; `factor` scales its learning rate."""
     beta1, beta2, beta1_power, beta2_power, eps, learning_rate, weight_decay, scale = shared
     rate = learning_rate * factor
     gradient = gradient.astype(ms.float32) * scale
@@ -94,11 +94,11 @@ class AdamW(nn.Cell):
     """Updates `parameters` in place: p *= 1 - lr * weight_decay, then Adam with bias correction.
 
     The kernel computes p -= lr sqrt(1-b2^t)/(1-b1^t) m / (sqrt(v) + e); torch's p -= lr/(1-b1^t) m / (sqrt(v/(1-b2^t))
-    + eps) is the same with e = eps sqrt(1-b2^t). Parameters of 16 bits have a float32 master copy that is updated in
-    their place; `fill_masters` fills it.
+    + eps) is the same with e = eps sqrt(1-b2^t). 16-bit parameters have a float32 master copy, which is
+    updated instead; `fill_masters` fills it.
 
     Args:
-        parameters: what to update.
+        parameters: the parameters to update.
         config: betas, eps, decay and its exceptions.
         layer_norms: names of the parameters of LayerNorm, see `OptimizerConfig.decays`.
     """
@@ -122,16 +122,16 @@ class AdamW(nn.Cell):
         self.beta1 = Tensor(config.betas[0], ms.float32)
         self.beta2 = Tensor(config.betas[1], ms.float32)
         self.adam = ops.Adam()
-        # compiles in a tenth of the time of a loop
+        # compiles ten times faster than a loop
         self.for_all = ops.HyperMap()
 
     def construct(self, gradients, learning_rate, scale=1.0):
-        """One update.
+        """Runs one update.
 
         Args:
             gradients: in the order of the parameters.
             learning_rate: float32 scalar.
-            scale: what the gradients are multiplied by.
+            scale: factor of the gradients.
         """
         count = self.num_updates + 1.0
         beta1_power = ops.pow(self.beta1, count)
@@ -155,24 +155,26 @@ class AdamW(nn.Cell):
 
     @property
     def masters(self) -> list[tuple[Parameter, Parameter]]:
-        """Each 16-bit parameter with its float32 copy."""
+        """Pairs of each 16-bit parameter and its float32 copy."""
         pairs = zip(self.parameters, self.updated, strict=True)
         return [(parameter, master) for parameter, master in pairs if parameter is not master]
 
     def fill_masters(self) -> None:
-        """Makes the master copies equal to the parameters, once these are filled."""
+        """Copies the filled parameters to their master copies."""
         for parameter, master in self.masters:
             master.set_data(parameter.astype(ms.float32))
 
     @property
     def state(self) -> dict[str, Parameter]:
-        """Everything that a checkpoint keeps besides the parameters, by name; to be filled before the first update:
-        a compiled graph does not notice `set_data` of what it has filled with zeros itself."""
+        """The state in a checkpoint besides the parameters, by name.
+
+        Fill it before the first update: a compiled graph ignores `set_data` of a Parameter that it filled with zeros.
+        """
         kept = (*self.moment1, *self.moment2, *(master for _, master in self.masters), self.num_updates)
         return {parameter.name: parameter for parameter in kept}
 
 
 def float_state(parameter: Parameter, kind: str) -> Parameter:
-    """A float32 Parameter of zeros of the same shape, named after the other one."""
+    """Returns a float32 Parameter of zeros with the shape of another one, named after it."""
     zeros = initializer("zeros", parameter.shape, ms.float32)
     return Parameter(zeros, name=f"{kind}.{parameter.name}", requires_grad=False)

@@ -1,16 +1,17 @@
-"""Whether a job may go on from a checkpoint: what was written then against what is written now."""
+"""Checks whether a job may resume from a checkpoint, by comparing their configs."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import RuntimeConfig
 from mindvlm.training.job_file import Job
 
-# What may change between two starts of one run: where it runs, what it shows, what it keeps.
+# These keys may change between two starts of one run: place, output, kept files.
 FREE_KEYS = {
     "model_config",
-    # they are compared as parts of the model
+    # compared as parts of the model
     "model_changes",
     "output_dir",
     "resume",
@@ -39,11 +40,12 @@ FREE_KEYS = {
     "rendered_text.num_evaluation_images",
 }
 FREE_MODEL_KEYS = {"processor.vocab_file", "processor.max_pixels", "model.max_length"}
+RETIRED = RuntimeConfig.RETIRED
 MAX_SHOWN = 6
 
 
 def fingerprint(job: Job, model_config) -> dict[str, Any]:
-    """What must be the same for a run to go on: values by dotted key.
+    """Returns the values, by dotted key, that must be equal for a run to resume.
 
     Args:
         model_config: of `read_config`, with the sections `model` and `processor`.
@@ -51,12 +53,14 @@ def fingerprint(job: Job, model_config) -> dict[str, Any]:
     values = {key: value for key, value in flatten(job.written) if not is_free(key, FREE_KEYS)}
     sections = {"model": asdict(model_config.model), "processor": asdict(model_config.processor)}
     values |= {key: value for key, value in flatten(sections) if not is_free(key, FREE_MODEL_KEYS)}
-    # the same rows can be shared among devices and passes in many ways
+    # a job need not name its family
+    values["family"] = model_config.family
+    # devices and passes can share the same rows in many ways
     return values | {"rows of a step": job.config.num_rows}
 
 
 def flatten(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings by dotted key. Lists are leaves."""
+    """Returns the leaves of nested mappings by dotted key. Lists are leaves."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flatten(item, f"{where}.{key}" if where else str(key))
@@ -69,9 +73,13 @@ def is_free(key: str, free: set[str]) -> bool:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One text for each key whose value is another one. A key that came later is as good as one that is off."""
+    """Returns one text for each key whose values differ.
+
+    A key that only the newer version has counts as off; a retired key with its only value is ignored.
+    """
     absent = object()
     changed = []
+    then = {key: value for key, value in then.items() if key not in RETIRED or value != RETIRED[key]}
     for key in dict.fromkeys([*then, *now]):
         before, after = then.get(key, absent), now.get(key, absent)
         if before != after and not (before is absent and after in (None, False, [], {})):
@@ -87,6 +95,6 @@ def require_same_job(then: dict[str, Any], now: dict[str, Any], where: str) -> N
         more = f" and {len(changed) - MAX_SHOWN} more" if changed[MAX_SHOWN:] else ""
         shown = ", ".join(changed[:MAX_SHOWN]) + more
         raise UserError(
-            f"{where} was made by another config: {shown}; restore them, choose another output_dir, or go on all the "
-            "same with --accept_changes"
+            f"{where} was made by another config: {shown}; restore them, choose another output_dir, or resume "
+            "anyway with --accept_changes"
         )

@@ -10,17 +10,17 @@ from mindvlm.core.errors import UserError
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up to the peak, a plateau if `decay_steps` leaves room for one, and the way down to `final_ratio`.
+    """Linear warm-up to the peak, a plateau if `decay_steps` leaves room for one, and decay to `final_ratio`.
 
     Attributes:
         total_steps: length of the training in optimizer steps; or
         epochs: its length in passes over the data.
-        warmup_steps: 100 if neither it nor `warmup_ratio` is given; or
+        warmup_steps: length of the warm-up, default 100; or
         warmup_ratio: its share of all steps.
-        warmup_from_zero: the first step has the rate 0, as in transformers; otherwise its share of the warm-up.
-        decay: shape of the way down; "constant" stays at the peak.
-        decay_steps: length of the way down; null begins it right after the warm-up.
-        final_ratio: share of the peak that is left at the end.
+        warmup_from_zero: the first step has the rate 0, as in transformers; otherwise the first rate above 0.
+        decay: shape of the decay; "constant" stays at the peak.
+        decay_steps: length of the decay; null starts it right after the warm-up.
+        final_ratio: final rate as a share of the peak.
     """
 
     total_steps: int | None = None
@@ -48,7 +48,7 @@ class ScheduleConfig:
             if (getattr(self, key) or 0) > 1:
                 raise UserError(f"schedule.{key} is {getattr(self, key)}; expected 0 to 1")
         if self.decay == "constant" and self.decay_steps:
-            raise UserError("schedule.decay_steps has no effect with decay: constant; take it out")
+            raise UserError("schedule.decay_steps has no effect with decay: constant; remove it")
         if self.total_steps is not None:
             warmup, decay = self.num_warmup_steps, self.decay_steps or 0
             if warmup + decay > self.total_steps:
@@ -59,20 +59,20 @@ class ScheduleConfig:
 
     @property
     def num_warmup_steps(self) -> int:
-        """Steps of the warm-up; the length must be known."""
+        """Steps of the warm-up; the total length must be known."""
         if self.warmup_ratio is not None:
             return math.ceil(self.warmup_ratio * self.total_steps)
         return min(100, self.total_steps) if self.warmup_steps is None else self.warmup_steps
 
     def resolved(self, rows_per_epoch: int | None, rows_per_step: int) -> "ScheduleConfig":
-        """The same with its length in steps.
+        """Returns the same schedule with its length in steps.
 
         Args:
-            rows_per_epoch: None for data without an end.
+            rows_per_epoch: None for endless data.
             rows_per_step: over all devices.
 
         Raises:
-            UserError: the length is in epochs and the data have none.
+            UserError: the length is in epochs, and the data are endless.
         """
         if self.epochs is None:
             return self
@@ -82,7 +82,7 @@ class ScheduleConfig:
         return dataclasses.replace(self, epochs=None, total_steps=steps)
 
     def factor(self, step: int) -> float:
-        """Share of the peak learning rate at `step` (the first is 0); the length must be known."""
+        """Returns the share of the peak learning rate at `step` (from 0); the total length must be known."""
         warmup = self.num_warmup_steps
         if step < warmup:
             return (step + (not self.warmup_from_zero)) / warmup

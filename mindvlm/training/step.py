@@ -9,25 +9,24 @@ from mindspore.common.initializer import initializer
 from mindvlm.nn.dropout import dropout_counter
 from mindvlm.nn.norm import layer_norm_parameters
 from mindvlm.parallel.buckets import make_buckets
-from mindvlm.parallel.config import ParallelConfig
 from mindvlm.parallel.gradients import GradientSync, sum_of_squares
-from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.state import fill_masters
 from mindvlm.parallel.zero import ShardedAdamW
-from mindvlm.training.loss_scale import LossScale, LossScaleConfig
+from mindvlm.training.gradients import PassGradients
+from mindvlm.training.loss import LossScale, LossScaleConfig
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
-from mindvlm.training.pass_gradients import PassGradients
 
 
 class StepResult(NamedTuple):
-    """What a step gave, as scalar Tensors, equal on all ranks.
+    """Result of a step as scalar Tensors, equal on all ranks.
 
     Attributes:
         loss: mean over the step, float32.
-        norm: of the gradient of that mean, before clipping.
-        num_labels: float32; of passes, where these are averaged.
-        is_finite: false if the loss or a gradient was not; then nothing was updated.
+        norm: norm of the gradient of that mean, before clipping.
+        num_labels: number of labels, float32; the number of passes if these are averaged.
+        is_finite: false if the loss or a gradient was not finite; then nothing was updated.
     """
 
     loss: Tensor
@@ -39,27 +38,26 @@ class StepResult(NamedTuple):
 class TrainStep:
     """Trains a model whose `construct` returns the sum of its token losses and their number.
 
-    The gradient is that of the mean over all labels of the step, over all passes and replicas; with `averages_passes`
-    that of the mean over passes and replicas of each one's mean. Call the object with
-    (learning_rate, *batch) for a step of one pass; or `accumulate(*batch)` as often as there are passes, then
-    `update(learning_rate)`.
+    The loss of a step is the mean over all labels of all passes and replicas; with `averages_passes` it is the mean of
+    the means of all passes and replicas. Call the object with (learning_rate, *batch) for a step of one pass, or
+    `accumulate(*batch)` once per pass and then `update(learning_rate)`.
 
     Args:
-        model: the Cell to train; parameters with `requires_grad` are updated. In training mode, its weights filled or
-            not yet.
-        config: of the optimizer.
-        accumulates: makes the buffers and graphs for several passes a step instead of the one graph.
+        model: the Cell to train, in training mode, with or without filled weights; parameters with `requires_grad` are
+            updated.
+        config: config of the optimizer.
+        accumulates: creates the buffers and graphs for several passes per step instead of a single graph.
         loss_scale: scales the loss, for float16.
-        parallel: what the processes share.
-        mesh: of this process.
-        divided: what tensor parallelism did to the model.
-        recompute: see `RecomputedGradients`; the model is an `ImageTextModel` then.
-        averages_passes: every pass of every replica has the same weight, however many labels it has.
+        parallel: how the processes share the work.
+        mesh: the mesh of this process.
+        divided: the parts of the divided model.
+        recompute: see `RecomputedGradients`; the model must be an `ImageTextModel`.
+        averages_passes: every pass of every replica has the same weight, whatever its number of labels.
 
     Attributes:
         optimizer: an `AdamW`, or a `ShardedAdamW` with ZeRO.
-        graph: the Cell that computes a step of one pass, (learning_rate, *batch) -> a tuple as `StepResult`; None when
-            it accumulates.
+        graph: the Cell of a step of one pass, (learning_rate, *batch) -> a tuple as `StepResult`; None with
+            `accumulates`.
     """
 
     def __init__(
@@ -107,11 +105,11 @@ class TrainStep:
             self.graph = OneGraphStep(gradients, update)
 
     def __call__(self, learning_rate: Tensor, *batch: Tensor) -> StepResult:
-        """One step of one pass; learning_rate a float32 scalar, batch the arguments of the model."""
+        """Runs a step of one pass; learning_rate is a float32 scalar, batch the arguments of the model."""
         return StepResult(*self.graph(learning_rate, *batch))
 
     def compile(self, learning_rate: Tensor, *batch: Tensor) -> None:
-        """Compiles for these shapes without running anything; `__call__` would do it otherwise."""
+        """Compiles for these shapes without running; otherwise `__call__` compiles."""
         if self.graph is not None:
             self.graph.compile(learning_rate, *batch)
         else:
@@ -123,29 +121,29 @@ class TrainStep:
         self.accumulate_graph(*batch)
 
     def update(self, learning_rate: Tensor) -> StepResult:
-        """Updates from the buffers and empties them."""
+        """Updates from the buffers and resets them."""
         return StepResult(*self.update_graph(learning_rate))
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the optimizer's state is divided over the replicas; see `mindvlm.parallel.state` for its files."""
+        """Whether the optimizer's state is divided over the replicas; `mindvlm.parallel.state` reads and writes it."""
         return isinstance(self.optimizer, ShardedAdamW)
 
     @property
     def state(self) -> dict[str, Parameter]:
-        """What a checkpoint keeps besides the weights (and a divided optimizer's state), by name."""
+        """The state in a checkpoint besides the weights and a divided optimizer's state, by name."""
         state = {"num_updates": self.optimizer.num_updates} if self.is_sharded else dict(self.optimizer.state)
         if self.loss_scale:
             state |= self.loss_scale.state
         return state
 
     def set_num_passes(self, count: int) -> None:
-        """Goes on as after `count` passes, which is what the masks of dropout depend on."""
+        """Resumes as if `count` passes had run; the dropout masks depend on that number."""
         if self.num_passes is not None:
             self.num_passes.set_data(Tensor(count, ms.int32))
 
     def fill_masters(self) -> None:
-        """Makes the float32 copies of 16-bit weights equal to these: once the weights of a new run are filled."""
+        """Copies the filled 16-bit weights of a new run to their float32 copies."""
         if self.is_sharded:
             fill_masters(self.optimizer, self.mesh)
         else:
@@ -163,11 +161,11 @@ class Update(nn.Cell):
         self.sync = sync
         self.scale = scale
         self.max_grad_norm = max_grad_norm
-        # compiles in a tenth of the time of a loop
+        # compiles ten times faster than a loop
         self.for_all = ops.HyperMap()
 
     def construct(self, loss, num_labels, gradients, learning_rate):
-        """Gradients as `GradientSync` returns them, where there is one."""
+        """Runs the update; gradients have the form returned by `GradientSync`, if there is one."""
         if self.sync is not None:
             loss, num_labels, norm = self.sync.total(loss), self.sync.total(num_labels), self.sync.norm(gradients)
         else:
@@ -210,7 +208,7 @@ class OneGraphStep(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Adds a pass to float32 buffers: gradients as they are, or with ZeRO-2 this replica's chunks of their sum."""
+    """Adds a pass to float32 buffers: whole gradients, or with ZeRO-2 this replica's chunks of their sum."""
 
     def __init__(self, gradients: PassGradients, parameters: list[Parameter], sync: GradientSync | None):
         super().__init__(auto_prefix=False)
@@ -236,7 +234,7 @@ class Accumulate(nn.Cell):
 
 
 class UpdateFromBuffers(nn.Cell):
-    """learning_rate -> a tuple as `StepResult`; the buffers of `Accumulate` are zero afterwards."""
+    """learning_rate -> a tuple as `StepResult`; resets the buffers of `Accumulate` to zero."""
 
     def __init__(self, update: Update, passes: Accumulate):
         super().__init__(auto_prefix=False)

@@ -1,9 +1,10 @@
-"""Which parameters of a job train, chosen by patterns over their names, and the table that says so."""
+"""Selects the trained parameters of a job by patterns over names, and prints them as a table."""
 
 import difflib
+import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mindspore import Parameter, nn
 
@@ -11,22 +12,24 @@ from mindvlm.core.errors import UserError
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.optimizer import OptimizerConfig
 
+logger = logging.getLogger(__name__)
+
 MAX_NEAR = 3
 
 
 def choose_trainable(
     model: nn.Cell, *, freeze: Sequence[str], train: Mapping[str, Sequence[str]], freezes_all: bool = False
 ) -> None:
-    """Sets `requires_grad` of every parameter: what `freeze` finds is frozen, then what `train` finds trains.
+    """Sets `requires_grad` of every parameter: freezes the matches of `freeze`, then unfreezes those of `train`.
 
     Args:
-        model: some of its parameters may be frozen already; `train` finds these, too.
-        freeze: regular expressions, searched in the parameters' names.
-        train: for each key of the job its regular expressions.
-        freezes_all: freezes everything before `train` is looked at.
+        model: some parameters may already be frozen; `train` applies to them too.
+        freeze: regular expressions, searched in parameter names.
+        train: regular expressions for each key of the job.
+        freezes_all: freezes everything before `train` applies.
 
     Raises:
-        UserError: a pattern finds nothing, or one of `train` nothing but what trains anyway.
+        UserError: a pattern matches nothing, or a pattern of `train` matches only parameters that train anyway.
     """
     parameters = dict(model.parameters_and_names())
     for pattern in freeze:
@@ -41,8 +44,8 @@ def choose_trainable(
             names = found_names(key, pattern, parameters)
             if all(parameters[name].requires_grad for name in names):
                 raise UserError(
-                    f"{key}: {pattern!r} finds only what trains anyway, such as {names[0]}; take it out, or freeze the "
-                    "rest with freeze: ['.']"
+                    f"{key}: {pattern!r} matches only parameters that train anyway, such as {names[0]}; remove it, or "
+                    "freeze the rest with freeze: ['.']"
                 )
             chosen |= dict.fromkeys(names)
     for name in chosen:
@@ -50,27 +53,27 @@ def choose_trainable(
 
 
 def found_names(key: str, pattern: str, names: Iterable[str]) -> list[str]:
-    """Those of the names in which the pattern is found.
+    """Returns the names that match a pattern.
 
     Raises:
-        UserError: there is none; the message has the nearest names.
+        UserError: no name matches; the message lists the nearest names.
     """
     names = list(names)
     found = [name for name in names if re.search(pattern, name)]
     if not found:
         near = ", ".join(nearest(pattern, names))
-        raise UserError(f"{key}: {pattern!r} is found in no name; names are such as {near}")
+        raise UserError(f"{key}: {pattern!r} matches no name; some names are {near}")
     return found
 
 
 def nearest(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names, folded, that a pattern which is found in none may have been meant for."""
+    """Returns the folded names nearest to a pattern that matches none."""
     folded = dict.fromkeys(map(fold_numbers, names))
     return sorted(folded, key=lambda name: -likeness(pattern, name))[:MAX_NEAR]
 
 
 def likeness(pattern: str, name: str) -> float:
-    """How near a pattern is to a name or to one of the parts between its dots, from 0 to 1."""
+    """Returns the similarity, from 0 to 1, of a pattern and a name or one of its dotted parts."""
     plain = re.sub(r"[][()^$*+?{}|\\]", "", pattern)
     return max(difflib.SequenceMatcher(None, plain, text).ratio() for text in (name, *name.split(".")))
 
@@ -78,19 +81,16 @@ def likeness(pattern: str, name: str) -> float:
 def require_something_trains(model: nn.Cell) -> None:
     """Raises UserError if every parameter is frozen."""
     if not any(parameter.requires_grad for parameter in model.get_parameters()):
-        raise UserError("every parameter is frozen; take something out of freeze, or name what trains in train")
+        raise UserError("every parameter is frozen; remove a pattern from freeze, or add one to train")
 
 
-def check_optimizer_patterns(model: nn.Cell, config: OptimizerConfig, say: Callable[[str], None]) -> None:
-    """Looks whether the optimizer's patterns have an effect once it is chosen what trains.
+def check_optimizer_patterns(model: nn.Cell, config: OptimizerConfig) -> None:
+    """Checks that the optimizer's patterns have an effect on the selected parameters.
 
-    A recipe's `no_decay` names kinds of parameters whatever trains of them; only what is found nowhere is a mistake.
-
-    Args:
-        say: takes a line for each pattern of `no_decay` that is found in no name.
+    A recipe's `no_decay` names kinds of parameters, of which some may not train; a pattern without a match is logged.
 
     Raises:
-        UserError: a factor is that of no learning rate.
+        UserError: a learning rate factor applies to no trained parameter.
     """
     trains = {name: parameter.requires_grad for name, parameter in model.parameters_and_names()}
     key, earlier = "optimizer.learning_rate_factors", []
@@ -98,26 +98,26 @@ def check_optimizer_patterns(model: nn.Cell, config: OptimizerConfig, say: Calla
         trained = [name for name in found_names(key, pattern, trains) if trains[name]]
         if not trained:
             raise UserError(
-                f"{key}: {pattern!r} finds nothing that trains; take it out, or let that train (model.tune, such as "
-                "model.tune.vision_tower_from_layer, or train)"
+                f"{key}: {pattern!r} matches no parameter that trains; remove it, or train the parameter "
+                f"({', '.join((*model.freezing_keys, 'train'))})"
             )
         if all(any(re.search(other, name) for other in earlier) for name in trained):
             raise UserError(
-                f"{key}: {pattern!r} finds only what a pattern before it finds, such as {trained[0]}, and the first "
-                "one holds; put it first or take it out"
+                f"{key}: {pattern!r} matches only what an earlier pattern matches, such as {trained[0]}, and the first "
+                "match applies; move it up or remove it"
             )
         earlier.append(pattern)
     for pattern in config.no_decay or ():
         if not any(re.search(pattern, name) for name in trains):
             near = ", ".join(nearest(pattern, trains))
-            say(f"optimizer.no_decay: {pattern!r} is found in no name and has no effect; names are such as {near}")
+            logger.info(f"optimizer.no_decay: {pattern!r} matches no name and has no effect; some names are {near}")
 
 
 def trainable_table(model: nn.Cell, specs: Mapping[str, ShardSpec]) -> list[str]:
-    """Lines that say what trains: names folded over their numbers, how many tensors and parameters, and the totals.
+    """Returns the lines of the table of trained parameters: folded names, numbers of tensors and parameters, totals.
 
     Args:
-        specs: this rank's parts of divided parameters, which are counted whole.
+        specs: this rank's parts of divided parameters; they count in full size.
     """
     groups: dict[tuple[str, bool], list[int]] = {}
     for name, parameter in model.parameters_and_names():
@@ -142,11 +142,11 @@ def trainable_table(model: nn.Cell, specs: Mapping[str, ShardSpec]) -> list[str]
 
 
 def full_size(name: str, parameter: Parameter, specs: Mapping[str, ShardSpec]) -> int:
-    """Numbers in a parameter of which this rank may hold a part."""
+    """Returns the number of elements of the full parameter, of which this rank may have a part."""
     shape = tuple(parameter.shape)
     return math.prod(specs[name].full_shape(shape) if name in specs else shape)
 
 
 def fold_numbers(name: str) -> str:
-    """The name with `*` for each layer number."""
+    """Replaces each layer number in a name by `*`."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)

@@ -1,7 +1,7 @@
-"""The training loop of every job."""
+"""The training loop."""
 
 import json
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,69 +11,72 @@ from mindspore import Tensor
 
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
-from mindvlm.families import get_family
-from mindvlm.nn.rotary import inverse_frequencies
+from mindvlm.core.progress import silence_progress
+from mindvlm.models.registry import get_family
+from mindvlm.nn.rotary import decoder_frequencies
+from mindvlm.parallel.host import Ranks
 from mindvlm.parallel.mesh import init_parallel
-from mindvlm.training import building, checkpoint
-from mindvlm.training.checkpoint import CheckpointFolder
+from mindvlm.training import building
+from mindvlm.training.data import PassInputs
 from mindvlm.training.evaluate import Evaluation
 from mindvlm.training.job_file import Job
-from mindvlm.training.metrics_log import drop_after
-from mindvlm.training.progress import Progress, duration
-from mindvlm.training.ranks import Ranks
+from mindvlm.training.metrics_log import Progress, drop_after, duration
 from mindvlm.training.resume import differences, fingerprint, require_same_job
-from mindvlm.training.sources import PassInputs
-from mindvlm.training.state import RunTensors
-from mindvlm.training.stepping import Outcome, Stepper
+from mindvlm.training.run_checkpoints import RunCheckpoints, read_state, write_state
+from mindvlm.training.run_tensors import RunTensors
+from mindvlm.training.step_runner import Outcome, StepRunner
+
+logger = logging.getLogger(__name__)
 
 SAMPLES_FILE = "samples.jsonl"
 
 
 class Trainer:
-    """A job: builds everything, goes on from the newest checkpoint if there is one, trains to the last step.
+    """Runs a job: builds its parts, resumes from the newest checkpoint if there is one, and trains to the last step.
+
+    Progress lines go to the logger `mindvlm`, in the first rank only; see `mindvlm.core.progress`.
 
     Args:
         job: see `read_job`.
-        say: takes each line of progress.
-        accept_changes: go on from a checkpoint of another config, and say what differs.
+        accept_changes: resumes from a checkpoint of another config and logs the differences.
 
     Raises:
         UserError: the config, its files, the data or the checkpoint cannot be used.
     """
 
-    def __init__(self, job: Job, *, say: Callable[[str], None] = print, accept_changes: bool = False):
+    def __init__(self, job: Job, *, accept_changes: bool = False):
         self.job, config = job, job.config
         self.config = config
         model_config = building.read_model(config)
-        family = get_family(config.family)
-        self.checkpoints = CheckpointFolder(config.output_dir)
-        dtype = runtime.start(config)
+        self.family = family = get_family(model_config.family)
+        self.checkpoints = RunCheckpoints(config.output_dir)
+        context = runtime.start(config)
         self.mesh = init_parallel(config.parallel)
         self.ranks = Ranks(self.mesh)
-        self.say = say if self.mesh.is_first else lambda line: None
+        if not self.mesh.is_first:
+            silence_progress()
         self.resumed_from = self.find_checkpoint()
-        self.source = building.open_source(config, model_config, family, self.mesh, say=self.say)
-        self.fingerprint = fingerprint(job, model_config) | self.source.identity | building.base_identity(config)
+        self.data = building.open_data(config, model_config, family, self.mesh)
+        self.fingerprint = fingerprint(job, model_config) | self.data.identity | building.base_identity(config)
         state = self.read_state(accept_changes)
-        self.source_state = state.get("source")
-        self.schedule = config.schedule.resolved(self.source.rows_per_epoch, config.num_rows)
+        self.data_state = state.get("source")
+        self.schedule = config.schedule.resolved(self.data.rows_per_epoch, config.num_rows)
         is_new = self.resumed_from is None
-        self.model, divided = building.build_model(
-            config, model_config, family, self.mesh, dtype, is_new=is_new, say=self.say
+        self.model, divided = building.build_model(config, model_config, family, self.mesh, context, is_new=is_new)
+        inv_freq = Tensor(decoder_frequencies(model_config.model.language_model))
+        self.runner = StepRunner(
+            self.model, config, inv_freq=inv_freq, mesh=self.mesh, divided=divided, dtype=context.dtype
         )
-        decoder = model_config.model.language_model
-        inv_freq = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
-        self.stepper = Stepper(self.model, config, inv_freq=inv_freq, mesh=self.mesh, divided=divided, dtype=dtype)
         self.tensors = RunTensors(
             dict(self.model.parameters_and_names()),
-            self.stepper.optimizer_state,
-            sharded=self.stepper.sharded,
+            self.runner.optimizer_state,
+            sharded=self.runner.sharded,
             specs=divided.specs,
             host=self.ranks.host,
-            adapter=building.adapter_files(self.model, config, divided),
+            adapter=building.adapter_files(self.model, config, family, divided),
         )
-        self.family, self.companions = family, family.companions(model_config)
-        self.evaluator = building.open_evaluator(config, model_config, family, self.source, self.model, say=self.say)
+        self.companions = family.companions(model_config) if family.companions else {}
+        self.evaluator = building.open_evaluator(config, model_config, family, self.data, self.model)
         self.progress = Progress(self.schedule.total_steps)
         self.step: int = state.get("step", 0)
         self.best: dict[str, Any] | None = state.get("best")
@@ -82,63 +85,63 @@ class Trainer:
         self.num_skipped_before: int = state.get("num_skipped", 0)
         self.nan_steps = 0
         self.seen_shapes: set = set()
-        self.stepper.start_at(self.step)
+        self.runner.start_at(self.step)
         if is_new:
-            self.stepper.fill_masters()
+            self.runner.fill_masters()
         else:
             self.tensors.read(self.resumed_from)
-            self.say(f"goes on from {self.resumed_from}, step {self.step} of {self.schedule.total_steps}")
+            logger.info(f"resuming from {self.resumed_from}, step {self.step} of {self.schedule.total_steps}")
 
     def find_checkpoint(self) -> Path | None:
-        """The newest checkpoint. Raises UserError if there is one and there should be none."""
+        """Returns the newest checkpoint. Raises UserError if the job refuses an existing one."""
         steps = self.ranks.from_first(self.checkpoints.steps())
         latest = self.checkpoints.path(steps[-1]) if steps else None
         if latest is not None and self.config.resume == "never":
             raise UserError(
-                f"output_dir {self.config.output_dir} holds {latest.name} of another run; set resume: auto to go on "
-                "from it, or choose another output_dir"
+                f"output_dir {self.config.output_dir} holds {latest.name} of another run; set resume: auto to resume "
+                "it, or choose another output_dir"
             )
         return latest
 
     def read_state(self, accept_changes: bool) -> dict[str, Any]:
-        """What the checkpoint holds besides tensors. Raises UserError if it is of another job."""
+        """Reads the state of a checkpoint besides tensors. Raises UserError if it belongs to another job."""
         if self.resumed_from is None:
             return {}
-        state = checkpoint.read_state(self.resumed_from)
+        state = read_state(self.resumed_from)
         if accept_changes:
             for change in differences(state["job"], self.fingerprint):
-                self.say(f"changed: {change}")
+                logger.info(f"changed: {change}")
         else:
             require_same_job(state["job"], self.fingerprint, str(self.resumed_from))
         ms.set_rng_state(Tensor(np.array(state["rng"], dtype=np.uint8)))
         return state
 
     def train(self) -> None:
-        """Trains to the last step; progress goes to `say` and into the output folder."""
+        """Trains to the last step; progress is logged and recorded in the output folder."""
         config = self.config
         if self.mesh.is_first:
             self.checkpoints.lock()
             drop_after(self.checkpoints.folder / SAMPLES_FILE, self.step)
         self.metrics = building.open_metrics(config, self.mesh, step=self.step)
-        self.source.start(self.step, self.source_state)
+        self.data.start(self.step, self.data_state)
         try:
             while self.step < self.schedule.total_steps:
                 self.train_step()
         except KeyboardInterrupt:
             last = self.checkpoints.latest()
-            kept = f"the same command goes on from {last}" if last else "no checkpoint was written yet"
-            self.say(f"stopped at step {self.step} of {self.schedule.total_steps}; {kept}")
+            kept = f"the same command resumes from {last}" if last else "no checkpoint was written yet"
+            logger.info(f"stopped at step {self.step} of {self.schedule.total_steps}; {kept}")
             raise
         finally:
-            self.source.close()
+            self.data.close()
             if self.metrics:
                 self.metrics.close()
             self.checkpoints.unlock()
 
     def train_step(self) -> None:
-        """One step and everything that is due after it."""
+        """Runs one step, and the logging, evaluation and saving that are due after it."""
         config = self.config
-        passes = self.source.take()
+        passes = self.data.take()
         outcome = self.run_step(passes)
         self.step += 1
         is_end = self.step == self.schedule.total_steps
@@ -150,9 +153,9 @@ class Trainer:
             self.nan_steps = 0
             self.num_overflows += outcome.is_overflow
             self.window.append(outcome.loss)
-            news = self.source.observe(outcome.loss)
+            news = self.data.observe(outcome.loss)
             if news:
-                self.say(f"step {self.step}: {news}")
+                logger.info(f"step {self.step}: {news}")
         if is_end or self.step % config.log_every == 0:
             self.log(outcome)
         is_best = False
@@ -162,83 +165,83 @@ class Trainer:
             self.save()
 
     def run_step(self, passes: list[PassInputs]) -> Outcome:
-        """The update of the present step."""
+        """Runs the update of the current step."""
         shapes = {(one.input_ids.shape, tuple(array.shape for array in one.pixels)) for one in passes}
         is_new = bool(shapes - self.seen_shapes) and self.config.mode == "graph"
         if is_new:
             self.seen_shapes |= shapes
-            self.say(f"compiling the training graph for {sorted(shape for shape, _ in shapes)} tokens")
+            logger.info(f"compiling the training graph for {sorted(shape for shape, _ in shapes)} tokens")
         self.progress.start_step()
-        outcome = self.stepper.run(self.learning_rate, passes)
+        outcome = self.runner.run(self.learning_rate, passes)
         num_tokens = sum(one.num_tokens for one in passes) * self.mesh.dp
         seconds = self.progress.end_step(num_tokens, is_counted=not is_new)
         if is_new:
-            self.say(f"compiled and run in {duration(seconds)}")
+            logger.info(f"compiled and run in {duration(seconds)}")
         return outcome
 
     @property
     def learning_rate(self) -> float:
-        """Of the present step."""
+        """The learning rate of the current step."""
         return self.config.optimizer.learning_rate * self.schedule.factor(self.step)
 
     def meet_nan(self, outcome: Outcome, passes: list[PassInputs]) -> None:
-        """A loss that is not finite: the batch is kept; too many in a row are an error."""
+        """Handles a loss that is not finite: saves the batch; too many in a row are an error."""
         self.nan_steps += 1
         path = building.save_batch(self.checkpoints.folder, self.step, passes, self.mesh)
         what = f"the loss is {outcome.loss} and the norm of the gradients {outcome.norm}"
-        self.say(f"step {self.step}: {what}; nothing was updated, the batch is in {path}")
+        logger.info(f"step {self.step}: {what}; nothing was updated, the batch is in {path}")
         if self.nan_steps >= self.config.max_nan_steps:
             last = self.checkpoints.latest()
             kept = f"the last checkpoint, {last}, is kept" if last else "no checkpoint was written yet"
             raise UserError(
                 f"{what} after {self.nan_steps} such steps, at step {self.step}; the last batch is in {path}; {kept}: "
-                "lower optimizer.learning_rate (and go on with --accept_changes) or mend the data"
+                "lower optimizer.learning_rate (and resume with --accept_changes) or fix the data"
             )
 
     def log(self, outcome: Outcome) -> None:
-        """The progress line and its record; the loss is the mean since the last one."""
+        """Logs the progress line and its record; the loss is the mean since the last line."""
         means = {"loss": sum(self.window) / len(self.window)} if self.window else {}
         figures = {
             **means,
             **({"norm": outcome.norm} if outcome.is_finite else {}),
             "learning_rate": self.config.optimizer.learning_rate * self.schedule.factor(self.step - 1),
-            **self.source.figures,
+            **self.data.figures,
             **self.progress.speed,
             "skipped": self.num_skipped(),
         }
-        if self.stepper.has_loss_scale:
+        if self.runner.has_loss_scale:
             figures["overflows"] = self.num_overflows
-        self.say(self.progress.line(self.step, figures))
+        logger.info(self.progress.line(self.step, figures))
         self.record(figures)
         self.window = []
         self.progress.restart()
 
     def record(self, figures: dict[str, float]) -> None:
-        """One line of `metrics.jsonl`."""
+        """Writes one line of `metrics.jsonl`."""
         if self.metrics:
             self.metrics.write(self.step, **figures)
 
     def num_skipped(self) -> int:
-        """Samples that could not be used since the run began, in all replicas."""
-        return self.num_skipped_before + sum(self.ranks.of_replicas(self.source.num_skipped))
+        """Unusable samples since the start of the run, in all replicas."""
+        return self.num_skipped_before + sum(self.ranks.of_replicas(self.data.num_skipped))
 
     def evaluate(self) -> dict[str, float]:
-        """Reads what was held out; figures and answers are logged."""
-        # the ranks that share a replica compute together; of the replicas one is enough
-        self.say(f"step {self.step}: evaluating")
+        """Evaluates the held-out samples; logs figures and answers."""
+        # the ranks of one replica compute together; one replica is enough
+        logger.info(f"step {self.step}: evaluating")
         evaluation = self.evaluator.evaluate() if self.mesh.dp_rank == 0 else Evaluation({})
         figures = self.ranks.from_first({name: float(value) for name, value in evaluation.figures.items()})
-        self.say(self.progress.line(self.step, figures))
+        logger.info(self.progress.line(self.step, figures))
         self.record(figures)
         if self.mesh.is_first:
             write_readings(self.checkpoints.folder / SAMPLES_FILE, self.step, evaluation)
         num_shown = self.config.evaluation.num_shown if self.config.evaluation else 0
         for reading in evaluation.readings[:num_shown]:
-            self.say(f"  {reading.origin}: {reading.text!r}, expected {reading.reference!r}")
+            logger.info(f"  {reading.origin}: {reading.text!r}, expected {reading.reference!r}")
         return figures
 
     def note_best(self, figures: dict[str, float]) -> bool:
-        """Whether the model is the best so far by the figure of the config."""
+        """Records the figure of the config; returns whether the model is the best so far."""
         name = self.config.best
         if name is None or (self.best and figures[name] >= self.best[name]):
             return False
@@ -246,10 +249,10 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        """Writes a checkpoint and removes those that are not kept."""
+        """Writes a checkpoint and removes old ones."""
         state = {
             "step": self.step,
-            "source": self.source.merge(self.ranks.of_replicas(self.source.state)),
+            "source": self.data.merge(self.ranks.of_replicas(self.data.state)),
             "best": self.best,
             "window": self.window,
             "num_overflows": self.num_overflows,
@@ -264,24 +267,26 @@ class Trainer:
 
         def fill(folder: Path) -> None:
             self.tensors.write(folder)
-            self.family.write_trained_parts(folder, [parameter.name for parameter in self.model.trainable_params()])
+            if self.family.write_trained_parts:
+                names = [parameter.name for parameter in self.model.trainable_params()]
+                self.family.write_trained_parts(folder, names)
             for name, content in self.companions.items():
                 (folder / name).write_bytes(content)
-            checkpoint.write_state(folder, state)
+            write_state(folder, state)
 
         path = self.checkpoints.write(self.step, fill)
         if self.best:
             self.checkpoints.write_best({"checkpoint": f"step-{self.best['step']}", **self.best})
         self.checkpoints.prune(self.config.keep_checkpoints, besides=self.best and self.best["step"])
-        self.say(f"saved {path}")
+        logger.info(f"saved {path}")
 
 
 def write_readings(path: Path, step: int, evaluation: Evaluation) -> None:
     """Appends the answers of an evaluation. Raises UserError if they cannot be written."""
     try:
-        # what a model writes may be half of a surrogate pair
+        # the output of a model may contain half of a surrogate pair
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             for reading in evaluation.readings:
                 file.write(json.dumps({"step": step, **vars(reading)}, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room and start again") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free disk space and start again") from None

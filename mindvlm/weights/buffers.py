@@ -1,7 +1,7 @@
-"""Small tensors that a model computes and some published files carry, kept as text so that the way back has them.
+"""Small tensors that a model computes and some published files contain, kept as text for the way back.
 
-Position ids and rotary frequencies are of no use here, but a file that had them shall come back with them. They travel
-in a text entry of the converted file: a JSON table name -> [dtype, shape, base64 of the deflated bytes].
+Position ids and rotary frequencies have no use here, but the reverse conversion must restore them. A text entry of the
+converted file holds them: a JSON table name -> [dtype, shape, base64 of the deflated bytes].
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import numpy as np
 from mindvlm.checkpoint import DTYPES, RawTensor, TensorSource
 from mindvlm.checkpoint.dtypes import item_size, storage_dtype
 
+COMPUTED = "a buffer that the model computes"
+"""Why a rule drops such a tensor."""
+
 MAX_CHARACTERS = 12_000
 _MAX_BYTES = 1 << 20
 _MAX_AXES = 8
 
 
 def pack_buffers(source: TensorSource, names: Iterable[str]) -> str:
-    """Return the tensors `names` of `source` as a text; those that would make it longer than it may be are left out."""
+    """Returns the tensors `names` of `source` as text, without those that would exceed `MAX_CHARACTERS`."""
     packed: dict[str, list] = {}
     for name in sorted(names):
         info = source.infos[name]
@@ -37,7 +40,7 @@ def pack_buffers(source: TensorSource, names: Iterable[str]) -> str:
 
 
 def unpack_buffers(text: str) -> dict[str, RawTensor]:
-    """Return the tensors of such a text; none if it is damaged, since nothing depends on them."""
+    """Returns the tensors of such a text; none if it is damaged, since nothing depends on them."""
     try:
         entries = json.loads(text[: MAX_CHARACTERS + 1])
         return {str(name): _unpack(*entry) for name, entry in entries.items()}

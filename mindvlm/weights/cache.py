@@ -1,19 +1,20 @@
-"""Converted weights on disk, so that a checkpoint with foreign names is converted once and not at every start.
+"""A cache of converted weights on disk, so that a checkpoint with foreign names is converted once, not at every start.
 
-A checkpoint's folder in the cache holds two files: the tensors under native names, in the dtypes of the source, and a
-manifest that says what they were made of and how. They are used if the manifest is word for word what it would be
-today; everything else (changed sources, other rules, another version) is made anew. A file, that of the kept tensors
-included, counts as the same while its path, links resolved, its size and the time of its last change are the same.
+A checkpoint's folder in the cache holds two files: the tensors under native names in the dtypes of the source, and a
+manifest of the sources and the conversion. An entry is used if its manifest equals the one that would be written now;
+otherwise (changed sources, other rules, another version) it is replaced. A file, including the one of the cached
+tensors, counts as unchanged while its resolved path, size and modification time are the same.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from tqdm import tqdm
 import mindvlm
 from mindvlm.checkpoint import Checkpoint, TensorSource, bytes_bar, open_checkpoint, staging_folder, write_safetensors
 from mindvlm.core.errors import UserError
+from mindvlm.core.progress import is_progress_shown
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 
 
 def cache_folder() -> Path:
-    """`$MINDVLM_CACHE`, else `$XDG_CACHE_HOME/mindvlm`, else `~/.cache/mindvlm`; it need not exist.
+    """Returns `$MINDVLM_CACHE`, else `$XDG_CACHE_HOME/mindvlm`, else `~/.cache/mindvlm`; it need not exist.
 
     Raises:
         UserError: there is no home folder.
@@ -35,7 +39,7 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("MINDVLM_CACHE"):
         return Path(os.path.expanduser(chosen)).absolute()
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification has relative paths ignored
+    # the XDG specification ignores relative paths
     if shared.is_absolute():
         return shared / "mindvlm"
     try:
@@ -45,30 +49,29 @@ def cache_folder() -> Path:
 
 
 def entry_folder(weights_file: Path, *others: Path) -> Path:
-    """Where the converted tensors of a file, or of the shards of an index, are kept.
+    """Returns the cache folder for the converted tensors of a file, or of the shards of an index.
 
     Args:
-        others: further files that tensors come from; of those in other folders, the folders count.
+        weights_file: the file that the user names.
+        others: further files that tensors come from; the name depends on their folders.
     """
     folder = weights_file.parent.resolve()
     folders = sorted({other.parent.resolve() for other in others} - {folder})
-    # in the Hugging Face cache a folder has the name of a commit, two above it is that of the model
+    # a folder in the Hugging Face cache is named after a commit, two levels below the name of the model
     named = folder.parent.parent if folder.parent.name == "snapshots" else folder
     name = re.sub(r"[^\w.-]", "_", named.name).lstrip(".")[:40] or "weights"
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, (folder / weights_file.name, *folders)))).hexdigest()
     return cache_folder() / f"{name}-{digest[:8]}"
 
 
-def kept_weights(
-    weights: TensorSource, files: Iterable[Path], *, say: Callable[[str], None] | None = None
-) -> TensorSource:
-    """The tensors of `weights` as the cache has them. If it has not, they are put there for the next time, and
-    `weights` are returned; what hinders that is one line of a warning.
+def kept_weights(weights: TensorSource, files: Iterable[Path]) -> TensorSource:
+    """Returns the cached tensors of `weights`; without a valid entry, writes one and returns `weights`.
+
+    A reason that prevents the writing is a warning of one line.
 
     Args:
         weights: converted while they are read.
-        files: that they are read from, the one that the user knows first.
-        say: called with one line before a conversion; with it and a terminal there is a bar, too.
+        files: the files that they are read from, the one that the user names first.
     """
     files = tuple(dict.fromkeys(files))
     try:
@@ -76,7 +79,7 @@ def kept_weights(
         kept = open_entry(entry, manifest, weights)
         if kept is not None:
             return kept
-        make_entry(entry, manifest, weights, say=say)
+        make_entry(entry, manifest, weights)
         return weights
     except UserError as error:
         reason = str(error)
@@ -87,34 +90,30 @@ def kept_weights(
 
 
 class Manifest:
-    """What is made of some files, and how; the files are looked at when it is made.
-
-    Args:
-        recipe: of the tensors.
-    """
+    """The sources of an entry, as they are now, and the recipe of its tensors."""
 
     def __init__(self, files: Iterable[Path], recipe: str):
         sources = [{"path": str(file.resolve()), **state(file)} for file in files]
         self._entries = {"mindvlm": mindvlm.__version__, "recipe": recipe, "sources": sources}
 
     def text(self, kept: Path) -> str:
-        """The manifest beside the file that was made, as JSON."""
+        """Returns the manifest of the cached file `kept` as JSON."""
         return json.dumps({**self._entries, "kept": state(kept)}, indent=1) + "\n"
 
 
 def state(file: Path) -> dict[str, int]:
-    """What tells a file from what it was before a change."""
+    """Returns the properties by which a changed file is detected."""
     stat = file.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkpoint | None:
-    """The tensors in `entry`, or None if they are not those of `weights` made as `manifest` says."""
+    """Returns the tensors in `entry`, None if they are not those of `weights` or have another manifest."""
     kept = None
     with suppress(UserError, OSError, UnicodeDecodeError):
         kept = open_checkpoint(entry / WEIGHTS)
         if kept.infos == dict(weights.infos):
-            # opens the file: another process may put another one in its place, and the manifest is read after that
+            # opens the file before the manifest is read, since another process may replace both
             kept.read_range(next(iter(kept.infos)), 0, 1)
             if is_made_as(entry, manifest):
                 return kept
@@ -124,37 +123,34 @@ def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkp
 
 
 def is_made_as(entry: Path, manifest: Manifest) -> bool:
-    """Whether the tensors in `entry` are those that `manifest` describes."""
+    """Whether the entry has this manifest."""
     with suppress(OSError, UnicodeDecodeError):
         return (entry / MANIFEST).read_text(encoding="ascii") == manifest.text(entry / WEIGHTS)
     return False
 
 
-def make_entry(
-    entry: Path, manifest: Manifest, weights: TensorSource, *, say: Callable[[str], None] | None = None
-) -> None:
-    """Writes the tensors and their manifest in a hidden folder beside `entry`, which then takes its place.
+def make_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> None:
+    """Writes the tensors and their manifest in a hidden folder beside `entry`, then moves it there.
 
     Raises:
         UserError: the disk has no room, or `weights` cannot be read.
-        OSError: the folder of the cache cannot be made or written.
+        OSError: the folder of the cache cannot be created or written.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(info.num_bytes for info in weights.infos.values())
     free = shutil.disk_usage(entry.parent).free
     size, room = (tqdm.format_sizeof(number, "B") for number in (needed, free))
     if needed > free:
-        raise UserError(f"{entry.parent}: has {room} free and they take {size}; make room or set MINDVLM_CACHE")
-    if say:
-        say(f"converting {weights.path}; converted weights are kept in {entry} ({size})")
+        raise UserError(f"{entry.parent}: has {room} free, they need {size}; make room or set MINDVLM_CACHE")
+    logger.info(f"converting {weights.path}; converted weights are kept in {entry} ({size})")
     with staging_folder(entry) as staging:
         made = staging / entry.name
         made.mkdir()
-        with bytes_bar(weights, "converting", show=say is not None and sys.stderr.isatty()) as bar:
+        with bytes_bar(weights, "converting", show=is_progress_shown() and sys.stderr.isatty()) as bar:
             write_safetensors(made / WEIGHTS, weights, progress=lambda _, written: bar.update(written))
         (made / MANIFEST).write_text(manifest.text(made / WEIGHTS), encoding="ascii")
         with suppress(FileNotFoundError):
             os.rename(entry, staging / "earlier")
-        # another process may have put its own there meanwhile
+        # another process may have written its own meanwhile
         with suppress(OSError):
             os.rename(made, entry)

@@ -1,7 +1,8 @@
-"""The small files that make a folder of weights a model folder: config, tokenizer, image processor."""
+"""The small files beside the weights of a model folder: config, tokenizer, image processor."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindvlm.checkpoint import atomic_file
@@ -10,7 +11,6 @@ from mindvlm.processing.text.tokenizer_settings import RANK_PATTERNS
 
 PATTERNS = (
     "config.json",
-    "vision_config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "special_tokens_map.json",
@@ -24,14 +24,18 @@ PATTERNS = (
 _MAX_BYTES = 64 * 1024 * 1024
 
 
-def read_companions(source: Path) -> dict[str, bytes]:
-    """Return what `source` has of such files, by name.
+def read_companions(source: Path, extra: Sequence[str] = ()) -> dict[str, bytes]:
+    """Returns the companion files in `source`, by name.
+
+    Args:
+        source: folder of the model.
+        extra: further names, see `ConvertibleModel.companions`.
 
     Raises:
         UserError: a file cannot be read.
     """
     found = {}
-    for file in sorted({file for pattern in PATTERNS for file in source.glob(pattern)}):
+    for file in sorted({file for pattern in (*PATTERNS, *extra) for file in source.glob(pattern)}):
         if not file.is_file() or file.stat().st_size > _MAX_BYTES:
             continue
         try:
@@ -41,14 +45,14 @@ def read_companions(source: Path) -> dict[str, bytes]:
     return found
 
 
-def copy_companions(source: Path, target: Path) -> tuple[Path, ...]:
-    """Copy what `source` has of such files into the folder `target`.
+def copy_companions(source: Path, target: Path, extra: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Copies the companion files in `source` into the folder `target`; returns the copies. See `read_companions`.
 
     Raises:
         UserError: a file cannot be read or written.
     """
     copied = []
-    for name, content in read_companions(source).items():
+    for name, content in read_companions(source, extra).items():
         with atomic_file(target / name) as opened:
             opened.write(content)
         copied.append(target / name)

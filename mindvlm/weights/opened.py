@@ -1,4 +1,4 @@
-"""The sources of a conversion, opened and brought to one model under native names."""
+"""Opened sources of a conversion, combined into one model under native names."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkpoint
 from mindvlm.core.errors import UserError
-from mindvlm.models.vary.tower_names import COMPUTED
-from mindvlm.weights.buffers import pack_buffers
+from mindvlm.weights.buffers import COMPUTED, pack_buffers
 from mindvlm.weights.config_json import read_config
 from mindvlm.weights.lora.adapter import Adapter, open_adapter
-from mindvlm.weights.lora.applying import merge_adapter
+from mindvlm.weights.lora.merging import merge_adapter
 from mindvlm.weights.recognise import ConvertibleModel, detect_model
-from mindvlm.weights.rules.layered import LayeredSource, SelectedSource
+from mindvlm.weights.rules.overlaid import OverlaidSource, SelectedSource
 from mindvlm.weights.rules.plan import Plan
+from mindvlm.weights.rules.planning import make_plan
 
 NAMING_KEY, ALIASES_KEY = "mindvlm_naming", "mindvlm_aliases"
 METADATA_KEY, BUFFERS_KEY = "mindvlm_source_metadata", "mindvlm_source_buffers"
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One source: the checkpoint, and the plan that gives its tensors native names."""
+class Input:
+    """One source: a checkpoint, and the plan that maps its tensors to native names."""
 
     checkpoint: Checkpoint
     plan: Plan
@@ -37,19 +37,19 @@ class Opened:
     """All sources of a conversion as one model.
 
     Attributes:
-        model: what it is.
-        layers: the sources, the base first.
-        source: the tensors under native names, an adapter merged in, restricted to a part if one was asked for.
-        origins: native name -> index of the layer that gives it.
-        modified: native names whose values an adapter changed, with the adapter's tensors that changed them.
-        adapter: what was merged, if anything.
-        sizes: what the shapes were checked against, in words.
-        absent_parts: parts of the model of which nothing is there.
+        model: the recognized model.
+        inputs: the sources, the base first; later ones override earlier ones.
+        source: tensors under native names, with a merged adapter, restricted to the selected part.
+        origins: index of the input of each native name.
+        modified: the adapter's tensors for each native name that they changed.
+        adapter: the merged adapter, or None.
+        sizes: description of the sizes that the shapes were checked against.
+        absent_parts: parts of the model without any tensor.
         config: the config.json beside the base, or None.
     """
 
     model: ConvertibleModel
-    layers: tuple[Layer, ...]
+    inputs: tuple[Input, ...]
     source: TensorSource
     origins: Mapping[str, int]
     modified: Mapping[str, Sequence[str]]
@@ -60,24 +60,26 @@ class Opened:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that something is read from."""
-        paths = [path for layer in self.layers for path in (layer.checkpoint.path, *layer.checkpoint.files)]
+        """All files that are read."""
+        paths = [path for one in self.inputs for path in (one.checkpoint.path, *one.checkpoint.files)]
         return tuple(dict.fromkeys((*paths, *(self.adapter.files if self.adapter else ()))))
 
     @property
     def naming(self) -> str:
-        """The naming that the way back leads to: what the base has, or had before it was converted to native names, or
-        what goes with its config.json."""
-        base = self.layers[0]
+        """Name of the naming to convert back to.
+
+        This is the naming of the base, the one before its conversion to native names, or that of its config.json.
+        """
+        base = self.inputs[0]
         if base.plan.table is self.model.native:
-            described = self.model.config_naming(self.config or {})
+            described = self.model.config_naming and self.model.config_naming(self.config or {})
             return base.checkpoint.metadata.get(NAMING_KEY) or described or self.model.hf.name
         return base.plan.table.name
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Second names of tied tensors that the base has, or had before it was converted to native names."""
-        base = self.layers[0]
+        """Aliases of tied tensors in the base, or in its source if it was converted to native names."""
+        base = self.inputs[0]
         if base.plan.table is not self.model.native:
             return base.plan.aliases
         if NAMING_KEY not in base.checkpoint.metadata:
@@ -86,8 +88,8 @@ class Opened:
 
     @property
     def source_metadata(self) -> dict[str, str]:
-        """The text entries of the base, or those it had before it was converted to native names."""
-        base = self.layers[0]
+        """Metadata of the base, or of its source if it was converted to native names."""
+        base = self.inputs[0]
         if base.plan.table is not self.model.native:
             return dict(base.checkpoint.metadata)
         try:
@@ -98,58 +100,61 @@ class Opened:
 
     @property
     def packed_buffers(self) -> str:
-        """Small computed tensors of the base that are dropped here, as a text for the converted file."""
-        base = self.layers[0]
+        """Computed buffers of the base, which are dropped here, as text for the metadata of the converted file."""
+        base = self.inputs[0]
         if base.plan.table is self.model.native:
             return base.checkpoint.metadata.get(BUFFERS_KEY, "")
         return pack_buffers(base.checkpoint, [n for n, reason in base.plan.dropped.items() if reason == COMPUTED])
 
     def default_target(self) -> Path:
-        """MODEL.ckpt beside the base, for a folder beside its weights."""
-        return self.layers[0].checkpoint.path.with_name(f"{self.model.name}.ckpt")
+        """Returns the path MODEL.ckpt beside the weights of the base."""
+        return self.inputs[0].checkpoint.path.with_name(f"{self.model.name}.ckpt")
 
     def parity_config(self) -> Mapping[str, Any]:
-        """The config.json that the reference is built from.
+        """Returns the config.json for building the reference.
 
         Raises:
-            UserError: none lies beside the base, and the sizes are not the released ones.
+            UserError: there is no config.json beside the base, and the sizes are not the released ones.
         """
         if self.config is not None:
-            return self.model.whole_config(self.config, self.layers[0].checkpoint.path.parent)
+            folder, complete = self.inputs[0].checkpoint.path.parent, self.model.whole_config
+            return complete(self.config, folder) if complete else self.config
         if _is_released(self.model, self.source.infos):
             return self.model.released_config()
         raise UserError(f"{self.source.path}: --verify logits needs the model's config.json; put it beside the weights")
 
     def way_back(self) -> Plan:
-        """The plan from native names to those of the Hugging Face files: as the base had them, if it had such."""
+        """Returns the plan from native names to Hugging Face names, those of the base if it had such."""
         tables = self.model.hf_tables_for(self.source.infos)
         table = next((table for table in tables if table.name == self.naming), None)
         if table is None:
             table = tables[0]
         else:
             table = table.without([alias for alias in table.aliases if alias not in self.aliases])
-        return table.reverse().plan(self.source.infos, partial=True, origin=str(self.source.path))
+        return make_plan(table.reverse(), self.source.infos, partial=True, origin=str(self.source.path))
 
 
 @contextlib.contextmanager
 def open_native(
     paths: Sequence[str | Path],
+    models: Sequence[ConvertibleModel],
     *,
     model: str | None = None,
     merge_lora: str | Path | None = None,
     only: str | None = None,
 ) -> Iterator[Opened]:
-    """Open checkpoints, recognise their model, and lay them over each other under native names.
+    """Opens checkpoints, recognizes their model and overlays them under native names.
 
     Args:
-        paths: files or folders, the base first; a later one overrides tensors of an earlier one.
-        model: a key of `MODELS`, or None to recognise it from names and config.json.
-        merge_lora: folder of a PEFT adapter, whose tensors bear native names or those of the Hugging Face files.
-        only: the key of the part to keep.
+        paths: files or folders, the base first; later ones override tensors of earlier ones.
+        models: candidate models.
+        model: name of the model, or None to recognize it from tensor names and config.json.
+        merge_lora: folder of a PEFT adapter with native or Hugging Face names.
+        only: key of the part to keep; None for the whole model.
 
     Raises:
         ConversionError: the tensors do not fit the model.
-        UserError: a source is unreadable or of no known model, an adapter does not fit, the part is not there.
+        UserError: a source is unreadable or of an unknown model, the adapter does not fit, or the part is missing.
     """
     with contextlib.ExitStack() as stack:
         checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
@@ -157,24 +162,26 @@ def open_native(
         config = read_config(folder)
         origin = " + ".join(map(str, paths))
         found = detect_model(
+            models,
             *(checkpoint.infos for checkpoint in checkpoints),
             folder_config=config,
             name=model,
             origin=origin,
         )
         target_infos = found.target_infos(folder)
-        base = _layer(found, checkpoints[0], target_infos)
-        left_out = found.left_out(target_infos or base.plan.infos)
-        layers = (base, *(_layer(found, upper, target_infos, left_out) for upper in checkpoints[1:]))
-        if only != "vision_vocabulary":
-            found.require_own_names(layers[0].plan.table, checkpoints[0].infos, str(checkpoints[0].path))
-        layered = LayeredSource([(str(layer.checkpoint.path), layer.plan.view(layer.checkpoint)) for layer in layers])
+        base = _input(found, checkpoints[0], target_infos)
+        left_out = found.left_out(target_infos or base.plan.infos) if found.left_out else None
+        inputs = (base, *(_input(found, upper, target_infos, left_out) for upper in checkpoints[1:]))
+        table = inputs[0].plan.table
+        if not only or only != table.takes_only:
+            found.require_own_names(table, checkpoints[0].infos, str(checkpoints[0].path))
+        overlaid = OverlaidSource([(str(one.checkpoint.path), one.plan.view(one.checkpoint)) for one in inputs])
         if target_infos is None:
-            whole = found.native.plan(layered.infos, partial=True)
+            whole = make_plan(found.native, overlaid.infos, partial=True)
             found.require_consistent_sizes(
-                whole, origin, sources_of=lambda name: layers[layered.origins[name]].plan.sources_of(name)
+                whole, origin, sources_of=lambda name: inputs[overlaid.origins[name]].plan.sources_of(name)
             )
-        source: TensorSource = layered
+        source: TensorSource = overlaid
         modified: Mapping[str, Sequence[str]] = {}
         adapter = None
         if merge_lora:
@@ -184,19 +191,19 @@ def open_native(
             source = SelectedSource(source, _names_of_part(found, source.infos, only))
         sizes = _sizes(found, source.infos, folder, target_infos is not None)
         absent = found.native.absent(source.infos)
-        yield Opened(found, layers, source, layered.origins, modified, adapter, sizes, absent, config)
+        yield Opened(found, inputs, source, overlaid.origins, modified, adapter, sizes, absent, config)
 
 
-def _layer(
+def _input(
     model: ConvertibleModel,
     checkpoint: Checkpoint,
     target_infos: Mapping[str, TensorInfo] | None,
     left_out: Mapping[str, str] | None = None,
-) -> Layer:
+) -> Input:
     origin = str(checkpoint.path)
     table = model.detect_table(checkpoint.infos, origin)
-    plan = table.plan(checkpoint.infos, target_infos, partial=True, origin=origin, left_out=left_out)
-    return Layer(checkpoint, plan)
+    plan = make_plan(table, checkpoint.infos, target_infos, partial=True, origin=origin, left_out=left_out)
+    return Input(checkpoint, plan)
 
 
 def _is_released(model: ConvertibleModel, infos: Mapping[str, TensorInfo]) -> bool:
@@ -205,7 +212,7 @@ def _is_released(model: ConvertibleModel, infos: Mapping[str, TensorInfo]) -> bo
 
 
 def _sizes(model: ConvertibleModel, infos: Mapping[str, TensorInfo], folder: Path, described: bool) -> str:
-    """What the shapes were checked against, in words."""
+    """Describes the sizes that the shapes were checked against."""
     config = folder / "config.json"
     if described:
         return f"those of {config}"
@@ -218,10 +225,10 @@ def _sizes(model: ConvertibleModel, infos: Mapping[str, TensorInfo], folder: Pat
 def _names_of_part(model: ConvertibleModel, infos: Mapping[str, TensorInfo], key: str) -> list[str]:
     names: dict[str, list[str]] = {part.key: [] for part in model.native.parts}
     if key not in names:
-        raise UserError(f"--only {key!r} is no part of {model.name}; expected one of: {', '.join(names)}")
+        raise UserError(f"--only {key!r} is not a part of {model.name}; expected one of: {', '.join(names)}")
     for name in infos:
         names[model.native.part_of(name).key].append(name)
     if not names[key]:
         there = ", ".join(part for part, found in names.items() if found)
-        raise UserError(f"--only {key}: the sources hold nothing of it; they hold: {there}")
+        raise UserError(f"--only {key}: the sources have no tensor of this part; they have: {there}")
     return names[key]

@@ -1,28 +1,21 @@
-"""The models that can be converted, and how one is recognised. A new model adds its row here."""
+"""Recognition of the model and the naming of a checkpoint from its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
-from mindvlm.convert.reference.vary_layout import vary_toy_config
-from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
 from mindvlm.core.errors import UserError
-from mindvlm.models.tinyllava import names as tinyllava
-from mindvlm.models.tinyllava import part_names as tinyllava_parts
-from mindvlm.models.tinyllava.tower_folder import deleted_layer, with_tower_config
-from mindvlm.models.vary import names as vary
-from mindvlm.models.vary import names_tiny as vary_tiny
-from mindvlm.models.vary.tower_names import FAMILY
 from mindvlm.weights.config_json import Config, named_types, shown_name
 from mindvlm.weights.rules.consistency import require_consistent_sizes
 from mindvlm.weights.rules.findings import ConversionError
-from mindvlm.weights.rules.layered import FirstRows
 from mindvlm.weights.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of, total_fit
+from mindvlm.weights.rules.overlaid import FirstRows
 from mindvlm.weights.rules.plan import Plan
+from mindvlm.weights.rules.planning import make_plan
 from mindvlm.weights.rules.table import RuleTable
 
 Infos = Mapping[str, TensorInfo]
@@ -30,25 +23,25 @@ Infos = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True)
 class ConvertibleModel:
-    """What converting a model takes.
+    """A model that can be converted.
 
     Attributes:
-        name: what it is called on the command line.
-        family: the family of `mindvlm.families` that it belongs to.
-        tables: the namings that are understood, the native one first.
-        hf: the names of its published files.
-        hf_tables: `hf` and the namings of published files with parts of it: those that a way back may lead to.
-        model_types: what config.json calls it, as `model_type` or among the `architectures`.
-        target_infos: folder of the weights -> its native tensors, or None if no config.json there describes it.
-        released_infos: the native tensors of the released weights.
-        released_config: the config.json of the released weights.
-        example_infos: the native tensors of an example whose numbers all differ, see consistency.py.
-        whole_config: a config.json and its folder -> the same with what stands in other files.
-        row_tables: native tensors of which a model may take the first rows alone: a vocabulary that is longer than
-            the tokenizer.
-        left_out: native tensors of a model -> what a part that is laid over it may have and it has not, as
-            `RuleTable.plan` takes it.
-        config_naming: a config.json -> the name of the table of files that it lies beside, or None for that of `hf`.
+        name: name on the command line.
+        family: name of its family in `mindvlm.models.registry`.
+        tables: known namings, the native one first.
+        hf: naming of the published files.
+        hf_tables: namings to convert back to: `hf`, and those of published files with parts of the model.
+        model_types: names in config.json, as `model_type` or in `architectures`.
+        target_infos: returns the native tensors for a folder of weights, or None if its config.json describes none.
+        released_infos: returns the native tensors of the released weights.
+        released_config: returns the config.json of the released weights.
+        example_infos: returns the native tensors of an example whose sizes all differ, see consistency.py.
+        whole_config: completes a config.json from other files of its folder.
+        row_tables: native tensors that may be cut to their first rows, for a vocabulary longer than the tokenizer.
+        left_out: returns prefixes of the tensors that an overlaid part may have but the model lacks, see `make_plan`.
+        config_naming: returns the naming of the files beside a config.json, or None for that of `hf`.
+        separate_parts: the keys of a run config that name checkpoints with parts of the model, with their help.
+        companions: files that its folders have besides those of `mindvlm.weights.companions`.
     """
 
     name: str
@@ -61,30 +54,34 @@ class ConvertibleModel:
     released_infos: Callable[[], dict[str, TensorInfo]]
     released_config: Callable[[], dict[str, Any]]
     example_infos: Callable[[], dict[str, TensorInfo]]
-    whole_config: Callable[[Config, Path], Config] = lambda config, folder: config
+    whole_config: Callable[[Config, Path], Config] | None = None
     row_tables: tuple[str, ...] = ()
-    left_out: Callable[[Infos], dict[str, str]] = lambda infos: {}
-    config_naming: Callable[[Config], str | None] = lambda config: None
+    left_out: Callable[[Infos], dict[str, str]] | None = None
+    config_naming: Callable[[Config], str | None] | None = None
+    separate_parts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    companions: tuple[str, ...] = ()
 
     @property
     def native(self) -> RuleTable:
-        """The table of the names used in this library."""
+        """The table of native names."""
         return self.tables[0]
 
     def hf_tables_for(self, infos: Infos) -> list[RuleTable]:
-        """Return the namings of published files that have a name for each of these native tensors, else `hf`."""
+        """Returns the tables of `hf_tables` that name all of these native tensors, or else `hf`."""
         return [table for table in self.hf_tables if all(map(table.part_of, infos))] or [self.hf]
 
     def detect_table(self, infos: Infos, origin: str = "the checkpoint") -> RuleTable:
-        """Return the table whose names the tensors bear; see `choose_table` for the errors."""
+        """Returns the table of the tensor names; see `choose_table` for the errors."""
         return choose_table(self.tables, infos, model=self.name, origin=origin)
 
     def require_own_names(self, table: RuleTable, infos: Infos, origin: str = "the checkpoint") -> None:
-        """Raise UserError if `table` takes the vision vocabulary out of another model, and there is more of that."""
-        if table.hands_over and any(not targets_of(table, name) for name in infos):
+        """Raises UserError if `table` takes one part of another model but the tensors contain more of it."""
+        if table.takes_only and any(not targets_of(table, name) for name in infos):
+            part = table.takes_only
             raise UserError(
-                f"{origin}: holds a model with the names of {table.name}, of which {self.name} takes only the vision "
-                f"vocabulary; give weights of {self.name}, or convert it as what it is or with --only vision_vocabulary"
+                f"{origin}: contains a model with the names of {table.name}, of which {self.name} takes only the "
+                f"{part.replace('_', ' ')}; give weights of {self.name}, convert them as their own model, or add "
+                f"--only {part}"
             )
 
     def require_consistent_sizes(
@@ -94,86 +91,39 @@ class ConvertibleModel:
         *,
         sources_of: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
-        """Check the tensors that a plan leads to against each other; see consistency.py for arguments and errors."""
+        """Checks the target tensors of a plan against each other; see consistency.py for arguments and errors."""
         require_consistent_sizes(plan, self.native, self.example_infos(), origin=origin, sources_of=sources_of)
 
 
-MODELS = {
-    model.name: model
-    for model in (
-        ConvertibleModel(
-            name=vary.NAME,
-            family=FAMILY,
-            tables=vary.TABLES,
-            hf=vary.HF,
-            hf_tables=vary.HF_TABLES,
-            model_types=vary.MODEL_TYPES,
-            target_infos=vary.infos_of_config,
-            released_infos=vary.released_infos,
-            released_config=vary_toy_config,
-            example_infos=vary.example_infos,
-        ),
-        ConvertibleModel(
-            name=vary_tiny.NAME,
-            family=FAMILY,
-            tables=vary_tiny.TABLES,
-            hf=vary_tiny.HF,
-            hf_tables=vary_tiny.HF_TABLES,
-            model_types=vary_tiny.MODEL_TYPES,
-            target_infos=vary_tiny.infos_of_config,
-            released_infos=vary_tiny.released_infos,
-            released_config=vary_tiny_config,
-            example_infos=vary_tiny.example_infos,
-        ),
-        *(
-            ConvertibleModel(
-                name=kind.name,
-                family=tinyllava_parts.FAMILY,
-                tables=kind.tables,
-                hf=kind.tables[1],
-                hf_tables=kind.tables[1:],
-                model_types=kind.model_types,
-                target_infos=kind.infos_of_config,
-                released_infos=kind.released_infos,
-                released_config=kind.released_config,
-                example_infos=kind.example_infos,
-                whole_config=with_tower_config,
-                row_tables=tinyllava.ROW_TABLES,
-                left_out=deleted_layer,
-                config_naming=tinyllava_parts.config_naming,
-            )
-            for kind in tinyllava.KINDS
-        ),
-    )
-}
-
-
 def detect_model(
+    models: Sequence[ConvertibleModel],
     *sources: Infos,
     folder_config: Config | None = None,
     name: str | None = None,
     origin: str = "the checkpoint",
 ) -> ConvertibleModel:
-    """Return the model that the tensors of all sources belong to, each of which may have names of its own.
+    """Returns the model of the tensors of all sources, whose namings may differ.
 
-    The tensor names decide. Where they leave a choice, as for a part that several models have: the model that
-    config.json names; else those whose own names the tensors bear; else, if all lead to the same native tensors, the
-    first that they are complete for; else the only one that they fit.
+    The tensor names determine the model. If several models match, as for a part that they share, the choice is the
+    model that config.json names; else the models for which these are not the names of another model; else, if all
+    produce the same native tensors, the first complete one; else the only one that fits.
 
     Args:
-        sources: the tensors of each.
-        folder_config: the config.json beside them, if there is one.
-        name: a key of `MODELS` that the user gave, which decides.
-        origin: what to call the checkpoint in messages.
+        models: candidate models.
+        sources: tensors of each source.
+        folder_config: the config.json beside them, or None.
+        name: name of the model, if the user specified it.
+        origin: name of the checkpoint in messages.
 
     Raises:
-        UserError: no model, or more than one, is left; the message says for each why. Or `name` is none of them.
+        UserError: not exactly one model matches, with the reason for each, or `name` is unknown.
     """
     if name is not None:
-        if name not in MODELS:
-            raise UserError(f"--model {name!r} is unknown; expected one of: {', '.join(MODELS)}")
-        return MODELS[name]
-    return _recognise(tuple(MODELS.values()), sources, folder_config, origin)
+        by_name = {model.name: model for model in models}
+        if name not in by_name:
+            raise UserError(f"--model {name!r} is unknown; expected one of: {', '.join(by_name)}")
+        return by_name[name]
+    return _recognise(models, sources, folder_config, origin)
 
 
 def _recognise(
@@ -189,10 +139,10 @@ def _recognise(
     candidates = [model for model in likely if fits[model].num_kept == most]
     if not candidates:
         raise UserError(
-            f"{origin}: is of no known model: {_reasons(fits, folder_config)}; {_first_unknown(models, sources)}"
+            f"{origin}: not a known model: {_reasons(fits, folder_config)}; {_first_unknown(models, sources)}"
         )
     candidates = _named(candidates, folder_config) or candidates
-    candidates = [model for model in candidates if not fits[model].table.hands_over] or candidates
+    candidates = [model for model in candidates if not fits[model].table.takes_only] or candidates
     if len(candidates) == 1:
         return candidates[0]
     failures = {model: _failure(tables[model], sources) for model in candidates}
@@ -201,29 +151,32 @@ def _recognise(
         return (complete or candidates)[0]
     if len(complete) != 1:
         why = "; ".join(f"{model.name}: {failure or 'it fits'}" for model, failure in failures.items())
-        raise UserError(f"{origin}: cannot tell which model it is ({why}); say it with --model")
+        raise UserError(f"{origin}: the model is ambiguous ({why}); specify it with --model")
     return complete[0]
 
 
 def native_view(
     source: TensorSource,
+    models: Sequence[ConvertibleModel],
     *,
     target_infos: Infos | None = None,
-    family: str = FAMILY,
     partial: bool = False,
     left_out: Mapping[str, str] | None = None,
 ) -> TensorSource:
-    """Return the tensors of a checkpoint under native names, whichever of the known namings it has.
+    """Returns a view of a checkpoint in any known naming under native names.
 
-    Nothing is copied: tensors are read from `source` when asked for. See `RuleTable.plan` for `target_infos`, `partial`
-    and `left_out`; with the first, the model is one that has such tensors, without them it is recognised. A vocabulary
-    that is longer than they ask for is cut, where the model allows it.
+    Nothing is copied: tensors are read from `source` on access. See `make_plan` for `partial` and `left_out`.
+
+    Args:
+        source: the checkpoint.
+        models: candidate models.
+        target_infos: the expected native tensors, which determine the model; None to recognize it. A longer vocabulary
+            is cut if the model allows it.
 
     Raises:
-        ConversionError: the tensors do not make up the model.
-        UserError: an unknown family, not a checkpoint of it at all, or of another model that has a part in common.
+        ConversionError: the tensors do not form the model.
+        UserError: the checkpoint belongs to none of the models, or to another model that shares a part.
     """
-    models = _of_family(family)
     origin = str(source.path)
     meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
     if len(meant) > 1:
@@ -235,33 +188,26 @@ def native_view(
     source = FirstRows.of(
         source, {sources[0]: info for name, info in wanted.items() if (sources := table.sources_of(name))}
     )
-    return table.plan(source.infos, target_infos, origin=origin, partial=partial, left_out=left_out).view(source)
+    return make_plan(table, source.infos, target_infos, origin=origin, partial=partial, left_out=left_out).view(source)
 
 
-def native_model(infos: Infos, family: str = FAMILY) -> ConvertibleModel:
-    """Return the model whose native names the tensors of a whole model bear; of several the one that they complete.
+def native_model(infos: Infos, models: Sequence[ConvertibleModel]) -> ConvertibleModel:
+    """Returns the model of a complete set of native tensors.
 
     Raises:
-        UserError: an unknown family, or no model of it or more than one is such.
+        UserError: not exactly one model has these tensors.
     """
-    meant = [model for model in _of_family(family) if all(model.native.part_of(name) for name in infos)]
+    meant = [model for model in models if all(model.native.part_of(name) for name in infos)]
     if len(meant) > 1:
         meant = [model for model in meant if _failure([model.native], [infos]) is None]
     if len(meant) != 1:
-        raise UserError(f"the tensors are of {len(meant)} models of the family {family!r}; give those of a whole model")
+        names = ", ".join(model.name for model in models)
+        raise UserError(f"the tensors fit {len(meant)} of the models {names}; give those of one whole model")
     return meant[0]
 
 
-def _of_family(family: str) -> list[ConvertibleModel]:
-    models = [model for model in MODELS.values() if model.family == family]
-    if not models:
-        known = ", ".join(dict.fromkeys(model.family for model in MODELS.values()))
-        raise UserError(f"unknown model family {family!r}; known: {known}")
-    return models
-
-
 def _named(models: Sequence[ConvertibleModel], config: Config | None) -> list[ConvertibleModel]:
-    """Return those of `models` that a config names; by its architectures if they decide, else by `model_type`."""
+    """Returns the models that a config names, by its architectures or else by its `model_type`."""
     for name in named_types(config or {}):
         found = [model for model in models if name in model.model_types]
         if found:
@@ -270,7 +216,7 @@ def _named(models: Sequence[ConvertibleModel], config: Config | None) -> list[Co
 
 
 def _agree(tables: Sequence[Sequence[RuleTable]], sources: Sequence[Infos]) -> bool:
-    """Tell whether the tables of all models, one for each source, lead every tensor to the same targets."""
+    """Whether the tables of all models, one per source, map every tensor to the same targets."""
     return all(
         len({targets_of(of_model[index], name) for of_model in tables}) == 1
         for index, infos in enumerate(sources)
@@ -281,7 +227,7 @@ def _agree(tables: Sequence[Sequence[RuleTable]], sources: Sequence[Infos]) -> b
 def _failure(tables: Sequence[RuleTable], sources: Sequence[Infos]) -> str | None:
     try:
         for table, infos in zip(tables, sources, strict=True):
-            table.plan(infos)
+            make_plan(table, infos)
     except ConversionError as error:
         return str(error)
     return None

@@ -16,31 +16,27 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm.api import read_config
 from mindvlm.core import runtime
-from mindvlm.families import get_family
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
-from mindvlm.generation.sampling import Sampler
+from mindvlm.generation.sampling import FEW_CANDIDATES, GreedyGraph, SamplingGraph
+from mindvlm.models.registry import get_family
+from mindvlm.models.run_config import read_config
+from mindvlm.nn.config import height_and_width
 from mindvlm.nn.lora import LoraConfig
-from mindvlm.nn.patches import height_and_width
-from mindvlm.parallel.config import ParallelConfig
-from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.plan import (
-    DECODER,
-    VISION_TRANSFORMER,
-    VISION_VOCABULARY,
     ParallelModel,
     apply_tensor_parallel,
 )
+from mindvlm.training.data import PassInputs
 from mindvlm.training.lora import add_lora
-from mindvlm.training.loss_scale import LossScaleConfig
+from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
-from mindvlm.training.sources import PassInputs
 from mindvlm.training.step import TrainStep
-from mindvlm.training.stepping import model_arguments
+from mindvlm.training.step_runner import model_arguments
 from mindvlm.training.trainable import choose_trainable
 
-BATCH_SIZE, NUM_IMAGES, LENGTH, NUM_SLOTS = 2, 2, 320, 512
+BATCH_SIZE, NUM_IMAGES, LENGTH, CAPACITY = 2, 2, 320, 512
 NUM_LAYERS = 2
 FUSED_OPERATORS = (b"FlashAttentionScore", b"FlashAttentionScoreGrad")
 
@@ -90,26 +86,38 @@ def predict_graphs(config, model, dtype) -> dict:
     model.set_train(False)
     decoder, sizes = model.language_model, config.model.language_model
     hidden, vocab_size = sizes.hidden_size, sizes.vocab_size
-    caches = decoder.new_caches(BATCH_SIZE, NUM_SLOTS)
+    caches = decoder.new_caches(BATCH_SIZE, CAPACITY)
     tokens = blank(BATCH_SIZE, LENGTH, dtype=ms.int32)
     embeds = blank(BATCH_SIZE, LENGTH, hidden, dtype=dtype)
     counts = blank(BATCH_SIZE, dtype=ms.int32)
     inv_freq = blank(sizes.rotary_dim // 2, dtype=ms.float32)
+    of_rows = blank(BATCH_SIZE, sizes.rotary_dim // 2, dtype=ms.float32)
+    row, of_row = blank(1, dtype=ms.int32), blank(1, sizes.rotary_dim // 2, dtype=ms.float32)
+    bucket, positions = blank(1, LENGTH, hidden, dtype=dtype), blank(1, LENGTH, dtype=ms.int32)
     features = (NUM_IMAGES, config.model.image_token_len, hidden)
     logits = (BATCH_SIZE, vocab_size)
-    sampler = Sampler(config.generation, batch_size=BATCH_SIZE, vocab_size=vocab_size, num_slots=NUM_SLOTS)
+    ids, column = blank(BATCH_SIZE, CAPACITY, dtype=ms.int32), blank(BATCH_SIZE, 1, dtype=ms.float32)
+    rules = [ids, ids, column, blank(BATCH_SIZE, dtype=ms.bool_), column, blank(BATCH_SIZE, 1, dtype=ms.int32)]
+    rules += [column, column]
     return {
         "vision": (Checked(VisionGraph(model), features, dtype), pixels(config.model, dtype)),
-        "merge": (Checked(MergeGraph(model), embeds.shape, dtype), [tokens, blank(*features, dtype=dtype), tokens]),
-        "prefill": (Checked(PrefillGraph(decoder, caches), logits, dtype), [embeds, tokens, inv_freq, counts]),
+        "merge": (
+            Checked(MergeGraph(model), embeds.shape, dtype),
+            [tokens, blank(BATCH_SIZE * LENGTH, hidden, dtype=dtype), tokens],
+        ),
+        "prefill": (
+            Checked(PrefillGraph(decoder, caches), (1, vocab_size), dtype),
+            [bucket, positions, of_row, row, row],
+        ),
         "decode": (
             Checked(DecodeGraph(decoder, caches), logits, dtype),
-            [counts, blank(BATCH_SIZE, 1, dtype=ms.int32), inv_freq],
+            [counts, blank(BATCH_SIZE, 1, dtype=ms.int32), of_rows],
         ),
         "score": (Checked(ScoreGraph(decoder), (BATCH_SIZE, LENGTH, vocab_size), dtype), [embeds, inv_freq]),
+        "greedy": (Checked(GreedyGraph(), (BATCH_SIZE,), ms.int32), [blank(*logits, dtype=dtype)]),
         "sample": (
-            Checked(sampler, (BATCH_SIZE,), ms.int32),
-            [blank(*logits, dtype=dtype), counts, blank(BATCH_SIZE, dtype=ms.float32)],
+            Checked(SamplingGraph(FEW_CANDIDATES), (BATCH_SIZE,), ms.int32),
+            [blank(*logits, dtype=dtype), *rules],
         ),
     }
 
@@ -126,7 +134,7 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
     parallel, mesh, divided = ParallelConfig(), Mesh(device="Ascend"), ParallelModel()
     if job == "parallel step":
         parallel, mesh = ParallelConfig(dp=2, tp=2, zero=2), Mesh(dp=2, tp=2, device="Ascend")
-        divided = apply_tensor_parallel(model, DECODER + VISION_TRANSFORMER + VISION_VOCABULARY, mesh)
+        divided = apply_tensor_parallel(model, get_family(config.family).tensor_parallel, mesh)
     if job == "lora step":
         choose_trainable(model, freeze=[], train={}, freezes_all=True)
         add_lora(model, LoraConfig(), seed=0, divided=divided, mesh=mesh)
@@ -164,10 +172,10 @@ def compile_one(graph: nn.Cell, inputs: list[Tensor]) -> dict:
 def main() -> None:
     request = json.loads(sys.argv[1])
     ms.set_context(mode=ms.GRAPH_MODE)
-    runtime.set_attention(request["attention"])
     config = small_config(request["config"])
     dtype = runtime.DTYPES[request["dtype"]]
-    model = get_family(config.family).model(config.model, dtype)
+    context = runtime.BuildContext(dtype=dtype, attention=request["attention"])
+    model = get_family(config.family).build(config.model, context)
     names, job = request["graphs"], request["job"]
     if job == "predict":
         graphs = predict_graphs(config, model, dtype)

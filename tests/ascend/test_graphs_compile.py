@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-PREDICT = ["vision", "merge", "prefill", "decode", "score", "sample"]
+PREDICT = ["vision", "merge", "prefill", "decode", "score", "greedy", "sample"]
 
 
 def compile_graphs(
@@ -39,10 +39,10 @@ def compile_graphs(
     ("config", "dtype", "num_in_vision"),
     [
         ("vary/vary_toy.yaml", "bfloat16", 3),
-        ("vary/vary_tiny.yaml", "float16", 2),
+        pytest.param("vary/vary_tiny.yaml", "float16", 2, marks=pytest.mark.ci),
         # SigLIP's heads are padded, TinyLlama's keys are fewer than its queries
         ("tinyllava/tinyllava_1_5b.yaml", "bfloat16", 2),
-        ("tinyllava/tinyllava_3_1b.yaml", "float16", 2),
+        pytest.param("tinyllava/tinyllava_3_1b.yaml", "float16", 2, marks=pytest.mark.ci),
     ],
 )
 def test_predict_with_fused_attention(tmp_path, config, dtype, num_in_vision):
@@ -50,15 +50,17 @@ def test_predict_with_fused_attention(tmp_path, config, dtype, num_in_vision):
 
     assert num_fused["vision"] == [num_in_vision, 0]
     assert num_fused["prefill"] == num_fused["decode"] == num_fused["score"] == [2, 0]
-    assert num_fused["merge"] == num_fused["sample"] == [0, 0]
+    assert num_fused["merge"] == num_fused["greedy"] == num_fused["sample"] == [0, 0]
 
 
+@pytest.mark.ci
 def test_predict_with_eager_attention(tmp_path):
     num_fused = compile_graphs(tmp_path, "vary/vary_toy.yaml", "bfloat16", "eager", ["prefill", "decode"])
 
     assert num_fused == {"prefill": [0, 0], "decode": [0, 0]}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("config", ["tinyllava_1_5b.yaml", "tinyllava_3_1b.yaml"])
 def test_eager_attention_in_float16(tmp_path, config):
     """Grouped heads, and scores in float32."""
@@ -72,8 +74,8 @@ def test_eager_attention_in_float16(tmp_path, config):
     # Vary-toy's towers are frozen: their attentions have no gradient
     [
         ("vary/vary_toy.yaml", "float16", [5, 2]),
-        ("vary/vary_tiny.yaml", "bfloat16", [4, 4]),
-        ("tinyllava/tinyllava_1_5b.yaml", "float16", [4, 2]),
+        pytest.param("vary/vary_tiny.yaml", "bfloat16", [4, 4], marks=pytest.mark.ci),
+        pytest.param("tinyllava/tinyllava_1_5b.yaml", "float16", [4, 2], marks=pytest.mark.ci),
     ],
 )
 def test_training_step(tmp_path, config, dtype, expected):
@@ -81,6 +83,7 @@ def test_training_step(tmp_path, config, dtype, expected):
     assert compile_graphs(tmp_path, config, dtype, "fused", ["step"], job="step") == {"step": expected}
 
 
+@pytest.mark.ci
 def test_training_step_of_several_passes(tmp_path):
     num_fused = compile_graphs(
         tmp_path, "vary/vary_toy.yaml", "bfloat16", "fused", ["accumulate", "update"], job="passes"
@@ -89,6 +92,7 @@ def test_training_step_of_several_passes(tmp_path):
     assert num_fused == {"accumulate": [5, 2], "update": [0, 0]}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("config", "job", "expected"),
     [

@@ -22,7 +22,10 @@ DTYPES = {
     "uint16": torch.uint16,
     "bool": torch.bool,
 }
-NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._"), min_size=1, max_size=20)
+# "__metadata__" is no name of a tensor in any format
+NAMES = st.text(
+    st.characters(codec="ascii", categories=["L", "N"], include_characters="._"), min_size=1, max_size=20
+).filter(lambda name: name != "__metadata__")
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
 

@@ -126,3 +126,11 @@ def test_a_disk_that_fails_in_the_background(failing_call, tmp_path, monkeypatch
     with pytest.raises(UserError, match="cannot be written at tensor .*Input/output error"):
         write_checkpoint(tmp_path / "x.safetensors", SOURCE)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", "__metadata__", "a\nb"])
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt", "bin"])
+def test_names_that_no_file_can_hold(name, ending, tmp_path):
+    with pytest.raises(UserError, match="a tensor cannot be stored under the name .*; rename it in the source"):
+        write_checkpoint(tmp_path / f"x.{ending}", MemorySource({name: MEGABYTE}))
+    assert not os.listdir(tmp_path)

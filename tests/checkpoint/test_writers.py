@@ -126,7 +126,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(ending, error, tmp_path)
         ("out.onnx", "end the name with"),
         ("missing/out.ckpt", "does not exist"),
         ("folder.ckpt", "is a folder"),
-        ("pipe.ckpt", "no regular file"),
+        ("pipe.ckpt", "not a regular file"),
     ],
 )
 def test_targets_that_cannot_be_written(name, message, tmp_path):

@@ -173,7 +173,7 @@ def test_the_vision_vocabulary_is_handed_over(shapes, first, tmp_path, capsys):
     vocabulary = tmp_path / "vocabulary.safetensors"
     arguments = ["--torch_ckpt_path", source, "--mindspore_ckpt_path", vocabulary, "--only", "vision_vocabulary"]
     assert run(*arguments, "--verify") == 0
-    assert "partial: nothing is there of: language model" in capsys.readouterr().out
+    assert "partial: missing parts: language model" in capsys.readouterr().out
     expected = {n: v for n, v in contents(source).items() if n.startswith(first)}
     assert contents(vocabulary) == {n.replace(first, "vision_vocabulary."): v for n, v in expected.items()}
     base = write(tmp_path / "base.safetensors", hf_shapes(SMALL), seed=9)
@@ -265,7 +265,7 @@ def test_the_report_holds_hashes_statistics_and_rules(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "towers"], "is no part of vary_toy; expected one of: language_model, vision_tower"),
+        (["--only", "towers"], "is not a part of vary_toy; expected one of: language_model, vision_tower"),
         (["--to", "torch"], "expected one of: native, hf"),
         (["--to", "hf"], "--mindspore_ckpt_path"),
         (["--verify", "maybe"], "expected one of: tensors, logits"),
@@ -384,13 +384,15 @@ def test_the_companions_of_a_whole_do_not_describe_a_part(tmp_path, capsys):
     folder.mkdir()
     write(folder / "model.safetensors", hf_shapes(SMALL))
     # each of them is needed to open the folder again
-    names = ("vision_config.json", "arcade100k.tiktoken", "arcade100k.tiktoken.txt", "tokenizer.model")
-    for name in names:
+    names = ("arcade100k.tiktoken", "arcade100k.tiktoken.txt", "tokenizer.model")
+    for name in (*names, "vision_config.json"):
         (folder / name).write_text("{}")
     for target, options in (("whole", ()), ("part", ("--only", "projectors"))):
         assert run("--torch_ckpt_path", folder, "--mindspore_ckpt_path", tmp_path / target, "--to", "hf", *options) == 0
         assert ("model folder needs" in capsys.readouterr().out) is False
     assert set(names) < set(os.listdir(tmp_path / "whole"))
+    # a file of TinyLLaVA's folders
+    assert "vision_config.json" not in os.listdir(tmp_path / "whole")
     assert os.listdir(tmp_path / "part") == ["model.safetensors"]
 
 
@@ -414,5 +416,5 @@ def test_a_wrong_model_does_not_silently_drop_the_rest(tmp_path, capsys):
 def test_two_models_in_one_file_are_an_error(tmp_path):
     shapes = {**hf_shapes(SMALL), **{f"model.{n}": s for n, s in hf_shapes(SMALL).items()}}
     source = write(tmp_path / "in.safetensors", shapes)
-    with pytest.raises(UserError, match="unexpected|is of no known model"):
+    with pytest.raises(UserError, match="unexpected|not a known model"):
         convert(Request(sources=(source,), target=tmp_path / "out.ckpt"))

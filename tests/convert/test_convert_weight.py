@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert import convert_weight
-from mindvlm.convert.reference.vary_layout import vary_toy_config
+from mindvlm.models.vary.hf_config import vary_toy_config
 from mindvlm.weights.recognise import native_view
+from tests.known_models import VARY
 from tests.models.vary.vary_names import SMALL, hf_shapes
 
 
@@ -45,7 +46,7 @@ def write_source(path, tensors):
 
 
 def native(tensors, dtype=torch.float32) -> dict[str, np.ndarray]:
-    view = native_view(MemorySource({name: tensor.to(dtype).numpy() for name, tensor in tensors.items()}))
+    view = native_view(MemorySource({name: tensor.to(dtype).numpy() for name, tensor in tensors.items()}), VARY)
     return {name: view.read(name).data for name in view.infos}
 
 
@@ -144,7 +145,7 @@ def test_a_checkpoint_that_does_not_fit_gets_a_table_and_status_2(tensors, tmp_p
         (["--model", "vary_toi"], "'vary_toi' is unknown; expected one of: vary_toy"),
         (["--dtype", "int8"], "expected one of: keep, float32, float16, bfloat16"),
         (["--torch_ckpt_path", "{folder}/absent.bin"], "no such file"),
-        (["--torch_ckpt_path", "{folder}/other.bin"], "is of no known model"),
+        (["--torch_ckpt_path", "{folder}/other.bin"], "not a known model"),
         (["--torch_ckpt_path", "{folder}/damaged.bin"], "damaged"),
     ],
 )

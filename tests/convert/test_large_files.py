@@ -9,8 +9,9 @@ import time
 import pytest
 
 from mindvlm.checkpoint import CastSource, write_checkpoint
-from mindvlm.convert.reference.random_weights import RandomSource
-from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
+from mindvlm.convert.random_weights import RandomSource
+from mindvlm.models.vary.hf_config import vary_toy_config
+from tests.hf_shapes import toy_shapes
 
 MEGABYTE = 2**20
 # Runs in a process of its own: what it had before the conversion is the interpreter and the libraries.
@@ -26,7 +27,7 @@ print(json.dumps({"status": status, "grown": peak() - before}))
 
 def write_source(path, **sizes):
     """A Vary-toy in bfloat16; `sizes` replaces numbers of its config."""
-    shapes = parameter_shapes(vary_toy_config() | sizes)
+    shapes = toy_shapes(vary_toy_config() | sizes)
     write_checkpoint(path, CastSource(RandomSource(shapes, 0), "bfloat16"))
     return path
 
@@ -40,6 +41,7 @@ def grown_by(*arguments) -> int:
     return record["grown"]
 
 
+@pytest.mark.ci
 def test_memory_does_not_grow_with_the_file(tmp_path):
     source = write_source(tmp_path / "in.safetensors", num_hidden_layers=2, vocab_size=8000, num_attention_heads=4)
     size = source.stat().st_size

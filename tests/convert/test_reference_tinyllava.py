@@ -6,20 +6,27 @@ import torch
 from safetensors.torch import load_file
 
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.convert.reference import tinyllava_layout
+from mindvlm.convert.random_weights import random_tensor
+from mindvlm.convert.reference.clip import build_tower
 from mindvlm.convert.reference.connectors import build_connector
-from mindvlm.convert.reference.random_weights import random_tensor
-from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava, build_tower
-from mindvlm.convert.reference.tinyllava_form import bench_form, num_image_tokens
+from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
+from mindvlm.models.hf.towers import read_tower
+from mindvlm.models.tinyllava.hf_config import connector_config, from_hf_config
+from mindvlm.models.tinyllava.released import legacy_config, llama_config, phi_config
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
-from mindvlm.weights.recognise import MODELS, native_view
+from mindvlm.weights.config_json import ConfigTable
+from mindvlm.weights.recognise import native_view
+from mindvlm.weights.rules.planning import make_plan
 from tests.golden_files import golden_json, golden_path
 from tests.golden_readers.case import Case
 from tests.golden_readers.tinyllava_scenario import IGNORED, PLACEHOLDER, find_scenarios
+from tests.hf_shapes import tinyllava_shapes
+from tests.known_models import MODELS, TINYLLAVA
 from tests.models.tinyllava.test_dialects import clip, llama, phi, random_ids, randomised, siglip, stablelm
 from tests.models.tinyllava.test_names import config_of as tiny_config
 
 BOUND = 1e-5
+TEXT = {key: value for key, value in llama_config().items() if "vision" not in key}
 PEERS = {"phi": phi, "stablelm": stablelm, "llama": llama}
 CASES = {"llama": "llama", "phi": "phi", "stablelm": "stablelm", "llama_clip": "llama", "llama_clip_hf": "llama"}
 
@@ -35,7 +42,8 @@ def assert_close(actual: torch.Tensor, expected, bound: float = BOUND) -> None:
 def test_decoders_are_those_of_transformers(dialect):
     """Logits of a whole pass, with a cache, behind padding on the left; the bias of Phi's head is kept."""
     peer = randomised(PEERS[dialect]())
-    config = {**bench_form(peer.config.to_dict(), dialect), "head_bias": dialect == "phi"}
+    config = from_hf_config(peer.config.to_dict())
+    config.language_model.head_bias = dialect == "phi"
     model = ReferenceTinyLlava.from_state(config, peer.state_dict(), device="cpu")
     ids = torch.from_numpy(random_ids(2, 35)).long()
     with torch.no_grad():
@@ -53,7 +61,7 @@ def test_decoders_are_those_of_transformers(dialect):
 def test_towers_are_those_of_transformers(make):
     """31 pixels hold two patches and a rest."""
     peer = randomised(make())
-    tower = build_tower({**peer.config.to_dict(), "keeps_last_layer": True})
+    tower = build_tower(read_tower(ConfigTable(peer.config.to_dict())))
     state = {f"vision_model.{name.removeprefix('vision_model.')}": value for name, value in peer.state_dict().items()}
     tower.load_state_dict({name: value for name, value in state.items() if ".head." not in name})
     pixels = torch.randn(2, 3, 31, 31)
@@ -75,16 +83,16 @@ def prefix_of(peer: torch.nn.Module) -> str:
 @pytest.mark.parametrize("tower", ["siglip", "clip", None])
 @pytest.mark.parametrize("connector", ["linear", "mlp3x_gelu", "resampler", "identity"])
 def test_parameters_are_those_of_the_layout(dialect, tower, connector):
-    config = bench_form(tiny_config(dialect, tower=tower, connector=connector), dialect)
-    model = ReferenceTinyLlava.from_seed({**config, "resampler_hidden_size": 24}, 0, device="cpu")
+    config = tiny_config(dialect, tower=tower, connector=connector)
+    model = ReferenceTinyLlava.from_seed(from_hf_config(config), 0, device="cpu")
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert shapes == tinyllava_layout.parameter_shapes(config, dialect)
+    assert shapes == tinyllava_shapes(config, dialect)
     name = "model.layers.1.self_attn.q_proj.weight"
     np.testing.assert_array_equal(model.state_dict()[name], random_tensor(name, shapes[name], 0))
 
 
 def test_placeholders_and_features_must_be_equal_in_number():
-    config = bench_form(tiny_config("llama", tower="clip"), "llama")
+    config = from_hf_config(tiny_config("llama", tower="clip"))
     model = ReferenceTinyLlava.from_seed(config, 0, device="cpu")
     ids = torch.tensor([[1, *[PLACEHOLDER_ID] * 4, 5]])
     pixels = torch.randn(1, 3, 30, 30)
@@ -99,15 +107,15 @@ def test_placeholders_and_features_must_be_equal_in_number():
 @pytest.mark.parametrize(
     ("config", "num_tokens"),
     [
-        (tinyllava_layout.llama_config(), 729),
-        (tinyllava_layout.legacy_config(), 576),
-        ({**tinyllava_layout.legacy_config(), "vision_feature_select_strategy": "full"}, 577),
-        ({"model_type": "tinyllava", "text_config": {}, "vision_config": {"model_type": "siglip_vision_model"}}, 728),
-        ({**tinyllava_layout.phi_config(), "mm_projector_type": "resampler"}, 128),
+        (llama_config(), 729),
+        (legacy_config(), 576),
+        ({**legacy_config(), "vision_feature_select_strategy": "full"}, 577),
+        ({"model_type": "tinyllava", "text_config": TEXT, "vision_config": {"model_type": "siglip_vision_model"}}, 728),
+        ({**phi_config(), "mm_projector_type": "resampler"}, 128),
     ],
 )
 def test_tokens_of_an_image(config, num_tokens):
-    assert num_image_tokens(bench_form(config, "llama")) == num_tokens
+    assert from_hf_config(config).image_token_len == num_tokens
 
 
 def bench_state(case: Case) -> dict[str, torch.Tensor]:
@@ -115,8 +123,8 @@ def bench_state(case: Case) -> dict[str, torch.Tensor]:
     if case.config["model_type"] != "llava":
         return {name: value.float() for name, value in load_file(case.weights).items()}
     with open_checkpoint(case.weights) as checkpoint:
-        native = native_view(checkpoint, family="tinyllava")
-        back = MODELS["tinyllava_llama"].hf.reverse().plan(native.infos).view(native)
+        native = native_view(checkpoint, TINYLLAVA)
+        back = make_plan(MODELS["tinyllava_llama"].hf.reverse(), native.infos).view(native)
         return {name: torch.from_numpy(back.read(name).to_float32()) for name in back.infos}
 
 
@@ -124,14 +132,14 @@ def bench_state(case: Case) -> dict[str, torch.Tensor]:
 def test_every_recorded_scenario(name):
     case = Case.open(golden_path(f"tinyllava/{name}"))
     tower = case.documents.get("vision_config.json")
-    form = bench_form({**case.config, **({"vision_config": tower} if tower else {})}, CASES[name])
+    described = {**case.config, **({"vision_config": tower} if tower else {})}
     state, compared = bench_state(case), set()
     for listed in case.documents["scenarios.json"]["scenarios"]:
         options = case.documents["scenarios.json"]["scenarios"][listed]
-        config = {**form, "mm_vision_select_feature": options.get("tower_select", "patch")}
+        config = from_hf_config({**described, "mm_vision_select_feature": options.get("tower_select", "patch")})
         model = ReferenceTinyLlava.from_state(config, state, device="cpu")
         placeholder = case.config.get("image_token_index", PLACEHOLDER)
-        scenarios = find_scenarios(case, image_token_len=num_image_tokens(config), placeholder=placeholder)
+        scenarios = find_scenarios(case, image_token_len=config.image_token_len, placeholder=placeholder)
         scenario = next(one for one in scenarios if one.name == listed)
         if scenario.max_length is None:
             compared |= compare(model, scenario, case.outputs)
@@ -185,7 +193,9 @@ def test_recorded_connectors():
     weights = load_file(folder / "weights.safetensors")
     inputs, outputs = np.load(folder / "inputs.npz"), np.load(folder / "outputs.npz")
     for kind, config in entries.items():
-        connector = build_connector(config, config["mm_hidden_size"])
+        connector = build_connector(
+            connector_config(ConfigTable(config)), config["mm_hidden_size"], config["hidden_size"]
+        )
         own = {name.split("/", 1)[1]: value.float() for name, value in weights.items() if name.startswith(f"{kind}/")}
         connector.load_state_dict({name.removeprefix("model.mm_projector."): value for name, value in own.items()})
         assert_close(connector(torch.from_numpy(inputs["x"])), outputs[f"{kind}.output"])

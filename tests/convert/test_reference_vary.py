@@ -5,12 +5,16 @@ import pytest
 import torch
 import transformers
 
+from mindvlm.convert.random_weights import random_tensor
 from mindvlm.convert.reference.clip import ClipTower
-from mindvlm.convert.reference.random_weights import random_tensor
 from mindvlm.convert.reference.rotary import inverse_frequencies, logn_multipliers, ntk_alpha
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary, random_state
-from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
+from mindvlm.models.hf.towers import read_tower
+from mindvlm.models.vary.hf_config import ImageTokens, from_hf_config, vary_toy_config
+from mindvlm.models.vary.model_config import VisionVocabularyConfig
+from mindvlm.weights.config_json import ConfigTable
+from tests.hf_shapes import toy_shapes
 
 FORWARD_BOUND = 1e-5
 
@@ -24,6 +28,7 @@ def small_config(**changes) -> dict:
         "kv_channels": 16,
         "vocab_size": 64,
         "seq_length": 512,
+        "image_token_len": 16,
         "im_patch_token": 63,
         "im_start_token": 61,
         "im_end_token": 62,
@@ -85,17 +90,23 @@ def test_logn_of_the_released_sizes():
 
 
 def test_layout_is_the_state_dict_and_counts_the_released_tensors():
-    for config in (vary_toy_config(), small_config(), small_config(vision_high_config={"image_size": [128, 320]})):
+    small = small_config()
+    oblong = {
+        "image_token_len": 10,
+        "vision_config": {**small["vision_config"], "image_size": [28, 70]},
+        "vision_high_config": {"image_size": [128, 320]},
+    }
+    for config in (vary_toy_config(), small, small | oblong):
         with torch.device("meta"):
-            state = ReferenceVary(config).state_dict()
-        assert {name: tuple(value.shape) for name, value in state.items()} == parameter_shapes(config)
-    shapes = parameter_shapes(vary_toy_config())
+            state = ReferenceVary(from_hf_config(config)).state_dict()
+        assert {name: tuple(value.shape) for name, value in state.items()} == toy_shapes(config)
+    shapes = toy_shapes(vary_toy_config())
     assert (len(shapes), sum(int(np.prod(shape)) for shape in shapes.values())) == (769, 2_237_365_504)
 
 
 def test_random_weights_depend_on_name_and_seed_only():
-    state = ReferenceVary.from_seed(small_config(), 3, device="cpu").state_dict()
-    for name, value in random_state(small_config(), 3):
+    state = ReferenceVary.from_seed(from_hf_config(small_config()), 3, device="cpu").state_dict()
+    for name, value in random_state(from_hf_config(small_config()), 3):
         np.testing.assert_array_equal(random_tensor(name, value.shape, 3), state[name])
         assert torch.equal(value, state[name])
     name = "transformer.h.1.mlp.w1.weight"
@@ -105,7 +116,7 @@ def test_random_weights_depend_on_name_and_seed_only():
 
 
 def test_state_dict_is_strict_and_drops_computed_buffers():
-    config = small_config()
+    config = from_hf_config(small_config())
     state = dict(random_state(config, 0))
     ReferenceVary.from_state(config, state | {"transformer.rotary_emb.inv_freq": torch.zeros(8)}, device="cpu")
     with pytest.raises(RuntimeError, match="Unexpected key"):
@@ -125,7 +136,7 @@ def test_clip_equals_transformers():
         prefixed + name: noise(*value.shape, seed=i) / 4 for i, (name, value) in enumerate(theirs.named_parameters())
     }
     theirs.load_state_dict({name.removeprefix(prefixed): value for name, value in state.items()}, strict=False)
-    ours = ClipTower(config).eval()
+    ours = ClipTower(read_tower(ConfigTable(config))).eval()
     ours.load_state_dict(state)
     pixels = noise(2, 3, 70, 70)
     expected = theirs(pixels, output_hidden_states=True)
@@ -142,7 +153,7 @@ def test_vocabulary_attention_equals_its_definition(size):
     """Relative positions and windows written out per pair of pixels."""
     config = {**vary_toy_config()["vision_high_config"], "embed_dim": 16, "num_heads": 2, "image_size": list(size)}
     config |= {"depth": 1, "global_attn_indexes": [0]}
-    attention = VisionVocabulary(config).eval().blocks[0].attn
+    attention = VisionVocabulary(VisionVocabularyConfig(**config)).eval().blocks[0].attn
     for index, (name, parameter) in enumerate(attention.named_parameters()):
         parameter.copy_(torch.from_numpy(random_tensor(name, parameter.shape, index)))
     rows, columns = size[0] // 16, size[1] // 16
@@ -162,7 +173,9 @@ def test_vocabulary_attention_equals_its_definition(size):
 
 @pytest.fixture(scope="module")
 def model() -> ReferenceVary:
-    return ReferenceVary.from_seed(small_config(), 7, device="cpu")
+    made = ReferenceVary.from_seed(from_hf_config(small_config()), 7, device="cpu")
+    made.image_tokens = ImageTokens.of(small_config())
+    return made
 
 
 LEFT, RIGHT = prompt([3, 4, 5], [6, 7]), prompt([8], [9, 10, 11, 12])
@@ -189,7 +202,7 @@ def test_prefill_in_pieces_equals_one_piece(model):
     actual = model.prefill(embeds[:, 4:], pieces)
     assert relative(actual, expected) < FORWARD_BOUND
     assert relative(pieces.keys[1], whole.keys[1]) < FORWARD_BOUND
-    with pytest.raises(ValueError, match="10 slots: the cache was made for 9"):
+    with pytest.raises(ValueError, match="10 slots: the cache has 9"):
         model.decode_step(torch.tensor([1]), pieces)
 
 
@@ -244,7 +257,7 @@ def test_loss_is_the_mean_over_kept_next_tokens(model):
         (LEFT, [images(2)], "1 <img> and 1 </img> tokens for 2 images"),
         (LEFT, [None], "1 <img> and 1 </img> tokens for 0 images"),
         (LEFT, [images(1), images(1)], "2 image entries for 1 samples"),
-        (prompt([1], [2], span=15), [images(1)], "</img> is not 17 tokens behind it"),
+        (prompt([1], [2], span=15), [images(1)], "</img> is not 17 tokens after it"),
         (LEFT[:, :-3], [images(1)], "1 <img> and 0 </img>"),
     ],
 )

@@ -13,6 +13,7 @@ from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.rotary import inverse_frequencies, logn_multipliers, ntk_alpha
 from mindvlm.convert.reference.sam import VisionVocabulary
 from mindvlm.convert.reference.vary import ReferenceVary, parameter_groups
+from mindvlm.models.vary.hf_config import ImageTokens, from_hf_config
 from tests.golden_files import golden_path
 
 FORWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
@@ -32,7 +33,9 @@ class Case:
         self.expected = dict(np.load(folder / "outputs.npz"))
 
     def model(self) -> ReferenceVary:
-        return ReferenceVary.from_state(self.config, self.state, device="cpu")
+        made = ReferenceVary.from_state(from_hf_config(self.config), self.state, device="cpu")
+        made.image_tokens = ImageTokens.of(self.config)
+        return made
 
     def tower(self, tower: torch.nn.Module, prefix: str) -> torch.nn.Module:
         tower.load_state_dict({name.removeprefix(prefix): value for name, value in self.state.items()})
@@ -91,7 +94,7 @@ def toy_batch(data: dict[str, torch.Tensor]) -> dict:
 @torch.no_grad()
 def test_clip_golden():
     case = Case("clip")
-    tower = case.tower(ClipTower(case.config["vision_config"]), "transformer.vision_tower.")
+    tower = case.tower(ClipTower(from_hf_config(case.config).vision_tower), "transformer.vision_tower.")
     pixels = case.inputs["pixel_values_clip"]
     states = tower.hidden_states(pixels)
     for index, state in enumerate(states):
@@ -106,7 +109,9 @@ def test_clip_golden():
 @pytest.mark.parametrize("name", ["sam", "sam_small"])
 def test_vocabulary_golden(name):
     case = Case(name)
-    tower = case.tower(VisionVocabulary(case.config["vision_high_config"]), "transformer.vision_tower_high.")
+    tower = case.tower(
+        VisionVocabulary(from_hf_config(case.config).vision_vocabulary), "transformer.vision_tower_high."
+    )
     pixels = case.inputs["pixel_values_high"]
     stages = tower.stages(pixels)
     assert torch.equal(stages["tokens"], tower(pixels))

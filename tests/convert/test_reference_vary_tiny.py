@@ -8,11 +8,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from mindvlm.convert.reference.random_weights import fill_random
+from mindvlm.convert.random_weights import fill_random
 from mindvlm.convert.reference.vary import parameter_groups
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
-from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes
+from mindvlm.models.vary.hf_config import ImageTokens, from_hf_config
 from tests.golden_files import golden_path
+from tests.hf_shapes import tiny_shapes
 
 CONFIG = {
     "hidden_size": 24,
@@ -33,7 +34,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def model() -> ReferenceVaryTiny:
-    return ReferenceVaryTiny.from_seed(CONFIG, 0, device="cpu")
+    return ReferenceVaryTiny.from_seed(from_hf_config(CONFIG), 0, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +87,17 @@ def test_both_spellings_and_an_untied_head(model):
     state = model.state_dict()
     other = {name.replace("vision_tower_2", "vision_tower"): value for name, value in state.items()}
     other["lm_head.weight"] = state["model.decoder.embed_tokens.weight"]
-    again = ReferenceVaryTiny.from_state(CONFIG, other, device="cpu")
+    again = ReferenceVaryTiny.from_state(from_hf_config(CONFIG), other, device="cpu")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
     other["lm_head.weight"] = other["lm_head.weight"] + 1
     with pytest.raises(ValueError, match="lm_head.weight differs"):
-        ReferenceVaryTiny.from_state(CONFIG, other, device="cpu")
+        ReferenceVaryTiny.from_state(from_hf_config(CONFIG), other, device="cpu")
 
 
 def test_parameters_are_those_of_the_layout(model):
     config = {**CONFIG, "word_embed_proj_dim": 24, "image_token_len": 8}
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    expected = {name: shape for name, shape in parameter_shapes(config).items() if name != "lm_head.weight"}
+    expected = {name: shape for name, shape in tiny_shapes(config).items() if name != "lm_head.weight"}
     assert shapes == expected
     filled = fill_random(np.empty((24,), np.float32), "model.mm_projector.bias", seed=0)
     np.testing.assert_array_equal(model.state_dict()["model.mm_projector.bias"], filled)
@@ -118,7 +119,8 @@ def test_every_recorded_array():
         print(f"{name}: {error:.2e}")
         assert actual.shape == recorded.shape and error <= bound, f"{name}: {error:.2e}"
 
-    model = ReferenceVaryTiny.from_state(config, state, device="cpu")
+    model = ReferenceVaryTiny.from_state(from_hf_config(config), state, device="cpu")
+    model.image_tokens = ImageTokens.of(config)
     high = data["pixel_values_high"]
     images = [high[:1], high[1:2], torch.zeros_like(high[:1])]
     mask = data["batch_attention_mask"]

@@ -17,11 +17,16 @@ def error_of(path, **changes) -> str:
 
 def test_defaults_and_values(tmp_path):
     config = parse_config(tiny_config(seed=5), tmp_path / "tiny.yaml")
-    assert (config.seed, config.dtype, config.quant) == (5, "float32", "none")
+    assert (config.seed, config.dtype) == (5, "float32")
     assert config.model.language_model.rope_theta == 10000.0
     assert config.model.vision_select_layer == -2
     assert config.generation == GenerationConfig(max_new_tokens=8)
     assert config.processor.vocab_size == config.model.language_model.vocab_size
+
+
+def test_a_retired_key_with_its_old_value_is_accepted_and_not_kept(tmp_path):
+    config = parse_config(tiny_config(quant="none"), tmp_path / "tiny.yaml")
+    assert config == parse_config(tiny_config(), tmp_path / "tiny.yaml") and not hasattr(config, "quant")
 
 
 @pytest.mark.parametrize(
@@ -164,9 +169,9 @@ LM, VIT, SAM = "model__language_model__", "model__vision_tower__", "model__visio
         ({"processor__num_image_tokens": 9}, "num_image_tokens is 9 but model.image_token_len is 8"),
         (
             {"model__image_token_len": 9, "processor__num_image_tokens": 9},
-            "image_token_len is 9 but both towers give 8",
+            "image_token_len is 9 but both towers output 8",
         ),
-        ({VIT + "patch_size": 16}, "vision_tower gives 2 tokens an image but model.vision_vocabulary 8"),
+        ({VIT + "patch_size": 16}, "vision_tower outputs 2 tokens per image but model.vision_vocabulary 8"),
         ({"processor__vocab_size": 9}, "processor.vocab_size is 9 but model.language_model.vocab_size is 270"),
         ({"processor__clip": {"size": 16, "resize": "crop"}}, "processor.clip.size is 16 but model.vision_tower"),
         ({"processor__high": {"size": 64, "resize": "squash"}}, "processor.high.size is 64 but model.vision_vocab"),

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import types
 
 import mindspore as ms
 import pytest
 
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
-from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.core.runtime import BuildContext, RuntimeConfig
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_start_sets_the_mode(no_npu):
     before = ms.get_context("mode")
     try:
         for mode, value in (("pynative", ms.PYNATIVE_MODE), ("graph", ms.GRAPH_MODE)):
-            assert runtime.start(RuntimeConfig(device="cpu", mode=mode)) == ms.float32
+            assert runtime.start(RuntimeConfig(device="cpu", mode=mode)) == BuildContext(dtype=ms.float32)
             assert ms.get_context("mode") == value
     finally:
         ms.set_context(mode=before)
@@ -109,7 +110,7 @@ def test_fused_attention_where_there_is_none(no_npu):
         runtime.choose_attention("fused", "Ascend", "ascend910")
     with pytest.raises(UserError, match="attention is 'fused' but the device is CPU"):
         runtime.start(RuntimeConfig(device="cpu", attention="fused"))
-    assert runtime.attention() == "eager"
+    assert runtime.start(RuntimeConfig(device="cpu")).attention == "eager"
 
 
 def test_start_after_mindspore_has_run_already():
@@ -118,10 +119,24 @@ def test_start_after_mindspore_has_run_already():
             sys.executable,
             "-c",
             "import mindspore as ms; (ms.Tensor([1.0]) + 1).asnumpy()\n"
-            "from mindvlm.core import runtime; print(runtime.start(runtime.RuntimeConfig(device='cpu')))",
+            "from mindvlm.core import runtime; print(runtime.start(runtime.RuntimeConfig(device='cpu')).dtype)",
         ],
         capture_output=True,
         text=True,
     )
 
     assert done.stdout.strip() == "Float32", done.stderr
+
+
+@pytest.mark.parametrize("free, expected", [(7, 7), (0, None)])
+def test_free_memory_of_an_npu(monkeypatch, free, expected):
+    monkeypatch.setattr(ms.hal, "get_device_properties", lambda *_: types.SimpleNamespace(free_memory=free))
+    assert runtime.free_device_memory() == expected
+
+
+def test_an_npu_that_does_not_say(monkeypatch):
+    def unknown(*_):
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(ms.hal, "get_device_properties", unknown)
+    assert runtime.free_device_memory() is None

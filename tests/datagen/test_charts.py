@@ -1,12 +1,16 @@
 import ast
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.datagen import fonts
-from mindvlm.datagen.chart_drawing import ticks_to
+from mindvlm.datagen.chart_drawing import draw_chart, ticks_to
+from mindvlm.datagen.chart_tables import random_table
 from mindvlm.datagen.charts import KINDS, QUESTIONS, ChartMaker, ChartOptions
+from mindvlm.tools import make_data
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,6 +36,7 @@ def test_a_chart_depends_on_its_seed_alone():
     assert first.image.tobytes() == again.image.tobytes() and first.answer == again.answer != other.answer
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_chinese_charts_need_a_font(monkeypatch):
     with pytest.raises(UserError, match="charts in 'zh': no font has .*--fonts FOLDER"):
         ChartMaker(ChartOptions(languages=["zh"]))
@@ -63,3 +68,34 @@ def test_marks_are_round_and_reach_beyond(largest):
 def test_impossible_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
         ChartOptions(**options)
+
+
+def test_the_command_line_knows_the_kinds():
+    assert make_data.CHARTS == KINDS
+
+
+def test_without_matplotlib_the_message_names_the_extra():
+    script = "import sys; sys.modules['matplotlib'] = None; import mindvlm.datagen.charts"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "UserError: charts need matplotlib, which is not installed; run: pip install mindvlm[plots]" in done.stderr
+
+
+def test_the_same_data_come_in_many_styles():
+    table = random_table(np.random.default_rng(4), language="en")
+    font = fonts.find_fonts().paths[0]
+    looks = {
+        draw_chart(
+            table, "bar", np.random.default_rng(seed), font_path=font, size=(300, 256), is_labelled=True
+        ).tobytes()
+        for seed in range(8)
+    }
+    assert len(looks) == 8
+
+
+@pytest.mark.parametrize("size", [(256, 256), (300, 700), (1000, 300)])
+def test_nothing_is_cut_off_in_any_shape(size):
+    maker = ChartMaker(ChartOptions(size=list(size)))
+    for seed in range(10):
+        pixels = np.asarray(maker.make(np.random.default_rng(seed)).image)
+        assert pixels.shape == (size[1], size[0], 3)
+        assert all((edge == pixels[0, 0]).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))

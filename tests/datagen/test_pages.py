@@ -133,8 +133,8 @@ def test_characters_without_glyph_are_left_out(tmp_path):
     ("options", "message"),
     [
         ({"size": [10, 500]}, "size 10 x 500: expected 64 to 8192"),
-        ({"font_sizes": [30, 20]}, "font_sizes has to rise"),
-        ({"columns": [0]}, "columns from 1"),
+        ({"font_sizes": [30, 20]}, "font_sizes must rise"),
+        ({"columns": [0]}, "columns must be at least 1"),
         ({"columns": [30]}, "too narrow for 30 columns"),
         ({"fonts": "nowhere"}, "fonts folder nowhere: not found"),
     ],

@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 
-from mindvlm.datagen.curriculum import STAGES, Curriculum
-from mindvlm.datagen.rendered_text import FULL_STAGE, MAX_CHARACTERS, MAX_WIDTH, in_split, load_font, sample
-from mindvlm.processing.images.margins import ink_box
+from mindvlm.datagen.rendered_text import (
+    DIFFICULTIES,
+    FULL_DIFFICULTY,
+    MAX_CHARACTERS,
+    MAX_WIDTH,
+    Curriculum,
+    in_split,
+    load_font,
+    sample,
+)
+from mindvlm.processing.images.trimming import ink_box
 
 
 def words(text):
@@ -44,14 +52,14 @@ def test_the_split_ignores_case_and_leaves_short_words_to_both():
 
 
 def test_every_stage_allows_all_of_the_one_before():
-    for earlier, later in zip(STAGES[1:], STAGES[2:], strict=False):
+    for earlier, later in zip(DIFFICULTIES[1:], DIFFICULTIES[2:], strict=False):
         assert later.min_characters <= earlier.min_characters and later.max_characters >= earlier.max_characters
         assert later.num_fonts >= earlier.num_fonts and later.two_lines >= earlier.two_lines
-    assert STAGES[-1] == FULL_STAGE
+    assert DIFFICULTIES[-1] == FULL_DIFFICULTY
 
 
 def test_the_first_stage_is_eight_monospaced_characters():
-    texts = [sample(1, index, stage=STAGES[0]).text for index in range(50)]
+    texts = [sample(1, index, difficulty=DIFFICULTIES[0]).text for index in range(50)]
     assert {len(text) for text in texts} == {8} and not any(" " in text for text in texts)
     assert load_font("DejaVuSansMono.ttf", 20).getlength("i") == load_font("DejaVuSansMono.ttf", 20).getlength("W")
 
@@ -69,4 +77,4 @@ def test_curriculum_ends_at_the_last_stage():
     curriculum = Curriculum(threshold=0.5)
     for _ in range(2000):
         curriculum.update(0.0)
-    assert curriculum.stage == len(STAGES) - 1
+    assert curriculum.stage == len(DIFFICULTIES) - 1

@@ -9,9 +9,8 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation import engine as engine_module
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.generate import Generator
 from mindvlm.generation.graphs import bucket_length, cache_capacity
-from mindvlm.generation.stopping import RowStop
+from mindvlm.generation.request import Request, Slot
 from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_model
 
@@ -51,8 +50,19 @@ def assert_close(actual, expected):
     assert error < BOUND, f"relative error {error:.2e}"
 
 
-def tokens(*ids: int) -> Tensor:
-    return Tensor(np.array(ids, np.int32))
+def ask(engine: Engine, ids: list[int], features=None, *, answer: tuple[int, ...] = (0,), slot=None) -> Slot:
+    """A slot that is given these tokens as its answer."""
+    options = GenerationConfig(max_new_tokens=len(answer))
+    return engine.add(Request(ids=ids, features=features, options=options, forced_ids=answer), slot=slot)
+
+
+def follow(engine: Engine, slot: Slot) -> list[np.ndarray]:
+    """The logits before each token of the answer."""
+    found = []
+    while slot.stop_reason is None:
+        engine.step()
+        found.append(engine.next_logits[slot.row].asnumpy())
+    return found
 
 
 @pytest.mark.parametrize("graph_mode", [False, True])
@@ -60,11 +70,11 @@ def test_cached_decoding_equals_one_pass(make_engine, shared, graph_mode):
     engine = shared.engine if graph_mode else make_engine()
     ids = random_ids(12)
     expected = uncached(make_engine(), ids)
-    engine.reset(1)
-    assert_close(engine.append([ids[:9]])[0], expected[8])
-    for i in range(9, 12):
-        assert_close(engine.step(tokens(ids[i]))[0], expected[i])
-    assert engine.lengths.tolist() == [12]
+    engine.resize(1)
+    slot = ask(engine, ids[:9], answer=(*ids[9:], 0))
+    for i, logits in enumerate(follow(engine, slot)):
+        assert_close(logits, expected[8 + i])
+    assert slot.cached == ids and slot.new_ids == [*ids[9:], 0]
 
 
 def test_pictures_in_the_prompt(engine):
@@ -72,90 +82,97 @@ def test_pictures_in_the_prompt(engine):
     span = [PAD] * IMAGE_TOKEN_LEN
     ids = [*random_ids(3), *span, *random_ids(2), *span, *random_ids(4)]
     expected = uncached(engine, ids, features)
-    engine.reset(1)
-    assert_close(engine.append([ids], features)[0], expected[-1])
+    ask(engine, ids, features)
+    assert_close(engine.next_logits[0], expected[-1])
     swapped = Tensor(features.asnumpy()[::-1].copy())
     assert np.abs(uncached(engine, ids, swapped)[-1] - expected[-1]).max() > 1e-3
 
 
-def test_rows_of_different_lengths_equal_single_rows(engine):
+def test_rows_of_different_lengths_equal_single_rows(make_engine):
+    engine = make_engine(num_slots=3)
     features = Tensor(np.random.default_rng(1).standard_normal((1, IMAGE_TOKEN_LEN, 32)).astype(np.float32))
     rows = [random_ids(3), [*random_ids(2), *[PAD] * IMAGE_TOKEN_LEN, *random_ids(70, 5)], random_ids(20, 7)]
+    of_rows = [None, features, None]
     following = [11, 12, 13]
-    expected = [uncached(engine, row + [token], features if i == 1 else None) for i, (row, token) in
-                enumerate(zip(rows, following, strict=True))]  # fmt: skip
-    engine.reset(3)
-    logits = engine.append(rows, features)
+    expected = [uncached(engine, [*row, token], f) for row, token, f in zip(rows, following, of_rows, strict=True)]
+    for row, token, f in zip(rows, following, of_rows, strict=True):
+        ask(engine, row, f, answer=(token, 0))
     for i, row in enumerate(rows):
-        assert_close(logits[i], expected[i][len(row) - 1])
-    logits = engine.step(tokens(*following))
+        assert_close(engine.next_logits[i], expected[i][len(row) - 1])
+    engine.step()
+    engine.step()
     for i in range(3):
-        assert_close(logits[i], expected[i][-1])
+        assert_close(engine.next_logits[i], expected[i][-1])
 
 
-@pytest.mark.parametrize("lengths", [(150, 20), (64, 128)])
-def test_prefill_in_pieces_equals_one_piece(engine, monkeypatch, lengths):
-    rows = [random_ids(length, seed=length) for length in lengths]
-    expected = [uncached(engine, row + [7]) for row in rows]
+@pytest.mark.parametrize("length", [150, 64, 128])
+def test_prefill_in_pieces_equals_one_piece(engine, monkeypatch, length):
+    features = Tensor(np.random.default_rng(1).standard_normal((4, IMAGE_TOKEN_LEN, 32)).astype(np.float32))
+    span = [PAD] * IMAGE_TOKEN_LEN
+    # a picture across the border of two pieces
+    ids = [*span, *random_ids(length - 4 * len(span) - 2, seed=length), *span, *span, *span, 1, 2]
+    expected = uncached(engine, [*ids, 7], features)
     monkeypatch.setattr(engine_module, "MAX_PREFILL_LENGTH", 64)
-    engine.reset(len(rows))
     calls = []
-    run = engine.run
-    engine.run = lambda stage, graph, *inputs: calls.append(graph) or run(stage, graph, *inputs)
-    logits = engine.append(rows)
-    assert calls.count(engine.prefill) == -(-max(lengths) // 64)
-    stepped = engine.step(tokens(*[7] * len(rows)))
-    for i, row in enumerate(rows):
-        assert_close(logits[i], expected[i][len(row) - 1])
-        assert_close(stepped[i], expected[i][-1])
+    run = engine.runner.run
+    engine.runner.run = lambda stage, graph, *inputs: calls.append(graph) or run(stage, graph, *inputs)
+    slot = ask(engine, ids, features, answer=(7, 0))
+    assert calls.count(engine.prefill) == -(-length // 64)
+    for i, logits in enumerate(follow(engine, slot)):
+        assert_close(logits, expected[length - 1 + i])
 
 
-def test_appending_later_equals_one_pass(engine):
+def test_continuing_later_equals_one_pass(engine):
     ids = random_ids(100)
     expected = uncached(engine, ids)
-    engine.reset(1)
-    engine.append([ids[:40]])
-    engine.step(tokens(ids[40]))
-    assert_close(engine.append([ids[41:]])[0], expected[-1])
+    slot = ask(engine, ids[:40], answer=(ids[40], 0))
+    follow(engine, slot)
+    slot = ask(engine, ids, slot=slot)
+    assert_close(engine.next_logits[0], expected[-1])
 
 
 def test_a_growing_cache_keeps_what_is_in_it(engine):
     ids = random_ids(135)
     expected = uncached(engine, ids)
-    engine.reset(1)
-    engine.append([ids[:126]])
-    assert engine.num_slots == 128
-    for i in range(126, 130):
-        logits = engine.step(tokens(ids[i]))
-        assert_close(logits[0], expected[i])
-    assert engine.num_slots == 256
+    slot = ask(engine, ids[:126], answer=(*ids[126:130], 0))
+    assert engine.capacity == 128
+    for i, logits in enumerate(follow(engine, slot)):
+        assert_close(logits, expected[125 + i])
+    assert engine.capacity == 256
 
 
 def test_a_used_cache_does_not_shine_through(engine):
-    engine.reset(1)
-    engine.append([random_ids(100, seed=3)])
+    engine.release(ask(engine, random_ids(100, seed=3)))
     ids = random_ids(5)
-    engine.reset(1)
-    assert_close(engine.append([ids])[0], uncached(engine, ids)[-1])
+    ask(engine, ids)
+    assert_close(engine.next_logits[0], uncached(engine, ids)[-1])
 
 
-def test_truncated_rows_go_on_from_there(engine):
+def test_a_row_goes_on_from_what_both_prompts_have_in_common(engine):
     ids = random_ids(12)
-    engine.reset(1)
-    engine.append([ids[:8] + [1, 2, 3]])
-    engine.truncate(8)
-    assert_close(engine.append([ids[8:]])[0], uncached(engine, ids)[-1])
+    slot = ask(engine, ids[:8] + [1, 2, 3])
+    follow(engine, slot)
+    starts, run_prefill = [], engine.run_prefill
+    engine.run_prefill = lambda row, ids, start, *more: starts.append(start) or run_prefill(row, ids, start, *more)
+    slot = ask(engine, ids, slot=slot)
+    assert_close(engine.next_logits[0], uncached(engine, ids)[-1])
+    follow(engine, slot)
+    # the whole prompt is there; its last token is computed again for its logits
+    ask(engine, ids[:10], slot=slot)
+    assert_close(engine.next_logits[0], uncached(engine, ids[:10])[-1])
+    assert starts == [8, 9]
 
 
 def test_a_prompt_that_is_too_long_changes_nothing(make_engine):
     engine = make_engine(max_length=20)
     ids = random_ids(20)
-    engine.reset(1)
-    engine.append([ids[:10]])
+    slot = ask(engine, ids[:10])
+    follow(engine, slot)
     with pytest.raises(UserError, match="the prompt has 21 tokens but the context holds 20"):
-        engine.append([random_ids(11, seed=9)])
-    assert engine.lengths.tolist() == [10]
-    assert_close(engine.append([ids[10:]])[0], uncached(engine, ids)[-1])
+        ask(engine, ids[:10] + random_ids(11, seed=9), slot=slot)
+    assert slot.cached == ids[:10] and not slot.is_released
+    ask(engine, ids, slot=slot)
+    assert_close(engine.next_logits[0], uncached(engine, ids)[-1])
     with pytest.raises(UserError, match="has 21 tokens"):
         engine.logits(np.zeros((1, 21), np.int32))
 
@@ -164,9 +181,21 @@ def test_a_prompt_that_is_too_long_changes_nothing(make_engine):
 def test_placeholders_and_features_must_agree(engine, num_features):
     features = Tensor(np.zeros((num_features, IMAGE_TOKEN_LEN, 32), np.float32)) if num_features else None
     expected = f"8 image placeholders but the images give {num_features * 8} feature rows"
-    engine.reset(1)
     with pytest.raises(UserError, match=expected):
-        engine.append([[1, *[PAD] * IMAGE_TOKEN_LEN]], features)
+        ask(engine, [1, *[PAD] * IMAGE_TOKEN_LEN], features)
+    assert engine.slots == [None]
+
+
+def test_a_continued_prompt_brings_the_features_of_all_its_pictures(engine):
+    features = Tensor(np.random.default_rng(1).standard_normal((2, IMAGE_TOKEN_LEN, 32)).astype(np.float32))
+    span = [PAD] * IMAGE_TOKEN_LEN
+    ids = [*random_ids(3), *span, *random_ids(2), *span, *random_ids(4)]
+    slot = ask(engine, ids[:13], features[:1])
+    follow(engine, slot)
+    with pytest.raises(UserError, match="8 image placeholders but the images give 0 feature rows"):
+        ask(engine, ids, slot=slot)
+    ask(engine, ids, features, slot=slot)
+    assert_close(engine.next_logits[0], uncached(engine, ids, features)[-1])
 
 
 def test_ntk_factor_of_the_published_lengths():
@@ -182,32 +211,36 @@ def test_ntk_factor_follows_the_prompt_and_stays(make_engine, monkeypatch):
     engine = make_engine()
     monkeypatch.setattr(engine.config, "training_length", 16)
     for length, alpha in ((16, 1), (17, 3), (33, 7)):
-        engine.reset(1)
-        engine.append([random_ids(length)])
-        assert engine.alpha == alpha
-        np.testing.assert_array_equal(engine.inv_freq.asnumpy(), inverse_frequencies(16, 10000.0, alpha=alpha))
-    engine.reset(1)
-    engine.append([random_ids(16)])
-    for token in range(3):
-        engine.step(tokens(token))
-    engine.append([random_ids(5)])
-    assert engine.alpha == 1 and engine.lengths.tolist() == [24]
+        slot = ask(engine, random_ids(length), answer=(1, 2, 3, 0))
+        assert slot.alpha == alpha
+        np.testing.assert_array_equal(engine.inv_freq[0], inverse_frequencies(16, 10000.0, alpha=alpha))
+        follow(engine, slot)
+        assert len(slot.cached) == length + 3 and slot.alpha == alpha
+        engine.release(slot)
+
+
+def test_another_ntk_factor_computes_the_keys_again(make_engine, monkeypatch):
+    engine = make_engine()
+    monkeypatch.setattr(engine.config, "training_length", 16)
+    ids = random_ids(24)
+    slot = ask(engine, ids[:16], answer=(ids[16], ids[17], 0))
+    follow(engine, slot)
+    slot = ask(engine, ids, slot=slot)
+    assert slot.alpha == 3
+    assert_close(engine.next_logits[0], uncached(engine, ids)[-1])
 
 
 def test_beyond_the_training_length_cached_equals_one_pass(make_engine, monkeypatch):
     engine = make_engine()
     plain = uncached(engine, random_ids(24))
     monkeypatch.setattr(engine.config, "training_length", 16)
-    # one length so that both sides see the same NTK factor; LogN acts from slot 16 on
+    # one length so that both sides see the same NTK factor; LogN acts from position 16 on
     ids = random_ids(24)
-    engine.reset(1)
-    engine.append([ids[:20]])
-    for i in range(20, 24):
-        logits = engine.step(tokens(ids[i]))
+    *_, logits = follow(engine, ask(engine, ids[:20], answer=(*ids[20:], 0)))
     fresh = make_engine()
     expected = uncached(fresh, ids)
     assert fresh.alpha_for(20) == fresh.alpha_for(24) == 3
-    assert_close(logits[0], expected[-1])
+    assert_close(logits, expected[-1])
     assert np.abs(expected[-1] - plain[-1]).max() > 1e-3
 
 
@@ -215,8 +248,8 @@ def test_modes_do_not_leak_between_models(make_engine, shared):
     ids = random_ids(12)
     pynative = make_engine()
     for engine, mode in ((pynative, ms.PYNATIVE_MODE), (shared.engine, ms.GRAPH_MODE)) * 2:
-        engine.reset(1)
-        engine.append([ids[:9]])
+        engine.resize(1)
+        ask(engine, ids[:9])
         assert ms.get_context("mode") == mode
 
 
@@ -229,46 +262,29 @@ def test_buckets_and_capacities():
 
 def test_a_row_that_ended_does_not_outgrow_the_context(make_engine):
     """One row stops near the limit while the other goes on: the cache stays at its size."""
-    engine = make_engine(max_length=30)
+    engine = make_engine(max_length=30, num_slots=2)
     rows = [random_ids(28), random_ids(4, seed=2)]
-    engine.reset(2)
-    logits = engine.append(rows)
-    slots = engine.num_slots
-    stops = [RowStop(range(VOCAB_SIZE), (), Silent()), RowStop((), (), Silent())]
-    *_, answers = Generator(engine).stream(rows, logits, GenerationConfig(max_new_tokens=9), stops=stops, seed=0)
-    assert [row.stop_reason for row in answers] == ["stop_token", "max_new_tokens"]
-    assert engine.lengths.max() <= 30 and engine.num_slots == slots
-    expected = uncached(engine, rows[1] + answers[1].ids[:-1])
-    assert answers[1].ids == expected[len(rows[1]) - 1 :].argmax(-1).tolist()
+    options = GenerationConfig(max_new_tokens=9)
+    first = engine.add(Request(ids=rows[0], options=options, stop=lambda token: "stop_token"))
+    second = engine.add(Request(ids=rows[1], options=options))
+    capacity = engine.capacity
+    while engine.step():
+        pass
+    assert [slot.stop_reason for slot in (first, second)] == ["stop_token", "max_new_tokens"]
+    assert max(len(slot.cached) for slot in (first, second)) <= 30 and engine.capacity == capacity
+    expected = uncached(engine, rows[1] + second.new_ids[:-1])
+    assert second.new_ids == expected[len(rows[1]) - 1 :].argmax(-1).tolist()
 
 
 def test_a_full_context_ends_the_answer(make_engine):
     engine = make_engine(max_length=10)
-    rows = [random_ids(8)]
-    engine.reset(1)
-    logits = engine.append(rows)
-    stops = [RowStop((), (), Silent())]
-    *_, answers = Generator(engine).stream(rows, logits, GenerationConfig(), stops=stops, seed=0)
-    assert answers[0].stop_reason == "context_full" and len(answers[0].ids) == 3
+    (slot,) = engine.complete([Request(ids=random_ids(8))])
+    assert slot.stop_reason == "context_full" and len(slot.new_ids) == 3
 
 
-def test_a_stream_notices_that_the_cache_went_to_somebody_else(engine):
-    rows = [random_ids(8)]
-    engine.reset(1)
-    logits = engine.append(rows)
-    stream = Generator(engine).stream(rows, logits, GenerationConfig(), stops=[RowStop((), (), Silent())], seed=0)
-    next(stream)
-    engine.reset(1)
-    engine.append([random_ids(3)])
-    with pytest.raises(UserError, match="asked something else"):
-        next(stream)
-
-
-class Silent:
-    """A decoder for tests that look at ids only."""
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
+def test_a_released_slot_gets_no_more_tokens(make_engine):
+    engine = make_engine(num_slots=2)
+    gone, other = ask(engine, random_ids(8), answer=(1, 2, 3)), ask(engine, random_ids(4), answer=(1, 2, 3))
+    engine.step()
+    engine.release(gone)
+    assert engine.step() == [other] and gone.new_ids == [1] and gone.stop_reason is None

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from mindvlm.core.config import GenerationConfig
-from mindvlm.generation.graphs import pad_rows
-from mindvlm.generation.sampling import EMPTY, Sampler
+from mindvlm.generation.request import Request, Slot
+from mindvlm.generation.sampling import FEW_CANDIDATES, Sampler, SamplingGraph, repeating_ids
 
 VOCAB_SIZE, NUM_SLOTS = 23, 16
 ROWS = [[3, 4, 5, 3, 4], [7, 7, 7, 7, 7, 7], [1, 2, 1, 3, 1, 2, 0, 1], [22]]
@@ -33,15 +33,38 @@ def random_logits(num_rows: int = len(ROWS), seed: int = 0, scale: float = 2.0) 
     return (scale * np.random.default_rng(seed).standard_normal((num_rows, VOCAB_SIZE))).astype(np.float32)
 
 
-def make_sampler(rows=ROWS, **options) -> Sampler:
-    config = GenerationConfig(**options)
-    sampler = Sampler(config, batch_size=len(rows), vocab_size=VOCAB_SIZE, num_slots=NUM_SLOTS)
-    sampler.history.set_data(Tensor(pad_rows(rows, NUM_SLOTS, EMPTY)))
-    return sampler
+def slots_of(rows=ROWS, **options) -> list[Slot]:
+    """A slot for each row, with the same options."""
+    rules = GenerationConfig(**options)
+    return [Slot(number, Request(ids=row, options=rules), 1) for number, row in enumerate(rows)]
 
 
-def counts_of(rows) -> Tensor:
-    return Tensor(np.array([len(row) for row in rows], np.int32))
+def make_sampler() -> Sampler:
+    return Sampler(lambda stage, graph, *inputs: graph(*inputs), vocab_size=VOCAB_SIZE, max_ids=NUM_SLOTS)
+
+
+class Fixed:
+    """A random generator that gives one number."""
+
+    def __init__(self, value: float):
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+def choose(logits: np.ndarray, slots: list[Slot], uniform=None) -> np.ndarray:
+    """Next ids, with these numbers for the draws."""
+    for slot, value in zip(slots, uniform if uniform is not None else [0.0] * len(slots), strict=True):
+        slot.random = Fixed(value)
+    return make_sampler().choose(Tensor(logits), slots)
+
+
+def penalised(logits: np.ndarray, rows, penalty: float) -> np.ndarray:
+    """What the repetition penalty makes of logits."""
+    slots = slots_of(rows, repetition_penalty=penalty)
+    seen, _, penalties, *_ = make_sampler().rules(slots, len(rows))
+    return SamplingGraph(0).penalised(Tensor(logits), seen, penalties).asnumpy()
 
 
 def expected_rows(processor, logits: np.ndarray, rows=ROWS) -> np.ndarray:
@@ -55,51 +78,49 @@ def expected_rows(processor, logits: np.ndarray, rows=ROWS) -> np.ndarray:
 @pytest.mark.parametrize("penalty", [1.5, 0.7])
 def test_repetition_penalty(penalty):
     logits = random_logits()
-    sampler = make_sampler(repetition_penalty=penalty)
-    actual = sampler.penalise_repetition(Tensor(logits), sampler.history.value()).asnumpy()
+    actual = penalised(logits, ROWS, penalty)
     np.testing.assert_allclose(actual, expected_rows(RepetitionPenaltyLogitsProcessor(penalty), logits), rtol=1e-6)
 
 
 def test_padding_is_never_penalised():
     # every token of a short row's padding would otherwise be id 0 (or the end token)
     logits = np.full((2, VOCAB_SIZE), 2.0, np.float32)
-    sampler = make_sampler([[5], [1, 2, 3, 4, 6]], repetition_penalty=2.0)
-    actual = sampler.penalise_repetition(Tensor(logits), sampler.history.value()).asnumpy()
+    actual = penalised(logits, [[5, -200], [1, 2, 3, 4, 6]], 2.0)
     assert np.flatnonzero(actual[0] != 2.0).tolist() == [5]
     assert np.flatnonzero(actual[1] != 2.0).tolist() == [1, 2, 3, 4, 6]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_no_repeated_ngram(size):
     logits = random_logits()
-    sampler = make_sampler(no_repeat_ngram_size=size)
-    actual = sampler.forbid_repeated_ngrams(Tensor(logits), sampler.history.value(), counts_of(ROWS)).asnumpy()
-    expected = expected_rows(NoRepeatNGramLogitsProcessor(size), logits)
-    banned = np.isneginf(expected)
-    assert banned.any()
-    np.testing.assert_array_equal(actual < -1e29, banned)
-    np.testing.assert_array_equal(actual[~banned], logits[~banned])
+    expected = np.isneginf(expected_rows(NoRepeatNGramLogitsProcessor(size), logits))
+    assert expected.any() == (size < 7)
+    found = np.zeros_like(expected)
+    for row, ids in enumerate(ROWS):
+        found[row, repeating_ids(np.array(ids, np.int32), size)] = True
+    np.testing.assert_array_equal(found, expected)
+    # whatever is banned is not chosen, and nothing else changes
+    best = np.where(expected, -np.inf, logits).argmax(-1)
+    np.testing.assert_array_equal(choose(logits, slots_of(no_repeat_ngram_size=size)), best)
 
 
 def test_generated_tokens_count_as_repetition():
-    sampler = make_sampler([[1], [2]], no_repeat_ngram_size=1)
-    logits = Tensor(random_logits(2))
-    uniform = Tensor(np.zeros(2, np.float32))
+    logits, slots = random_logits(2), slots_of([[1], [2]], no_repeat_ngram_size=1)
     seen = [{1}, {2}]
-    for count in range(1, 10):
-        ids = sampler(logits, Tensor(np.full(2, count, np.int32)), uniform).asnumpy()
-        for row in range(2):
-            allowed = [token for token in np.argsort(-logits.asnumpy()[row]) if token not in seen[row]]
+    for _ in range(1, 10):
+        ids = choose(logits, slots)
+        for row, slot in enumerate(slots):
+            allowed = [token for token in np.argsort(-logits[row]) if token not in seen[row]]
             assert ids[row] == allowed[0]
             seen[row].add(int(ids[row]))
+            slot.take(int(ids[row]), 99)
 
 
 def drawn_shares(logits: np.ndarray, num_draws: int, **options) -> np.ndarray:
     """Share of each token over evenly spread uniform numbers: the exact distribution up to 1 / num_draws."""
     rows = [[0]] * num_draws
-    sampler = make_sampler(rows, do_sample=True, **options)
-    uniform = ((np.arange(num_draws) + 0.5) / num_draws).astype(np.float32)
-    ids = sampler(Tensor(np.repeat(logits, num_draws, 0)), counts_of(rows), Tensor(uniform)).asnumpy()
+    uniform = (np.arange(num_draws) + 0.5) / num_draws
+    ids = choose(np.repeat(logits, num_draws, 0), slots_of(rows, do_sample=True, **options), uniform)
     return np.bincount(ids, minlength=VOCAB_SIZE) / num_draws
 
 
@@ -140,10 +161,8 @@ def test_random_draws_pass_a_chi_square_test():
     expected /= expected.sum()
     num_draws = 5000
     rows = [[0]] * num_draws
-    uniform = np.random.default_rng(1).random(num_draws).astype(np.float32)
-    ids = make_sampler(rows, do_sample=True)(
-        Tensor(np.repeat(logits, num_draws, 0)), counts_of(rows), Tensor(uniform)
-    ).asnumpy()
+    uniform = np.random.default_rng(1).random(num_draws)
+    ids = choose(np.repeat(logits, num_draws, 0), slots_of(rows, do_sample=True), uniform)
     observed = np.bincount(ids, minlength=VOCAB_SIZE)
     statistic = ((observed - num_draws * expected) ** 2 / (num_draws * expected)).sum()
     # 22 degrees of freedom: 48.3 is passed once in a thousand times
@@ -153,28 +172,63 @@ def test_random_draws_pass_a_chi_square_test():
 def test_the_largest_uniform_number_stays_among_the_kept():
     logits = np.zeros((1, VOCAB_SIZE), np.float32)
     logits[0, :3] = 20
-    almost_one = Tensor(np.array([np.nextafter(np.float32(1), np.float32(0))]))
-    for options in ({"top_k": 3}, {"top_p": 0.9}):
-        ids = make_sampler([[0]], do_sample=True, **options)(Tensor(logits), counts_of([[0]]), almost_one)
-        assert ids.asnumpy()[0] < 3
+    almost_one = np.nextafter(np.float32(1), np.float32(0))
+    # a double so near to 1 that it becomes 1 in float32
+    for uniform in (almost_one, np.nextafter(1.0, 0.0)):
+        for options in ({"top_k": 3}, {"top_p": 0.9}):
+            assert choose(logits, slots_of([[0]], do_sample=True, **options), [uniform])[0] < 3
 
 
 def test_greedy_takes_the_largest_and_draws_nothing():
     logits = random_logits()
     for value in (0.0, 0.99):
-        uniform = Tensor(np.full(len(ROWS), value, np.float32))
-        ids = make_sampler(temperature=9.0, top_k=5)(Tensor(logits), counts_of(ROWS), uniform)
-        np.testing.assert_array_equal(ids.asnumpy(), logits.argmax(-1))
+        ids = choose(logits, slots_of(temperature=9.0, top_k=5), [value] * len(ROWS))
+        np.testing.assert_array_equal(ids, logits.argmax(-1))
+
+
+def test_rows_with_rules_of_their_own():
+    """One row draws among few, one among all, one is greedy, one has a penalty: each as it does alone."""
+    logits, uniform = random_logits(), [0.7, 0.4, 0.9, 0.2]
+    options = (
+        {"do_sample": True, "top_k": 3},
+        {"do_sample": True, "temperature": 1.9},
+        {},
+        {"repetition_penalty": 9.0},
+    )
+    together = [
+        Slot(n, Request(ids=row, options=GenerationConfig(**one)), 1)
+        for n, (row, one) in enumerate(zip(ROWS, options, strict=True))
+    ]
+    ids = choose(logits, together, uniform)
+    for row, one in enumerate(options):
+        (alone,) = slots_of([ROWS[row]], **one)
+        assert choose(logits[row : row + 1], [alone], [uniform[row]])[0] == ids[row]
+    assert ids[2] == logits[2].argmax()
+
+
+def test_a_draw_does_not_depend_on_how_many_candidates_the_graph_has():
+    vocab_size, num_draws = 5 * FEW_CANDIDATES, 400
+    logits = np.random.default_rng(3).standard_normal((1, vocab_size)).astype(np.float32).repeat(num_draws, 0)
+    inputs = [np.full((num_draws, NUM_SLOTS), vocab_size, np.int32)] * 2
+    inputs += [np.ones((num_draws, 1), np.float32), np.ones(num_draws, np.bool_)]
+    inputs += [np.full((num_draws, 1), 1.3, np.float32), np.full((num_draws, 1), 50, np.int32)]
+    inputs += [np.full((num_draws, 1), 0.95, np.float32), np.linspace(0, 1, num_draws, dtype=np.float32)[:, None]]
+    few, all_of_them = (
+        SamplingGraph(count)(Tensor(logits), *map(Tensor, inputs)).asnumpy() for count in (FEW_CANDIDATES, vocab_size)
+    )
+    np.testing.assert_array_equal(few, all_of_them)
+    assert len(np.unique(few)) > 20
 
 
 def test_graph_mode_equals_pynative():
-    logits, uniform = random_logits(), np.array([0.1, 0.5, 0.9, 0.3], np.float32)
+    logits, uniform = random_logits(), [0.1, 0.5, 0.9, 0.3]
     options = {"do_sample": True, "top_k": 9, "top_p": 0.9, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
     results = []
     for mode in (ms.PYNATIVE_MODE, ms.GRAPH_MODE):
         ms.set_context(mode=mode)
-        sampler = make_sampler(**options)
-        ids = [sampler(Tensor(logits), counts_of(ROWS) + i, Tensor(uniform)).asnumpy() for i in range(3)]
-        results.append((np.stack(ids), sampler.history.asnumpy()))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_array_equal(results[0][1], results[1][1])
+        slots = slots_of(**options)
+        for _ in range(3):
+            for slot, token in zip(slots, choose(logits, slots, uniform), strict=True):
+                slot.take(int(token), 99)
+        results.append([slot.new_ids for slot in slots])
+    assert results[0] == results[1]

@@ -4,19 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindvlm.generation.stopping import RowStop
-from mindvlm.processing.text.stream_decoder import StreamDecoder
+from mindvlm.generation.answer import AnswerText
 from tests.processing.text.small_vocabulary import small_tokenizer
 
 TOKENIZER = small_tokenizer()
 END, TURN_END = TOKENIZER.special_id("<|endoftext|>"), TOKENIZER.special_id("<|im_end|>")
 
 
-def make(*stop_strings: str) -> RowStop:
-    return RowStop((TURN_END, END), stop_strings, StreamDecoder(TOKENIZER))
+def make(*stop_strings: str) -> AnswerText:
+    return AnswerText((TURN_END, END), stop_strings, TOKENIZER.text_decoder())
 
 
-def feed(stop: RowStop, ids) -> tuple[list[str], str | None]:
+def feed(stop: AnswerText, ids) -> tuple[list[str], str | None]:
     """Pieces as they are shown, and why it ended."""
     pieces = []
     for token in ids:

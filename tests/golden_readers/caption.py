@@ -1,13 +1,15 @@
-"""Cases of Vary-tiny's text: vocabulary, strings, prompts, training labels and a padded batch in one cases.json."""
+"""Cases of Vary-tiny's text, in one cases.json: vocabulary, strings, prompts, training labels and a padded batch."""
 
 from collections.abc import Sequence
 from functools import partial
 
-from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.original_samples import original_sample
+from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
-from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample, collate
-from mindvlm.processing.text.chat_template import TEMPLATES, get_template
+from mindvlm.processing.samples.chat_samples import TrainingSample, collate
+from mindvlm.processing.text.chat_template import get_template
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import Report
 
@@ -33,7 +35,7 @@ class CaptionTextReader:
         self.tokenizer = self.processor.tokenizer
 
     def count_image_tokens(self) -> int:
-        """Placeholders of one image, from the first recorded prompt that has one."""
+        """Returns the placeholders of one image, from the first recorded prompt that has an image."""
         for entry in self.document.get("prompts", ()):
             if num_images := entry["prompt"].count("<img>"):
                 return entry["prompt"].count("<imgpad>") // num_images
@@ -87,7 +89,7 @@ class CaptionTextReader:
         self.report.same("cases.json strings ids", pairs)
 
     def compare_prompts(self, entries: Sequence[Entry]) -> None:
-        """Text and ids as the production processor makes them from a picture and a question."""
+        """Returns the text and ids that the production processor makes from an image and a question."""
         texts, ids = [], []
         for entry in entries:
             template, query = parse_prompt(entry["prompt"], ImageSpan(self.num_image_tokens))
@@ -98,13 +100,12 @@ class CaptionTextReader:
         self.report.same("cases.json prompts ids", ids)
 
     def sample(self, entry: Entry) -> TrainingSample:
-        return build_sample(
+        return original_sample(
             entry["record"],
             tokenizer=self.tokenizer,
-            template=get_template(CAPTION_TEMPLATE),
+            template=get_template(CAPTION_TEMPLATE, TEMPLATES),
             image_span=ImageSpan(self.num_image_tokens),
             max_length=entry["model_max_length"],
-            original_parse=True,
         )
 
     def compare_labels(self, entries: Sequence[Entry]) -> None:
@@ -128,7 +129,7 @@ class CaptionTextReader:
 
 
 def parse_prompt(prompt: str, span: ImageSpan) -> tuple[str, str]:
-    """The template of a prompt that ends with the assistant's open turn, and its question with `<image>` markers."""
+    """Returns the template of a prompt that ends with the assistant's open turn, and the question with `<image>`."""
     for template in TEMPLATES.values():
         start = template.system + template.separator + template.roles[0] + ": "
         end = template.separator + template.roles[1] + ":"

@@ -1,4 +1,4 @@
-"""One recorded case: a folder with a README, a config, weights, inputs and outputs, as far as it has them."""
+"""One recorded case: a folder with a README, a config, weights, inputs and outputs, all optional."""
 
 import json
 import re
@@ -12,18 +12,19 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class UnusableCase(Exception):
-    """The folder cannot be run; the message is one line."""
+    """Raised for a folder that cannot be run; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """The contents of a folder; what it does not have is empty.
+    """The contents of a case folder; missing files give empty attributes.
 
     Attributes:
-        config: config.json.
+        config: contents of config.json.
         inputs, outputs: the arrays of inputs.npz and outputs.npz.
-        documents: every other JSON file by name.
-        readme: README.md, and `family_readme` the one beside the folder.
+        documents: contents of every other JSON file, by name.
+        readme: text of README.md.
+        family_readme: text of the README.md beside the folder.
     """
 
     folder: Path
@@ -36,10 +37,10 @@ class Case:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Case":
-        """Reads all but the weights.
+        """Reads all files except the weights.
 
         Raises:
-            UnusableCase: no such folder, or a file in it is damaged.
+            UnusableCase: the folder does not exist or contains a damaged file.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -64,7 +65,7 @@ class Case:
         return self.folder / "weights.safetensors"
 
     def pictures(self) -> list[Path]:
-        """The image files of the folder by name."""
+        """The image files of the folder, by name."""
         return sorted(path for path in self.folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
 
     def vocabulary(self) -> Path | None:
@@ -73,7 +74,7 @@ class Case:
         return found[0] if found else None
 
     def meaning(self, array: str) -> str:
-        """What the README's table says about an array; '' if it does not name it."""
+        """Returns the description of an array in the README's table; empty if the table does not name it."""
         for line in self.readme.splitlines():
             cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
             if len(cells) > 1 and re.match(rf"`{re.escape(array)}`", cells[0]):

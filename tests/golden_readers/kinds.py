@@ -1,6 +1,6 @@
-"""Which kind of case a folder is, and the reader of each kind.
+"""The kinds of cases and the reader of each kind.
 
-A kind is recognised by the files and arrays that are there, never by the folder's name.
+A kind is detected from the files and arrays in the folder, never from the folder's name.
 """
 
 import re
@@ -34,8 +34,8 @@ class Kind:
     """One kind of case.
 
     Attributes:
-        recognises: whether a case is of this kind; the first kind that says so reads it.
-        read: compares everything, called with (case, report, mode).
+        recognises: returns whether a case is of this kind; the first match reads the case.
+        read: compares all recorded values; called with (case, report, mode).
     """
 
     name: str
@@ -48,7 +48,7 @@ def has_weights(case: Case) -> bool:
 
 
 def is_language(case: Case, *, config_key: str) -> bool:
-    """A decoder, with or without towers; `config_key` tells its dialect."""
+    """Returns whether the case is a decoder, with or without towers; `config_key` identifies its dialect."""
     has_prompts = any(re.fullmatch(r"(gen_)?ids_\w+|(\w+_)?input_ids", name) for name in case.inputs)
     return has_weights(case) and has_prompts and config_key in case.config
 
@@ -114,10 +114,10 @@ KINDS = (
 
 
 def read_case(folder: str | Path, mode: str) -> Report:
-    """Runs one folder and compares everything that is recorded in it.
+    """Runs one folder and compares all recorded values.
 
     Raises:
-        UnusableCase: no such folder, or of a kind that is not known.
+        UnusableCase: the folder does not exist, or its kind is unknown.
     """
     begin = time.perf_counter()
     case = Case.open(folder)
@@ -131,7 +131,7 @@ def read_case(folder: str | Path, mode: str) -> Report:
         kind.read(case, report, mode)
     except UserError as error:
         report.fail("production code", f"refused: {error}")
-    except Exception as error:  # whatever breaks is a comparison that does not hold
+    except Exception as error:  # any exception is a failed comparison
         traceback.print_exc()
         report.fail("production code", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     report.skip_rest("no rule of this reader for an array of this name")

@@ -1,13 +1,14 @@
-"""Cases with the language model: decoder alone, or the whole with pictures as arrays or as files."""
+"""Cases with the language model: the decoder alone, or a whole model with images as arrays or files."""
+
+import itertools
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from mindvlm.core.config import GenerationConfig
-from mindvlm.generation.generate import Generator
-from mindvlm.generation.stopping import RowStop
+from mindvlm.generation.answer import AnswerText
+from mindvlm.generation.request import Request, Slot
 from mindvlm.nn.rotary import logn_scale
-from mindvlm.processing.text.stream_decoder import StreamDecoder
 from tests.golden_readers.case import Case
 from tests.golden_readers.loaded import LoadedVary, RecordingEngine
 from tests.golden_readers.pictures import PictureInputs, picture_inputs
@@ -18,7 +19,7 @@ from tests.golden_readers.training import compare_training, eval_loss
 
 
 class VisionStages(nn.Cell):
-    """Features of the towers and what the projectors make of them."""
+    """Computes the features of the towers and the output of the projectors."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -29,7 +30,7 @@ class VisionStages(nn.Cell):
 
 
 class DecoderStates(nn.Cell):
-    """Every layer's input, the last layer's output, that after the final norm, and the logits."""
+    """Computes the input of every layer, the last layer's output before and after the final norm, and the logits."""
 
     def __init__(self, language_model):
         super().__init__(auto_prefix=False)
@@ -42,7 +43,7 @@ class DecoderStates(nn.Cell):
 
 
 class LognTable(nn.Cell):
-    """Query scales of slots 0, 1, ...: positions (1, L) -> (1, 1, L, 1)."""
+    """Computes the query scales of positions 0, 1, ...: (1, L) -> (1, 1, L, 1)."""
 
     def __init__(self, training_length: int):
         super().__init__(auto_prefix=False)
@@ -53,7 +54,7 @@ class LognTable(nn.Cell):
 
 
 class LanguageReader:
-    """Runs the prompts of one case and compares what is recorded for each."""
+    """Runs the prompts of one case and compares the recorded values of each."""
 
     def __init__(self, case: Case, report: Report, mode: str):
         self.case, self.report = case, report
@@ -64,7 +65,6 @@ class LanguageReader:
         longest = max(prompt.input_ids.shape[1] for prompt in self.prompts)
         longest += max((self.num_steps(prompt) for prompt in self.prompts), default=0)
         self.engine: RecordingEngine = self.loaded.engine(case, graph_mode=mode == "graph", max_length=longest + 1)
-        self.generator = Generator(self.engine)
         self.states = DecoderStates(self.loaded.model.language_model)
         self.towers: dict[str, np.ndarray] = {}
         self.features: np.ndarray | None = None
@@ -104,7 +104,7 @@ class LanguageReader:
         return Tensor(self.features[prompt.images]) if prompt.images else None
 
     def compare_forward(self, prompt: Prompt) -> None:
-        """Everything that one pass over the prompt gives."""
+        """Compares all outputs of one pass over the prompt."""
         wanted = {item: name for item, name in prompt.forward.items() if item != "train_logits"}
         if not wanted:
             return
@@ -122,7 +122,7 @@ class LanguageReader:
         embeds = engine.merged_embeddings(prompt.input_ids, self.features_of(prompt))
         known = {"merged_embeds": embeds.asnumpy()}
         if any(item.startswith(("hidden_", "last_hidden")) for item in wanted):
-            states, normed, logits = engine.run("prefill", self.states, embeds, inv_freq)
+            states, normed, logits = engine.runner.run("prefill", self.states, embeds, inv_freq)
             known.update({f"hidden_{layer}": state.asnumpy() for layer, state in enumerate(states)})
             known["last_hidden"] = normed.asnumpy()
         else:
@@ -152,10 +152,9 @@ class LanguageReader:
         compare_top_values(self.report, wanted, logits)
 
     def cache(self, prompt: Prompt) -> dict[str, np.ndarray]:
-        """Keys and values of every layer after the prefill, as (batch, length, heads, head_dim)."""
+        """Compares the keys and values of every layer after prefill, (batch, length, heads, head_dim)."""
         length = prompt.input_ids.shape[1]
-        self.engine.reset(len(prompt.input_ids))
-        self.engine.append(prompt.input_ids.tolist(), self.features_of(prompt))
+        self.answer(prompt.input_ids.tolist(), self.features_of(prompt), num_tokens=1)
         found = {}
         for layer, cache in enumerate(self.engine.caches):
             for kind, buffer in (("key", cache.key), ("value", cache.value)):
@@ -166,7 +165,7 @@ class LanguageReader:
         return self.case.outputs[prompt.generation["ids"]].shape[-1] if "ids" in prompt.generation else 0
 
     def compare_generation(self, prompt: Prompt) -> None:
-        """Greedy tokens and the logits behind each, with nothing that stops."""
+        """Compares greedy tokens and the logits of each, without a stop condition."""
         if "ids" not in prompt.generation:
             return
         steps = self.num_steps(prompt)
@@ -177,13 +176,8 @@ class LanguageReader:
                     self.report.skip(name, "left padding moves the slots that LogN depends on")
                 return
         rows = prompt.rows()
-        tokenizer = self.pictures.tokenizer if self.pictures else None
-        stops = [RowStop((), (), StreamDecoder(tokenizer)) if tokenizer else NeverStops() for _ in rows]
-        self.engine.reset(len(rows))
-        logits = self.engine.append(rows, self.features_of(prompt))
-        options = GenerationConfig(max_new_tokens=steps)
-        *_, answers = self.generator.stream(rows, logits, options, stops=stops, seed=0)
-        ids = np.array([answer.ids for answer in answers], np.int32)
+        slots = self.answer(rows, self.features_of(prompt), num_tokens=steps)
+        ids = np.array([slot.new_ids for slot in slots], np.int32)
         recorded_logits = np.stack(self.engine.recorded)
         for item, name in prompt.generation.items():
             if item == "ids":
@@ -191,22 +185,34 @@ class LanguageReader:
             elif item == "logits":
                 self.report.close(name, recorded_logits)
             elif item == "ntk_alpha":
-                self.report.close(name, np.float32(self.engine.alpha))
+                self.report.close(name, np.float32(slots[0].alpha))
         compare_top_values(self.report, prompt.generation, recorded_logits)
-        if self.pictures and len(rows) == 1:
-            for stop in stops:
-                stop.end()
-            self.pictures.compare_text(self.report, prompt.input_ids[0].tolist(), ids[0].tolist(), stops[0])
+        if self.pictures and self.pictures.tokenizer and len(rows) == 1:
+            text = AnswerText((), (), self.pictures.tokenizer.text_decoder())
+            for token in ids[0].tolist():
+                text.reason_after(token)
+            text.end()
+            self.pictures.compare_text(self.report, prompt.input_ids[0].tolist(), ids[0].tolist(), text)
+
+    def answer(self, rows: list[list[int]], features: Tensor | None, *, num_tokens: int) -> list[Slot]:
+        """Greedy answers to all rows at once, whose pictures follow each other in `features`."""
+        engine = self.engine
+        engine.resize(len(rows))
+        return engine.complete(
+            [
+                Request(ids=ids, features=of_row, options=GenerationConfig(max_new_tokens=num_tokens))
+                for ids, of_row in zip(rows, features_of_rows(rows, features, engine.placeholder_id), strict=True)
+            ]
+        )
 
 
-class NeverStops:
-    """The stop rule of a generation without a vocabulary."""
-
-    def reason_after(self, token: int) -> None:
-        return None
-
-    def end(self) -> None:
-        pass
+def features_of_rows(rows: list[list[int]], features: Tensor | None, placeholder_id: int) -> list[Tensor | None]:
+    """The feature rows of each prompt, from those of all pictures (N, T, hidden)."""
+    if features is None:
+        return [None] * len(rows)
+    flat = features.reshape((-1, features.shape[-1]))
+    ends = np.cumsum([0, *(list(ids).count(placeholder_id) for ids in rows)]).tolist()
+    return [flat[start:end] if end > start else None for start, end in itertools.pairwise(ends)]
 
 
 def read_language(case: Case, report: Report, mode: str) -> None:

@@ -1,4 +1,4 @@
-"""The sentence in which a README states its optimizer step, read strictly: what is not understood is not guessed."""
+"""Strict parser of the README sentence that states an optimizer step; a clause it cannot parse is an error."""
 
 import re
 from dataclasses import dataclass, field
@@ -35,12 +35,12 @@ ABOUT_THE_STEP = re.compile(
 
 @dataclass
 class OptimizerStatement:
-    """AdamW settings as a README states them.
+    """AdamW settings stated in a README.
 
     Attributes:
-        max_grad_norm: infinite without clipping.
-        exempt_names: no decay for parameters whose name contains one of these.
-        exempt_classes: no decay for parameters of these classes, named as in torch ('LayerNorm').
+        max_grad_norm: infinity without clipping.
+        exempt_names: parameters whose name contains one of these do not decay.
+        exempt_classes: parameters of these classes, named as in torch ('LayerNorm'), do not decay.
     """
 
     num_steps: int = 1
@@ -55,10 +55,10 @@ class OptimizerStatement:
 
 
 def read_statement(*readmes: str) -> OptimizerStatement:
-    """The statement of the first README that has one.
+    """Reads the statement of the first README that has one.
 
     Raises:
-        ValueError: there is none, or a part of it is not understood; the message quotes it.
+        ValueError: no README has a statement, or a part cannot be parsed; the message quotes it.
     """
     for readme in readmes:
         for count, optimizer, text in STATEMENT.findall(readme):
@@ -91,7 +91,7 @@ def parse_count(word: str) -> int:
 
 
 def split_clauses(text: str) -> list[str]:
-    """The text cut at commas and semicolons outside of brackets."""
+    """Splits the text at commas and semicolons outside brackets."""
     clauses, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character in "([") - (character in ")]")
@@ -102,7 +102,7 @@ def split_clauses(text: str) -> list[str]:
 
 
 def read_clause(statement: OptimizerStatement, clause: str) -> str:
-    """Takes one clause over and returns the name of the setting that it gives."""
+    """Applies one clause and returns the name of its setting."""
     low = clause.lower().strip()
     for name, pattern in SETTINGS.items():
         if found := re.fullmatch(pattern, low):
@@ -129,10 +129,10 @@ def read_clause(statement: OptimizerStatement, clause: str) -> str:
 
 
 def read_groups(statement: OptimizerStatement, sentence: str) -> bool:
-    """Takes over which parameters do not decay; False if the sentence is not about that.
+    """Applies a sentence about parameters that do not decay; returns False if the sentence is about something else.
 
     Raises:
-        ValueError: it is, and an exception in it is not understood.
+        ValueError: an exception in the sentence cannot be parsed.
     """
     found = re.search(r"\bno (?:weight )?decay (?:for|on) (.*?)(?:;|$)", sentence)
     if not found:

@@ -1,20 +1,21 @@
-"""The pictures of a case: as arrays among the inputs, or as files that go through the production processor."""
+"""The images of a case: arrays among the inputs, or files that the production processor reads."""
 
 import numpy as np
 
-from mindvlm.generation.stopping import RowStop
-from mindvlm.models.vary.config import VaryModelConfig
-from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
+from mindvlm.generation.answer import AnswerText
+from mindvlm.models.vary.model_config import VaryModelConfig
+from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
-from mindvlm.processing.text.chat_template import TEMPLATES, ChatTemplate
+from mindvlm.processing.text.chat_template import ChatTemplate
 from tests.golden_readers.case import Case
 from tests.golden_readers.readme_rules import sampled_slice
 from tests.golden_readers.report import PIXEL_BOUND, Report
 
 
 class PictureInputs:
-    """Pixels of all images of a case: (N, 3, height, width) float32 for each tower, in the model's order."""
+    """The pixels of all images of a case: (N, 3, height, width) float32 for each tower, in the model's order."""
 
     tokenizer = None
 
@@ -22,14 +23,14 @@ class PictureInputs:
         self.pixels = pixels
 
     def compare(self, report: Report) -> None:
-        """Nothing to compare: the arrays are inputs."""
+        """Compares nothing: the arrays are inputs."""
 
-    def compare_text(self, report: Report, input_ids: list[int], ids: list[int], stop: RowStop) -> None:
-        """Nothing to compare: there is no text."""
+    def compare_text(self, report: Report, input_ids: list[int], ids: list[int], stop: AnswerText) -> None:
+        """Compares nothing: the case has no text."""
 
 
 class ProcessedPictures(PictureInputs):
-    """Image files, and the prompt of text.json, through the processor that the library uses."""
+    """Image files and the prompt of text.json, processed by the production processor."""
 
     def __init__(self, case: Case, config: VaryModelConfig):
         self.case = case
@@ -50,7 +51,7 @@ class ProcessedPictures(PictureInputs):
         super().__init__(np.stack([one.clip for one in pixels]), np.stack([one.high for one in pixels]))
 
     def compare(self, report: Report) -> None:
-        """`pixel_values_clip`, `pixel_values_high` and the sampled `pixel_values_high_sample`."""
+        """Compares `pixel_values_clip`, `pixel_values_high` and the sampled `pixel_values_high_sample`."""
         sampled = sampled_slice(self.case.meaning("pixel_values_high_sample"))
         clip, high = self.pixels
         known = {"pixel_values_clip": clip, "pixel_values_high": high}
@@ -63,7 +64,7 @@ class ProcessedPictures(PictureInputs):
         self.compare_prompt(report)
 
     def compare_prompt(self, report: Report) -> None:
-        """The prompt's text and ids, as `chat` builds them from question and pictures."""
+        """Compares the prompt's text and ids, built from question and images as in `chat`."""
         if "prompt" not in self.text:
             return
         *earlier, query = self.messages
@@ -74,8 +75,8 @@ class ProcessedPictures(PictureInputs):
             ids = self.case.inputs["input_ids"][0].tolist()
             report.same("inputs.npz input_ids", [("input_ids", prompt.input_ids, ids)], note="from the prompt's text")
 
-    def compare_text(self, report: Report, input_ids: list[int], ids: list[int], stop: RowStop) -> None:
-        """The generated ids and texts of text.json."""
+    def compare_text(self, report: Report, input_ids: list[int], ids: list[int], stop: AnswerText) -> None:
+        """Compares the generated ids and texts of text.json."""
         shown = {
             "generated_ids": ids,
             "generated_text": self.tokenizer.decode(ids),
@@ -89,7 +90,7 @@ class ProcessedPictures(PictureInputs):
 
 
 def picture_inputs(case: Case, config: VaryModelConfig) -> PictureInputs | None:
-    """The case's pictures; None if it has no vision towers or no picture."""
+    """Returns the images of the case; None without vision towers or without images."""
     if config.language_model is None or config.vision_vocabulary is None:
         return None
     arrays = ("pixel_values_high",) if config.is_tiny else ("pixel_values_clip", "pixel_values_high")
@@ -99,8 +100,10 @@ def picture_inputs(case: Case, config: VaryModelConfig) -> PictureInputs | None:
 
 
 def parse_prompt(prompt: str, span: ImageSpan) -> tuple[ChatTemplate, list[str]]:
-    """The chatml template of a prompt that ends with the assistant's open turn, and its messages with `<image>`
-    markers."""
+    """Returns the chatml template of a prompt that ends with the assistant's open turn, and its messages.
+
+    Images in the messages are `<image>` marks.
+    """
     for template in TEMPLATES.values():
         system = template.system_prefix + template.system + template.separator if template.system else ""
         if template.style != "chatml" or not prompt.startswith(system + template.roles[0]):

@@ -1,4 +1,4 @@
-"""Cases of image preprocessing: pictures and the pixel arrays that the towers get."""
+"""Cases of image preprocessing: images and the pixel arrays of the towers."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mindvlm.models.vary.processing import VaryProcessorConfig
+from mindvlm.models.vary.processor import VaryProcessorConfig
 from mindvlm.processing.images import transforms
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.loading import load_image
@@ -21,7 +21,7 @@ RESIZE = {"clip": "crop", "keep": "keep", "pad": "pad"}
 
 
 def read_preprocess(case: Case, report: Report) -> None:
-    """`clip_`, `keep_`, `pad_`, `high_*_` and `alb_*_` arrays and `<name>_high<size>.png` of every picture."""
+    """Compares the `clip_`, `keep_`, `pad_`, `high_*_`, `alb_*_` arrays and `<name>_high<size>.png` of every image."""
     exact = {path: found for path in case.pictures() if (found := EXACT_PICTURE.fullmatch(path.stem))}
     high_size = next((int(found.group(2)) for found in exact.values()), VaryProcessorConfig(vocab_file="").high.size)
     for path in case.pictures():
@@ -38,7 +38,7 @@ def read_preprocess(case: Case, report: Report) -> None:
 
 
 def branches(case: Case, high_size: int) -> dict[str, ImageBranchConfig]:
-    """How each kind of array is made; sizes and statistics are those of preprocessor_config.json."""
+    """Returns the settings of each kind of array, with the sizes and statistics of preprocessor_config.json."""
     settings = case.documents.get("preprocessor_config.json", {})
     size = settings.get("crop_size", 224)
     clip_size = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
@@ -58,7 +58,7 @@ def branches(case: Case, high_size: int) -> dict[str, ImageBranchConfig]:
 
 
 def array_parts(name: str, picture: str) -> tuple[str, str | None] | None:
-    """Kind and derivation of an array of that picture: 'high_row_sum_wide' is ('high', 'row_sum'); None of others."""
+    """Returns kind and derivation of an array of the image, ('high', 'row_sum') for 'high_row_sum_wide'; else None."""
     found = re.fullmatch(rf"(clip|keep|pad|high|alb)(?:_({DERIVED}))?_{re.escape(picture)}", name)
     return found.groups() if found else None
 
@@ -81,7 +81,7 @@ def compare_picture(case: Case, report: Report, path: Path, high_size: int) -> N
 
 
 def derive(case: Case, derived: str | None, pixels: np.ndarray) -> np.ndarray | None:
-    """The part or the sums of pixels (3, height, width) that an array holds."""
+    """Returns the part or the sums of the pixels (3, height, width) that an array contains."""
     if derived is None:
         return pixels
     if derived == "sample" and (sampled := sampled_slice(case.readme)):

@@ -1,4 +1,4 @@
-"""The prompts of a case: which input arrays they are and which output arrays belong to each."""
+"""The prompts of a case: their input arrays and the output arrays of each."""
 
 import re
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Prompt:
     """One array of prompts.
 
     Attributes:
-        name: of the input array.
+        name: name of the input array.
         input_ids: (B, L) int32.
         mask: (B, L) bool, False at padding.
         labels: (B, L) int32 or None.
         images: indices of the images in the rows, in reading order.
-        images_from: how the indices are known.
+        images_from: source of the indices.
         forward, generation: item ("logits", "hidden_0", ...) -> name of the recorded array.
     """
 
@@ -52,8 +52,10 @@ class Prompt:
 
 
 def find_prompts(case: Case, *, num_images: int) -> list[Prompt]:
-    """The prompts among the inputs: `<name>_input_ids` (with `_attention_mask`, `_labels`), `ids_<name>` and
-    `gen_ids_<name>`."""
+    """Returns the prompts among the inputs.
+
+    These are `<name>_input_ids` (with `_attention_mask` and `_labels`), `ids_<name>` and `gen_ids_<name>`.
+    """
     prompts = []
     labels_of = find_labels(case)
     for name, ids in case.inputs.items():
@@ -98,7 +100,7 @@ def recorded_items(case: Case, prefix: str, items: str, suffix: str) -> dict[str
 
 
 def find_labels(case: Case) -> dict[str, str]:
-    """Prompt array -> labels array: of the same prefix, or else the longest prompt of the labels' shape."""
+    """Returns prompt array -> labels array: the same prefix, else the longest prompt with the labels' shape."""
     found = {}
     for name, labels in case.inputs.items():
         if not re.fullmatch(r"(?:.+_)?labels", name):

@@ -1,4 +1,4 @@
-"""What the README of a case says in words: which image belongs to which prompt, what was sampled, where to compare."""
+"""Rules stated in the README of a case: the images of each prompt, the sampled elements, the compared elements."""
 
 import re
 
@@ -9,12 +9,12 @@ _IMAGES = re.compile(r"\bimages?\s+(\d+(?:\s*(?:,\s*and|,|and)\s*\d+)*)", re.IGN
 
 
 def images_named(text: str) -> list[int]:
-    """The numbers in 'image 0', 'images 1 and 2' in their order."""
+    """Returns the numbers in 'image 0', 'images 1 and 2' in order."""
     return [int(number) for found in _IMAGES.findall(text) for number in re.findall(r"\d+", found)]
 
 
 def images_of_rows(text: str) -> dict[int, list[int]]:
-    """Row -> images from 'row 0 -> image 0, row 1 image 1, row 2 text only'."""
+    """Parses row -> images from 'row 0 -> image 0, row 1 image 1, row 2 text only'."""
     rows: dict[int, list[int]] = {}
     for row, statement in re.findall(r"\brow (\d+)\b(.*?)(?=\brow \d+\b|[;|\n]|$)", text, re.IGNORECASE | re.DOTALL):
         rows.setdefault(int(row), images_named(statement.split(".")[0]))
@@ -22,16 +22,16 @@ def images_of_rows(text: str) -> dict[int, list[int]]:
 
 
 def first_image_is_one(case: Case, num_images: int) -> bool:
-    """Whether the README counts images from 1: some number is too large to count from 0."""
+    """Returns whether the README counts images from 1, that is, a number is too large for counting from 0."""
     named = images_named(case.readme)
     return bool(named) and max(named) >= num_images and min(named) >= 1
 
 
 def assign_images(case: Case, array: str, images_per_row: list[int], num_images: int) -> tuple[list[int], str]:
-    """Which images stand in the rows of a prompt array, in reading order, and how that is known.
+    """Returns the images in the rows of a prompt array, in reading order, and the source of that assignment.
 
-    The README's words on the array count first, then its words on rows; where it says nothing the images are taken in
-    order. A statement is only believed if it gives every row as many images as the row has placeholders for.
+    The README's description of the array has priority, then its description of rows; without either, images are
+    assigned in order. A description counts only if it gives every row as many images as the row has placeholders for.
     """
     total = sum(images_per_row)
     if not total:
@@ -53,14 +53,14 @@ def assign_images(case: Case, array: str, images_per_row: list[int], num_images:
 
 
 def by_rows(rows: dict[int, list[int]], images_per_row: list[int]) -> list[int]:
-    """The images of all rows in order, or none if a row has another number of them."""
+    """Returns the images of all rows in order, or nothing if a row needs another number of images."""
     if all(len(rows.get(row, [])) >= count for row, count in enumerate(images_per_row)):
         return [number for row, count in enumerate(images_per_row) for number in rows.get(row, [])[:count]]
     return []
 
 
 def sampled_slice(text: str) -> slice | None:
-    """The slice in 'rows/columns 5, 21, 37, ...'."""
+    """Parses the slice in 'rows/columns 5, 21, 37, ...'."""
     found = re.search(r"rows?\s*(?:/|and)\s*columns?\s+(\d+),\s*(\d+)", text)
     if not found:
         return None
@@ -69,7 +69,7 @@ def sampled_slice(text: str) -> slice | None:
 
 
 def cropped_slices(text: str) -> tuple[slice, slice] | None:
-    """The slices in 'rows 480..527, columns 500..563' (both ends included)."""
+    """Parses the slices in 'rows 480..527, columns 500..563' (both ends included)."""
     found = re.search(r"rows\s+(\d+)\s*\.\.\s*(\d+),?\s*(?:and\s+)?columns\s+(\d+)\s*\.\.\s*(\d+)", text)
     if not found:
         return None
@@ -78,6 +78,9 @@ def cropped_slices(text: str) -> tuple[slice, slice] | None:
 
 
 def gradient_floor(case: Case) -> float:
-    """The x of 'where |grad| > x': parameters after a step with a tiny eps are compared only there. 0 if not said."""
+    """Parses x in 'where |grad| > x'; 0 if absent.
+
+    After a step with a tiny eps, only these parameters are compared.
+    """
     found = re.search(rf"\|?grad(?:ient)?\|?\s*(?:>=?|above)\s*({NUMBER})", case.readme)
     return float(found.group(1)) if found else 0.0

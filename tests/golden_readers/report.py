@@ -1,4 +1,4 @@
-"""What was compared, how far it was off, and what was not compared."""
+"""The comparisons of one case with their errors, and the values that were not compared."""
 
 import json
 from collections.abc import Sequence
@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 FORWARD_BOUND, TRAINING_BOUND, IDENTICAL = 1e-5, 1e-4, 0.0
-# A pixel that is one grey level off in a million moves the relative error above this.
+# One pixel in a million that is off by one grey level exceeds this relative error.
 PIXEL_BOUND = 1e-6
 
 
 @dataclass(frozen=True)
 class Item:
-    """One comparison. `error` is the relative Frobenius error, None where only equality counts or it is not
-    finite."""
+    """One comparison.
+
+    `error` is the relative Frobenius error, or None if only equality counts or the error is not finite.
+    """
 
     name: str
     holds: bool
@@ -33,7 +35,7 @@ class Report:
     """Collects the comparisons of one case.
 
     Args:
-        recorded: the arrays that are expected; each is to be compared or skipped once.
+        recorded: the expected arrays; each must be compared or skipped once.
     """
 
     def __init__(self, case: str, kind: str, mode: str, recorded: dict[str, np.ndarray]):
@@ -47,7 +49,7 @@ class Report:
     def close(
         self, name: str, actual: np.ndarray, *, bound: float = FORWARD_BOUND, at: np.ndarray | None = None, note=""
     ) -> None:
-        """Compares with the recorded array of that name; integers must be identical.
+        """Compares an array with the recorded one of that name; integers must be identical.
 
         Args:
             at: boolean index of leading axes; only these elements are compared.
@@ -71,7 +73,7 @@ class Report:
         self.items.append(Item(name, bool(error <= bound), result, finite, bound, note))
 
     def check(self, name: str, error: float, *, bound: float, note: str = "") -> None:
-        """Takes an error that was measured elsewhere."""
+        """Adds an error measured elsewhere."""
         self.open_names.discard(name)
         finite = error if np.isfinite(error) else None
         self.items.append(Item(name, bool(error <= bound), f"{error:.2e}", finite, bound, note))
@@ -92,7 +94,7 @@ class Report:
         self.items.append(Item(name, False, result, None, bound, note))
 
     def skip(self, name: str, reason: str) -> None:
-        """Says that something is not compared and why."""
+        """Records that a value is not compared, with the reason."""
         self.open_names.discard(name)
         self.not_compared[name] = reason
 
@@ -106,7 +108,7 @@ class Report:
         return bool(self.items) and all(item.holds for item in self.items)
 
     def text(self) -> str:
-        """One line per item, then what was not compared, then the verdict."""
+        """Formats one line per item, then the values that were not compared, then the verdict."""
         failed = sum(not item.holds for item in self.items)
         errors = [item for item in self.items if item.error]
         worst = max(errors, key=lambda item: item.error / (item.bound or 1e-30), default=None)
@@ -121,7 +123,7 @@ class Report:
         return "\n".join(lines)
 
     def json(self) -> str:
-        """The same as one JSON object on one line."""
+        """Formats the report as one JSON object on one line."""
         return json.dumps(
             {
                 "case": self.case,
@@ -136,8 +138,10 @@ class Report:
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Frobenius norm of the difference over that of the expected array (over 1 if that is zero); NaN is infinite, but
-    where both are NaN, as a mean over no labels is."""
+    """Returns the Frobenius norm of the difference over that of the expected array (over 1 if that is zero).
+
+    NaN gives infinity, unless both elements are NaN, as the mean over no labels is.
+    """
     both = np.isnan(actual) & np.isnan(expected)
     actual, expected = actual[~both], expected[~both]
     difference = actual.astype(np.float64) - expected.astype(np.float64)

@@ -1,14 +1,17 @@
-"""Cases of text: strings, ids, chat prompts, training labels and padded batches, told apart by their keys."""
+"""Cases of text: strings, ids, chat prompts, training labels and padded batches, distinguished by their keys."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.original_samples import original_sample
+from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.templates import TEMPLATES
+from mindvlm.models.vary.tokenizer import open_tokenizer
 from mindvlm.processing.images.image_span import ImageSpan
-from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample, collate
+from mindvlm.processing.samples.chat_samples import TrainingSample, collate
 from mindvlm.processing.text.chat_template import get_template, prompt_text, render
-from mindvlm.processing.text.tiktoken_tokenizer import END_OF_TEXT, TiktokenTokenizer
+from mindvlm.processing.text.tokenizer import END_OF_TEXT
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import Report
 
@@ -23,7 +26,7 @@ def is_batch(document: object) -> bool:
 
 
 def is_entries(document: object) -> bool:
-    """A list of entries of which one has the keys of a kind that is compared here."""
+    """Returns whether this is a list with an entry of a kind that this module compares."""
     forms = ({"record", "model_max_length"}, {"turns", "template", "prompt"}, {"ids", "decoded"}, {"ids", "text"})
     return isinstance(document, list) and any(
         isinstance(entry, dict) and any(form <= entry.keys() for form in forms) for entry in document
@@ -31,7 +34,7 @@ def is_entries(document: object) -> bool:
 
 
 def has_known_form(document: object) -> bool:
-    """Whether a JSON file is one that `read_text` compares."""
+    """Returns whether `read_text` compares this JSON file."""
     return is_batch(document) or is_entries(document)
 
 
@@ -41,7 +44,7 @@ class TextReader:
     def __init__(self, case: Case, report: Report):
         self.case, self.report = case, report
         vocabulary = case.vocabulary()
-        self.tokenizer = TiktokenTokenizer.from_file(vocabulary)
+        self.tokenizer = open_tokenizer(str(vocabulary))
         self.processor = VaryProcessor(VaryProcessorConfig(vocab_file=str(vocabulary)))
 
     def read(self) -> None:
@@ -91,22 +94,21 @@ class TextReader:
             self.report.same(f"{name} {key}", pairs)
 
     def prompt(self, entry: Entry) -> str:
-        """The prompt as the original builds it: an empty message leaves the turn open."""
-        return prompt_text(render(get_template(entry["template"]), entry["turns"], empty_leaves_open=True))
+        """Returns the prompt as the original builds it: an empty message leaves the turn open."""
+        return prompt_text(render(get_template(entry["template"], TEMPLATES), entry["turns"], empty_leaves_open=True))
 
     def sample(self, entry: Entry) -> TrainingSample:
-        return build_sample(
+        return original_sample(
             entry["record"],
             tokenizer=self.tokenizer,
-            template=get_template(entry.get("template", TRAINING_TEMPLATE)),
+            template=get_template(entry.get("template", TRAINING_TEMPLATE), TEMPLATES),
             image_span=ImageSpan(self.processor.config.num_image_tokens),
             max_length=entry["model_max_length"],
             image_in_front=entry.get("sep_image_conv_front", False),
-            original_parse=True,
         )
 
     def compare_batch(self, name: str, document: Entry) -> None:
-        """A padded batch of entries that another file of the case has."""
+        """Compares a padded batch of entries of another file of the case."""
         entries = {
             entry["name"]: entry
             for other in self.case.documents.values()
@@ -131,7 +133,7 @@ class TextReader:
                 self.report.skip(f"{name} {key}", "no rule of this reader for an entry of this name")
 
     def compare_shapes(self, name: str, samples: list[TrainingSample], recorded: list) -> None:
-        """Shapes of the pixels of the rows that have images, if the pictures are at hand."""
+        """Returns the pixel shapes of the rows with images, if the image files are available."""
         folders = [self.case.folder, *sorted(self.case.folder.resolve().parent.iterdir())]
         pairs = []
         for row, sample in enumerate(samples):

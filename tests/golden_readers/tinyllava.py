@@ -1,16 +1,16 @@
-"""Cases of a whole TinyLLaVA with tiny weights: every scenario of scenarios.json, forward, generation and training."""
+"""Cases of a whole TinyLLaVA with tiny weights: forward, generation and training of each scenario in scenarios.json."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from mindvlm.core.config import GenerationConfig
-from mindvlm.generation.generate import Generator
-from mindvlm.generation.stopping import RowStop
-from mindvlm.models.tinyllava.model_config import num_tower_tokens
+from mindvlm.generation.request import Request
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.splice import splice_sources
 from tests.golden_readers.case import Case
-from tests.golden_readers.language import DecoderStates, NeverStops
+from tests.golden_readers.language import DecoderStates, features_of_rows
 from tests.golden_readers.loaded import RecordingEngine
 from tests.golden_readers.report import Report
 from tests.golden_readers.tinyllava_loaded import LoadedTinyLlava
@@ -22,7 +22,7 @@ MODEL_TYPES = ("tiny_llava", "tiny_llava_phi", "tiny_llava_stablelm", "tinyllava
 
 
 def is_tinyllava(case: Case) -> bool:
-    """A model with weights and scenarios."""
+    """Returns whether the case is a model with weights and scenarios."""
     return (
         case.weights.exists()
         and case.config.get("model_type") in MODEL_TYPES
@@ -31,7 +31,7 @@ def is_tinyllava(case: Case) -> bool:
 
 
 class VisionStates(nn.Cell):
-    """The states of the tower, the last one behind the final norm, the feature, and what the connector makes of it."""
+    """Computes the tower's states (the last one after the final norm), its feature and the connector's output."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -43,18 +43,8 @@ class VisionStates(nn.Cell):
         return states, normed, self.model.tower_features(pixels), self.model.encode_images(pixels)
 
 
-class NoText:
-    """A stream decoder of a case without a vocabulary."""
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
-
-
 class TinyLlavaReader:
-    """Runs the scenarios of one case and compares what is recorded for each."""
+    """Runs the scenarios of one case and compares the recorded values of each."""
 
     def __init__(self, case: Case, report: Report, mode: str):
         self.case, self.report, self.graph_mode = case, report, mode == "graph"
@@ -68,7 +58,6 @@ class TinyLlavaReader:
         self.engine = RecordingEngine(
             loaded.model, placeholder_id=PLACEHOLDER, max_length=256, graph_mode=self.graph_mode
         )
-        self.generator = Generator(self.engine)
         self.states = DecoderStates(loaded.model.language_model)
         self.vision = VisionStates(loaded.model)
         self.merged_loss = MergedLoss(loaded.model)
@@ -84,7 +73,7 @@ class TinyLlavaReader:
             selected = scenario.options.get("tower_select")
             num_dropped = self.config.num_dropped_tokens if selected is None else int(selected == "patch")
             if num_dropped != self.config.num_dropped_tokens:
-                num_tokens = num_tower_tokens(self.config.vision_tower) - num_dropped
+                num_tokens = self.config.vision_tower.num_tokens - num_dropped
                 tokens = self.config.connector.num_tokens(num_tokens)
                 self.set_model(LoadedTinyLlava(self.case, num_dropped_tokens=num_dropped, image_token_len=tokens))
                 scenario = next(one for one in self.scenarios() if one.name == scenario.name)
@@ -99,7 +88,7 @@ class TinyLlavaReader:
         return find_scenarios(self.case, image_token_len=self.config.image_token_len, placeholder=self.placeholder)
 
     def compare_sizes(self) -> None:
-        """Numbers of tensors and parameters, and the Linears that the official program gives LoRA adapters."""
+        """Compares the numbers of tensors and parameters, and the Linears that get LoRA adapters in the original."""
         document = self.case.documents["scenarios.json"]
         parameters = self.loaded.parameters
         known = {
@@ -134,7 +123,7 @@ class TinyLlavaReader:
             self.report.skip(recorded["greedy_margin"], "the margin of greedy_step_logits, which is compared")
 
     def compare_vision(self, scenario: Scenario, recorded: dict[str, str]) -> Tensor | None:
-        """Compares tower and connector; returns the features (N, T, hidden) of the pictures that stand in rows."""
+        """Compares tower and connector; returns the features (N, T, hidden) of the images used in rows."""
         if scenario.pixels is None:
             return None
         count = len(scenario.pixels)
@@ -155,12 +144,12 @@ class TinyLlavaReader:
         return Tensor(connected.asnumpy()[scenario.used]) if scenario.used else None
 
     def in_shape(self, array: np.ndarray, fill: int) -> np.ndarray:
-        """An array (B, L) of a scenario in the shape in which all run, `fill` behind and below it."""
+        """Pads an array (B, L) of a scenario with `fill` to the shape in which all scenarios run."""
         room = ((0, self.batch_size - array.shape[0]), (0, self.length - array.shape[1]))
         return np.pad(array, room, constant_values=fill)
 
     def merged(self, scenario: Scenario, features: Tensor | None) -> Tensor:
-        """Merged embeddings of the rows, padded on the right, in the shape in which all run."""
+        """Returns the merged embeddings, padded on the right to the shape in which all scenarios run."""
         ids = self.in_shape(scenario.padded(scenario.rows, 0), 0)
         if scenario.max_length is None:
             return self.engine.merged_embeddings(ids, features)
@@ -169,13 +158,13 @@ class TinyLlavaReader:
         num_images, image_token_len, _ = features.shape
         sources = splice_sources(ids, num_images, image_token_len, PLACEHOLDER, max_length=scenario.max_length)
         cut = np.ascontiguousarray(ids[:, : sources.shape[1]])
-        embeds = self.engine.run("prefill", self.engine.merge, Tensor(cut), features, Tensor(sources)).asnumpy()
+        embeds = self.engine.runner.run("prefill", self.engine.merge, Tensor(cut), features, Tensor(sources)).asnumpy()
         return Tensor(np.pad(embeds, ((0, 0), (0, self.length - embeds.shape[1]), (0, 0))))
 
     def compare_forward(self, scenario: Scenario, recorded: dict[str, str], features: Tensor | None) -> None:
         embeds = self.merged(scenario, features)
         inv_freq = self.engine.frequencies(1)
-        states, normed, logits = self.engine.run("prefill", self.states, embeds, inv_freq)
+        states, normed, logits = self.engine.runner.run("prefill", self.states, embeds, inv_freq)
         valid = scenario.valid
         num_rows, length = valid.shape
         labels = scenario.padded(scenario.labels or [[IGNORED]] * num_rows, IGNORED)[:, :length]
@@ -209,25 +198,33 @@ class TinyLlavaReader:
         return self.merged_loss(embeds, Tensor(labels.astype(np.int32)), inv_freq).asnumpy()
 
     def compare_generation(self, scenario: Scenario, recorded: dict[str, str], features: Tensor | None) -> None:
-        """Greedy tokens with the cache and the logits behind each, and the run that an end token stops."""
+        """Compares greedy tokens with the cache, the logits of each, and the run that an end token stops."""
         expected = self.case.outputs[recorded["greedy_ids"]]
-        ids = self.generate(scenario, features, expected.shape[1], [NeverStops() for _ in scenario.rows])
+        ids = self.generate(scenario, features, expected.shape[1])
         self.report.close(recorded["greedy_ids"], np.array(ids, np.int32))
         self.report.close(recorded["greedy_step_logits"], np.stack(self.engine.recorded, 1))
         if "greedy_ids_until_eos" in recorded:
             end = self.case.outputs[recorded["eos_token_id"]].tolist()
-            stops = [RowStop(end, (), NoText()) for _ in scenario.rows]
-            ids = self.generate(scenario, features, expected.shape[1], stops)
+            ids = self.generate(scenario, features, expected.shape[1], end)
             self.report.close(recorded["greedy_ids_until_eos"], np.array(ids, np.int32))
             self.report.skip(recorded["eos_token_id"], "an input")
 
-    def generate(self, scenario: Scenario, features: Tensor | None, num_tokens: int, stops: list) -> list[list[int]]:
-        rows = scenario.kept_rows
-        self.engine.reset(len(rows))
-        logits = self.engine.append(rows, features)
-        options = GenerationConfig(max_new_tokens=num_tokens)
-        *_, answers = self.generator.stream(rows, logits, options, stops=stops, seed=0)
-        return [list(answer.ids) for answer in answers]
+    def generate(
+        self, scenario: Scenario, features: Tensor | None, num_tokens: int, ends: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """Greedy ids of all rows, up to one of `ends` where there are some."""
+        rows = [list(row) for row in scenario.kept_rows]
+        self.engine.resize(len(rows))
+        requests = [
+            Request(
+                ids=row,
+                features=of_row,
+                options=GenerationConfig(max_new_tokens=num_tokens),
+                stop=lambda token: "stop_token" if token in ends else None,
+            )
+            for row, of_row in zip(rows, features_of_rows(rows, features, PLACEHOLDER), strict=True)
+        ]
+        return [slot.new_ids for slot in self.engine.complete(requests)]
 
 
 def read_tinyllava(case: Case, report: Report, mode: str) -> None:

@@ -1,15 +1,17 @@
-"""Cases of the connectors alone: outputs, and gradients of sum(output * cotangent)."""
+"""Cases of single connectors: outputs, and gradients of sum(output * cotangent)."""
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
-from mindvlm.models.tinyllava.connector import build_connector
 from mindvlm.models.tinyllava.hf_config import connector_config
-from mindvlm.weights.recognise import MODELS
+from mindvlm.models.tinyllava.model import build_connector
+from mindvlm.weights.config_json import ConfigTable
+from mindvlm.weights.rules.planning import make_plan
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import TRAINING_BOUND, Report
+from tests.known_models import MODELS
 
 # any of the models: a connector has the same names in all
 TABLE = MODELS["tinyllava_phi"].hf
@@ -17,13 +19,13 @@ PREFIX = "mm_projector."
 
 
 def is_connectors(case: Case) -> bool:
-    """Every entry of the config is a connector."""
+    """Returns whether every entry of the config is a connector."""
     entries = case.config.values()
     return case.weights.exists() and all(isinstance(entry, dict) and "mm_projector_type" in entry for entry in entries)
 
 
 class Weighted(nn.Cell):
-    """The connector's output, and its sum weighted with a cotangent."""
+    """Computes the connector's output and the sum of output * cotangent."""
 
     def __init__(self, connector: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -35,16 +37,16 @@ class Weighted(nn.Cell):
 
 
 def read_connectors(case: Case, report: Report) -> None:
-    """`<type>.output`, `<type>.grad_input`, `<type>.grad.<parameter>` for every type of the config."""
+    """Compares `<type>.output`, `<type>.grad_input` and `<type>.grad.<parameter>` for every type of the config."""
     x = Tensor(case.inputs["x"])
     with open_checkpoint(case.weights) as checkpoint:
         raw = {name: checkpoint.read(name).to_float32() for name in checkpoint.infos}
     for kind, entry in case.config.items():
         width = entry["hidden_size"] if entry["mm_projector_type"] != "identity" else entry["mm_hidden_size"]
-        connector = build_connector(connector_config(entry), entry["mm_hidden_size"], width)
+        connector = build_connector(connector_config(ConfigTable(entry)), entry["mm_hidden_size"], width)
         arrays = {name.split("/", 1)[1]: array for name, array in raw.items() if name.startswith(f"{kind}/")}
         source = MemorySource(arrays)
-        plan = TABLE.plan(source.infos, partial=True)
+        plan = make_plan(TABLE, source.infos, partial=True)
         view = plan.view(source)
         for name, parameter in connector.parameters_and_names():
             parameter.set_data(Tensor(view.read(PREFIX + name).to_float32()))

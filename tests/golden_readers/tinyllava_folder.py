@@ -1,4 +1,4 @@
-"""Cases of a checkpoint folder as it is published: from files and pictures to the answer, by the production loader."""
+"""Cases of a published checkpoint folder: from files and images to the answer, by the production loader."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor
 
 import mindvlm
-from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
+from mindvlm.models.tinyllava.processor import TinyLlavaProcessor
 from tests.golden_readers.case import Case
 from tests.golden_readers.loaded import RecordingEngine
 from tests.golden_readers.report import FORWARD_BOUND, Report
@@ -21,7 +21,7 @@ TOKEN_STEP, POSITION_STEP = 27, 97
 
 
 def checkpoint_folder(case: Case) -> Path | None:
-    """The folder in the case that holds a checkpoint."""
+    """Returns the folder of the case that contains a checkpoint."""
     found = [path for path in sorted(case.folder.iterdir()) if (path / "config.json").is_file()]
     return found[0] if len(found) == 1 else None
 
@@ -31,7 +31,7 @@ def is_checkpoint_folder(case: Case) -> bool:
 
 
 class FolderReader:
-    """Asks every recorded question."""
+    """Asks every recorded question and compares the answers."""
 
     def __init__(self, case: Case, report: Report, mode: str):
         self.case, self.report = case, report
@@ -59,14 +59,14 @@ class FolderReader:
         compare_loops(self.case.folder / "loops", self.report, self.ask)
 
     def ask(self, question: LoopQuestion) -> str:
-        """The answer of a loop, which is not longer than the README says."""
+        """Returns the answer of a loop, limited to the length stated in the README."""
         stated = re.search(r"at most (\d+) new tokens", self.case.readme)
         longest = max(len(entry["new_ids"]) for entry in self.expected["quick_start"])
         image = self.picture(question.image) if isinstance(question.image, str) else question.image
         return str(self.loaded.chat(question.query, image, max_new_tokens=int(stated.group(1)) if stated else longest))
 
     def picture(self, name: str) -> Path:
-        """The file of a picture, with or without its ending, in the folder beside the case that the README names."""
+        """Returns the file of an image, named with or without suffix, in the folder that the README names."""
         name = Path(name).stem
         beside = self.case.folder.resolve().parent
         stated = re.search(r"`\.\./([\w-]+)/", self.case.readme)
@@ -107,7 +107,7 @@ class FolderReader:
         self.compare_sum(f"{query}.features_sum", features.asnumpy(), (1, 2))
 
     def compare_sum(self, name: str, array: np.ndarray, axes: tuple[int, ...]) -> None:
-        """A sum may be small beside its terms: the bound is relative to the sum of their absolute values."""
+        """Compares a sum relative to the sum of the absolute values, because a sum may be small beside its terms."""
         if name in self.report.recorded:
             recorded = self.report.recorded[name]
             difference = np.abs(array.sum(axes, dtype=np.float64) - recorded).max()

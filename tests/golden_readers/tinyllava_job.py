@@ -1,4 +1,4 @@
-"""The job that stands for the arguments of a recorded run of the official TinyLLaVA program."""
+"""The training job that corresponds to the arguments of a recorded run of the official TinyLLaVA program."""
 
 import json
 import math
@@ -26,10 +26,10 @@ def is_on(arguments: Arguments, name: str) -> bool:
 
 
 def write_job(case: Case, arguments: Arguments, weights: list[Path], folder: Path) -> Job:
-    """The production job of the arguments, written into the folder.
+    """Writes the production job for the arguments to the folder.
 
     Args:
-        weights: what the run starts from, in order.
+        weights: the initial weights, in order.
     """
     root = case.folder.resolve()
     data = root / arguments["data_path"]
@@ -112,15 +112,15 @@ def schedule(arguments: Arguments, num_records: int) -> dict[str, Any]:
 
 
 def num_tower_layers(tower: dict[str, Any]) -> int:
-    """Layers that the original keeps: SigLIP loses its last one."""
+    """Returns the number of layers that the original keeps; it drops SigLIP's last layer."""
     tower = tower.get("vision_config", tower)
     return tower["num_hidden_layers"] - ("siglip" in tower["model_type"])
 
 
 def policy(arguments: Arguments, num_layers: int) -> dict[str, Any]:
-    """What trains: the section `tune` of the model, and `freeze` and `train` of the job.
+    """Returns the section `tune` of the model, and `freeze` and `train` of the job.
 
-    The flags are obeyed in the order of the original; a later one overrides those before it.
+    The flags apply in the order of the original; a later one overrides earlier ones.
     """
     tune: dict[str, Any] = {}
     freeze, train = [], []
@@ -143,7 +143,7 @@ def policy(arguments: Arguments, num_layers: int) -> dict[str, Any]:
 
 
 def epochs_of(arguments: Arguments, records: list[dict], permutations: list[list[int]]) -> list[list[int]]:
-    """The records of every epoch in their order, from the permutations that the original drew."""
+    """Returns the records of every epoch in order, from the permutations that the original drew."""
     drawn = iter(permutations)
     lengths = list(map(modality_length, records))
     options = {"batch_size": int(arguments["per_device_train_batch_size"]), "num_shards": 1}

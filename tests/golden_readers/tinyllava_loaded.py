@@ -1,17 +1,18 @@
-"""The TinyLLaVA of a case, built from its config and filled through the production conversion rules."""
+"""The TinyLLaVA of a case, built from its config and filled by the production conversion rules."""
 
 import dataclasses
 
-import mindspore as ms
 import numpy as np
 
 from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import TinyLlavaModel, build_model
 from mindvlm.models.tinyllava.model_config import TuneConfig
-from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.weights.recognise import native_view
+from mindvlm.weights.rules.planning import make_plan
 from tests.golden_readers.case import Case
+from tests.known_models import TINYLLAVA
 
 FAMILY = "tinyllava"
 
@@ -20,13 +21,13 @@ class LoadedTinyLlava:
     """A TinyLLaVA with the weights of a case, in float32.
 
     Args:
-        case: with config.json, vision_config.json unless the config holds the tower's, and the weights.
-        tune: what learns.
-        changes: further attributes of the model config that are replaced.
+        case: has config.json, the weights, and vision_config.json unless the config contains the tower's sizes.
+        tune: the parts that train.
+        changes: other attributes of the model config to replace.
 
     Attributes:
         model: the Cell.
-        table: the conversion rules that the names of the weights asked for.
+        table: the conversion rules that match the names of the weights.
     """
 
     def __init__(self, case: Case, *, tune: TuneConfig | None = None, **changes):
@@ -34,22 +35,22 @@ class LoadedTinyLlava:
         # the recorded runs are in evaluation mode
         decoder = dataclasses.replace(config.language_model, residual_dropout=0.0)
         self.config = dataclasses.replace(config, language_model=decoder, tune=tune or TuneConfig(), **changes)
-        self.model: TinyLlavaModel = build_model(self.config, ms.float32).set_train(False)
+        self.model: TinyLlavaModel = build_model(self.config).set_train(False)
         with open_checkpoint(case.weights) as checkpoint:
             expected = {
                 name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(self.model).items()
             }
-            weights = native_view(checkpoint, target_infos=expected, family=FAMILY)
+            weights = native_view(checkpoint, TINYLLAVA, target_infos=expected)
             self.table = weights.plan.table
-            fill_parameters(self.model, lambda name: weights.read(name).to_float32())
+            fill_parameters(self.model, weights)
         self.parameters = dict(self.model.parameters_and_names())
 
     def original_name(self, name: str) -> str:
-        """What the checkpoint calls a parameter."""
+        """Returns the checkpoint's name of a parameter."""
         return self.table.sources_of(name)[0]
 
     def under_original_names(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays of all parameters by the names of the checkpoint (the rules reversed)."""
+        """Returns the arrays of all parameters under the checkpoint's names (the reversed rules)."""
         source = MemorySource(arrays)
-        view = self.table.reverse().plan(source.infos).view(source)
+        view = make_plan(self.table.reverse(), source.infos).view(source)
         return {name: view.read(name).data for name in view.infos}

@@ -1,4 +1,4 @@
-"""Answers of the official question loops: VQA, ScienceQA and MMBench files beside a checkpoint folder."""
+"""Answers of the official evaluation loops: VQA, ScienceQA and MMBench files beside a checkpoint folder."""
 
 import base64
 import csv
@@ -29,9 +29,9 @@ class LoopQuestion:
 
 
 def answer_files(folder: Path) -> dict[str, list[LoopQuestion]]:
-    """The questions of every answers file of a case's `loops` folder, by the file's name; pictures by name or as bytes.
+    """Returns the questions of every answers file in a case's `loops` folder, by file name.
 
-    A kind of file that is not known is an empty list.
+    Images are file names or bytes. A file of an unknown kind gives an empty list.
     """
     makers = {"vqa": vqa_questions, "science": science_questions, "mmbench": mmbench_questions}
     files = {}
@@ -63,7 +63,7 @@ def mmbench_questions(folder: Path, path: Path, lines: list[dict]) -> Iterable[L
 
 
 def compare_loops(folder: Path, report: Report, ask: Callable[[LoopQuestion], str]) -> None:
-    """Asks every question of the loops once and compares the answers' texts."""
+    """Asks every question of the loops once and compares the texts of the answers."""
     answers: dict[LoopQuestion, str] = {}
     for name, questions in answer_files(folder).items():
         if not questions:

@@ -1,16 +1,15 @@
-"""Cases of TinyLLaVA's image preprocessing: pictures for SigLIP and CLIP towers, tiles, and the chat front end's."""
+"""Cases of TinyLLaVA's image preprocessing: SigLIP and CLIP towers, tiles, and the web chat."""
 
 import re
 
 import numpy as np
 from PIL import Image
 
-from mindvlm.models.tinyllava.processing import clip_branch, siglip_branch
-from mindvlm.processing.images.chat_pictures import chat_picture
+from mindvlm.models.tinyllava.processor import clip_branch, siglip_branch
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.loading import load_image
 from mindvlm.processing.images.tiling import choose_resolution, grid_shape, tiles
-from mindvlm.processing.images.transforms import eight_bit_colour
+from mindvlm.processing.images.transforms import chat_picture, eight_bit_colour
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import IDENTICAL, PIXEL_BOUND, Report
 
@@ -27,7 +26,7 @@ def is_tinyllava_pictures(case: Case) -> bool:
 
 
 class PictureReader:
-    """Compares every array, then every entry of expected.json."""
+    """Compares every array, and every entry of expected.json."""
 
     def __init__(self, case: Case, report: Report):
         self.case, self.report = case, report

@@ -1,7 +1,7 @@
-"""Training runs of the official TinyLLaVA program, from its starting checkpoints to its saved files.
+"""Training runs of the official TinyLLaVA program, from its initial checkpoints to its saved files.
 
-What the program draws at random is taken from the record: the first values of the connector and the permutations.
-Everything else is a job of the production trainer.
+Random draws of the program come from the record: the initial values of the connector and the permutations. Everything
+else is a job of the production trainer.
 """
 
 import json
@@ -9,21 +9,21 @@ import tempfile
 from itertools import islice
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.conversion import Request, convert
-from mindvlm.families import get_family
+from mindvlm.core.runtime import EAGER_FLOAT32
+from mindvlm.models.registry import get_family
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
+from mindvlm.training.data import PassInputs
 from mindvlm.training.datasets.config import make_collator, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker
-from mindvlm.training.sources import PassInputs
-from mindvlm.training.state import ParameterSource, write_parameters
-from mindvlm.training.stepping import Stepper
+from mindvlm.training.run_tensors import ParameterSource, write_parameters
+from mindvlm.training.step_runner import StepRunner
 from mindvlm.weights.recognise import native_model
 from tests.golden_readers.case import Case
 from tests.golden_readers.report import PIXEL_BOUND, TRAINING_BOUND, Report, relative_error
@@ -40,7 +40,7 @@ NOT_COMPARED = ("saved_files", "sensitivity_max_loss_change", "sensitivity_max_w
 
 
 def is_training_runs(case: Case) -> bool:
-    """The arguments of runs and what each of them did."""
+    """Returns whether the case has the arguments and the records of training runs."""
     runs = case.documents.get(ARGUMENTS, {})
     return bool(runs) and all(f"expected_{run}.json" in case.documents for run in runs)
 
@@ -57,22 +57,20 @@ class RunReader:
         config = self.config = write_job(case, self.arguments, weights, folder).config
         model_config = self.model_config = building.read_model(config)
         family = get_family(config.family)
-        self.model, divided = building.build_model(
-            config, model_config, family, Mesh(), ms.float32, is_new=True, say=lambda line: None
-        )
+        self.model, divided = building.build_model(config, model_config, family, Mesh(), EAGER_FLOAT32, is_new=True)
         decoder = model_config.model.language_model
         inv_freq = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
-        self.stepper = Stepper(self.model, config, inv_freq=inv_freq, mesh=Mesh(), divided=divided)
+        self.runner = StepRunner(self.model, config, inv_freq=inv_freq, mesh=Mesh(), divided=divided)
         options = sample_options(config.data, lambda: family.processor(model_config.processor), seed=0, shuffle=False)
         self.maker = SampleMaker(options)
         self.collator = make_collator(config.data, self.maker.processor)
         self.num_image_tokens = model_config.processor.num_image_tokens
         parameters = dict(self.model.parameters_and_names())
-        published = native_model(ParameterSource(parameters).infos, config.family).hf
+        published = native_model(ParameterSource(parameters).infos, get_family(config.family).models).hf
         self.original = {name: published.sources_of(name)[0] for name in parameters}
 
     def read(self) -> None:
-        """Compares everything; changes the model's parameters."""
+        """Compares all recorded values; changes the model's parameters."""
         self.compare_groups()
         self.compare_steps()
         self.compare_saved()
@@ -81,7 +79,10 @@ class RunReader:
             self.report.skip(f"{self.run} {name}", OUTSIDE)
 
     def compare_groups(self) -> None:
-        """What trains, and with which decay. The original also lists what no gradient reaches and so never changes."""
+        """Compares the trained parameters and their decay.
+
+        The original also lists parameters that receive no gradient and therefore never change.
+        """
         trained = [parameter.name for parameter in self.model.trainable_params()]
         cells = self.model.vision_tower.unused_cells()
         unused = {self.original[parameter.name] for cell in cells for parameter in cell.get_parameters()}
@@ -99,7 +100,7 @@ class RunReader:
         self.report.same(f"{self.run} betas and eps", pairs)
 
     def compare_steps(self) -> None:
-        """Order, batches, losses, learning rates and norms."""
+        """Compares order, batches, losses, learning rates and norms."""
         epochs = epochs_of(self.arguments, self.records, self.expected["permutations"])
         size, per_step = self.config.data.batch_size, self.config.num_passes
         batches = [epoch[start : start + size] for epoch in epochs for start in range(0, len(epoch), size)]
@@ -143,25 +144,25 @@ class RunReader:
         return PassInputs(batch.input_ids, batch.labels, batch.sources, pixels, batch.num_tokens, [])
 
     def train_step(self, rate: float, passes: list[PassInputs]) -> tuple[list[float], float]:
-        """One production step: the loss of each pass, and the norm."""
+        """Runs one production step; returns the loss of each pass and the norm."""
         if len(passes) == 1:
-            outcome = self.stepper.run(rate, passes)
+            outcome = self.runner.run(rate, passes)
             return [outcome.loss], outcome.norm
-        losses, total = [], self.stepper.step.accumulate_graph.loss
-        accumulate = self.stepper.step.accumulate
+        losses, total = [], self.runner.step.accumulate_graph.loss
+        accumulate = self.runner.step.accumulate
 
         def recorded(*arguments):
             before = float(total.asnumpy())
             accumulate(*arguments)
             losses.append(float(total.asnumpy()) - before)
 
-        self.stepper.step.accumulate = recorded
-        outcome = self.stepper.run(rate, passes)
-        self.stepper.step.accumulate = accumulate
+        self.runner.step.accumulate = recorded
+        outcome = self.runner.run(rate, passes)
+        self.runner.step.accumulate = accumulate
         return losses, outcome.norm
 
     def group_factors(self) -> list[float]:
-        """What the learning rate of each recorded group is multiplied by; NaN for one that has several here."""
+        """Returns the learning rate factor of each recorded group; NaN for a group with several factors here."""
         factor, names = (
             self.config.optimizer.learning_rate_factor,
             {there: here for here, there in self.original.items()},
@@ -170,7 +171,7 @@ class RunReader:
         return [one.pop() if len(one) == 1 else float("nan") for one in found]
 
     def compare_batch(self, number: int, samples: list[Sample], recorded: dict) -> None:
-        """Ids and labels of the rows, a picture being one id, and what fills them up."""
+        """Compares ids and labels of the rows, with one id per image, and their padding."""
         pad_id = self.maker.processor.tokenizer.pad_id
         longest = max(map(len, recorded["input_ids"]))
         for row, sample in enumerate(samples):
@@ -184,7 +185,7 @@ class RunReader:
             self.pairs += [(f"batch {number} row {row} {key}", ours, recorded[key][row]) for key, ours in whole.items()]
 
     def collapsed(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Ids and labels with one placeholder for each picture."""
+        """Returns ids and labels with one placeholder per image."""
         inside = np.zeros(len(sample.input_ids), bool)
         places = np.flatnonzero(sample.input_ids < 0)
         inside[[place for i, place in enumerate(places) if i % self.num_image_tokens]] = True
@@ -192,7 +193,7 @@ class RunReader:
         return ids[~inside].tolist(), sample.labels[~inside].tolist()
 
     def compare_saved(self) -> None:
-        """The tensors that the production conversion makes of the trained weights: names, shapes, sums, values."""
+        """Compares the tensors converted from the trained weights: names, shapes, sums, values."""
         native = self.folder / "weights.safetensors"
         write_parameters(native, dict(self.model.parameters_and_names()))
         only = "projectors" if self.only_connector else None
@@ -214,7 +215,7 @@ class RunReader:
                 self.report.close(name, arrays[tensor], bound=TRAINING_BOUND)
 
     def compare_config(self) -> None:
-        """The keys of config.json that both programs write."""
+        """Compares the keys of config.json that both programs write."""
         written = json.loads(get_family(self.config.family).companions(self.model_config)["config.json"])
         recorded = self.expected["saved_config"]
         # a run that saves its connector alone leaves the architecture of the language model there
@@ -224,12 +225,12 @@ class RunReader:
 
 
 def image_sums(samples: list[Sample]) -> np.ndarray:
-    """The sum over the picture of each row, 0 without one."""
+    """Returns the pixel sum of each row, 0 without an image."""
     return np.array([sum(float(one.sum(dtype=np.float64)) for one in sample.pixels.values()) for sample in samples])
 
 
 def read_training_runs(case: Case, report: Report) -> None:
-    """Every run, a later one from the connector that the first one trained."""
+    """Compares every run; later runs start from the connector that the first run trained."""
     root = case.folder.resolve()
     with tempfile.TemporaryDirectory() as name:
         first = Path(name) / "connector.safetensors"

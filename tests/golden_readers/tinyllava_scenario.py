@@ -1,4 +1,4 @@
-"""The scenarios of a TinyLLaVA case: prompts as arrays, with their pictures in the places of -200."""
+"""The scenarios of a TinyLLaVA case: prompts as arrays, in which -200 marks an image."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ class Scenario:
 
     Attributes:
         options: the entry.
-        rows: ids of each row without padding; every placeholder stands for one feature row.
-        labels: of each row, or None.
-        pixels: all pictures, (N, 3, height, width), or None.
-        used: indices of the pictures that stand in a row; the others fill the slot of a row of text.
+        rows: ids of each row without padding; every placeholder is one feature row.
+        labels: labels of each row, or None.
+        pixels: all images, (N, 3, height, width), or None.
+        used: indices of the images used in a row; the others fill the place of a text row.
         num_masked: whether a mask was passed.
-        max_length: rows are cut to it, or None.
+        max_length: length to which rows are cut, or None.
         is_left_padded: the recorded rows are aligned at their end.
     """
 
@@ -37,7 +37,7 @@ class Scenario:
 
     @property
     def kept_rows(self) -> list[list[int]]:
-        """The rows, cut."""
+        """The rows, cut to `max_length`."""
         return [row[: self.max_length] for row in self.rows]
 
     @property
@@ -46,32 +46,32 @@ class Scenario:
 
     @property
     def lengths(self) -> list[int]:
-        """Of the rows that are recorded."""
+        """The lengths of the recorded rows."""
         return [min(len(row), self.max_length or len(row)) for row in self.rows]
 
     def padded(self, rows: list[list[int]], fill: int) -> np.ndarray:
-        """Rows as recorded, as an array (B, L) int32, padded on the right."""
+        """Returns rows as an array (B, L) int32, padded on the right."""
         length = max(map(len, rows))
         return np.array([row + [fill] * (length - len(row)) for row in rows], np.int32)
 
     def as_recorded(self, array: np.ndarray) -> np.ndarray:
-        """An array (B, L, ...) that is padded on the right with the padding where the recorded one has it."""
+        """Moves the padding of an array (B, L, ...) from the right to the side on which the recorded array has it."""
         if not self.is_left_padded:
             return array
         return np.stack([np.roll(row, array.shape[1] - n, 0) for row, n in zip(array, self.lengths, strict=True)])
 
     @property
     def valid(self) -> np.ndarray:
-        """(B, L) bool: where recorded rows are no padding."""
+        """Returns a mask (B, L) bool of the recorded rows, False at padding."""
         length = max(self.lengths)
         return self.as_recorded(np.array([[i < n for i in range(length)] for n in self.lengths]))
 
 
 def find_scenarios(case: Case, *, image_token_len: int, placeholder: int) -> list[Scenario]:
-    """The scenarios of a case.
+    """Returns the scenarios of a case.
 
     Args:
-        placeholder: the id of a picture in the recorded ids.
+        placeholder: the id of an image in the recorded ids.
     """
     listed = case.documents["scenarios.json"]["scenarios"]
     return [one_scenario(case, name, listed[name], image_token_len, placeholder) for name in listed]
@@ -119,7 +119,7 @@ def one_scenario(case: Case, name: str, options: dict, image_token_len: int, pla
 
 
 def picture_slots(arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], np.ndarray | None]:
-    """The pictures behind each placeholder, in order, and all pictures."""
+    """Returns the images of each placeholder in order, and all images."""
     for name in ("images", "pixel_values"):
         if name in arrays:
             return [[i] for i in range(len(arrays[name]))], arrays[name]

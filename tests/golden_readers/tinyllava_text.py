@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.core.errors import UserError
-from mindvlm.models.tinyllava.processing import IMAGE_END, IMAGE_START, image_marks, siglip_branch
-from mindvlm.models.tinyllava.templates import TEMPLATES, image_turns
+from mindvlm.models.tinyllava.processor import IMAGE_END, IMAGE_START, image_marks, siglip_branch
+from mindvlm.models.tinyllava.templates import LABEL_RULES, TEMPLATES, image_turns
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.images.loading import load_image
 from mindvlm.processing.samples.chat_samples import TrainingSample, collate
 from mindvlm.processing.samples.llava_samples import image_to_front, llava_sample
 from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render, render_turn
-from mindvlm.processing.text.stream_decoder import StreamDecoder
 from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.training.datasets.grouping import group_by_length, group_by_modality, modality_length
 from tests.golden_readers.case import Case
@@ -46,7 +45,7 @@ def is_tinyllava_text(case: Case) -> bool:
 
 
 def template_of(name: str) -> ChatTemplate:
-    """The template of a recorded name; "(unregistered)" marks those that the original has in no table."""
+    """Returns the template of a recorded name; "(unregistered)" marks those that are in no table of the original."""
     return TEMPLATES[name.removesuffix("(unregistered)")]
 
 
@@ -114,7 +113,7 @@ class TinyLlavaTextReader:
         self.report.same("prompts.json refused", refusals)
 
     def prompt(self, template: ChatTemplate, messages: list) -> str | None:
-        """The prompt as the original's front ends write it; None if it is refused."""
+        """Returns the prompt as the original's front ends write it; None if it is refused."""
         turns: list[str | None] = []
         for position, (_, message) in enumerate(messages):
             if not isinstance(message, dict):
@@ -177,14 +176,14 @@ class TinyLlavaTextReader:
             pairs = []
             for number, entry in enumerate(entries):
                 tokenizer = self.vocabularies.get(entry["tokenizer"])
-                decoder = StreamDecoder(tokenizer, skip_special=skip_special)
+                decoder = tokenizer.text_decoder(skip_special=skip_special)
                 streamed = "".join(map(decoder.push, entry["ids"])) + decoder.flush()
                 whole = tokenizer.decode(entry["ids"], skip_special=skip_special)
                 pairs += [(f"{number}", whole, entry[key]), (f"{number} streamed", streamed, entry[key])]
             self.report.same(f"decode.json {key}", pairs)
 
     def compare_stopping(self, entries: list[Entry]) -> None:
-        """The original looks at the end of what was generated: it says stop where a row has just ended."""
+        """Compares stop decisions; the original stops if the last generated ids have just ended every row."""
         pairs = []
         for entry in entries:
             tokenizer = self.vocabularies.get(entry["tokenizer"])
@@ -220,9 +219,10 @@ class TinyLlavaTextReader:
         self.report.same("lengths.json", pairs)
 
     def sample(self, entry: Entry, name: str) -> TrainingSample:
-        """A sample by the masker that the entry names (default: the template's own)."""
+        """Builds a sample with the masker that the entry names (default: the template's own)."""
         template = template_of(entry["template"])
-        template = replace(template, label_rule=entry.get("masker", template.label_rule))
+        if "masker" in entry:
+            template = replace(template, label_rule=LABEL_RULES[entry["masker"]])
         has_marks = bool(entry.get("im_start_end"))
         return llava_sample(
             self.samples[name],
@@ -275,7 +275,7 @@ class TinyLlavaTextReader:
         self.report.same("collator.json images_sum", close, note=f"largest error {max(errors, default=0.0):.1e}")
 
     def picture(self, record: Entry) -> np.ndarray:
-        """Pixels of a record, zeros without a picture."""
+        """Returns the pixels of a record, zeros without an image."""
         if "image" not in record:
             return np.zeros((3, PICTURE_SIZE, PICTURE_SIZE), np.float32)
         return siglip_branch(PICTURE_SIZE).pixels(load_image(self.case.folder / "images" / record["image"]))

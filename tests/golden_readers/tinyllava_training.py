@@ -1,4 +1,4 @@
-"""The training runs of a TinyLLaVA case: what each policy changes, by the production step."""
+"""The training steps of a TinyLLaVA case: the changes that each policy makes, by the production step."""
 
 import mindspore as ms
 import numpy as np
@@ -20,8 +20,10 @@ NO_DECAY = [r"bias$", r"(norm[^.]*|feed_forward\.0)\.weight$"]
 
 
 def tuned_parts(options: dict, num_tower_layers: int) -> TuneConfig:
-    """The production config of an official policy; a first layer that the tower has not, 100 in the official program's
-    defaults, leaves the tower as it is."""
+    """Returns the production config of an official policy.
+
+    A first layer beyond the tower's last one, 100 in the official program's defaults, freezes the tower.
+    """
     policy = options["policy"]
     if policy == "pretrain":
         return TuneConfig(language_model=False)
@@ -47,7 +49,7 @@ def optimizer_config(options: dict) -> OptimizerConfig:
 
 
 def compare_training(case: Case, report: Report, scenarios: dict[str, Scenario]) -> None:
-    """Every entry `optimizer` of scenarios.json: groups, losses, gradients and parameters after one step."""
+    """Compares every entry `optimizer` of scenarios.json: groups, losses, gradients and parameters after one step."""
     num_tower_layers = LoadedTinyLlava(case).config.vision_tower.num_hidden_layers
     for tag, options in case.documents["scenarios.json"].get("optimizer", {}).items():
         loaded = LoadedTinyLlava(case, tune=tuned_parts(options, num_tower_layers))
@@ -70,7 +72,7 @@ def compare_training(case: Case, report: Report, scenarios: dict[str, Scenario])
 
 
 def batch_of(scenario: Scenario, loaded: LoadedTinyLlava) -> tuple[Tensor, ...]:
-    """The arguments of the model for a scenario."""
+    """Returns the arguments of the model for a scenario."""
     ids, labels = scenario.padded(scenario.rows, 0), scenario.padded(scenario.labels, IGNORED)
     decoder = loaded.config.language_model
     sources = splice_sources(ids, len(scenario.used), loaded.config.image_token_len, PLACEHOLDER)
@@ -80,9 +82,9 @@ def batch_of(scenario: Scenario, loaded: LoadedTinyLlava) -> tuple[Tensor, ...]:
 
 
 def compare_groups(report: Report, tag: str, options: dict, loaded: LoadedTinyLlava, config: OptimizerConfig) -> None:
-    """Which parameters learn, with which learning rate, and which of them decay.
+    """Compares the trained parameters, their learning rates and their decay.
 
-    The official groups also hold parameters that no gradient reaches; they are not changed.
+    The official groups also contain parameters that receive no gradient; these do not change.
     """
     ours = {}
     for parameter in loaded.model.trainable_params():
@@ -104,7 +106,7 @@ def compare_groups(report: Report, tag: str, options: dict, loaded: LoadedTinyLl
 
 
 def gradients(loaded: LoadedTinyLlava, step: TrainStep) -> dict[str, np.ndarray]:
-    """Gradients of the mean loss by name, out of the buffers that passes are added to; 0 for what does not learn."""
+    """Returns the gradients of the mean loss by name, from the accumulation buffers; 0 for frozen parameters."""
     passes = step.accumulate_graph
     arrays = {name: np.zeros(p.shape, np.float32) for name, p in loaded.parameters.items()}
     for buffer in passes.buffers:
@@ -119,7 +121,7 @@ def values_of(loaded: LoadedTinyLlava) -> dict[str, np.ndarray]:
 def compare_arrays(
     case: Case | None, report: Report, tag: str, kind: str, loaded: LoadedTinyLlava, arrays: dict[str, np.ndarray]
 ) -> None:
-    """Compares `<tag>.<kind>.<parameter>`; with a case only where its README says that gradients are large enough."""
+    """Compares `<tag>.<kind>.<parameter>`; with a case, only where its README says that gradients are large enough."""
     original = loaded.under_original_names(arrays)
     floor = gradient_floor(case) if case else 0.0
     for name in report.recorded:

@@ -1,4 +1,4 @@
-"""The tokenizers of a recorded case of TinyLLaVA's text, all opened as those of a checkpoint folder are."""
+"""The tokenizers of a recorded TinyLLaVA text case, opened like those of a checkpoint folder."""
 
 import json
 import shutil
@@ -27,8 +27,8 @@ class Vocabularies:
     """The tokenizers of a folder `tokenizers`.
 
     Args:
-        source: that folder.
-        scratch: an empty folder; the bytes of tokenizer.model are recorded under another name.
+        source: the folder `tokenizers`.
+        scratch: an empty folder, because the record stores tokenizer.model under another name.
     """
 
     def __init__(self, source: Path, scratch: Path):
@@ -36,7 +36,7 @@ class Vocabularies:
         self.opened: dict[tuple, Tokenizer] = {}
 
     def get(self, variant: str, *, more_special_tokens: Sequence[str] = (), pad_token: str | None = None) -> Tokenizer:
-        """The tokenizer of that name in the records, with `<image>` as a placeholder."""
+        """Returns the tokenizer with that recorded name, with `<image>` as a placeholder."""
         key = (variant, tuple(more_special_tokens), pad_token)
         if key not in self.opened:
             more = list(more_special_tokens)
@@ -49,7 +49,7 @@ class Vocabularies:
         return self.opened[key]
 
     def folder(self, variant: str) -> Path:
-        """A folder as a checkpoint has it."""
+        """Returns a folder in the layout of a checkpoint."""
         target = self.scratch / variant
         if target.exists():
             return target

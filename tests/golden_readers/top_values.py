@@ -1,4 +1,4 @@
-"""Arrays of the k largest logits and their ids."""
+"""Comparison of arrays of the k largest logits and their ids."""
 
 import re
 
@@ -10,10 +10,10 @@ SEPARATED = 1e-4
 
 
 def compare_top_values(report: Report, wanted: dict[str, str], logits: np.ndarray) -> None:
-    """Compares `topK_values`, and `topK_ids` where a value is not within rounding of its neighbours.
+    """Compares `topK_values`, and `topK_ids` where a value differs from its neighbours by more than rounding.
 
     Args:
-        wanted: item -> name of the recorded array; other items are passed over.
+        wanted: item -> name of the recorded array; other items are ignored.
         logits: (..., V); the recorded arrays may lack an axis of length 1.
     """
     for item, name in wanted.items():

@@ -1,4 +1,4 @@
-"""Cases of one vision tower alone: every stage of it."""
+"""Cases of a single vision tower: all of its stages."""
 
 import re
 
@@ -12,7 +12,7 @@ CHANNELS_FIRST = ("neck", "net_2", "net_3")
 
 
 class ClipStages(nn.Cell):
-    """All of the CLIP tower's states, the pooled class token and the feature."""
+    """Computes all states of the CLIP tower, the pooled class token and the feature."""
 
     def __init__(self, tower):
         super().__init__(auto_prefix=False)
@@ -24,7 +24,7 @@ class ClipStages(nn.Cell):
 
 
 class VocabularyStages(nn.Cell):
-    """All stages of the vision vocabulary."""
+    """Computes all stages of the vision vocabulary."""
 
     def __init__(self, tower):
         super().__init__(auto_prefix=False)
@@ -35,7 +35,7 @@ class VocabularyStages(nn.Cell):
 
 
 def read_clip(case: Case, report: Report) -> None:
-    """pixel_values_clip -> `hidden_N`, `last_hidden_state`, `pooler_output`, `feature`."""
+    """Compares `hidden_N`, `last_hidden_state`, `pooler_output` and `feature` of `pixel_values_clip`."""
     model = LoadedVary(case).model
     states, pooled, feature = ClipStages(model.vision_tower)(Tensor(case.inputs["pixel_values_clip"]))
     known = {f"hidden_{layer}": state for layer, state in enumerate(states)}
@@ -47,7 +47,7 @@ def read_clip(case: Case, report: Report) -> None:
 
 
 def read_vocabulary(case: Case, report: Report) -> None:
-    """pixel_values_high -> `embed`, `block_N`, `neck`, `net_2`, `net_3`, `tokens`."""
+    """Compares `embed`, `block_N`, `neck`, `net_2`, `net_3` and `tokens` of `pixel_values_high`."""
     loaded = LoadedVary(case)
     depth = loaded.config.vision_vocabulary.depth
     pixels = Tensor(case.inputs["pixel_values_high"])
@@ -65,6 +65,6 @@ def read_vocabulary(case: Case, report: Report) -> None:
 
 
 def sampling_step(case: Case, name: str) -> int:
-    """The n of 'every nth row and column' in what the README says of the array."""
+    """Parses n in 'every nth row and column' from the README's description of the array."""
     found = re.search(r"every (\d+)(?:st|nd|rd|th) row", case.meaning(name))
     return int(found.group(1)) if found else 1

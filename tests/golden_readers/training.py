@@ -1,4 +1,4 @@
-"""Loss, gradients and the optimizer step of a case, by the production training step."""
+"""Loss, gradients and optimizer step of a case, by the production training step."""
 
 import re
 
@@ -22,7 +22,7 @@ KNOWN_CLASSES = {"LayerNorm", "LayerNorm2d", "RMSNorm", "Embedding", "Linear"}
 
 
 class MergedLoss(nn.Cell):
-    """The loss from merged embeddings."""
+    """Computes the loss from merged embeddings."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -34,7 +34,7 @@ class MergedLoss(nn.Cell):
 
 
 class TextLoss(nn.Cell):
-    """The summed loss of a batch without images and the number of labels."""
+    """Computes the summed loss of a batch without images, and the number of labels."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -45,7 +45,7 @@ class TextLoss(nn.Cell):
 
 
 class LossAndGradients(nn.Cell):
-    """Loss and gradients, in the order of the trainable parameters."""
+    """Computes the loss and the gradients, in the order of the trainable parameters."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -58,7 +58,7 @@ class LossAndGradients(nn.Cell):
 
 
 class MeanLoss(nn.Cell):
-    """The mean over labels of a Cell that returns their summed loss and their number."""
+    """Computes the mean over labels, given a Cell that returns the summed loss and the number of labels."""
 
     def __init__(self, model):
         super().__init__(auto_prefix=False)
@@ -70,12 +70,12 @@ class MeanLoss(nn.Cell):
 
 
 def eval_loss(loaded: LoadedVary, embeds: Tensor, labels: np.ndarray, inv_freq: Tensor) -> np.ndarray:
-    """The loss in inference mode."""
+    """Returns the loss in inference mode."""
     return MergedLoss(loaded.model)(embeds, Tensor(labels.astype(np.int32)), inv_freq).asnumpy()
 
 
 def compare_training(case: Case, report: Report, loaded: LoadedVary, prompts: list[Prompt], pictures) -> None:
-    """`[<name>_]train_logits`, `loss`, `grad:*` and `after:*`. Changes the model's parameters."""
+    """Compares `[<name>_]train_logits`, `loss`, `grad:*` and `after:*`; changes the model's parameters."""
     trained = [prompt for prompt in prompts if prompt.labels is not None]
     wanted = [name for name in case.outputs if re.fullmatch(r"(\w+_)?train_logits|loss|(grad|after):.*", name)]
     if not wanted:
@@ -115,7 +115,7 @@ def compare_train_logits(case: Case, report: Report, model, prompt: Prompt, inv_
 
 
 def compare_gradients(case: Case, report: Report, loaded: LoadedVary, module: nn.Cell, batch: tuple) -> None:
-    """Gradients by their original names; a parameter that is not trained has a gradient of 0."""
+    """Returns gradients by their original names; a frozen parameter has gradient 0."""
     graph = LossAndGradients(module).set_train(True)
     loss, gradients = graph(*batch)
     if "loss" in case.outputs:
@@ -128,7 +128,7 @@ def compare_gradients(case: Case, report: Report, loaded: LoadedVary, module: nn
 
 
 def compare_step(case: Case, report: Report, loaded: LoadedVary, module: nn.Cell, batch: tuple) -> None:
-    """Parameters after the step that the README states."""
+    """Compares the parameters after the step that the README states."""
     try:
         statement = read_statement(case.readme, case.family_readme)
         config = optimizer_config(statement, loaded)
@@ -145,7 +145,7 @@ def compare_step(case: Case, report: Report, loaded: LoadedVary, module: nn.Cell
 
 
 def compare_parameters(report: Report, loaded: LoadedVary, arrays: dict, prefix: str, *, floor: float = 0.0) -> None:
-    """Compares all recorded arrays of that prefix; with a floor only where the recorded gradient is above it."""
+    """Compares all recorded arrays with that prefix; with a floor, only where the recorded gradient exceeds it."""
     original = loaded.under_original_names(arrays)
     for name, recorded in report.recorded.items():
         if not name.startswith(prefix):
@@ -162,10 +162,10 @@ def compare_parameters(report: Report, loaded: LoadedVary, arrays: dict, prefix:
 
 
 def optimizer_config(statement: OptimizerStatement, loaded: LoadedVary) -> OptimizerConfig:
-    """The production optimizer with the stated settings and exactly the stated exceptions from decay.
+    """Returns the production optimizer with the stated settings and exactly the stated exceptions from decay.
 
     Raises:
-        ValueError: a class of parameters is named that has no counterpart here.
+        ValueError: a stated parameter class has no counterpart here.
     """
     unknown = set(statement.exempt_classes) - KNOWN_CLASSES
     if unknown:
@@ -189,6 +189,6 @@ def optimizer_config(statement: OptimizerStatement, loaded: LoadedVary) -> Optim
 
 
 def original_class(name: str, cell: nn.Cell) -> str:
-    """The class that the original program has in the place of a Cell; SAM's neck has a LayerNorm2d of its own."""
+    """Returns the original program's class for a Cell; SAM's neck uses its own LayerNorm2d."""
     kind = type(cell).__name__
     return "LayerNorm2d" if kind == "LayerNorm" and ".neck." in name else kind

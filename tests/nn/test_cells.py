@@ -6,19 +6,21 @@ import pytest
 import torch
 from mindspore import Tensor, nn, ops
 
+from mindvlm.checkpoint import MemorySource, RawTensor
 from mindvlm.core.errors import UserError
-from mindvlm.nn.activation import ACTIVATIONS
 from mindvlm.nn.attention import causal_mask
-from mindvlm.nn.kv_cache import LayerKVCache, slot_indices
+from mindvlm.nn.config import grid_size
+from mindvlm.nn.kv_cache import LayerKVCache, cache_indices
 from mindvlm.nn.layout import permute_rows, widen
 from mindvlm.nn.linear import Embedding, Linear
 from mindvlm.nn.loss import IGNORED_LABEL, next_token_loss
-from mindvlm.nn.mlp import GatedMLP
+from mindvlm.nn.mlp import ACTIVATIONS, GatedMLP
 from mindvlm.nn.norm import LayerNorm, RMSNorm
-from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv, grid_size
+from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv
+from mindvlm.nn.products import to_tensor
 from mindvlm.nn.rotary import apply_rotary, inverse_frequencies, logn_scale, rotary_cos_sin
 from mindvlm.nn.splice import splice_sources
-from mindvlm.weights.fill import fill_parameters, parameter_shapes, to_tensor
 
 
 @pytest.fixture(autouse=True)
@@ -183,11 +185,11 @@ def test_causal_mask_hides_later_slots():
     assert mask.asnumpy()[~visible].max() == np.finfo(np.float32).min
 
 
-def test_cache_writes_rows_at_their_own_slots():
+def test_cache_writes_rows_at_their_own_positions():
     cache = LayerKVCache(2, 3, 5, 4)
     key, value = noise(2, 3, 2, 4), noise(2, 3, 2, 4, seed=1)
     positions = np.array([[0, 1], [3, 4]], np.int32)
-    keys, values = cache(Tensor(key), Tensor(value), slot_indices(Tensor(positions), 3))
+    keys, values = cache(Tensor(key), Tensor(value), cache_indices(Tensor(positions), 3))
     for written, source in ((keys.asnumpy(), key), (values.asnumpy(), value)):
         expected = np.zeros((2, 3, 5, 4), np.float32)
         expected[0, :, :2], expected[1, :, 3:] = source[0], source[1]
@@ -234,24 +236,50 @@ class TwoLinears(nn.Cell):
         self.second = Linear(2, 3, has_bias=False, dtype=ms.float16)
 
 
+class ListingSource(MemorySource):
+    """Lists the names of the tensors in the order in which they are read."""
+
+    def __init__(self, arrays):
+        super().__init__(arrays)
+        self.read_names = []
+
+    def read_range(self, name, start, stop):
+        self.read_names.append(name)
+        return super().read_range(name, start, stop)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("target", [ms.float32, ms.float16, ms.bfloat16])
+def test_a_tensor_is_converted_from_the_dtype_it_is_stored_in(dtype, target):
+    stored = RawTensor.from_array(noise(3, 4)).cast(dtype)
+    tensor = to_tensor("w", stored, target)
+    assert tensor.dtype == target and tensor.shape == (3, 4)
+    expected = stored if target == ms.float32 else stored.cast("float16" if target == ms.float16 else "bfloat16")
+    np.testing.assert_array_equal(tensor.astype(ms.float32).asnumpy(), expected.to_float32())
+
+
 def test_filling_parameters():
     cell = TwoLinears()
     shapes = parameter_shapes(cell)
     assert shapes == {"first.weight": (2, 3), "first.bias": (2,), "second.weight": (3, 2)}
     arrays = {name: noise(*shape) for name, shape in shapes.items()}
-    done = []
-    fill_parameters(cell, arrays.__getitem__, progress=done.append)
-    assert done == list(shapes)
+    source = ListingSource(arrays)
+    fill_parameters(cell, source)
+    assert source.read_names == list(shapes)
     np.testing.assert_array_equal(cell.first.weight.asnumpy(), arrays["first.weight"])
     np.testing.assert_array_equal(cell.second.weight.asnumpy(), arrays["second.weight"].astype(np.float16))
     with pytest.raises(UserError, match=r"first.weight has shape \[3, 2\]; the model expects \[2, 3\]"):
-        fill_parameters(cell, lambda name: noise(3, 2))
+        fill_parameters(cell, MemorySource({name: noise(3, 2) for name in shapes}))
+
+
+def raw(*values: float) -> RawTensor:
+    return RawTensor.from_array(np.array(values, np.float32))
 
 
 def test_values_beyond_half_precision_are_refused():
     with pytest.raises(UserError, match="tensor w has values beyond float16"):
-        to_tensor("w", np.array([1.0, 7e4], np.float32), ms.float16)
-    assert np.isinf(to_tensor("w", np.array([np.inf], np.float32), ms.float16).asnumpy()).all()
-    bfloat16 = to_tensor("w", np.array([1.0, 7e4], np.float32), ms.bfloat16)
+        to_tensor("w", raw(1.0, 7e4), ms.float16)
+    assert np.isinf(to_tensor("w", raw(np.inf), ms.float16).asnumpy()).all()
+    bfloat16 = to_tensor("w", raw(1.0, 7e4), ms.bfloat16)
     assert bfloat16.dtype == ms.bfloat16
     assert ops.shape(bfloat16) == (2,)

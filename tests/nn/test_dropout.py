@@ -21,6 +21,15 @@ class Two(nn.Cell):
         return self.first(x), self.second(x)
 
 
+@pytest.fixture(autouse=True)
+def pynative():
+    """The gradient of a Python function, and parameters set between two calls, need PyNative mode."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=before)
+
+
 @pytest.fixture
 def two() -> Two:
     return Two().set_train()

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
-from mindvlm.models.vary.vision_vocabulary import VisionVocabulary, VisionVocabularyConfig
+from mindvlm.core.runtime import BuildContext
+from mindvlm.models.vary.model_config import VisionVocabularyConfig
+from mindvlm.models.vary.vision_vocabulary import VisionVocabulary
 from mindvlm.nn import fused_attention
-from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.nn.config import DecoderConfig, VitConfig
+from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, later_keys
 from mindvlm.nn.rotary import inverse_frequencies
-from mindvlm.nn.vit import SiglipTransformer, VisionTransformer, VitConfig
+from mindvlm.nn.vit import SiglipTransformer, VisionTransformer
 
 HEAD_DIM = 16
 
@@ -27,13 +29,6 @@ def documented_operator(query, key, value, head_num, attn_mask=None, scalar_valu
     if attn_mask is not None:
         scores = ops.masked_fill(scores, attn_mask, -1e30)
     return ops.matmul(ops.softmax(scores, -1), value.astype(ms.float32)).astype(query.dtype)
-
-
-@pytest.fixture
-def attention_choice():
-    before = runtime.attention()
-    yield runtime.set_attention
-    runtime.set_attention(before)
 
 
 @pytest.fixture
@@ -52,12 +47,11 @@ def randomised(cell: nn.Cell) -> nn.Cell:
     return cell.set_train(False)
 
 
-def both(build, attention_choice, monkeypatch):
+def both(build, monkeypatch):
     """The Cell with eager attention and the same with fused attention."""
-    attention_choice("eager")
-    eager = randomised(build())
-    attention_choice("fused")
-    fused = randomised(build())
+    eager, fused = (
+        randomised(build(BuildContext(dtype=ms.float16, attention=choice))) for choice in ("eager", "fused")
+    )
     calls = []
 
     def operator(*args, **kwargs):
@@ -77,7 +71,7 @@ def noise(*shape, dtype=np.float16) -> Tensor:
     return Tensor(np.random.default_rng(1).standard_normal(shape).astype(dtype))
 
 
-def decoder() -> CausalLM:
+def decoder(context: BuildContext) -> CausalLM:
     config = DecoderConfig(
         vocab_size=20,
         hidden_size=32,
@@ -86,11 +80,11 @@ def decoder() -> CausalLM:
         head_dim=HEAD_DIM,
         intermediate_size=24,
     )
-    return CausalLM(config, ms.float16)
+    return CausalLM(config, context)
 
 
-def test_a_decoder_without_and_with_cache(attention_choice, monkeypatch, pynative):
-    eager, fused, calls = both(decoder, attention_choice, monkeypatch)
+def test_a_decoder_without_and_with_cache(monkeypatch, pynative):
+    eager, fused, calls = both(decoder, monkeypatch)
     embeds = noise(2, 7, 32)
     inv_freq = Tensor(inverse_frequencies(HEAD_DIM, 10000.0))
     whole = eager(embeds, inv_freq)
@@ -106,12 +100,12 @@ def test_a_decoder_without_and_with_cache(attention_choice, monkeypatch, pynativ
     assert len(calls) == 3 * 2
 
 
-def test_grouped_heads(attention_choice, monkeypatch, pynative):
+def test_grouped_heads(monkeypatch, pynative):
     config = DecoderConfig(
         vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         head_dim=HEAD_DIM, intermediate_size=24, qkv_bias=False, use_dynamic_ntk=False, use_logn_attn=False,
     )  # fmt: skip
-    eager, fused, calls = both(lambda: CausalLM(config, ms.float16), attention_choice, monkeypatch)
+    eager, fused, calls = both(lambda context: CausalLM(config, context), monkeypatch)
     embeds, inv_freq = noise(2, 9, 32), Tensor(inverse_frequencies(HEAD_DIM, 10000.0))
 
     assert_close(fused(embeds, inv_freq), eager(embeds, inv_freq))
@@ -121,7 +115,7 @@ def test_grouped_heads(attention_choice, monkeypatch, pynative):
     assert calls == [(2, 4, 9, HEAD_DIM)] * 4
 
 
-def test_siglip_whose_heads_are_padded(attention_choice, monkeypatch, pynative):
+def test_siglip_whose_heads_are_padded(monkeypatch, pynative):
     config = VitConfig(
         dialect="siglip",
         hidden_size=24,
@@ -130,24 +124,24 @@ def test_siglip_whose_heads_are_padded(attention_choice, monkeypatch, pynative):
         num_attention_heads=2,
         image_size=28,
     )
-    build = lambda: SiglipTransformer(config, select_layer=-1, num_dropped_tokens=0, dtype=ms.float16)  # noqa: E731
-    eager, fused, calls = both(build, attention_choice, monkeypatch)
+    build = lambda context: SiglipTransformer(config, context, select_layer=-1, num_dropped_tokens=0)  # noqa: E731
+    eager, fused, calls = both(build, monkeypatch)
     pixels = noise(2, 3, 28, 28)
 
     assert_close(fused(pixels), eager(pixels))
     assert calls == [(2, 2, 4, 16)]
 
 
-def test_clip(attention_choice, monkeypatch, pynative):
+def test_clip(monkeypatch, pynative):
     config = VitConfig(hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28)
-    eager, fused, calls = both(lambda: VisionTransformer(config, dtype=ms.float16), attention_choice, monkeypatch)
+    eager, fused, calls = both(lambda context: VisionTransformer(config, context), monkeypatch)
     pixels = noise(2, 3, 28, 28)
 
     assert_close(fused(pixels), eager(pixels))
     assert calls == [(2, 2, 5, 16)]
 
 
-def test_a_vision_vocabulary_whose_heads_are_padded(attention_choice, monkeypatch, pynative):
+def test_a_vision_vocabulary_whose_heads_are_padded(monkeypatch, pynative):
     config = VisionVocabularyConfig(
         embed_dim=16,
         depth=2,
@@ -160,7 +154,7 @@ def test_a_vision_vocabulary_whose_heads_are_padded(attention_choice, monkeypatc
         net_2_channels=4,
         net_3_channels=4,
     )
-    eager, fused, calls = both(lambda: VisionVocabulary(config, ms.float16), attention_choice, monkeypatch)
+    eager, fused, calls = both(lambda context: VisionVocabulary(config, context), monkeypatch)
     pixels = noise(2, 3, 20, 16)
 
     assert_close(fused(pixels), eager(pixels))
@@ -205,21 +199,17 @@ def test_what_the_operator_would_refuse_on_the_npu_is_refused_by_the_compiler(sh
         ("fused", ms.float16, 64, True),
     ],
 )
-def test_what_can_be_fused(attention_choice, choice, dtype, head_dim, expected):
-    attention_choice(choice)
-
-    assert can_fuse(dtype, head_dim) == expected
+def test_what_can_be_fused(choice, dtype, head_dim, expected):
+    assert can_fuse(BuildContext(dtype=dtype, attention=choice), head_dim) == expected
 
 
 @pytest.mark.parametrize(
     ("dtype", "head_dim", "message"),
     [
-        (ms.float32, 64, "attention is 'fused' but the dtype is float32 and the operator takes float16 and bfloat16"),
+        (ms.float32, 64, "attention is 'fused' but the dtype is float32 and the operator accepts float16 and bfloat16"),
         (ms.float16, 40, "a head of this model has 40 dimensions.*; set attention: auto or eager"),
     ],
 )
-def test_fused_attention_that_cannot_be(attention_choice, dtype, head_dim, message):
-    attention_choice("fused")
-
+def test_fused_attention_that_cannot_be(dtype, head_dim, message):
     with pytest.raises(UserError, match=message):
-        can_fuse(dtype, head_dim)
+        can_fuse(BuildContext(dtype=dtype, attention="fused"), head_dim)

@@ -9,13 +9,15 @@ from mindspore import Tensor
 
 from mindvlm.checkpoint import MemorySource
 from mindvlm.nn.attention import RotarySelfAttention, SelfAttention
-from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.nn.config import DecoderConfig
+from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.linear import Embedding, TiedHead
 from mindvlm.nn.mlp import GatedMLP, PlainMLP
 from mindvlm.nn.norm import LayerNorm, RMSNorm
+from mindvlm.nn.parameters import fill_parameters
 from mindvlm.nn.positions import LearnedPositions, RotaryPositions
-from mindvlm.weights.fill import fill_parameters
-from mindvlm.weights.recognise import MODELS
+from mindvlm.weights.rules.planning import make_plan
+from tests.known_models import MODELS
 
 SIZES = {
     "vocab_size": 60,
@@ -62,8 +64,8 @@ def opt(peer) -> CausalLM:
     """The decoder with the peer's weights through the production rules."""
     model = CausalLM(DecoderConfig(**SIZES, **OPT))
     source = MemorySource({name: value.numpy() for name, value in peer.state_dict().items()})
-    weights = MODELS["vary_tiny"].hf.plan(source.infos, partial=True).view(source)
-    fill_parameters(model, lambda name: weights.read(f"language_model.{name}").to_float32())
+    weights = make_plan(MODELS["vary_tiny"].hf, source.infos, partial=True).view(source)
+    fill_parameters(model, weights, prefix="language_model.")
     return model
 
 

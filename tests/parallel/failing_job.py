@@ -5,7 +5,7 @@ import signal
 import sys
 
 from mindvlm.core.errors import UserError
-from mindvlm.parallel.failure import ends_all_ranks
+from mindvlm.parallel.launch import ends_all_ranks
 
 
 def main(how: str) -> None:
@@ -13,8 +13,7 @@ def main(how: str) -> None:
 
     from mindvlm.core import runtime
     from mindvlm.parallel.collectives import SumOver
-    from mindvlm.parallel.config import ParallelConfig
-    from mindvlm.parallel.mesh import init_parallel
+    from mindvlm.parallel.mesh import ParallelConfig, init_parallel
 
     runtime.start(runtime.RuntimeConfig(device="cpu"))
     mesh = init_parallel(ParallelConfig(dp=4 if how == "mismatch" else 2))

@@ -8,8 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from mindvlm.parallel.environment import limit_threads
-from mindvlm.parallel.failure import ends_all_ranks
+from mindvlm.parallel.launch import ends_all_ranks, limit_threads
 
 LAYOUTS = {
     "single": ("qwen", {}),
@@ -32,8 +31,7 @@ HALF_WAY = "half_way.safetensors"
 
 def main(folder: Path, names: list[str]) -> None:
     from mindvlm.core import runtime
-    from mindvlm.parallel.config import ParallelConfig
-    from mindvlm.parallel.mesh import create_mesh, init_parallel
+    from mindvlm.parallel.mesh import ParallelConfig, create_mesh, init_parallel
     from tests.parallel.tiny_training import TinyTraining
 
     runtime.start(runtime.RuntimeConfig(device="cpu"))

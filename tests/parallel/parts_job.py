@@ -2,8 +2,7 @@
 
 import zlib
 
-from mindvlm.parallel.environment import limit_threads
-from mindvlm.parallel.failure import ends_all_ranks
+from mindvlm.parallel.launch import ends_all_ranks, limit_threads
 
 
 def main() -> None:
@@ -12,14 +11,16 @@ def main() -> None:
     from mindspore import Tensor, nn, ops
 
     from mindvlm.core import runtime
-    from mindvlm.models.vary.vision_vocabulary import VisionVocabulary, VisionVocabularyConfig
+    from mindvlm.models.vary.family import VISION_VOCABULARY
+    from mindvlm.models.vary.model_config import VisionVocabularyConfig
+    from mindvlm.models.vary.vision_vocabulary import VisionVocabulary
+    from mindvlm.nn.config import VitConfig
     from mindvlm.nn.decoder import CausalLM
     from mindvlm.nn.rotary import inverse_frequencies
-    from mindvlm.nn.vit import VisionTransformer, VitConfig
+    from mindvlm.nn.vit import VisionTransformer
     from mindvlm.parallel.collectives import SumOver
-    from mindvlm.parallel.config import ParallelConfig
-    from mindvlm.parallel.mesh import Mesh, init_parallel
-    from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER, VISION_VOCABULARY, apply_tensor_parallel
+    from mindvlm.parallel.mesh import Mesh, ParallelConfig, init_parallel
+    from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER, apply_tensor_parallel
     from tests.parallel.tiny_training import CONFIGS, batch
 
     runtime.start(runtime.RuntimeConfig(device="cpu"))

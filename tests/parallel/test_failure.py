@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mindvlm.core.errors import UserError
-from mindvlm.parallel import environment
-from mindvlm.parallel.failure import ends_all_ranks
+from mindvlm.parallel import launch
+from mindvlm.parallel.launch import ends_all_ranks
 from tests.parallel.launch import start
 
 WAYS = ("user_error", "defect", "killed", "mismatch")
@@ -68,28 +68,28 @@ def test_outside_a_job_errors_pass_through(monkeypatch):
 def test_alone_there_is_one_process_and_threads_stay(monkeypatch):
     for name in ("MS_ROLE", "RANK_TABLE_FILE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    environment.limit_threads()
-    assert environment.world_size() == 1
-    assert "OMP_NUM_THREADS" not in environment.os.environ
+    launch.limit_threads()
+    assert launch.world_size() == 1
+    assert "OMP_NUM_THREADS" not in launch.os.environ
 
 
 def test_ranks_divide_the_cores_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("MS_ROLE", "MS_WORKER")
     monkeypatch.setenv("MS_WORKER_NUM", "2")
-    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    environment.limit_threads()
-    assert environment.os.environ["OMP_NUM_THREADS"] == "3"
+    launch.limit_threads()
+    assert launch.os.environ["OMP_NUM_THREADS"] == "3"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    environment.limit_threads()
-    assert environment.os.environ["OMP_NUM_THREADS"] == "4"
+    launch.limit_threads()
+    assert launch.os.environ["OMP_NUM_THREADS"] == "4"
     monkeypatch.delenv("OMP_NUM_THREADS")
 
 
 def test_a_slow_rank_is_waited_for(monkeypatch):
     monkeypatch.delenv("MS_CPU_COMM_OP_TIMEOUT", raising=False)
     monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "60")
-    environment.wait_for_slow_ranks()
-    assert int(environment.os.environ["MS_CPU_COMM_OP_TIMEOUT"]) >= 600
-    assert environment.os.environ["HCCL_EXEC_TIMEOUT"] == "60"
+    launch.wait_for_slow_ranks()
+    assert int(launch.os.environ["MS_CPU_COMM_OP_TIMEOUT"]) >= 600
+    assert launch.os.environ["HCCL_EXEC_TIMEOUT"] == "60"
     monkeypatch.delenv("MS_CPU_COMM_OP_TIMEOUT")

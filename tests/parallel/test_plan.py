@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from mindvlm.core.errors import UserError
-from mindvlm.nn.decoder import CausalLM, DecoderConfig
-from mindvlm.nn.image_text import freeze
+from mindvlm.nn.config import DecoderConfig
+from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.parameters import freeze
 from mindvlm.parallel import collectives
 from mindvlm.parallel.buckets import make_buckets
 from mindvlm.parallel.layers import VocabParallelEmbedding, VocabParallelTiedHead

@@ -9,8 +9,7 @@ from mindvlm.checkpoint import MemorySource
 from mindvlm.core.config import build_config
 from mindvlm.core.errors import UserError
 from mindvlm.parallel import sharding
-from mindvlm.parallel.config import ParallelConfig
-from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.sharding import ShardSpec, read_shard
 
 

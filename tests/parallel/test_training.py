@@ -8,8 +8,7 @@ import pytest
 
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.core import runtime
-from mindvlm.parallel.config import ParallelConfig
-from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from tests.parallel.job import HALF_WAY, LAYOUTS, NUM_STEPS
 from tests.parallel.launch import start
 from tests.parallel.tiny_training import TinyTraining

@@ -8,9 +8,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindvlm.core import runtime
 from mindvlm.parallel.buckets import make_buckets
 from mindvlm.parallel.gradients import GradientSync
+from mindvlm.parallel.host import HostGather
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.sharding import ShardSpec
-from mindvlm.parallel.state import HostGather, fill_masters, full_optimizer_state, load_optimizer_state
+from mindvlm.parallel.state import fill_masters, full_optimizer_state, load_optimizer_state
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
 

@@ -9,15 +9,16 @@ from mindspore import Tensor, nn
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
-from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.nn.config import DecoderConfig
+from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.loss import IGNORED_LABEL
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel import buckets
-from mindvlm.parallel.config import ParallelConfig
-from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.host import HostGather
+from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.plan import DECODER, apply_tensor_parallel
 from mindvlm.parallel.sharding import ShardSpec, read_shard
-from mindvlm.parallel.state import HostGather, full_optimizer_state, full_weights, load_optimizer_state
+from mindvlm.parallel.state import full_optimizer_state, join_parts, load_optimizer_state, to_array
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.optimizer import AdamW, OptimizerConfig
 from mindvlm.training.step import TrainStep
@@ -137,7 +138,7 @@ class TinyTraining:
     def save(self, path: Path) -> None:
         """Full weights and optimizer state; every rank takes part, the first one writes."""
         host = HostGather(self.mesh)
-        tensors = dict(full_weights(list(self.model.get_parameters()), self.divided.specs, host))
+        tensors = full_weights(self.model.get_parameters(), self.divided.specs, host)
         if isinstance(self.optimizer, ShardedAdamW):
             tensors.update(full_optimizer_state(self.optimizer, self.divided.specs, host))
         else:
@@ -162,6 +163,11 @@ class TinyTraining:
     @property
     def state_specs(self) -> dict[str, ShardSpec]:
         return {f"{kind}.{name}": s for kind in ("moment1", "moment2") for name, s in self.divided.specs.items()}
+
+
+def full_weights(parameters, specs: dict, host: HostGather) -> dict[str, np.ndarray]:
+    """Name and full float32 array of each parameter."""
+    return {one.name: join_parts(one.name, to_array(one), specs, host) for one in parameters}
 
 
 def batch(number: int) -> tuple[np.ndarray, np.ndarray]:

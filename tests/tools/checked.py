@@ -4,8 +4,8 @@ import pytest
 from mindspore import device_context
 
 from mindvlm.checkpoint import Checkpoint
+from mindvlm.nn import parameters as weights_module
 from mindvlm.tools import check_model
-from mindvlm.weights import fill as weights_module
 
 NAMES = ["config", "files", "tokenizer", "model", "weights", "device", "dtype", "memory"]
 

@@ -8,13 +8,19 @@ import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.tools import benchmark
-from mindvlm.tools.benchmark_stages import PEERS, STAGES, PeerEntry
-from mindvlm.tools.benchmark_workload import Workload, make_workload
+from mindvlm.tools.benchmarks import inference
+from mindvlm.tools.benchmarks.worker import PEERS, InferencePeer, PeerEntry
+from mindvlm.tools.benchmarks.workload import Workload
+
+
+def make_workload(name: str, *, num_tokens: int) -> Workload:
+    model = benchmark.MODELS[name]
+    return model.workload(model.config(), seed=0, num_tokens=num_tokens)
 
 
 @pytest.fixture
 def workload() -> Workload:
-    return make_workload("smoke", seed=0, num_tokens=8)
+    return make_workload("smoke", num_tokens=8)
 
 
 def result(*, vision: float, prefill: float, decode: float, ids: list[int], logits: list[float]) -> dict:
@@ -29,7 +35,7 @@ def result(*, vision: float, prefill: float, decode: float, ids: list[int], logi
 
 
 def test_the_released_workload_is_the_canonical_prompt_and_size():
-    workload = make_workload("vary_toy", seed=0, num_tokens=64)
+    workload = make_workload("vary_toy", num_tokens=64)
     ids = workload.prompt_ids[0].tolist()
     assert len(ids) == 292
     assert (ids.index(151857), ids.index(151858), ids.count(151859)) == (20, 277, 256)
@@ -40,7 +46,7 @@ def test_the_released_workload_is_the_canonical_prompt_and_size():
 
 
 def test_the_workload_of_tinyllava_is_its_prompt_and_size():
-    workload = make_workload("tinyllava_1_5b", seed=0, num_tokens=64)
+    workload = make_workload("tinyllava_1_5b", num_tokens=64)
     ids = workload.prompt_ids[0].tolist()
     assert len(ids) == 778 and ids.count(-200) == 729 and ids.index(-200) == 35
     assert max(ids) < 32_000 and workload.placeholder_id == -200
@@ -61,14 +67,14 @@ def test_summary_and_comparison_of_known_figures(workload):
             result(vision=7.0, prefill=1.0, decode=6.0, ids=[1, 2, 9], logits=[3.0, 5.0]),
         ],
     }
-    summary = benchmark.summarize(results, workload)
+    summary = inference.summarize(results, workload)
     assert summary["mindvlm"]["vision_s"] == 2.0
     assert summary["mindvlm"]["vision_prefill_s"] == 3.0
     assert summary["mindvlm"]["decode_tokens_per_s"] == pytest.approx((8 / 2 + 8 / 4) / 2)
     assert summary["mindvlm"]["decode_gb_per_s"] == pytest.approx(3 * workload.decode_bytes / 1e9)
     assert summary["mindvlm"]["copy_gb_per_s"] == 20
     assert summary["torch"]["peak_over_parameters"] == pytest.approx(2**30 / workload.parameter_bytes)
-    comparison = benchmark.compare(results, summary)["torch"]
+    comparison = inference.compare(results, summary)["torch"]
     assert comparison["decode_speedup"] == pytest.approx(3 / (8 / 6))
     assert comparison["vision_prefill_speedup"] == pytest.approx(7 / 3)
     assert comparison["logits_relative_error"] == pytest.approx(1 / 34**0.5)
@@ -76,7 +82,7 @@ def test_summary_and_comparison_of_known_figures(workload):
 
 
 def test_copy_bandwidth_is_that_of_a_computer():
-    assert 1e8 < benchmark.copy_bandwidth(1) < 1e13
+    assert 1e8 < inference.copy_bandwidth(1) < 1e13
 
 
 def test_the_process_that_starts_the_peers_holds_no_framework():
@@ -85,7 +91,7 @@ def test_the_process_that_starts_the_peers_holds_no_framework():
 
 
 def test_the_torch_peer_runs_without_mindspore():
-    code = "import sys, mindvlm.tools.benchmark_torch_peer; print('mindspore' in sys.modules)"
+    code = "import sys, mindvlm.tools.benchmarks.torch_peer; print('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -101,7 +107,7 @@ def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys, model):
     assert report["comparison"]["torch"]["equal_tokens"] == 8
     assert report["comparison"]["torch"]["logits_relative_error"] < 1e-5
     for rounds in report["rounds"].values():
-        assert list(rounds[0]["seconds"]) == [stage.name for stage in STAGES]
+        assert list(rounds[0]["seconds"]) == list(InferencePeer.PHASES)
         assert all(seconds > 0 for seconds in rounds[0]["seconds"].values())
 
 
@@ -109,7 +115,10 @@ def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys, model):
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
-        (["--train", "--model", "tinyllava_1_5b"], "--train --model tinyllava_1_5b: measures a Vary-toy"),
+        (
+            ["--train", "--model", "tinyllava_1_5b"],
+            "tinyllava_1_5b: has no training benchmark; give vary_toy or smoke",
+        ),
         (["--tokens", "-3"], "--tokens -3: must be at least 1"),
         (["--json", "no/such/folder/figures.json"], "does not exist"),
     ],
@@ -122,34 +131,34 @@ def test_bad_settings_are_one_line_and_status_2(arguments, message, capsys):
 
 
 def test_a_machine_that_cannot_run_it_is_told_so(workload, monkeypatch):
-    monkeypatch.setitem(PEERS, "absent", PeerEntry("nowhere:Peer", "no_such_framework"))
+    monkeypatch.setitem(PEERS, "absent", PeerEntry("nowhere", "no_such_framework"))
     with pytest.raises(UserError, match="pip install no_such_framework"):
-        benchmark.check_machine(workload, ["absent"])
-    monkeypatch.setattr(benchmark, "available_bytes", lambda: 1000)
+        inference.check_machine(workload, ["absent"])
+    monkeypatch.setattr(inference, "free_host_memory", lambda: 1000)
     with pytest.raises(UserError, match="end other programs"):
-        benchmark.check_machine(workload, ["mindvlm"])
+        inference.check_machine(workload, ["mindvlm"])
 
 
 def test_a_peer_that_dies_is_named(workload, monkeypatch, capfd):
-    monkeypatch.setitem(PEERS, "absent", PeerEntry("nowhere:Peer", "numpy"))
+    monkeypatch.setitem(PEERS, "absent", PeerEntry("nowhere", "numpy"))
     with pytest.raises(UserError, match="peer absent ended with status 1"):
-        benchmark.run_peer("absent", workload, num_threads=1)
+        inference.run_peer("absent", workload, num_threads=1)
     assert "absent" in capfd.readouterr().err
 
 
 NOTHING_IS_COMPILED = """
 import sys
-from mindvlm.tools.benchmark_peer import MindvlmPeer
-from mindvlm.tools.benchmark_stages import STAGES, warm_up
-from mindvlm.tools.benchmark_workload import make_workload
+from mindvlm.tools.benchmark import MODELS
+from mindvlm.tools.benchmarks.mindvlm_peer import Inference
 
-workload = make_workload(sys.argv[1], seed=0, num_tokens=int(sys.argv[2]))
-peer = MindvlmPeer(workload, num_threads=1)
-for stage in STAGES:
-    stage.run(peer, workload)
-    if stage.run is warm_up:
-        peer.engine.reset_clock()
-print(peer.engine.seconds["compile"], peer.engine.num_slots, workload.prompt_ids.shape[1])
+model = MODELS[sys.argv[1]]
+workload = model.workload(model.config(), seed=0, num_tokens=int(sys.argv[2]))
+peer = Inference(workload, num_threads=1)
+for phase in peer.PHASES:
+    getattr(peer, phase)()
+    if phase == "compile":
+        peer.engine.runner.reset_clock()
+print(peer.engine.runner.seconds["compile"], peer.engine.capacity, workload.prompt_ids.shape[1])
 """
 
 
@@ -158,6 +167,6 @@ print(peer.engine.seconds["compile"], peer.engine.num_slots, workload.prompt_ids
 def test_nothing_is_compiled_in_the_measured_stages(model, num_tokens):
     command = [sys.executable, "-c", NOTHING_IS_COMPILED, model, str(num_tokens)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    seconds, num_slots, prompt_length = done.stdout.split()
+    seconds, capacity, prompt_length = done.stdout.split()
     assert float(seconds) == 0.0
-    assert int(num_slots) == 256 and int(prompt_length) <= 128
+    assert int(capacity) == 256 and int(prompt_length) <= 128

@@ -97,11 +97,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(talk, monkeypatch):
     model = tiny_model()
     step, calls = model.engine.step, []
 
-    def interrupted(ids):
+    def interrupted():
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return step(ids)
+        return step()
 
     monkeypatch.setattr(model.engine, "step", interrupted)
     status, out, err, _ = talk("read", "go on", max_new_tokens=6)
@@ -112,15 +112,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(talk, monkeypatch):
 
 
 def test_ctrl_c_while_the_prompt_is_computed(talk, monkeypatch):
-    append, calls = tiny_model().engine.append, []
+    run_prefill, calls = tiny_model().engine.run_prefill, []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return append(*arguments)
+        return run_prefill(*arguments)
 
-    monkeypatch.setattr(tiny_model().engine, "append", interrupted)
+    monkeypatch.setattr(tiny_model().engine, "run_prefill", interrupted)
     status, out, err, _ = talk("read", "hello")
     assert status == 0 and "[stopped]" in err
     assert out == f"{tiny_model().chat('hello', max_new_tokens=3)}\n"

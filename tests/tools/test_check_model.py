@@ -148,7 +148,7 @@ def test_a_tokenizer_that_does_not_give_the_text_back(check, config_path, monkey
 
 @pytest.mark.parametrize(
     "content, expected",
-    [('{"im_patch_token": 3}', "says im_patch_token 3"), ("{", "cannot be read"), ('{"im_start_token": null}', "None")],
+    [('{"im_patch_token": 3}', "has im_patch_token 3"), ("{", "cannot be read"), ('{"im_start_token": null}', "None")],
 )
 def test_a_config_json_that_says_another_id(check, config_path, content, expected):
     (config_path.parent / "config.json").write_text(content)

@@ -9,7 +9,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 import mindvlm
-from mindvlm.api import read_config
+from mindvlm.models.run_config import read_config
 from tests.golden_files import golden_path
 from tests.models.tinyllava.test_factory_folder import TEXT, write_factory_folder
 from tests.tiny_tinyllava import DIALECTS, TOWER, write_tiny_tinyllava

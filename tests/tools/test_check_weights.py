@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
-from mindvlm.tools import memory, preflight
+from mindvlm.generation import memory
+from mindvlm.tools import preflight, preflight_memory
 from tests.tiny_vary import tiny_config, tiny_weights, write_tiny_vary, write_yaml
 from tests.tools.checked import assert_failed, checker, found, statuses
 
@@ -66,7 +67,7 @@ def test_a_compute_dtype_that_the_cpu_does_not_have(check, config_path, dtype):
     status, out, err = check("--config_path", config_path)
     assert (status, err) == (0, "") and statuses(out)["dtype"] == "warning"
     assert f"computed in float32 and not in {dtype}" in out
-    assert out.splitlines()[-1] == "ready, but mind the warnings: dtype"
+    assert out.splitlines()[-1] == "ready, with warnings: dtype"
 
 
 def test_stored_dtypes(check, config_path):
@@ -100,7 +101,7 @@ def test_what_an_npu_makes_of_stored_dtypes(stored, computed, status, expected):
 
 
 def test_memory_that_is_not_enough_for_anything(check, config_path, monkeypatch):
-    monkeypatch.setattr(memory, "free_host_memory", lambda: 100 * memory.MIB)
+    monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: 100 * memory.MIB)
     status, out, err = check("--config_path", config_path)
     ((found_status, text),) = found(out)["memory"]
     assert (status, err, found_status) == (0, "", "warning")
@@ -116,16 +117,16 @@ def test_memory_that_is_not_enough_for_the_longest_context(check, config_path, m
     assert room > 4 * memory.MIB
     _, out, _ = check("--config_path", config_path)
     needed = int(found(out)["memory"][0][1].partition("32000 tokens ")[2].split()[0]) * memory.MIB
-    monkeypatch.setattr(memory, "free_host_memory", lambda: needed - room)
+    monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: needed - room)
     _, out, _ = check("--config_path", config_path)
     ((status, text),) = found(out)["memory"]
     assert status == "warning" and "set model.max_length to 16000 or less" in text
 
 
 def test_memory_that_cannot_be_told(check, config_path, monkeypatch):
-    monkeypatch.setattr(memory, "free_host_memory", lambda: None)
+    monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: None)
     status, out, _ = check("--config_path", config_path)
-    assert status == 0 and "cannot be told" in found(out)["memory"][0][1]
+    assert status == 0 and "is unknown" in found(out)["memory"][0][1]
 
 
 def test_a_prompt_that_is_longer_than_the_context(check, config_path):

@@ -15,7 +15,7 @@ SLOW = """
 import sys, time
 from mindvlm.generation.engine import Engine
 step = Engine.step
-Engine.step = lambda self, ids: time.sleep(0.05) or step(self, ids)
+Engine.step = lambda self: time.sleep(0.05) or step(self)
 from mindvlm.tools import predict_llm
 sys.exit(predict_llm.main(sys.argv[1:]))
 """

@@ -1,10 +1,11 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.tools.plot import COLORS, main, series, ticks
+from mindvlm.tools.plot import COLORS, draw, main, series
 
 
 def write_run(folder, records):
@@ -14,7 +15,7 @@ def write_run(folder, records):
 
 
 def has_color(image, color):
-    return bool((np.asarray(image) == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).any())
+    return bool((np.asarray(image.convert("RGB")) == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).any())
 
 
 def test_several_runs_in_one_picture(tmp_path):
@@ -39,10 +40,21 @@ def test_smoothing_is_a_mean_and_starts_unbiased():
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 7300), (-3e-5, 4e-5), (0.999, 1.001), (5e8, 6e8)])
-def test_ticks_are_round_and_inside(low, high):
-    values = ticks(low, high)
-    assert 3 <= len(values) <= 8
-    assert all(low - 1e-6 * (high - low) <= value <= high + 1e-6 * (high - low) for value in values)
+def test_axes_show_all_points_between_a_few_ticks(low, high):
+    figure = draw({"loss": {"a": [(1.0, low), (2.0, high)], "b": [(1.0, low)], "empty": []}}, 600)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert bottom < low < high < top and 3 <= len(ticks) <= 12
+    assert [line.get_label() for line in axes.get_lines()] == ["a", "b", "empty"]
+
+
+def test_without_matplotlib_the_message_names_the_extra(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    run = write_run(tmp_path / "a", [{"step": 1, "loss": 1}])
+    assert main([run, "--output", str(tmp_path / "x.png")]) == 2
+    assert "pip install mindvlm[plots]" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,6 @@ def test_options_reach_model_and_generation(loaded, run, monkeypatch, tmp_path):
     options += ["--no_cache"]
     assert run("--query", "hello", "--config_path", "my.yaml", *options)[0] == 0
     ((path, overrides),) = loaded
-    overrides.pop("progress")
     assert (path, overrides) == (
         "my.yaml",
         {"cache": False, "checkpoint": str(tmp_path / "w.ckpt"), "device": "cpu", "dtype": "float32"},

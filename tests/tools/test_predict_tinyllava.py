@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import mindvlm
-from mindvlm.api import read_config
+from mindvlm.models.run_config import read_config
 from tests.tiny_tinyllava import TOWER, write_tiny_tinyllava
 from tests.tiny_vary import picture
 from tests.tools.refusals import assert_refused
@@ -90,5 +90,5 @@ def test_a_config_that_the_weights_contradict(run, tmp_path, changes, expected):
     folder = write_tiny_tinyllava(tmp_path)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    remedy = [] if "vocab_size" in changes else [f"correct the sizes in {path}, or take the weights that belong to it"]
+    remedy = [] if "vocab_size" in changes else [f"correct the sizes in {path}, or use the weights that match it"]
     assert_refused(run("--config_path", folder, "--query", "the cup"), str(folder), *expected, *remedy)

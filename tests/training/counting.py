@@ -4,10 +4,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindvlm.training.stepping import Outcome
+from mindvlm.training.step_runner import Outcome
 
 
-class CountingStepper:
+class CountingStepRunner:
     """Adds 1 to a state at each step; the loss is `1 / (step + 1)`, or what `bad` says for a step."""
 
     bad: dict[int, float] = {}

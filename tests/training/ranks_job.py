@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.parallel.environment import limit_threads
-from mindvlm.parallel.failure import ends_all_ranks
+from mindvlm.parallel.launch import ends_all_ranks, limit_threads
 
 LAYOUTS = {"tp2": dict(tp=2), "dp2": dict(dp=2), "dp2_zero1": dict(dp=2, zero=1), "dp2_zero2": dict(dp=2, zero=2)}
 
@@ -15,7 +14,7 @@ LAYOUTS = {"tp2": dict(tp=2), "dp2": dict(dp=2), "dp2_zero1": dict(dp=2, zero=1)
 def run_tensors(training, host):
     """The tensors of a tiny training as a trainer keeps them."""
     from mindvlm.parallel.zero import ShardedAdamW
-    from mindvlm.training.state import RunTensors
+    from mindvlm.training.run_tensors import RunTensors
 
     optimizer = training.step.optimizer
     sharded = optimizer if isinstance(optimizer, ShardedAdamW) else None
@@ -31,9 +30,8 @@ def run_tensors(training, host):
 
 def main(folder: Path) -> None:
     from mindvlm.core import runtime
-    from mindvlm.parallel.config import ParallelConfig
-    from mindvlm.parallel.mesh import create_mesh, init_parallel
-    from mindvlm.training.ranks import Ranks
+    from mindvlm.parallel.host import Ranks
+    from mindvlm.parallel.mesh import ParallelConfig, create_mesh, init_parallel
     from tests.parallel.tiny_training import TinyTraining
 
     runtime.start(runtime.RuntimeConfig(device="cpu"))

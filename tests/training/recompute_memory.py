@@ -8,9 +8,10 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvlm.core import runtime
-from mindvlm.nn.decoder import CausalLM, DecoderConfig
+from mindvlm.core.host_memory import peak_memory
+from mindvlm.nn.config import DecoderConfig
+from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.image_text import ImageTextModel
-from mindvlm.tools.benchmark_stages import peak_resident_bytes
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 
@@ -53,9 +54,9 @@ def main(recompute: bool) -> None:
     features = Tensor(np.zeros((1, 1, HIDDEN_SIZE), np.float32))
     arguments = (Tensor(1e-3, ms.float32), ids, ids, Tensor(np.ones(32, np.float32)), features, sources)
     step.compile(*arguments)
-    before = peak_resident_bytes()
+    before = peak_memory()
     step(*arguments).loss.asnumpy()
-    print(peak_resident_bytes() - before)
+    print(peak_memory() - before)
 
 
 if __name__ == "__main__":

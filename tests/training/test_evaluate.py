@@ -5,11 +5,11 @@ import pytest
 from mindspore import Tensor
 
 from mindvlm.api import load, read_config
+from mindvlm.checkpoint import MemorySource
 from mindvlm.core.errors import UserError
-from mindvlm.families import get_family
-from mindvlm.training.evaluate import DatasetsEvaluator
-from mindvlm.training.metrics import character_error_rate
-from mindvlm.weights.fill import fill_parameters
+from mindvlm.models.registry import get_family
+from mindvlm.nn.parameters import fill_parameters
+from mindvlm.training.evaluate import DatasetsEvaluator, character_error_rate
 from tests.tiny_vary import tiny_config, tiny_weights
 from tests.training.small_job import small_job
 
@@ -21,10 +21,10 @@ def make(tmp_path):
     def run(**changes):
         job = small_job(tmp_path, evaluation__datasets="words", **changes).config
         model_config = read_config(job.model_config)
-        family, said = get_family("vary"), []
-        model = family.model(model_config.model)
+        family = get_family("vary")
+        model = family.build(model_config.model)
         weights = tiny_weights(tiny_config())
-        fill_parameters(model, weights.__getitem__)
+        fill_parameters(model, MemorySource(weights))
         evaluator = DatasetsEvaluator(
             job.evaluation,
             job.data,
@@ -33,15 +33,14 @@ def make(tmp_path):
             model,
             max_length=model_config.model.max_length,
             graph_mode=False,
-            say=said.append,
         )
-        return evaluator, model, said
+        return evaluator, model
 
     return run
 
 
 def test_answers_are_those_of_the_api(make, tmp_path):
-    evaluator, model, _ = make(evaluation={"datasets": "words", "num_samples": 4, "batch_size": 3, "max_new_tokens": 2})
+    evaluator, model = make(evaluation={"datasets": "words", "num_samples": 4, "batch_size": 3, "max_new_tokens": 2})
     evaluation = evaluator.evaluate()
     assert [one.origin for one in evaluation.readings] == [f"words {n}" for n in range(4)], "in the order of the files"
     assert [one.reference for one in evaluation.readings] == ["one", "two two", "three three three", "four"]
@@ -55,15 +54,15 @@ def test_answers_are_those_of_the_api(make, tmp_path):
 
 
 def test_it_reads_with_the_weights_of_the_moment(make):
-    evaluator, model, _ = make(evaluation={"datasets": "words", "num_samples": 2, "batch_size": 2, "max_new_tokens": 4})
+    evaluator, model = make(evaluation={"datasets": "words", "num_samples": 2, "batch_size": 2, "max_new_tokens": 4})
     before = evaluator.evaluate()
     head = model.language_model.lm_head.weight
     head.set_data(Tensor(np.roll(head.asnumpy(), 1, axis=0)))
     assert [one.text for one in evaluator.evaluate().readings] != [one.text for one in before.readings]
 
 
-def test_samples_that_cannot_be_used_are_left_out_and_said(make, tmp_path):
-    evaluator, _, said = make(evaluation={"datasets": "words", "num_samples": 4, "batch_size": 4, "max_new_tokens": 2})
+def test_samples_that_cannot_be_used_are_left_out_and_said(make, tmp_path, said):
+    evaluator, _ = make(evaluation={"datasets": "words", "num_samples": 4, "batch_size": 4, "max_new_tokens": 2})
     (tmp_path / "words" / "1.png").unlink()
     assert [one.origin for one in evaluator.evaluate().readings] == ["words 0", "words 2", "words 3"]
     assert len(said) == 1 and "1 of 4 samples cannot be used" in said[0]

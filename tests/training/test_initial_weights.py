@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from mindvlm.api import read_config
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.core.errors import UserError
-from mindvlm.families import get_family
+from mindvlm.core.progress import progress_to
+from mindvlm.models.registry import get_family
+from mindvlm.models.run_config import read_config
 from mindvlm.models.vary.names import HF
 from mindvlm.nn.norm import norm_weights
 from mindvlm.training.config import InitConfig
-from mindvlm.training.initial_weights import fill_weights, summarize
-from mindvlm.training.initialize import initial_values
+from mindvlm.training.initial_weights import fill_weights, initial_values, summarize
+from mindvlm.weights.rules.planning import make_plan
 from tests.tiny_vary import tiny_config, tiny_opt_config, tiny_weights, write_tiny_opt, write_tiny_vary
 
 
@@ -24,10 +25,11 @@ def fill(tmp_path):
     def run(weights, *, random=(), kind="toy"):
         path = (write_tiny_opt if kind == "tiny" else write_tiny_vary)(tmp_path / "model")
         family, config, said = get_family("vary"), read_config(path), []
-        model = family.model(config.model)
+        model = family.build(config.model)
         init = InitConfig(weights=[str(one) for one in weights], random=list(random))
-        fill_weights(model, init, seed=5, fit=family.make_fit(config), specs={}, say=said.append)
-        run.norms = norm_weights(model)
+        with progress_to(said.append):
+            fill_weights(model, init, seed=5, fit=family.fit(config), rules=family.initial_rules, specs={})
+        run.initial = {"norm_weights": norm_weights(model), "rules": family.initial_rules}
         return {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()}, said
 
     (tmp_path / "model").mkdir()
@@ -44,7 +46,7 @@ def test_without_checkpoints_everything_is_random_by_name(fill):
     values, said = fill([])
     assert said == []
     for name, value in values.items():
-        np.testing.assert_array_equal(value, initial_values(name, value.shape, 5, norm_weights=fill.norms))
+        np.testing.assert_array_equal(value, initial_values(name, value.shape, 5, **fill.initial))
 
 
 def test_later_checkpoints_lie_over_earlier_ones_and_the_rest_is_random(fill, tmp_path):
@@ -57,14 +59,17 @@ def test_later_checkpoints_lie_over_earlier_ones_and_the_rest_is_random(fill, tm
     for name, value in values.items():
         expected = tower.get(name, weights[name])
         if name in projectors:
-            expected = initial_values(name, value.shape, 5, norm_weights=fill.norms)
+            expected = initial_values(name, value.shape, 5, **fill.initial)
         np.testing.assert_array_equal(value, expected, err_msg=name)
-    assert len(said) == 3 and str(layer) in said[1] and said[2].startswith("at random: 4 tensors (mm_projector")
+    assert len(said) == 3 and str(layer) in said[1]
+    assert said[2].startswith("initialized at random: 4 tensors (mm_projector")
 
 
 def test_names_of_published_files_are_understood(fill, tmp_path):
     weights = tiny_weights(tiny_config(), seed=2)
-    foreign = HF.reverse().plan({i.name: i for i in MemorySource(weights).infos.values()}).view(MemorySource(weights))
+    foreign = make_plan(HF.reverse(), {i.name: i for i in MemorySource(weights).infos.values()}).view(
+        MemorySource(weights)
+    )
     write_checkpoint(tmp_path / "published.safetensors", foreign)
     assert "transformer.wte.weight" in foreign.infos
     values, _ = fill([tmp_path / "published.safetensors"])
@@ -92,24 +97,24 @@ def test_a_vary_toy_starts_from_a_qwen_with_more_rows(fill, tmp_path):
         more = np.random.default_rng(1).standard_normal((6, 32)).astype(np.float32)
         language[name] = np.concatenate([language[name], more])
     source = MemorySource(language)
-    write_checkpoint(tmp_path / "qwen" / "model.safetensors", HF.reverse().plan(source.infos).view(source))
+    write_checkpoint(tmp_path / "qwen" / "model.safetensors", make_plan(HF.reverse(), source.infos).view(source))
     config = {"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": len(language[tables[0]])}
     (tmp_path / "qwen" / "config.json").write_text(json.dumps(config))
     rest = save(tmp_path / "rest.safetensors", {n: v for n, v in weights.items() if n not in language})
     values, said = fill([tmp_path / "qwen", rest])
     for name, value in values.items():
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
-    assert len(said) == 3 and said[2].startswith("made to fit: 2 tensors (language_model.embed_tokens.weight")
+    assert len(said) == 3 and said[2].startswith("adapted: 2 tensors (language_model.embed_tokens.weight")
 
 
 def test_what_no_checkpoint_has_must_be_named(fill, tmp_path):
     weights = tiny_weights(tiny_config())
     some = {name: value for name, value in weights.items() if not name.startswith("vision_tower")}
     path = save(tmp_path / "some.safetensors", some)
-    with pytest.raises(UserError, match=r"nothing for \d+ tensors \(.*vision_tower.*init.random") as error:
+    with pytest.raises(UserError, match=r"no values for \d+ tensors \(.*vision_tower.*init.random") as error:
         fill([path])
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="'mm_projector' fits no parameter"):
+    with pytest.raises(UserError, match="'mm_projector' matches no parameter"):
         fill([path], random=["vision_tower", "mm_projector"])
 
 

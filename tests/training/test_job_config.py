@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindvlm.api import read_config
 from mindvlm.core.errors import UserError
+from mindvlm.models.run_config import read_config
 from mindvlm.training.job_file import parse_overrides, read_job
 from mindvlm.training.resume import fingerprint, require_same_job
 from tests.training.small_job import write_job
@@ -37,7 +37,7 @@ def path(tmp_path):
         ({"evaluation": {"datasets": "words", "num_samples": 0}}, "evaluation.num_samples is 0"),
         ({"data.batch_size": "two"}, "data.batch_size.*whole number"),
         ({"mode": "fast"}, "mode"),
-        ({"mode.x": 1}, "mode is 'pynative' and no section"),
+        ({"mode.x": 1}, "mode is 'pynative', not a section"),
     ],
 )
 def test_impossible_jobs_are_refused_in_one_line(path, changes, message):
@@ -148,6 +148,14 @@ def test_where_a_job_runs_and_what_it_shows_may_change(path):
         "evaluation": {"datasets": "words"},
     }
     require_same_job(then, job_fingerprint(path, free), "the checkpoint")
+
+
+def test_a_run_of_an_earlier_version_resumes(path):
+    """Earlier versions wrote `quant`, and the default family of a job that named none."""
+    now = job_fingerprint(path)
+    require_same_job({**now, "quant": "none", "family": "vary"}, now, "the checkpoint")
+    with pytest.raises(UserError, match="quant"):
+        require_same_job({**now, "quant": "int8"}, now, "the checkpoint")
 
 
 def test_a_resume_from_another_config_lists_the_differing_keys(path, tmp_path):

@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lora")
     changes = dict(schedule__total_steps=NUM_STEPS, rows_per_step=2, save_every=2, optimizer__eps=1e-5)
     path = write_job(folder, mode="graph", lora=LORA, init={"weights": ["tiny.safetensors"]}, **changes)
-    Trainer(read_job(path, {"output_dir": str(folder / "one")}), say=lambda line: None).train()
+    Trainer(read_job(path, {"output_dir": str(folder / "one")})).train()
     for name, changes in (("two", ["parallel.tp=2"]), ("replicas", ["parallel.dp=2", "data.batch_size=1"])):
         arguments = ["--config_path", str(path), "--output_dir", str(folder / name)]
         arguments += [argument for change in changes for argument in ("--set", change)]
@@ -54,7 +54,7 @@ def test_one_process_goes_on_from_the_adapter_of_two(folder, tmp_path):
     shutil.copytree(folder / "two", tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / f"step-{NUM_STEPS}")
     overrides = {"output_dir": str(tmp_path / "two"), "mode": "pynative"}
-    trainer = Trainer(read_job(folder / "job.yaml", overrides), say=lambda line: None)
+    trainer = Trainer(read_job(folder / "job.yaml", overrides))
     assert trainer.step == 2
     trainer.train()
     require_equal_runs(folder / "one", tmp_path / "two")
@@ -68,5 +68,5 @@ def test_passes_drop_what_one_pass_drops(folder, tmp_path):
     shutil.copytree(folder / "one", tmp_path / "passes")
     shutil.rmtree(tmp_path / "passes" / f"step-{NUM_STEPS}")
     overrides = {"output_dir": str(tmp_path / "passes"), "mode": "pynative", "data.batch_size": 1}
-    Trainer(read_job(folder / "job.yaml", overrides), say=lambda line: None).train()
+    Trainer(read_job(folder / "job.yaml", overrides)).train()
     require_equal_runs(folder / "one", tmp_path / "passes")

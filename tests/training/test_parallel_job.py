@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
     changes = dict(mode="graph", rows_per_step=4, save_every=2, evaluation=EVALUATION, schedule__total_steps=4)
     path = write_job(folder, **changes)
     (folder / "words" / "4.png").unlink()
-    Trainer(read_job(path, {"output_dir": str(folder / "one")}), say=lambda line: None).train()
+    Trainer(read_job(path, {"output_dir": str(folder / "one")})).train()
     arguments = ["--config_path", str(path), "--output_dir", str(folder / "two")]
     arguments += ["--set", "parallel.dp=2", "--set", "parallel.zero=2"]
     job = start(ROOT / "tools" / "train.py", *arguments, num_processes=2, log_dir=folder)
@@ -60,11 +60,10 @@ def test_progress_is_on_the_console_once(folder):
     assert console.count("step 3/4 | loss") == 1 and console.count("saved ") == 2
 
 
-def test_one_process_goes_on_from_the_checkpoint_of_two(folder, tmp_path):
+def test_one_process_goes_on_from_the_checkpoint_of_two(folder, tmp_path, said):
     shutil.copytree(folder / "two", tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / "step-4")
-    said = []
-    trainer = Trainer(read_job(folder / "job.yaml", {"output_dir": str(tmp_path / "two")}), say=said.append)
+    trainer = Trainer(read_job(folder / "job.yaml", {"output_dir": str(tmp_path / "two")}))
     assert trainer.step == 2
     trainer.train()
     require_equal_runs(folder / "one", tmp_path / "two")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from mindvlm.training.loss_scale import LossScaleConfig
+from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 

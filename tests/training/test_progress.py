@@ -1,6 +1,6 @@
 import pytest
 
-from mindvlm.training.progress import Progress, duration
+from mindvlm.training.metrics_log import Progress, duration
 
 
 class Clock:

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvlm.parallel.config import ParallelConfig
-from mindvlm.parallel.mesh import Mesh
-from mindvlm.training.ranks import Ranks
+from mindvlm.parallel.host import Ranks
+from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from tests.parallel.launch import start
 from tests.parallel.tiny_training import TinyTraining
 from tests.training.ranks_job import LAYOUTS, run_tensors

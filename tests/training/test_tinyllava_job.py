@@ -10,7 +10,8 @@ from mindspore import Tensor
 from safetensors.numpy import save_file
 
 from mindvlm.core.errors import UserError
-from mindvlm.families import get_family
+from mindvlm.core.runtime import EAGER_FLOAT32
+from mindvlm.models.registry import get_family
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
@@ -32,7 +33,7 @@ def llava_job(folder: Path, **changes):
 
 
 def train(job, **options) -> Trainer:
-    trainer = Trainer(job, say=lambda line: None, **options)
+    trainer = Trainer(job, **options)
     trainer.train()
     return trainer
 
@@ -42,8 +43,8 @@ def built(job):
     config = job.config
     model_config = building.read_model(config)
     family = get_family(config.family)
-    options = {"is_new": True, "say": lambda line: None}
-    return building.build_model(config, model_config, family, Mesh(), ms.float32, **options)[0], model_config
+    options = {"is_new": True}
+    return building.build_model(config, model_config, family, Mesh(), EAGER_FLOAT32, **options)[0], model_config
 
 
 def trained_parts(job) -> set[str]:
@@ -110,7 +111,7 @@ def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
         model, config = built(job)
         decoder = config.model.language_model
         frequencies = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
-        source = building.open_source(job.config, config, get_family("tinyllava"), Mesh(), say=lambda line: None)
+        source = building.open_data(job.config, config, get_family("tinyllava"), Mesh())
         source.start(0, None)
         (one,) = source.take()
         source.close()
@@ -136,26 +137,26 @@ def factors(by_pattern: dict[str, float]) -> dict:
         ({"init": {"weights": []}, "lora": {}}, "init.weights is empty"),
         (
             factors({r"^vision_tower\.": 0.1}),
-            r"'\^vision_tower.*' finds nothing that trains; .*vision_tower_from_layer",
+            r"'\^vision_tower.*' matches no parameter that trains; .*vision_tower_from_layer",
         ),
         (
             factors({r"^vison_tower\.": 0.1}),
-            r"factors: '\^vison_tower.*' is found in no name; names are such as vision_tower",
+            r"factors: '\^vison_tower.*' matches no name; some names are vision_tower",
         ),
         (
             factors({r"^mm_": 0.1, r"^mm_projector\.": 2}),
-            r"'\^mm_projector.*' finds only what a pattern before it finds",
+            r"'\^mm_projector.*' matches only what an earlier pattern matches",
         ),
         (
             factors({r"^mm_projector\.": 2}) | {"model_changes": {"model": {"tune": {"connector": False}}}},
-            r"'\^mm_projector.*' finds nothing that trains",
+            r"'\^mm_projector.*' matches no parameter that trains",
         ),
         ({"model_changes": {"model": {"tune": {"embed_tokens": True}}}}, "model.tune.embed_tokens is true but"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        Trainer(llava_job(tmp_path, **changes), say=lambda line: None)
+        Trainer(llava_job(tmp_path, **changes))
     assert "\n" not in str(error.value)
 
 
@@ -166,7 +167,7 @@ def test_the_tower_has_a_learning_rate_of_its_own(tmp_path):
         folder = tmp_path / str(factor)
         folder.mkdir()
         changes = factors({r"^vision_tower\.": factor}) | {"model_changes": SHARE, "schedule__total_steps": 1}
-        trainer = Trainer(llava_job(folder, **changes), say=lambda line: None)
+        trainer = Trainer(llava_job(folder, **changes))
         before = {name: p.asnumpy().copy() for name, p in trainer.model.parameters_and_names()}
         trainer.train()
         for name, parameter in trainer.model.parameters_and_names():
@@ -181,20 +182,21 @@ def test_the_tower_has_a_learning_rate_of_its_own(tmp_path):
         assert moved[0.0, name] == moved[0.1, name] == moved[1.0, name] > 0
 
 
-def test_an_exception_from_decay_that_is_found_nowhere_is_said(tmp_path):
-    said = []
+def test_an_exception_from_decay_that_is_found_nowhere_is_said(tmp_path, said):
     job = llava_job(
         tmp_path, freeze=[r"^language_model\."], optimizer__no_decay=["bias$", r"^language_model.*norm", r"layr_norm"]
     )
-    Trainer(job, say=said.append)
+    Trainer(job)
     found = [line for line in said if "no_decay" in line]
-    assert len(found) == 1 and "'layr_norm' is found in no name and has no effect" in found[0]
-    assert "layer_norm1" in found[0].split("such as")[1]
+    assert len(found) == 1 and "'layr_norm' matches no name and has no effect" in found[0]
+    assert "layer_norm1" in found[0].split("some names are")[1]
 
 
 def test_rendered_text_is_for_vary(tmp_path):
+    config = llava_job(tmp_path, data=None, rendered_text={}).config
+    model_config = building.read_model(config)
     with pytest.raises(UserError, match="rendered_text has no form for the family 'tinyllava'"):
-        llava_job(tmp_path, data=None, rendered_text={})
+        building.open_data(config, model_config, get_family("tinyllava"), Mesh())
 
 
 def test_weights_of_parts_make_a_whole(tmp_path):

@@ -13,7 +13,7 @@ import mindvlm
 from mindvlm.api import VisionLanguageModel
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.convert.conversion import Request, convert
-from mindvlm.families import get_family
+from mindvlm.models.registry import get_family
 from tests.models.tinyllava.test_factory_folder import write_factory_folder
 from tests.tiny_tinyllava import TOWER, hf_config, write_tiny_tinyllava
 from tests.tiny_vary import picture

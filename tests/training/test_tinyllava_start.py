@@ -32,15 +32,23 @@ def noise(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("num_rows", [9, 10, 11, 12, 14])
 def test_new_marks_start_as_the_mean_row_however_long_the_table_is(name, num_rows):
     """Nine tokens and the two new ones, in a model of 12 rows."""
-    table = noise(num_rows, 4)
+    width = () if name.endswith("bias") else (4,)
+    table = noise(num_rows, *width)
     kept = table.copy()
-    out = fit_pretrained(name, table, {name: (12, 4)}, new_ids=[9, 10], description={})
+    out = fit_pretrained(name, table, {name: (12, *width)}, new_ids=[9, 10], description={})
     np.testing.assert_array_equal(table, kept)
     np.testing.assert_array_equal(out[:9], table[:9])
     np.testing.assert_allclose(out[9:11], np.repeat(table[None, :9].mean(1), 2, 0), atol=1e-6)
-    assert out.shape == (12, 4) and out.dtype == np.float32
+    assert out.shape == (12, *width) and out.dtype == np.float32
     if num_rows >= 12:
         np.testing.assert_array_equal(out[11], table[11])
+
+
+@pytest.mark.parametrize("name", ROW_TABLES)
+def test_a_vocabulary_longer_than_the_tokenizer_is_cut(name):
+    """The bias of a Phi's head, which TinyLLaVA Factory keeps, has a row for each token too."""
+    table = noise(12) if name.endswith("bias") else noise(12, 4)
+    np.testing.assert_array_equal(fit_pretrained(name, table, {name: (9, *table.shape[1:])}), table[:9])
 
 
 def test_trained_marks_keep_their_rows():
@@ -62,7 +70,7 @@ def test_marks_that_a_pre_trained_model_lacks_are_the_mean_and_stay_what_they_be
     job = llava_job(tmp_path, model_changes=MARKS, schedule__total_steps=1)
     write_tiny_tinyllava(tmp_path, vocab_size=NUM_ROWS)
     stored = load_file(tmp_path / "model" / "model.safetensors")
-    names = dict(zip(ROW_TABLES, ("model.embed_tokens.weight", "lm_head.weight"), strict=True))
+    names = dict(zip(ROW_TABLES[:2], ("model.embed_tokens.weight", "lm_head.weight"), strict=True))
     first = dict(built(job)[0].parameters_and_names())
     for name, original in names.items():
         values, rows = first[name].asnumpy(), stored[original]
@@ -82,7 +90,7 @@ def test_marks_that_a_pre_trained_model_lacks_are_the_mean_and_stay_what_they_be
 def test_an_adapter_cannot_stand_on_rows_that_no_file_has(tmp_path):
     job = llava_job(tmp_path, model_changes=MARKS, lora={"targets": [r"^language_model\.layers\."]})
     write_tiny_tinyllava(tmp_path, vocab_size=NUM_ROWS)
-    with pytest.raises(UserError, match=r"do not hold language_model.embed_tokens.weight .*\(2 such tensors\)"):
+    with pytest.raises(UserError, match=r"do not have language_model.embed_tokens.weight .*\(2 such tensors\)"):
         built(job)
 
 

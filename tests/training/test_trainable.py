@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mindvlm.api import read_config
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.core.errors import UserError
-from mindvlm.families import get_family
+from mindvlm.models.registry import get_family
+from mindvlm.models.run_config import read_config
 from mindvlm.training.trainable import choose_trainable, require_something_trains, trainable_table
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import write_tiny_vary
@@ -19,7 +19,7 @@ def make_model(tmp_path_factory):
 
     def make(**changes):
         config = read_config(write_tiny_vary(folder, **changes))
-        return get_family("vary").model(config.model)
+        return get_family("vary").build(config.model)
 
     return make
 
@@ -58,12 +58,12 @@ def test_train_finds_what_the_model_froze(make_model):
 
 def test_patterns_that_choose_nothing(make_model):
     model = make_model()
-    with pytest.raises(UserError, match=r"freeze: 'up_prj' is found in no name; names are such as .*up_proj") as error:
+    with pytest.raises(UserError, match=r"freeze: 'up_prj' matches no name; some names are .*up_proj") as error:
         choose_trainable(model, freeze=["up_prj"], train={})
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"train: 'zzz\+' is found in no name; names are such as [a-z_]+\."):
+    with pytest.raises(UserError, match=r"train: 'zzz\+' matches no name; some names are [a-z_]+\."):
         choose_trainable(model, freeze=[], train={"train": ["zzz+"]})
-    with pytest.raises(UserError, match="train: 'mm_' finds only what trains anyway.*freeze: "):
+    with pytest.raises(UserError, match="train: 'mm_' matches only parameters that train anyway.*freeze: "):
         choose_trainable(model, freeze=[], train={"train": ["mm_"]})
     choose_trainable(model, freeze=["."], train={})
     with pytest.raises(UserError, match="every parameter is frozen"):
@@ -83,10 +83,9 @@ def test_the_table_folds_layers_and_counts(make_model):
     assert lines[0].split() == ["parameters", "tensors", "numbers"]
 
 
-def test_frozen_parameters_stay_and_have_no_state(tmp_path):
+def test_frozen_parameters_stay_and_have_no_state(tmp_path, said):
     job = small_job(tmp_path, freeze=["."], train=["^mm_projector", r"mlp\.down_proj"], schedule__total_steps=2)
-    said = []
-    trainer = Trainer(job, say=said.append)
+    trainer = Trainer(job)
     before = {name: p.asnumpy().copy() for name, p in trainer.model.parameters_and_names()}
     names = trained(trainer.model)
     assert len(names) == 6 and any("parameters train (" in line for line in said)
@@ -102,7 +101,7 @@ def test_frozen_parameters_stay_and_have_no_state(tmp_path):
 def test_towers_learn_where_train_says_so(tmp_path):
     """The model's own freezing also stops gradients at the towers."""
     job = small_job(tmp_path, freeze=["language_model"], train=[r"vision_tower.*layers\.0\.mlp"])
-    trainer = Trainer(job, say=lambda line: None)
+    trainer = Trainer(job)
     name = "vision_tower.encoder.layers.0.mlp.fc1.weight"
     before = dict(trainer.model.parameters_and_names())[name].asnumpy().copy()
     trainer.train()
@@ -110,7 +109,7 @@ def test_towers_learn_where_train_says_so(tmp_path):
 
 
 def test_another_choice_is_another_job(tmp_path):
-    Trainer(small_job(tmp_path, schedule__total_steps=2), say=lambda line: None).train()
+    Trainer(small_job(tmp_path, schedule__total_steps=2)).train()
     assert len(losses(tmp_path / "run")) == 2
     with pytest.raises(UserError, match=r"freeze \(was \[\], is \['language_model'\]\)"):
-        Trainer(small_job(tmp_path, schedule__total_steps=2, freeze=["language_model"]), say=lambda line: None)
+        Trainer(small_job(tmp_path, schedule__total_steps=2, freeze=["language_model"]))

@@ -22,9 +22,9 @@ from mindvlm.training.evaluate import Evaluation, Reading
 from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import picture
-from tests.training.counting import CountingStepper
+from tests.training.counting import CountingStepRunner
 from tests.training.small_job import losses, metrics, read_tensors, small_job, write_data, write_job
-from tests.training.test_checkpoint import largest_file
+from tests.training.test_run_checkpoints import largest_file
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "vary"
@@ -34,13 +34,9 @@ NANO = yaml.safe_load((CONFIGS / "train_nano.yaml").read_text())
 @pytest.fixture
 def counted(monkeypatch):
     """Makes trainers that count."""
-    monkeypatch.setattr(trainer_module, "Stepper", CountingStepper)
-    monkeypatch.setattr(CountingStepper, "bad", {})
-
-    def make(job, **options):
-        return Trainer(job, say=options.pop("say", lambda line: None), **options)
-
-    return make
+    monkeypatch.setattr(trainer_module, "StepRunner", CountingStepRunner)
+    monkeypatch.setattr(CountingStepRunner, "bad", {})
+    return Trainer
 
 
 def entries(folder: Path) -> list[str]:
@@ -66,7 +62,7 @@ def test_vary_nano_keeps_its_numbers(tmp_path):
         "best": "cer",
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    Trainer(read_job(tmp_path / "job.yaml"), say=lambda line: None).train()
+    Trainer(read_job(tmp_path / "job.yaml")).train()
     expected = [
         (5.853403568267822, 3.2739484310150146),
         (5.657041549682617, 3.4619932174682617),
@@ -102,7 +98,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_last_digit(tmp_path):
     )
 
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    assert "goes on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert losses(parts) == losses(whole) and len(losses(whole)) == 12, f"seed {seed}"
     for name in ("weights.safetensors", "optimizer.safetensors"):
         first, second = read_tensors(whole / "step-12" / name), read_tensors(parts / "step-12" / name)
@@ -131,17 +127,17 @@ def test_a_run_in_parts_sees_every_sample_once_in_the_same_order(counted, tmp_pa
     whole.train()
     seen = []
     for stop in (3, 8, None):
-        monkeypatch.setattr(CountingStepper, "stop_at", stop)
+        monkeypatch.setattr(CountingStepRunner, "stop_at", stop)
         part = counted(small_job(tmp_path, schedule__total_steps=14, save_every=1))
         if stop is None:
             part.train()
         else:
             with pytest.raises(KeyboardInterrupt):
                 part.train()
-        seen += part.stepper.seen
-    assert seen == whole.stepper.seen
+        seen += part.runner.seen
+    assert seen == whole.runner.seen
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    flat = [origin for step in whole.stepper.seen for origin in step]
+    flat = [origin for step in whole.runner.seen for origin in step]
     assert len(set(flat)) == len(flat) == 28 and len({origin.split("record ")[1] for origin in flat}) == 12
 
 
@@ -180,14 +176,13 @@ def test_the_newest_and_the_best_checkpoint_are_kept(counted, tmp_path, monkeypa
     assert len((run / "samples.jsonl").read_text().splitlines()) == 5
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_after_a_while_with_its_batch(counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(CountingStepper, "bad", {3: float("nan"), 6: float("nan"), 7: float("inf")})
-    lines = []
+def test_a_loss_that_is_not_finite_stops_the_run_after_a_while_with_its_batch(counted, tmp_path, monkeypatch, said):
+    monkeypatch.setattr(CountingStepRunner, "bad", {3: float("nan"), 6: float("nan"), 7: float("inf")})
     job = small_job(tmp_path, schedule__total_steps=20, save_every=1, max_nan_steps=2)
     with pytest.raises(
         UserError, match=r"loss is inf.*2 such steps, at step 8.*nan-step-8.npz.*step-6, is kept"
     ) as error:
-        counted(job, say=lines.append).train()
+        counted(job).train()
     assert "\n" not in str(error.value)
     run = tmp_path / "run"
     assert [name for name in entries(run) if "step" in name] == [
@@ -200,16 +195,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_a_while_with_its_batch(co
     with np.load(run / "nan-step-8.npz") as batch:
         assert batch["0.input_ids"].shape == (2, 96) and batch["0.pixels.0"].ndim == 4
         assert all("data set 'words', record" in origin for origin in json.loads(str(batch["0.origins"])))
-    assert sum("the loss is nan" in line for line in lines) == 2
+    assert sum("the loss is nan" in line for line in said) == 2
 
 
-def test_a_loss_that_is_not_finite_in_the_last_step_ends_no_run(counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(CountingStepper, "bad", {4: float("nan"), 5: float("nan")})
-    lines = []
-    counted(small_job(tmp_path, schedule__total_steps=6, save_every=100, log_every=2), say=lines.append).train()
+def test_a_loss_that_is_not_finite_in_the_last_step_ends_no_run(counted, tmp_path, monkeypatch, said):
+    monkeypatch.setattr(CountingStepRunner, "bad", {4: float("nan"), 5: float("nan")})
+    counted(small_job(tmp_path, schedule__total_steps=6, save_every=100, log_every=2)).train()
     assert [name for name in entries(tmp_path / "run") if name.startswith("step")] == ["step-6"]
     assert "loss" in metrics(tmp_path / "run")[-2] and "loss" not in metrics(tmp_path / "run")[-1]
-    assert sum("nothing was updated" in line for line in lines) == 2
+    assert sum("nothing was updated" in line for line in said) == 2
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(counted, tmp_path):
@@ -222,14 +216,13 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(counted, tmp_path):
     assert counted(small_job(tmp_path, schedule__total_steps=4)).step == 4
 
 
-def test_another_config_is_refused_unless_accepted(counted, tmp_path):
+def test_another_config_is_refused_unless_accepted(counted, tmp_path, said):
     counted(small_job(tmp_path, schedule__total_steps=2)).train()
     changed = dict(schedule__total_steps=5, optimizer={"learning_rate": 0.5}, log_every=2)
     with pytest.raises(UserError, match=r"schedule.total_steps \(was 2, is 5\), optimizer.*--accept_changes|optimizer"):
         counted(small_job(tmp_path, **changed))
-    lines = []
-    trainer = counted(small_job(tmp_path, **changed), accept_changes=True, say=lines.append)
-    assert "changed: schedule.total_steps (was 2, is 5)" in lines and trainer.step == 2
+    trainer = counted(small_job(tmp_path, **changed), accept_changes=True)
+    assert "changed: schedule.total_steps (was 2, is 5)" in said and trainer.step == 2
     trainer.train()
     assert metrics(tmp_path / "run")[-1]["step"] == 5
     with pytest.raises(UserError, match="holds step-5 of another run"):
@@ -244,7 +237,7 @@ def test_another_config_is_refused_unless_accepted(counted, tmp_path):
         ({"data__max_length": 999, "data__lengths": []}, "data.max_length is 999 but the model's max_length is 320"),
         ({"evaluation__datasets": "nothing"}, "unknown data set 'nothing'"),
         ({"init__weights": ["absent.safetensors"]}, "absent.safetensors"),
-        ({"init__random": ["x"], "init__weights": ["tiny.safetensors"]}, "init.random: 'x' fits no parameter"),
+        ({"init__random": ["x"], "init__weights": ["tiny.safetensors"]}, "init.random: 'x' matches no parameter"),
         ({"model_config": "absent.yaml"}, "absent.yaml does not exist"),
     ],
 )

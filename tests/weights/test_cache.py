@@ -11,6 +11,7 @@ import pytest
 from mindvlm.checkpoint import MemorySource
 from mindvlm.checkpoint.source import CHUNK_BYTES
 from mindvlm.core.errors import UserError
+from mindvlm.core.progress import progress_to
 from mindvlm.weights import cache as weights_cache
 from mindvlm.weights.cache import cache_folder, entry_folder, kept_weights
 
@@ -64,10 +65,15 @@ def test_an_entry_that_is_replaced_stays_readable_to_who_has_it(cache, source):
     kept_weights(weights_of(1, "one"), [source])
     first = kept_weights(weights_of(1, "one"), [source])
 
-    def another_process(line: str) -> None:
-        kept_weights(weights_of(2, "two"), [source])
+    lines = []
 
-    kept_weights(weights_of(3, "three"), [source], say=another_process)
+    def another_process(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 1:
+            kept_weights(weights_of(2, "two"), [source])
+
+    with progress_to(another_process):
+        kept_weights(weights_of(3, "three"), [source])
     third = kept_weights(weights_of(3, "three"), [source])
     for kept, number in ((first, 1), (third, 3)):
         assert kept.path.is_relative_to(cache) and (kept.read("b").data == number).all()

@@ -5,8 +5,11 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, TensorInfo
 from mindvlm.core.errors import UserError
-from mindvlm.weights.recognise import MODELS, native_view
+from mindvlm.models.registry import get_family
+from mindvlm.weights.recognise import native_view
 from mindvlm.weights.rules.findings import ConversionError
+from mindvlm.weights.rules.planning import make_plan
+from tests.known_models import MODELS, VARY
 from tests.models.vary.vary_names import SMALL, SMALL_TINY, hf_shapes, infos, random_tensors, tiny_shapes
 
 TOY, TINY, OTHER_TINY = hf_shapes(SMALL), tiny_shapes(SMALL_TINY), tiny_shapes(SMALL_TINY, "vision_tower")
@@ -15,8 +18,8 @@ TOY, TINY, OTHER_TINY = hf_shapes(SMALL), tiny_shapes(SMALL_TINY), tiny_shapes(S
 def test_the_targets_say_which_model_is_meant():
     for name, shapes in (("vary_toy", TOY), ("vary_tiny", TINY)):
         source = MemorySource({key: np.zeros(shape, np.float32) for key, shape in shapes.items()})
-        targets = MODELS[name].hf.plan(source.infos).infos
-        assert native_view(source, target_infos=targets).infos.keys() == targets.keys()
+        targets = make_plan(MODELS[name].hf, source.infos).infos
+        assert native_view(source, VARY, target_infos=targets).infos.keys() == targets.keys()
 
 
 @pytest.mark.parametrize(
@@ -29,32 +32,32 @@ def test_the_targets_say_which_model_is_meant():
 )
 def test_another_model_is_not_loaded_for_the_part_in_common(meant, shapes, table):
     source = MemorySource(random_tensors(shapes), "file.bin")
-    targets = MODELS[meant].hf.plan(infos(TOY if meant == "vary_toy" else TINY)).infos
+    targets = make_plan(MODELS[meant].hf, infos(TOY if meant == "vary_toy" else TINY)).infos
     with pytest.raises(UserError, match=rf"^file.bin: .* of {table}, of which {meant} takes only .*; give weights"):
-        native_view(source, target_infos=targets)
+        native_view(source, VARY, target_infos=targets)
 
 
 def test_targets_in_common_do_not_choose_the_model():
     source = MemorySource(random_tensors(TINY))
-    targets = {n: i for n, i in native_view(source).infos.items() if n.startswith("vision_vocabulary.")}
+    targets = {n: i for n, i in native_view(source, VARY).infos.items() if n.startswith("vision_vocabulary.")}
     with pytest.raises(ConversionError, match="does not fit the vary_tiny model: .* unexpected"):
-        native_view(source, target_infos=targets)
+        native_view(source, VARY, target_infos=targets)
     alone = MemorySource({n: t for n, t in random_tensors(TINY).items() if "vision_tower_2" in n})
-    assert native_view(alone, target_infos=targets).infos.keys() == targets.keys()
+    assert native_view(alone, VARY, target_infos=targets).infos.keys() == targets.keys()
 
 
 def test_what_is_ambiguous_without_targets():
     source = MemorySource({"lm_head.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(ConversionError, match="missing"):
-        native_view(source, target_infos=MODELS["vary_toy"].hf.plan(infos(TOY)).infos)
+        native_view(source, VARY, target_infos=make_plan(MODELS["vary_toy"].hf, infos(TOY)).infos)
 
 
 def test_an_unknown_family():
-    with pytest.raises(UserError, match="unknown model family 'delvm'; known: vary"):
-        native_view(MemorySource({}), family="delvm")
+    with pytest.raises(UserError, match="'family' is 'delvm'; expected one of vary, tinyllava"):
+        get_family("delvm")
 
 
 def test_everything_is_needed_for_a_model():
     source = MemorySource({"vision_vocabulary.pos_embed": np.zeros(1)})
     with pytest.raises(ConversionError, match="missing"):
-        native_view(source, target_infos={"mm_projector.bias": TensorInfo("mm_projector.bias", "float32", (1,))})
+        native_view(source, VARY, target_infos={"mm_projector.bias": TensorInfo("mm_projector.bias", "float32", (1,))})

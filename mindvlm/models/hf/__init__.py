@@ -1,1 +1,1 @@
-"""Readers of config.json files that families share."""
+"""Readers of config.json files and tensor names that several families share."""

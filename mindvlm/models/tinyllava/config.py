@@ -1,4 +1,4 @@
-"""Configs of the TinyLLaVA family from our YAML. `hf_config` makes those of the model from a config.json."""
+"""The run config of the TinyLLaVA family and its YAML parser."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,17 +8,16 @@ from mindvlm.core.config import GenerationConfig, build_config, resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RuntimeConfig
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
-from mindvlm.models.tinyllava.processing import TinyLlavaProcessorConfig
-from mindvlm.nn.checks import check_token_counts
-from mindvlm.nn.patches import height_and_width
+from mindvlm.models.tinyllava.processor import TinyLlavaProcessorConfig
+from mindvlm.nn.config import check_token_counts, height_and_width
 
 
 @dataclass(kw_only=True)
 class TinyLlavaConfig(RuntimeConfig):
-    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections.
+    """The run config of a TinyLLaVA model, with the runtime keys of `RuntimeConfig`.
 
     Attributes:
-        vision_tower: weights of a tower, which are taken in the place of those in `checkpoint`.
+        vision_tower: path of separate tower weights; they replace the tower in `checkpoint`.
     """
 
     family: Literal["tinyllava"] = "tinyllava"
@@ -32,7 +31,11 @@ class TinyLlavaConfig(RuntimeConfig):
 
 
 def parse_config(data: dict, path: Path) -> TinyLlavaConfig:
-    """Typed config from the YAML's mapping; paths in it are relative to the file."""
+    """Returns the run config of a YAML mapping. Relative paths start at the folder of the file.
+
+    Raises:
+        UserError: a key or a value is wrong.
+    """
     config = build_config(TinyLlavaConfig, data)
     config.checkpoint = resolve_path(config.checkpoint, path)
     config.vision_tower = resolve_path(config.vision_tower, path)
@@ -45,19 +48,19 @@ def parse_config(data: dict, path: Path) -> TinyLlavaConfig:
 
 
 def check_processor(model: TinyLlavaModelConfig, processor: TinyLlavaProcessorConfig) -> None:
-    """Raises UserError where the processor would make something else than the model takes."""
+    """Raises UserError if the processor output does not match the model input."""
     check_token_counts(model, processor)
     if processor.image.resize == "keep":
-        raise UserError("processor.image.resize is 'keep'; the model takes pictures of one size, choose another")
+        raise UserError("processor.image.resize is 'keep' but the model needs pictures of one size; choose another")
     tiling = processor.tiling
     if tiling:
         tiling.check(processor.image.height_width[0], processor.num_image_tokens)
         if processor.image.padding != "none":
-            raise UserError("processor.image.padding has no effect beside processor.tiling; set it to none")
+            raise UserError("processor.image.padding has no effect with processor.tiling; set it to none")
     if tiling and (tiling.merge == "spatial_unpad") != model.image_newline:
         raise UserError(
-            f"model.image_newline is {model.image_newline} but processor.tiling.merge is {tiling.merge!r}; the learned "
-            "row belongs to spatial_unpad and to nothing else"
+            f"model.image_newline is {model.image_newline} but processor.tiling.merge is {tiling.merge!r}; only "
+            "spatial_unpad uses the learned row"
         )
     tower = model.vision_tower
     if tower and processor.image.height_width != height_and_width(tower.image_size):

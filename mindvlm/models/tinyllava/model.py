@@ -7,35 +7,43 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.models.tinyllava.connector import build_connector
-from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig, TuneConfig
+from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
+from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig, TuneConfig
 from mindvlm.nn.decoder import CausalLM
-from mindvlm.nn.image_text import ImageTextModel, freeze
+from mindvlm.nn.image_text import ImageTextModel
+from mindvlm.nn.linear import Linear
+from mindvlm.nn.mlp import activation
+from mindvlm.nn.parameters import freeze
+from mindvlm.nn.resampler import Resampler
 from mindvlm.nn.vit import TOWERS, VisionTransformer
 
 
 class TinyLlavaModel(ImageTextModel):
-    """The parts and how they connect. A part whose config is missing is left out (a decoder alone, a tower alone).
+    """A vision tower, a connector and a decoder. Parts without a config are absent (a decoder alone, a tower alone).
 
     Args:
-        config: sizes of the parts, and which of them learn.
-        dtype: of parameters and activations.
+        config: sizes of the parts, and which of them train.
+        context: dtype and attention.
     """
 
-    def __init__(self, config: TinyLlavaModelConfig, dtype=ms.float32):
+    freezing_keys = ("model.tune.language_model", "model.tune.connector", "model.tune.vision_tower_from_layer")
+
+    def __init__(self, config: TinyLlavaModelConfig, context: BuildContext = EAGER_FLOAT32):
         super().__init__()
+        dtype = context.dtype
         self.config = config
         if config.language_model:
-            self.language_model = CausalLM(config.language_model, dtype)
+            self.language_model = CausalLM(config.language_model, context)
         padding = config.padding_token_id
         self.learned_embeddings = AllRows() if padding is None else WithoutGradientAt(padding)
         self.freeze_vision_tower = config.tune.vision_tower_from_layer is None
         if config.vision_tower:
             self.vision_tower = TOWERS[config.vision_tower.dialect](
                 config.vision_tower,
+                context,
                 select_layer=config.vision_select_layer,
                 num_dropped_tokens=config.num_dropped_tokens,
-                dtype=dtype,
             )
         if config.language_model and config.vision_tower:
             width = config.vision_tower.hidden_size
@@ -47,53 +55,82 @@ class TinyLlavaModel(ImageTextModel):
 
     @property
     def towers(self) -> list[nn.Cell]:
-        """The vision tower, if there is one."""
+        """The vision tower, or an empty list."""
         return [self.vision_tower] if self.config.vision_tower else []
 
     @property
     def recomputed_tower(self) -> VisionTransformer:
-        """The only tower."""
+        """The vision tower."""
         return self.vision_tower
 
     def embed(self, input_ids):
-        """Token embeddings (B, L, hidden); the ids of placeholders may be negative, they are replaced later."""
+        """Returns token embeddings (B, L, hidden). Placeholder ids may be negative; `merge` replaces their rows."""
         ids = ops.maximum(input_ids, Tensor(0, ms.int32))
         return self.learned_embeddings(self.language_model.embed_tokens(ids), ids)
 
-    def merge(self, input_ids, image_features, sources):
-        """As that of every family; the learned row that ends lines is the row behind the image features."""
-        if self.config.image_newline:
-            rows = image_features.reshape((-1, image_features.shape[-1]))
-            image_features = ops.concat((rows, self.image_newline.reshape((1, -1))), 0)
-        return super().merge(input_ids, image_features, sources)
+    def view_rows(self, features):
+        """Returns the feature rows of all views, then the learned row that ends lines, if the model has one."""
+        rows = super().view_rows(features)
+        return ops.concat((rows, self.image_newline.reshape((1, -1))), 0) if self.config.image_newline else rows
 
     def tower_features(self, pixels):
-        """Features of the tower, (N, T, width). pixels (N, 3, height, width)."""
+        """Returns the features of the tower: pixels (N, 3, height, width) -> (N, T, width)."""
         features = self.vision_tower(pixels)
         return ops.stop_gradient(features) if self.freeze_vision_tower else features
 
     def encode_images(self, pixels):
-        """Image features in the decoder's space, (N, T, hidden)."""
+        """Returns image features as decoder inputs, (N, T, hidden)."""
         return self.mm_projector(self.tower_features(pixels))
 
     def features_behind_blocks(self, states, pixels):
-        """As `encode_images`, from what the last of the tower's blocks gives."""
+        """Returns the result of `encode_images` from the output of the last block of the tower."""
         return self.mm_projector(self.vision_tower.finish(states))
 
     def construct(self, input_ids, labels, inv_freq, pixels, sources):
-        """Sum of the next-token losses of a batch with images, and their number; shapes as in `merge`, `text_loss`."""
+        """Returns the sum and the number of next-token losses of a batch with images; see `merge` and `text_loss`."""
         return self.text_loss(self.merge(input_ids, self.encode_images(pixels), sources), labels, inv_freq)
 
 
+def build_connector(config: ConnectorConfig, image_width: int, hidden_size: int, dtype=ms.float32) -> nn.Cell:
+    """Returns the connector: features (N, T, image_width) -> (N, T or queries, hidden_size).
+
+    Raises:
+        UserError: the type is "identity" but the two widths differ.
+    """
+    if config.type == "linear":
+        return Linear(image_width, hidden_size, dtype=dtype)
+    if config.type == "resampler":
+        return Resampler(
+            image_width,
+            width=config.resampler_hidden_size,
+            out_width=hidden_size,
+            num_queries=config.num_queries,
+            num_layers=config.num_resampler_layers,
+            num_heads=config.num_heads,
+            dtype=dtype,
+        )
+    if config.type == "identity":
+        if image_width != hidden_size:
+            raise UserError(
+                f"connector type is 'identity' but the tower's features have {image_width} channels and the decoder "
+                f"{hidden_size}; choose another type"
+            )
+        return nn.Identity()
+    cells = [Linear(image_width, hidden_size, dtype=dtype)]
+    for _ in range(config.num_linears - 1):
+        cells += [activation("gelu"), Linear(hidden_size, hidden_size, dtype=dtype)]
+    return nn.SequentialCell(cells)
+
+
 class AllRows(nn.Cell):
-    """Rows of a table as they are, each with its gradient."""
+    """Returns embedding rows unchanged, with all gradients."""
 
     def construct(self, rows, ids):
         return rows
 
 
 class WithoutGradientAt(nn.Cell):
-    """Rows of a table as they are, without a gradient for the row of one id (`padding_idx` of torch's Embedding)."""
+    """Returns embedding rows unchanged and stops the gradient of one id (`padding_idx` of torch's Embedding)."""
 
     def __init__(self, token_id: int):
         super().__init__()
@@ -106,7 +143,7 @@ class WithoutGradientAt(nn.Cell):
 
 
 def freeze_parts(model: TinyLlavaModel, tune: TuneConfig) -> None:
-    """Takes out of training what the config does not tune, and what has no part in the features."""
+    """Freezes the parameters that the config does not tune, and those that do not affect the features."""
     if model.config.language_model and not tune.language_model:
         freeze(model.language_model)
         model.language_model.embed_tokens.weight.requires_grad = tune.embed_tokens
@@ -130,6 +167,6 @@ def freeze_parts(model: TinyLlavaModel, tune: TuneConfig) -> None:
             freeze(layer)
 
 
-def build_model(config: TinyLlavaModelConfig, dtype=ms.float32) -> TinyLlavaModel:
-    """The Cell of a config."""
-    return TinyLlavaModel(config, dtype)
+def build_model(config: TinyLlavaModelConfig, context: BuildContext = EAGER_FLOAT32) -> TinyLlavaModel:
+    """Returns the model of a config."""
+    return TinyLlavaModel(config, context)

@@ -1,7 +1,8 @@
-"""TinyLLaVA with each of its decoders: Phi-2 (3.1B), StableLM-2 (2.0B), TinyLlama (1.5B, 1.4B in the `llava` layout).
+"""Tensor names of TinyLLaVA with each of its decoders, Phi-2 (3.1B), StableLM-2 (2.0B) and TinyLlama (1.5B, and 1.4B in
+the `llava` layout), in all published layouts.
 
-A language model alone, as Microsoft, Stability AI and TinyLlama publish it, is the first part of such a model; so is a
-tower, or a connector, in a file of its own.
+The tables also match a single part: a language model as Microsoft, Stability AI and TinyLlama publish it, a tower, or a
+connector.
 """
 
 from __future__ import annotations
@@ -13,33 +14,105 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import TensorInfo
-from mindvlm.convert.reference import tinyllava_layout
-from mindvlm.convert.reference.tinyllava_form import bench_form
 from mindvlm.core.errors import UserError
-from mindvlm.models.tinyllava.part_names import tables_of
-from mindvlm.models.tinyllava.tower_folder import with_tower_config
-from mindvlm.models.vary.tower_names import CLIP_FIELDS
-from mindvlm.weights.config_json import FLAG, IMAGE_SIZE, NUM_LAYERS, SIZE, Layout, named_types, read_config
-from mindvlm.weights.rules.table import RuleTable
+from mindvlm.models.hf.names import decoder_parts, renames, tower_parts, unchanged
+from mindvlm.models.tinyllava import released
+from mindvlm.models.tinyllava.hf_config import from_hf_config
+from mindvlm.models.tinyllava.model_config import MAX_MLP_LAYERS, TinyLlavaModelConfig, model_shapes
+from mindvlm.models.tinyllava.tower_folder import BESIDE, deleted_layer, with_tower_config
+from mindvlm.weights.config_json import Config, ConfigTable, named_types, read_config
+from mindvlm.weights.recognise import ConvertibleModel
+from mindvlm.weights.rules.operations import Rename, Rule
+from mindvlm.weights.rules.table import Part, RuleTable, rename_all
 
 Infos = dict[str, TensorInfo]
 
-_FACTORY_TYPES = ("TinyLlavaForConditionalGeneration", "tinyllava")
-_SIZES = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads")
-_FIELDS = {**dict.fromkeys(_SIZES, SIZE), "num_hidden_layers": NUM_LAYERS}
-_OPTIONAL = {
-    **dict.fromkeys(("resampler_hidden_size", "num_queries"), SIZE),
-    "num_resampler_layers": NUM_LAYERS,
-    "use_qkv_bias": FLAG,
-}
-_TOWER_FIELDS = {**CLIP_FIELDS, "image_size": IMAGE_SIZE}
+FAMILY = "tinyllava"
+FACTORY, LLAVA = "TinyLLaVA Factory", "transformers llava"
 ROW_TABLES = ("language_model.embed_tokens.weight", "language_model.lm_head.weight", "language_model.lm_head.bias")
-"""Tensors with a row for each token; the published files hold more rows than the tokenizer has tokens."""
+"""Tensors with one row per token. Published files have more rows than the tokenizer has tokens."""
+
+_FACTORY_TYPES = ("TinyLlavaForConditionalGeneration", "tinyllava")
+_RESAMPLER = (
+    "queries",
+    *(f"resampler_blocks.{{}}.{norm}.{end}" for norm in ("norm_image", "norm_hidden") for end in ("weight", "bias")),
+    *(f"resampler_blocks.{{}}.to_{name}.weight" for name in ("q", "k", "v", "out")),
+    *(f"resampler_blocks.{{}}.feed_forward.{name}" for name in ("0.weight", "0.bias", "1.weight", "3.weight")),
+    "post_norm.weight",
+    "post_norm.bias",
+    "final_proj.weight",
+)
+
+
+def connector_parts(
+    prefix: str, layers: Mapping[str, str] | None = None, *, newline: str | None = None
+) -> tuple[Part, ...]:
+    """Returns the rules of all connector types. Each type is a part, and so is each Linear of an MLP.
+
+    Args:
+        prefix: prefix of the names, without the dot.
+        layers: name -> native number of the Linears, for a layout that only has an MLP with named Linears.
+        newline: name of the learned row that ends lines of feature rows, if the layout has one.
+    """
+
+    def part(name: str, rules: tuple[Rule, ...]) -> Part:
+        return Part(name, rules, "projectors", choice="connector")
+
+    if layers:
+        return tuple(
+            part(f"connector layer {new}", rename_all(f"{prefix}.{old}", f"mm_projector.{new}"))
+            for old, new in layers.items()
+        )
+    numbers = range(0, 2 * MAX_MLP_LAYERS, 2)
+    return (
+        *(part(f"connector layer {i}", rename_all(f"{prefix}.{i}", f"mm_projector.{i}")) for i in numbers),
+        part("linear connector", rename_all(prefix, "mm_projector")),
+        part("resampler", renames(f"{prefix}.", "mm_projector.", unchanged(_RESAMPLER))),
+        *((part("image newline", (Rename(newline, "image_newline"),)),) if newline else ()),
+    )
+
+
+def config_naming(config: Config) -> str | None:
+    """Returns the naming of the checkpoint beside a config.json, or None for TinyLLaVABench's."""
+    if not isinstance(config.get("text_config"), Mapping):
+        return None
+    return LLAVA if config.get("model_type") == "llava" else FACTORY
+
+
+def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
+    """Returns the namings of a TinyLLaVA with this decoder: native, TinyLLaVABench's, then the others."""
+
+    def table(title: str, *parts: Part) -> RuleTable:
+        return RuleTable(title, FAMILY, parts, name)
+
+    bench = table(
+        "Hugging Face",
+        *decoder_parts(dialect),
+        *tower_parts("model.vision_tower.vision_tower."),
+        *connector_parts("model.mm_projector", newline="model.image_newline"),
+    )
+    factory = table(
+        FACTORY,
+        *decoder_parts(dialect, "language_model.", keeps_head_bias=True),
+        *tower_parts("vision_tower._vision_tower."),
+        *connector_parts("connector._connector", newline="image_newline"),
+    )
+    tables = [factory.identity("native"), bench, factory]
+    if dialect == "llama":
+        linears = {"linear_1": "0", "linear_2": "2"}
+        for title, model in ((LLAVA, "vision_model."), ("transformers 5 llava", "")):
+            decoder = decoder_parts(dialect, "language_model.")
+            connector = connector_parts("multi_modal_projector", linears)
+            tables.append(table(title, *decoder, *tower_parts("vision_tower.", model=model), *connector))
+    tables.append(table("tower repository", *tower_parts("", drops_text=True)))
+    tables.append(table("transformers 5 tower", *tower_parts("", model="")))
+    tables.append(table("connector beside an adapter", *connector_parts("base_model.model.model.mm_projector")))
+    return tuple(tables)
 
 
 @dataclass(frozen=True)
 class TinyLlava:
-    """A TinyLLaVA with one of the decoders; the attributes and methods are those of a `ConvertibleModel`."""
+    """A TinyLLaVA with one of the decoders. Attributes and methods match those of `ConvertibleModel`."""
 
     name: str
     dialect: str
@@ -51,73 +124,66 @@ class TinyLlava:
         return tables_of(self.dialect, self.name)
 
     def infos_of_config(self, folder: Path) -> Infos | None:
-        """Return the native tensors that the config.json in `folder` describes, or None if there is none, if it is of
-        another model, or if no file says what the tower's sizes are.
+        """Returns the native tensors of the config.json in `folder`.
+
+        Returns None if the file is missing, describes another model, or if no file has the sizes of the tower.
 
         Raises:
-            UserError: config.json names this model and does not describe it.
+            UserError: config.json names this model but has a wrong key or value.
         """
         config = read_config(folder)
         if config is None or not set(named_types(config)) & set(self.model_types):
             return None
+        path = folder / "config.json"
         try:
-            form = bench_form(with_tower_config(config, folder), self.dialect)
-            if "vision_config" not in form and form.get("mm_vision_tower"):
+            whole = with_tower_config(config, folder)
+            if whole.get("vision_config") is None and whole.get("mm_vision_tower"):
                 return None
-            Layout(self.name, self.model_types, _FIELDS, _OPTIONAL, {"vision_config": _TOWER_FIELDS}).check(form)
-            return self.infos_of(form)
-        except (ValueError, AttributeError, TypeError) as error:
-            path = folder / "config.json"
-            raise UserError(
-                f"{path}: is no {self.name} config ({error}); move it away or give the folder of {self.name}"
-            ) from None
-
-    def infos_of(self, form: Mapping[str, Any]) -> Infos:
-        """Return the native tensors of a config in TinyLLaVABench's form."""
-        shapes = tinyllava_layout.parameter_shapes(form, self.dialect)
-        bias = shapes.pop("lm_head.bias", None)
-        infos = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
-        native = dict(self.tables[1].plan(infos).infos)
-        if bias:
-            name = "language_model.lm_head.bias"
-            native[name] = TensorInfo(name, "float32", bias)
-        return native
+            return infos_of(from_hf_config(whole, dialect=self.dialect, path=str(path), only_sizes=True))
+        except UserError as error:
+            raise ConfigTable(config, str(path)).other_model(self.name, error) from None
 
     def released_infos(self) -> Infos:
-        """Return the native tensors of the published model."""
-        return self.infos_of(self.released_config())
+        """Returns the native tensors of the published model."""
+        return infos_of(from_hf_config(self.released_config()))
 
     def example_infos(self) -> Infos:
-        """Return the native tensors of a model whose numbers all differ, with every tower and connector; see
-        `require_consistent_sizes`."""
+        """Returns the tensors of all towers and connectors with distinct sizes; see `require_consistent_sizes`."""
         sizes = {
-            "hidden_size": 202,
+            "hidden_size": 240,
             "vocab_size": 997,
             "intermediate_size": 307,
-            "num_attention_heads": 101,
-            "num_key_value_heads": 67,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
             "num_hidden_layers": 1,
             "use_qkv_bias": True,
-            "head_bias": self.dialect == "phi",
             "mm_patch_merge_type": "spatial_unpad",
-            "resampler_hidden_size": 241,
+            "resampler_hidden_size": 252,
             "num_queries": 251,
             "num_resampler_layers": 1,
         }
-        tower = {"hidden_size": 211, "intermediate_size": 223, "patch_size": 5, "image_size": [35, 55]}
+        tower = {"hidden_size": 211, "intermediate_size": 223, "num_attention_heads": 1}
+        tower |= {"patch_size": 5, "image_size": [35, 55]}
         found: Infos = {}
         for kind, num_layers in (("siglip", 2), ("clip", 1)):
-            sizes["vision_config"] = {**tower, "model_type": kind, "num_hidden_layers": num_layers}
+            described = {"vision_config": {**tower, "model_type": kind, "num_hidden_layers": num_layers}}
             for connector in ("linear", "resampler", "mlp8x_gelu"):
-                found |= self.infos_of({**sizes, "mm_projector_type": connector})
+                config = from_hf_config({**sizes, **described, "mm_projector_type": connector}, dialect=self.dialect)
+                config.language_model.head_bias = self.dialect == "phi"
+                found |= infos_of(config)
         return found
+
+
+def infos_of(config: TinyLlavaModelConfig) -> Infos:
+    """Returns the native tensors of a config."""
+    return {name: TensorInfo(name, "float32", shape) for name, shape in model_shapes(config).items()}
 
 
 PHI = TinyLlava(
     "tinyllava_phi",
     "phi",
     ("TinyLlavaPhiForCausalLM", "tiny_llava_phi", "PhiForCausalLM", "phi", *_FACTORY_TYPES),
-    tinyllava_layout.phi_config,
+    released.phi_config,
 )
 STABLELM = TinyLlava(
     "tinyllava_stablelm",
@@ -131,7 +197,7 @@ STABLELM = TinyLlava(
         "stablelm_epoch",
         *_FACTORY_TYPES,
     ),
-    tinyllava_layout.stablelm_config,
+    released.stablelm_config,
 )
 LLAMA = TinyLlava(
     "tinyllava_llama",
@@ -145,6 +211,28 @@ LLAMA = TinyLlava(
         "llama",
         *_FACTORY_TYPES,
     ),
-    tinyllava_layout.llama_config,
+    released.llama_config,
 )
 KINDS = (PHI, STABLELM, LLAMA)
+
+MODELS = tuple(
+    ConvertibleModel(
+        name=kind.name,
+        family=FAMILY,
+        tables=kind.tables,
+        hf=kind.tables[1],
+        hf_tables=kind.tables[1:],
+        model_types=kind.model_types,
+        target_infos=kind.infos_of_config,
+        released_infos=kind.released_infos,
+        released_config=kind.released_config,
+        example_infos=kind.example_infos,
+        whole_config=with_tower_config,
+        row_tables=ROW_TABLES,
+        left_out=deleted_layer,
+        config_naming=config_naming,
+        separate_parts={"vision_tower": "a tower's weights in place of the checkpoint's"},
+        companions=(BESIDE,),
+    )
+    for kind in KINDS
+)

@@ -1,12 +1,12 @@
-"""The conversation templates of TinyLLaVA, under the names of the original's table.
+"""The chat templates of TinyLLaVA, under the names of the original program.
 
-Label rules are chosen as the original means to choose them: its tag `llama_v2` finds no rule of that name and falls
-back to another one, and its `stablelm` and `qwen2` conversations are in no table; here they have their rules and names.
-`llava_hf` is what the first TinyLLaVA's page tells to ask with; no program trains with it.
+Label rules follow the intent of the original: its tag `llama_v2` matches no rule and falls back to another one, and its
+`stablelm` and `qwen2` templates are in no table. Here they have their rules and names. `llava_hf` is the prompt format
+of the first TinyLLaVA's model page; no program trains with it.
 """
 
 from mindvlm.processing.images.image_span import IMAGE_MARKER, with_image_marks
-from mindvlm.processing.text.chat_template import CHATML, ChatTemplate
+from mindvlm.processing.text.chat_template import CHATML, ChatTemplate, LabelRule
 
 _USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -52,6 +52,20 @@ _ENERGY_EXAMPLE = (
     "are not, and their depletion can lead to economic and social instability.\n",
 )
 
+_COLON_HEADER = "{separator}{answerer}: "
+
+LABEL_RULES: dict[str, LabelRule] = {
+    "phi": LabelRule(header=_COLON_HEADER, closing=1, shared=1, counts_ends=True),
+    "stablelm": LabelRule(header=_COLON_HEADER, closing=1, shared=1),
+    "v1": LabelRule(header=_COLON_HEADER, start=1, shared=2, continues=True),
+    "llama_2": LabelRule(header="[/INST] ", start=1, shared=2),
+    "tiny_llama": LabelRule(header="<|assistant|>\n", start=1, shared=1),
+    "mpt": CHATML["label_rule"],
+    "default": LabelRule("messages"),
+    "plain": LabelRule("picture"),
+}
+"""The label rules, under the names of the original's maskers."""
+
 _PAIR = {"style": "colon_pair", "roles": ("USER", "ASSISTANT"), "separator": " ", "answer_separator": "</s>"}
 _END_OF_TEXT_PAIR = {**_PAIR, "answer_separator": "<|endoftext|>"}
 _SINGLE = {
@@ -59,7 +73,7 @@ _SINGLE = {
     "roles": ("Human", "Assistant"),
     "separator": "###",
     "answer_separator": "###",
-    "label_rule": "default",
+    "label_rule": LABEL_RULES["default"],
 }
 _INSTRUCTION = {
     "style": "instruction",
@@ -71,7 +85,7 @@ _INSTRUCTION = {
     "answer_joint": " ",
     "system_prefix": "<<SYS>>\n",
     "system_joint": "\n<</SYS>>\n\n",
-    "label_rule": "llama_2",
+    "label_rule": LABEL_RULES["llama_2"],
 }
 _TAGGED = {
     "style": "tagged",
@@ -83,7 +97,7 @@ _TAGGED = {
     # the original strips every leading character of "<s>" from the prompt, so also the first one of "<|system|>"
     "system_prefix": "|system|>\n",
     "system_joint": "\n",
-    "label_rule": "tiny_llama",
+    "label_rule": LABEL_RULES["tiny_llama"],
 }
 _PLAIN = {
     "style": "plain",
@@ -91,7 +105,7 @@ _PLAIN = {
     "roles": ("", ""),
     "separator": "\n",
     "answer_separator": "\n",
-    "label_rule": "plain",
+    "label_rule": LABEL_RULES["plain"],
 }
 _CHATML_ANSWERER = {**CHATML, "system": "Answer the questions."}
 _IM_TURNS = {**CHATML, "roles": ("<im_start>user\n", "<im_start>assistant\n")}
@@ -102,15 +116,15 @@ TEMPLATES: dict[str, ChatTemplate] = {
     for template in (
         ChatTemplate("default", system=_HUMAN, examples=_ENERGY_EXAMPLE, **_SINGLE),
         ChatTemplate("v0", system=_HUMAN, examples=_ENERGY_EXAMPLE, **_SINGLE),
-        ChatTemplate("v1", system=_USER, label_rule="v1", **_PAIR),
-        ChatTemplate("vicuna_v1", system=_USER, label_rule="v1", **_PAIR),
+        ChatTemplate("v1", system=_USER, label_rule=LABEL_RULES["v1"], **_PAIR),
+        ChatTemplate("vicuna_v1", system=_USER, label_rule=LABEL_RULES["v1"], **_PAIR),
         ChatTemplate("llama_2", system=_SAFETY, **_INSTRUCTION),
         ChatTemplate("plain", **_PLAIN),
         ChatTemplate("v0_plain", **_PLAIN),
         ChatTemplate("llava_v0", system=_HUMAN, **_SINGLE),
         ChatTemplate("v0_mmtag", system=_TAGGED_IMAGES, **_SINGLE),
-        ChatTemplate("llava_v1", system=_HUMAN, label_rule="v1", **_PAIR),
-        ChatTemplate("v1_mmtag", system=_TAGGED_IMAGES, label_rule="default", **_PAIR),
+        ChatTemplate("llava_v1", system=_HUMAN, label_rule=LABEL_RULES["v1"], **_PAIR),
+        ChatTemplate("v1_mmtag", system=_TAGGED_IMAGES, label_rule=LABEL_RULES["default"], **_PAIR),
         ChatTemplate("llava_llama_2", system=_VISION, **_INSTRUCTION),
         ChatTemplate(
             "mpt",
@@ -119,11 +133,11 @@ TEMPLATES: dict[str, ChatTemplate] = {
             **CHATML,
         ),
         ChatTemplate("tiny_llama", system=_VISION, **_TAGGED),
-        ChatTemplate("phi", system=_USER, label_rule="phi", **_END_OF_TEXT_PAIR),
+        ChatTemplate("phi", system=_USER, label_rule=LABEL_RULES["phi"], **_END_OF_TEXT_PAIR),
         ChatTemplate("mistral_instruct", system="", **{**_INSTRUCTION, "separator": ""}),
         ChatTemplate("chatml_direct", **_CHATML_ANSWERER),
         ChatTemplate("mistral_direct", **_CHATML_ANSWERER),
-        ChatTemplate("stablelm", system=_USER, label_rule="stablelm", **_END_OF_TEXT_PAIR),
+        ChatTemplate("stablelm", system=_USER, label_rule=LABEL_RULES["stablelm"], **_END_OF_TEXT_PAIR),
         ChatTemplate(
             "llava_hf",
             style="instruction",
@@ -139,19 +153,19 @@ TEMPLATES: dict[str, ChatTemplate] = {
 }
 
 TAGGED_IMAGE = ("<Image>", "</Image>")
-"""What stands around an image under the templates that announce it."""
+"""The tags around an image in the templates that announce them."""
 
 
 def announces_images(template: ChatTemplate) -> bool:
-    """Whether the template's system message promises marks around images."""
+    """Returns whether the system message of the template announces tags around images."""
     return template.name.endswith("_mmtag")
 
 
 def image_turns(template: ChatTemplate, question: str) -> list[str]:
-    """The turns in which a question is asked, the user's first.
+    """Returns the turns of a question, starting with the user's.
 
-    Where the template announces images, those before or behind the question are shown in an exchange of their own;
-    those within it stay there, with marks around them.
+    If the template announces tags, images before or after the question get a separate exchange; images within it stay
+    in place, with tags around them.
     """
     num_images = question.count(IMAGE_MARKER)
     if not num_images or not announces_images(template):

@@ -1,4 +1,4 @@
-"""Where the sizes of a TinyLLaVA's tower stand: its config.json is in a repository of its own."""
+"""Finds the config.json and the weights of a TinyLLaVA's vision tower, which may be in a separate repository."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mindvlm.checkpoint import TensorInfo
-from mindvlm.convert.reference.tinyllava_layout import CLIP_DEFAULTS, SIGLIP_DEFAULTS
-from mindvlm.weights.config_json import read_config, read_config_file
+from mindvlm.checkpoint import TensorInfo, holds_weights, open_checkpoint
+from mindvlm.core.errors import UserError
+from mindvlm.models.hf.towers import published_tower
+from mindvlm.weights.config_json import TEXT, Config, ConfigTable, read_config, read_config_file, without_nulls
 
 BESIDE = "vision_config.json"
 _LAYERS = "vision_tower.encoder.layers."
 _SIGLIP_ONLY = "vision_tower.embeddings.patch_embedding.bias"
-_DELETED = "SigLIP's last layer, which TinyLLaVABench deletes"
+_DELETED = "SigLIP's last layer; TinyLLaVABench deletes it"
 
 
 def in_tower(name: str) -> bool:
-    """Whether a tensor of a whole TinyLLaVA is one of the tower, in whichever naming."""
+    """Returns whether a tensor of a whole TinyLLaVA belongs to the tower, in any naming."""
     return name.startswith(("vision_tower.", "model.vision_tower."))
 
 
 def deleted_layer(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """Return how the native names of the layer begin that the published SigLIP has behind the last one of a model with
-    these native tensors, with the reason why it is left out; nothing for another tower or none."""
+    """Returns the layer of the published SigLIP that a model with these native tensors lacks.
+
+    The result maps the prefix of the layer's native names to the reason for its removal. It is empty if the tower is
+    not SigLIP.
+    """
     if _SIGLIP_ONLY not in infos:
         return {}
     numbers = [int(name.removeprefix(_LAYERS).split(".")[0]) for name in infos if name.startswith(_LAYERS)]
@@ -32,19 +36,18 @@ def deleted_layer(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
 
 
 def tower_folders(folder: Path, name: str) -> list[Path]:
-    """Return the folders here that a tower's name may stand for: relative to the weights, and as it stands."""
-    # unlike Path's, this is_dir says no to a name that no file can have
+    """Returns the folders with a tower's name, relative to the weights and to the working directory."""
+    # unlike Path.is_dir, this returns False for an invalid file name
     return [place for place in (folder / name, Path(name)) if os.path.isdir(place)]
 
 
-def with_tower_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the config.json in `folder` with that of its tower under `vision_config`, wherever this stands; as it is
-    where no file says it.
+def with_tower_config(config: Config, folder: Path) -> dict[str, Any]:
+    """Returns the config.json in `folder` with the tower's config under `vision_config`, if a file describes the tower.
 
     Raises:
-        UserError: a file that is there is no JSON object.
+        UserError: a file is not a JSON object.
     """
-    name = config.get("mm_vision_tower")
+    name = ConfigTable(without_nulls(config), str(folder / "config.json")).get("mm_vision_tower", TEXT)
     if "vision_config" in config or not name:
         return dict(config)
     tower = find_tower_config(folder, name)
@@ -52,13 +55,13 @@ def with_tower_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]
 
 
 def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the config of the tower that a checkpoint calls `name`.
+    """Returns the config.json of the tower `name`, or None if it is unknown.
 
-    The first of these that is there: vision_config.json beside the weights; config.json of the folder that the name
-    is, relative to the weights or as it stands; the published tower of that name.
+    Uses the first of: vision_config.json beside the weights; the config.json in a folder of that name, relative to the
+    weights or to the working directory; the published tower of that name.
 
     Raises:
-        UserError: a file that is there is no JSON object.
+        UserError: a file is not a JSON object.
     """
     beside = folder / BESIDE
     if beside.exists():
@@ -66,9 +69,45 @@ def find_tower_config(folder: Path, name: str) -> dict[str, Any] | None:
     for place in tower_folders(folder, name):
         if (config := read_config(place)) is not None:
             return config.get("vision_config", config)
-    low = name.lower()
-    if "siglip" in low:
-        return dict(SIGLIP_DEFAULTS)
-    if "clip" in low and "336" in low:
-        return dict(CLIP_DEFAULTS)
-    return None
+    return published_tower(name)
+
+
+def tower_config(table: ConfigTable, folder: Path, tower: str | Path | None) -> Config | None:
+    """Returns the config.json of the tower, or None if the config.json of the checkpoint describes it.
+
+    Args:
+        table: config.json of the checkpoint.
+        folder: folder of the checkpoint.
+        tower: the user's folder or config.json of the tower.
+
+    Raises:
+        UserError: the file does not exist or is not a JSON object.
+    """
+    if tower is None:
+        name = table.get("mm_vision_tower", TEXT)
+        return find_tower_config(folder, name) if name and "vision_config" not in table else None
+    path = Path(tower)
+    if not path.exists():
+        raise UserError(f"vision_tower {path}: no such file or folder; give a tower's folder")
+    if path.is_file() and path.suffix != ".json":
+        raise UserError(f"vision_tower {path}: is not a folder; give the folder that contains it and a config.json")
+    file = path / "config.json" if path.is_dir() else path
+    described = read_config_file(file, remedy="give a tower's folder")
+    # a whole TinyLLaVA whose tower has a config.json elsewhere
+    is_elsewhere = "vision_config" not in described and described.get("mm_vision_tower")
+    return find_tower_config(file.parent, described["mm_vision_tower"]) if is_elsewhere else described
+
+
+def tower_weights(table: ConfigTable, folder: Path, tower: str | Path | None) -> str | None:
+    """Returns the folder of separate tower weights, or None if the checkpoint contains them; see `tower_config`.
+
+    This is the user's folder or, for a checkpoint without a tower, the folder that its config.json names.
+    """
+    if tower is not None:
+        return str(tower) if Path(tower).is_dir() and holds_weights(Path(tower)) else None
+    name = table.get("mm_vision_tower", TEXT)
+    places = [place for place in tower_folders(folder, name) if holds_weights(place)] if name else []
+    if not places or not holds_weights(folder):
+        return None
+    with open_checkpoint(folder) as checkpoint:
+        return None if any(map(in_tower, checkpoint.infos)) else str(places[0])

@@ -1,1 +1,1 @@
-"""Vary-toy and its small sibling Vary-nano."""
+"""The Vary family."""

@@ -1,4 +1,4 @@
-"""Configs of the Vary family, from our YAML and from MindOCR's. `hf_config` makes them of a config.json."""
+"""The run config of the Vary family and its YAML parser."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,23 +7,19 @@ from typing import Literal
 from mindvlm.core.config import GenerationConfig, build_config, resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RuntimeConfig
-from mindvlm.models.vary.hf_config import from_hf_config
 from mindvlm.models.vary.mindocr_config import from_mindocr
 from mindvlm.models.vary.model_config import VaryModelConfig
-from mindvlm.models.vary.processing import VaryProcessorConfig
-from mindvlm.nn.checks import check_token_counts
-from mindvlm.nn.patches import height_and_width
-
-__all__ = ["VaryConfig", "VaryModelConfig", "check_processor", "from_hf_config", "parse_config"]
+from mindvlm.models.vary.processor import VaryProcessorConfig
+from mindvlm.nn.config import check_token_counts, height_and_width
 
 
 @dataclass(kw_only=True)
 class VaryConfig(RuntimeConfig):
-    """Everything that `mindvlm.load` needs: the runtime keys of `RuntimeConfig` and these sections.
+    """The run config of a Vary model, with the runtime keys of `RuntimeConfig`.
 
     Attributes:
-        checkpoint: the weights.
-        adapter: folder of a PEFT adapter that is merged into them.
+        checkpoint: path of the weights.
+        adapter: folder of a PEFT adapter to merge into the weights.
     """
 
     family: Literal["vary"] = "vary"
@@ -36,7 +32,11 @@ class VaryConfig(RuntimeConfig):
 
 
 def parse_config(data: dict, path: Path) -> VaryConfig:
-    """Typed config from the YAML's mapping; MindOCR's own file is understood too."""
+    """Returns the run config of a YAML mapping, ours or MindOCR's. Relative paths start at the folder of the file.
+
+    Raises:
+        UserError: a key or a value is wrong.
+    """
     data = from_mindocr(data)
     config = build_config(VaryConfig, data)
     config.checkpoint = resolve_path(config.checkpoint, path)
@@ -49,7 +49,7 @@ def parse_config(data: dict, path: Path) -> VaryConfig:
 
 
 def check_processor(model: VaryModelConfig, processor: VaryProcessorConfig) -> None:
-    """Raises UserError where the processor would make something else than the model takes."""
+    """Raises UserError if the processor output does not match the model input."""
     check_token_counts(model, processor)
     for name, branch, section, tower in (
         ("clip", processor.clip, "vision_tower", model.vision_tower),
@@ -60,7 +60,9 @@ def check_processor(model: VaryModelConfig, processor: VaryProcessorConfig) -> N
                 raise UserError(f"processor.{name} is null but there is a model.{section}; give it a size and a resize")
             continue
         if branch.resize == "keep":
-            raise UserError(f"processor.{name}.resize is 'keep'; the model takes pictures of one size, choose another")
+            raise UserError(
+                f"processor.{name}.resize is 'keep' but the model needs pictures of one size; choose another"
+            )
         if model.is_tiny and not tower:
             raise UserError(f"processor.{name} is set but there is no model.{section}; set processor.{name}: null")
         if tower and branch.height_width != height_and_width(tower.image_size):

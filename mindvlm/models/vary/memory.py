@@ -1,21 +1,20 @@
-"""What the towers of a Vary model take in memory while they run."""
+"""The memory estimate of Vary's vision towers."""
 
 import math
 
-from mindvlm.models.vary.model_config import VaryModelConfig
-from mindvlm.models.vary.vision_vocabulary import VisionVocabularyConfig
+from mindvlm.models.vary.model_config import VaryModelConfig, VisionVocabularyConfig
 from mindvlm.nn.attention_core import MAX_SCORES_PER_HEAD
+from mindvlm.nn.config import grid_size
 from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory, pixel_bytes, tower_memory
-from mindvlm.nn.patches import grid_size
 
-# nodes of the compiled graph; a global block has all its slices as nodes
+# nodes of the compiled graph; every slice of a global block is a node
 WINDOWED_BLOCK_BYTES, GLOBAL_BLOCK_BYTES = 14 * MIB, 35 * MIB
-# a transposed constant keeps a table of 8 bytes an element beside the result
+# a transposed constant keeps an index table of 8 bytes per element beside the result
 TRANSPOSE_BYTES = 8 + FLOAT32
 
 
 def vision_memory(config: VaryModelConfig, item_size: int) -> VisionMemory:
-    """Both towers, or the one that there is, for one picture; `item_size` are the bytes of a value."""
+    """Returns the memory of the towers for one picture; `item_size` is the size of a value in bytes."""
     memory = VisionMemory()
     if config.vision_tower:
         memory = memory.beside(tower_memory(config.vision_tower, config.vision_select_layer, item_size))
@@ -25,7 +24,7 @@ def vision_memory(config: VaryModelConfig, item_size: int) -> VisionMemory:
 
 
 def vocabulary_memory(config: VisionVocabularyConfig, item_size: int) -> VisionMemory:
-    """The vision vocabulary alone."""
+    """Returns the memory of the vision vocabulary for one picture."""
     num_global = len(set(config.global_attn_indexes)) if config.window_size else config.depth
     graph = num_global * GLOBAL_BLOCK_BYTES + (config.depth - num_global) * WINDOWED_BLOCK_BYTES
     graph += num_convolution_values(config) * TRANSPOSE_BYTES
@@ -33,10 +32,10 @@ def vocabulary_memory(config: VisionVocabularyConfig, item_size: int) -> VisionM
 
 
 def vocabulary_activations(config: VisionVocabularyConfig, item_size: int) -> int:
-    """Widest place of the vision vocabulary for one picture, and what does not wait for its turn.
+    """Returns the peak size in bytes of the activations for one picture.
 
-    The positions appended to the keys of every block and the kernels laid out for the convolutions depend on no pixel:
-    they are made when the graph starts and stay until they are used.
+    It includes the positions appended to the keys of all blocks and the transposed convolution kernels. They do not
+    depend on the pixels, so the graph computes them at its start and holds them until their use.
     """
     rows, columns = grid_size(config.image_size, config.patch_size)
     num_cells, width = rows * columns, config.embed_dim
@@ -59,6 +58,6 @@ def vocabulary_activations(config: VisionVocabularyConfig, item_size: int) -> in
 
 
 def num_convolution_values(config: VisionVocabularyConfig) -> int:
-    """Values of the three 3 x 3 kernels, which the graph holds in another order than the checkpoint."""
+    """Returns the number of values of the three 3 x 3 kernels, which the graph holds transposed."""
     channels = (config.out_chans, config.out_chans, config.net_2_channels, config.net_3_channels)
     return 9 * sum(before * after for before, after in zip(channels, channels[1:], strict=False))

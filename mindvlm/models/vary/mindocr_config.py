@@ -1,9 +1,11 @@
-"""MindOCR's vary_toy.yaml read as one of ours."""
+"""Translates MindOCR's vary_toy.yaml to a run config."""
 
 import warnings
 
-from mindvlm.core.config import is_mindocr_config, unknown_key
+from mindvlm.core.config import unknown_key
 from mindvlm.core.errors import UserError
+from mindvlm.models.hf.towers import CLIP_224, read_tower
+from mindvlm.weights.config_json import ConfigTable
 
 MODEL_NAME = "VaryQwenForCausalLM"
 
@@ -26,7 +28,7 @@ GENERATION_KEYS = {
     "top_p": "top_p",
     "temperature": "temperature",
 }
-# Understood by MindOCR, without a counterpart here: shapes, precision and attention kernels are chosen by the runtime.
+# MindOCR keys without a counterpart here: the runtime chooses shapes, precision and attention kernels.
 MODEL_KEYS_WITHOUT_EFFECT = {
     "batch_size", "emb_dropout_prob", "eos_token_id", "pad_token_id", "bos_token_id", "ignore_token_id",
     "layernorm_compute_type", "softmax_compute_type", "rotary_dtype", "param_init_type", "ln_param_init_type",
@@ -41,13 +43,19 @@ TOKENIZER_KEYS_WITHOUT_EFFECT = {"pad_token"}
 RUNTIME_KEYS = ("device", "mode", "dtype", "quant", "seed")
 
 
-def from_mindocr(data: dict) -> dict:
-    """The mapping of a MindOCR file translated to our sections; any other mapping is returned as it is.
+def is_mindocr_config(data: dict) -> bool:
+    """Returns whether this is a MindOCR model file, which names its class under model.name."""
+    model = data.get("model")
+    return isinstance(model, dict) and "name" in model
 
-    Keys that change nothing here are named in one warning.
+
+def from_mindocr(data: dict) -> dict:
+    """Returns the mapping of a MindOCR file translated to our sections; returns any other mapping unchanged.
+
+    One warning lists the keys without effect.
 
     Raises:
-        UserError: another model than Vary-toy, an unknown key, or beam search.
+        UserError: the model is not Vary-toy, a key is unknown, or beam search is requested.
     """
     if not is_mindocr_config(data) or "family" in data:
         return data
@@ -57,7 +65,8 @@ def from_mindocr(data: dict) -> dict:
     processor.pop("tokenizer", None)
     if model.pop("name") != MODEL_NAME:
         raise UserError(
-            f"config key 'model.name' is {data['model']['name']!r}; the MindOCR model read here is {MODEL_NAME}"
+            f"config key 'model.name' is {data['model']['name']!r}; expected {MODEL_NAME}, the only MindOCR model "
+            "supported here"
         )
     if model.pop("num_beams", 1) != 1:
         raise UserError("config key 'model.num_beams' is above 1; beam search is not supported, set it to 1")
@@ -77,7 +86,7 @@ def from_mindocr(data: dict) -> dict:
         checkpoint=data.get("checkpoint") or model.get("checkpoint_name_or_path") or None,
         model={
             "language_model": decoder,
-            "vision_tower": released_clip(),
+            "vision_tower": vars(read_tower(ConfigTable(CLIP_224))),
             "vision_vocabulary": {},
             "max_length": model.pop("seq_length", 2048),
         },
@@ -105,15 +114,10 @@ def from_mindocr(data: dict) -> dict:
 
 
 def section_of(data: dict, key: str, where: str) -> dict:
-    """A copy of the mapping under `key`, empty where there is none."""
+    """Returns a copy of the mapping under `key`, empty if it is missing."""
     section = data.get(key)
     if section is None:
         return {}
     if not isinstance(section, dict):
         raise UserError(f"config section '{where}' is {section!r}; expected a mapping of keys to values")
     return dict(section)
-
-
-def released_clip() -> dict:
-    """openai/clip-vit-large-patch14."""
-    return {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

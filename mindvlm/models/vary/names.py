@@ -1,12 +1,19 @@
-"""Names of Vary-toy: those of the Hugging Face files and those of MindOCR, as tables that lead to the names used here.
+"""Tensor names of Vary-toy and Vary-tiny, as tables from the names of their checkpoints to native names.
 
-What is not a plain renaming:
+Exceptions to plain renaming in Vary-toy (Hugging Face and MindOCR):
 
-- Hugging Face keeps q, k and v in one `attn.c_attn`, rows in the order q | k | v: split into three.
+- Hugging Face stores q, k and v in one `attn.c_attn`, rows in the order q | k | v; it is split into three.
 - The MLP computes c_proj(w1(x) * silu(w2(x))): w2 is `gate_proj`, w1 is `up_proj`. MindOCR calls the same three
   matrices w3 (gate), w1 (up) and w2 (down).
-- MindOCR puts the CLIP final norm under `vision_model.` although it drops that prefix everywhere else.
-- The buffers that some files carry (position ids, rotary frequencies, causal masks) are computed here: dropped.
+- MindOCR keeps the prefix `vision_model.` for the final norm of CLIP and drops it everywhere else.
+- Buffers in some files (position ids, rotary frequencies, causal masks) are dropped because they are computed.
+
+In Vary-tiny:
+
+- The vision vocabulary is `model.vision_tower_2.` in one of the authors' repositories and in the published weights, and
+  `model.vision_tower.` in the other.
+- The head is the token embedding; files may also contain it as `lm_head.weight`.
+- The `final_layer_norm` of an OPT layer precedes its MLP and is `post_attention_layernorm` here.
 """
 
 from __future__ import annotations
@@ -15,37 +22,36 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mindvlm.checkpoint import TensorInfo
-from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
+from mindvlm.models.hf.names import renames, unchanged, with_parameters
+from mindvlm.models.vary.hf_config import (
+    from_hf_config,
+    infos_of,
+    infos_of_folder,
+    tiny_config,
+    toy_config,
+    vary_tiny_config,
+    vary_toy_config,
+)
 from mindvlm.models.vary.tower_names import (
-    CLIP_FIELDS,
-    COMPUTED,
     EXAMPLE_VOCABULARY,
     FAMILY,
     SAM_NORMS,
-    VOCABULARY_FIELDS,
     clip_part,
     clip_rules,
     clip_tables,
     handover_table,
     projectors_part,
-    renames,
     sam_table,
-    unchanged,
     vocabulary_parts,
-    with_parameters,
 )
-from mindvlm.weights.config_json import NUM_LAYERS, SIZE, Layout, infos_of_folder
-from mindvlm.weights.rules.operations import Drop, Rename, Rule, Split
+from mindvlm.weights.buffers import COMPUTED
+from mindvlm.weights.recognise import ConvertibleModel
+from mindvlm.weights.rules.operations import Drop, Rename, Rule, Split, Tie
 from mindvlm.weights.rules.table import Part, RuleTable, rename_all
 
-NAME = "vary_toy"
-MODEL_TYPES = ("mmgpt", "MMGPTQwenForCausalLM")
-_PROJECTORS = ("mm_projector", "mm_projector_vary")
-_FIELDS = {
-    **dict.fromkeys(("hidden_size", "vocab_size", "num_attention_heads", "kv_channels", "intermediate_size"), SIZE),
-    "num_hidden_layers": NUM_LAYERS,
-}
-_TOWERS = {"vision_config": CLIP_FIELDS, "vision_high_config": VOCABULARY_FIELDS}
+TOY_NAME = "vary_toy"
+TOY_TYPES = ("mmgpt", "MMGPTQwenForCausalLM")
+_TOY_PROJECTORS = ("mm_projector", "mm_projector_vary")
 
 
 def _language(rules: tuple[Rule, ...]) -> Part:
@@ -53,7 +59,7 @@ def _language(rules: tuple[Rule, ...]) -> Part:
 
 
 def _with_norms(names: Mapping[str, str]) -> dict[str, str]:
-    """Write each row as its gamma and beta (MindOCR), which are weight and bias here."""
+    """Returns two rows for each row: gamma -> weight and beta -> bias (MindOCR)."""
     return {
         f"{left}.{old}": f"{right}.{new}"
         for left, right in names.items()
@@ -141,9 +147,9 @@ HF = RuleTable(
         _language(_HF_LANGUAGE),
         clip_part(clip_rules("transformer.vision_tower.")),
         *vocabulary_parts("transformer.vision_tower_high."),
-        projectors_part("transformer.", _PROJECTORS),
+        projectors_part("transformer.", _TOY_PROJECTORS),
     ),
-    NAME,
+    TOY_NAME,
 )
 MINDOCR = RuleTable(
     "MindOCR",
@@ -152,59 +158,152 @@ MINDOCR = RuleTable(
         _language(_MINDOCR_LANGUAGE),
         clip_part(_MINDOCR_CLIP),
         *vocabulary_parts("transformer.vision_tower_high.", _with_norms(unchanged(SAM_NORMS))),
-        projectors_part("transformer.", _PROJECTORS),
+        projectors_part("transformer.", _TOY_PROJECTORS),
     ),
-    NAME,
+    TOY_NAME,
 )
-PROJECTORS = RuleTable("projector file", FAMILY, (projectors_part("model.", _PROJECTORS),), NAME)
-NATIVE = HF.identity("native")
-HF_TABLES = (HF, *clip_tables(NAME), sam_table(NAME), PROJECTORS)
+PROJECTORS = RuleTable("projector file", FAMILY, (projectors_part("model.", _TOY_PROJECTORS),), TOY_NAME)
+HF_TABLES = (HF, *clip_tables(TOY_NAME), sam_table(TOY_NAME), PROJECTORS)
 _OF_VARY_TINY = ("model.decoder.*", "model.mm_projector.*", "lm_head.weight")
 TABLES = (
-    NATIVE,
+    HF.identity("native"),
     HF,
     MINDOCR,
     *HF_TABLES[1:],
     *(
-        handover_table(f"Vary-tiny with {tower}", NAME, f"model.{tower}.", _OF_VARY_TINY)
+        handover_table(f"Vary-tiny with {tower}", TOY_NAME, f"model.{tower}.", _OF_VARY_TINY)
         for tower in ("vision_tower_2", "vision_tower")
     ),
 )
 
 
-def infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
-    """Return the native tensors that the config.json in `folder` describes; see `infos_of_folder`."""
-    layout = Layout("Vary-toy", MODEL_TYPES, _FIELDS, towers=_TOWERS)
-    return infos_of_folder(folder, infos_of, layout)
+def toy_infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
+    """Returns the native tensors of the config.json in `folder`; see `infos_of_folder`."""
+    return infos_of_folder(folder, toy_config, model="Vary-toy", model_types=TOY_TYPES)
 
 
-def released_infos() -> dict[str, TensorInfo]:
-    """Return the native tensors of the released Vary-toy."""
-    return infos_of(vary_toy_config())
+def toy_released_infos() -> dict[str, TensorInfo]:
+    """Returns the native tensors of the released Vary-toy. Its files have 769 tensors, 2,237,365,504 values."""
+    return infos_of(from_hf_config(vary_toy_config()))
 
 
-def example_infos() -> dict[str, TensorInfo]:
-    """Return the native tensors of a Vary-toy whose numbers all differ; see `require_consistent_sizes`."""
+def toy_example_infos() -> dict[str, TensorInfo]:
+    """Returns the native tensors of a Vary-toy with distinct sizes; see `require_consistent_sizes`."""
+    clip = {"hidden_size": 211, "intermediate_size": 223, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes = {
         "hidden_size": 202,
         "vocab_size": 997,
         "num_attention_heads": 3,
-        "kv_channels": 67,
+        "kv_channels": 68,
         "intermediate_size": 614,
         "num_hidden_layers": 1,
-        "vision_config": {
-            "hidden_size": 211,
-            "intermediate_size": 223,
-            "num_hidden_layers": 1,
-            "patch_size": 5,
-            "image_size": [35, 55],
-        },
+        # as many patches as vocabulary tokens
+        "vision_config": {**clip, "patch_size": 5, "image_size": [30, 40]},
         "vision_high_config": EXAMPLE_VOCABULARY,
     }
-    return infos_of(sizes)
+    return infos_of(from_hf_config(sizes))
 
 
-def infos_of(config: Mapping[str, object]) -> dict[str, TensorInfo]:
-    """Return the native tensors of a Vary-toy with this config."""
-    shapes = parameter_shapes(config)
-    return dict(HF.plan({name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}).infos)
+TOY = ConvertibleModel(
+    name=TOY_NAME,
+    family=FAMILY,
+    tables=TABLES,
+    hf=HF,
+    hf_tables=HF_TABLES,
+    model_types=TOY_TYPES,
+    target_infos=toy_infos_of_config,
+    released_infos=toy_released_infos,
+    released_config=vary_toy_config,
+    example_infos=toy_example_infos,
+)
+
+TINY_NAME = "vary_tiny"
+TINY_TYPES = ("vary", "varyOPTForCausalLM")
+_TINY_PROJECTORS = ("mm_projector",)
+
+
+def _opt(prefix: str) -> Part:
+    """Returns the rules of an OPT decoder with this prefix."""
+    names = {
+        "layers.{}.self_attn_layer_norm": "layers.{}.input_layernorm",
+        "layers.{}.self_attn.q_proj": "layers.{}.self_attn.q_proj",
+        "layers.{}.self_attn.k_proj": "layers.{}.self_attn.k_proj",
+        "layers.{}.self_attn.v_proj": "layers.{}.self_attn.v_proj",
+        "layers.{}.self_attn.out_proj": "layers.{}.self_attn.o_proj",
+        "layers.{}.final_layer_norm": "layers.{}.post_attention_layernorm",
+        "layers.{}.fc1": "layers.{}.mlp.fc1",
+        "layers.{}.fc2": "layers.{}.mlp.fc2",
+        "final_layer_norm": "norm",
+    }
+    rules = (
+        Tie((f"{prefix}embed_tokens.weight", "lm_head.weight"), "language_model.embed_tokens.weight"),
+        Rename(f"{prefix}embed_positions.weight", "language_model.embed_positions.weight"),
+        *renames(prefix, "language_model.", with_parameters(names)),
+    )
+    return Part("language model", rules, "language_model")
+
+
+def _tiny_table(name: str, tower: str) -> RuleTable:
+    """Returns the naming of the authors' code, for one of the names of the vision vocabulary."""
+    parts = (
+        _opt("model.decoder."),
+        *vocabulary_parts(f"model.{tower}."),
+        projectors_part("model.", _TINY_PROJECTORS),
+    )
+    return RuleTable(name, FAMILY, parts, TINY_NAME)
+
+
+TINY_HF = _tiny_table("Hugging Face", "vision_tower_2")
+TINY_HF_VISION_TOWER = _tiny_table("Hugging Face with vision_tower", "vision_tower")
+OPT = RuleTable("OPT", FAMILY, (_opt("decoder."),), TINY_NAME)
+TINY_HF_TABLES = (TINY_HF, TINY_HF_VISION_TOWER, OPT, sam_table(TINY_NAME))
+_OF_VARY_TOY = (
+    *(f"transformer.{name}.*" for name in ("wte", "h", "ln_f", "rotary_emb", "vision_tower")),
+    "transformer.mm_projector.*",
+    "transformer.mm_projector_vary.*",
+    "lm_head.weight",
+)
+TINY_TABLES = (
+    TINY_HF.identity("native"),
+    *TINY_HF_TABLES,
+    handover_table("Vary-toy", TINY_NAME, "transformer.vision_tower_high.", _OF_VARY_TOY),
+)
+
+
+def tiny_infos_of_config(folder: Path) -> dict[str, TensorInfo] | None:
+    """Returns the native tensors of the config.json in `folder`; see `infos_of_folder`."""
+    return infos_of_folder(folder, tiny_config, model="Vary-tiny", model_types=TINY_TYPES)
+
+
+def tiny_released_infos() -> dict[str, TensorInfo]:
+    """Returns the native tensors of the released Vary-tiny."""
+    return infos_of(from_hf_config(vary_tiny_config()))
+
+
+def tiny_example_infos() -> dict[str, TensorInfo]:
+    """Returns the native tensors of a Vary-tiny with distinct sizes; see `require_consistent_sizes`."""
+    sizes = {
+        "hidden_size": 202,
+        "vocab_size": 997,
+        "ffn_dim": 307,
+        "max_position_embeddings": 401,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vision_high_config": EXAMPLE_VOCABULARY,
+    }
+    return infos_of(from_hf_config(sizes))
+
+
+TINY = ConvertibleModel(
+    name=TINY_NAME,
+    family=FAMILY,
+    tables=TINY_TABLES,
+    hf=TINY_HF,
+    hf_tables=TINY_HF_TABLES,
+    model_types=TINY_TYPES,
+    target_infos=tiny_infos_of_config,
+    released_infos=tiny_released_infos,
+    released_config=vary_tiny_config,
+    example_infos=tiny_example_infos,
+)
+MODELS = (TOY, TINY)

@@ -1,45 +1,36 @@
-"""Vary's "vision vocabulary": the SAM ViT-B image encoder and two strided convolutions (arXiv 2304.02643, 2312.06109).
+"""Vary's vision vocabulary: the SAM ViT-B image encoder and two strided convolutions (arXiv 2304.02643, 2312.06109).
 
-N images, R and C rows and columns of patches, H heads, D head dimension, S window size. Parameter names are SAM's own.
+N images, R rows and C columns of patches, B attention batch, T tokens of one attention, H heads, D head dim. Parameter
+names are SAM's.
 """
-
-from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.nn.activation import activation
+from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
+from mindvlm.models.vary.model_config import VisionVocabularyConfig
 from mindvlm.nn.attention_core import attention_core
+from mindvlm.nn.config import grid_size
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, pad_head_dim, padded_head_dim
 from mindvlm.nn.layout import permute_rows, widen
 from mindvlm.nn.linear import Linear
+from mindvlm.nn.mlp import activation
 from mindvlm.nn.norm import LayerNorm
-from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row, grid_size
+from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row
 
 
-@dataclass(kw_only=True)
-class VisionVocabularyConfig:
-    """Sizes of the network. `image_size` in pixels, one number for a square or [height, width]."""
+class ChannelNorm(LayerNorm):
+    """SAM's norm over channels, `LayerNorm2d`, for channels in the last axis."""
 
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    global_attn_indexes: list[int] = field(default_factory=lambda: [2, 5, 8, 11])
-    window_size: int = 14
-    image_size: int | list[int] = 1024
-    patch_size: int = 16
-    mlp_ratio: float = 4
-    out_chans: int = 256
-    net_2_channels: int = 512
-    net_3_channels: int = 1024
+    is_exempt_from_decay = False
 
 
 class RelativePositionAttention(nn.Cell):
     """Attention over a grid with SAM's decomposed relative positions.
 
-    score(q, k) = scale * q.k + q.Rh[row(q) - row(k)] + q.Rw[column(q) - column(k)]: the bias takes the unscaled query.
+    score(q, k) = scale * q.k + q.Rh[row(q) - row(k)] + q.Rw[column(q) - column(k)]: the bias uses the unscaled query.
     x (N, R, C, width) -> the same shape.
     """
 
@@ -72,14 +63,14 @@ class RelativePositionAttention(nn.Cell):
         return self.proj(out.reshape((num_images, self.rows, self.columns, self.num_heads * self.head_dim)))
 
     def attend(self, query, key, value):
-        """query, key (B, T, D + R + C) and value (B, T, D) -> (B, T, D)."""
+        """Attends with query, key (B, T, D + R + C) and value (B, T, D) -> (B, T, D)."""
         return self.core(query, key, value)
 
     def append_positions(self, query, key):
-        """query, key (B, T, D) -> (B, T, D + R + C) each, whose product is the biased score.
+        """Extends query, key (B, T, D) to (B, T, D + R + C) each, so that their product is the biased score.
 
-        The query gets q.Rh and q.Rw for every row and column of keys, the key a one where its own row and column are:
-        the bias is added inside the product and never stands in memory for all pairs.
+        The query is extended by q.Rh and q.Rw for each row and column of keys, the key by one-hots of its own row and
+        column. The product then adds the bias without storing it for all pairs.
         """
         batch, tokens, _ = query.shape
         grid = query.reshape((batch, self.rows, self.columns, self.head_dim))
@@ -103,7 +94,7 @@ class RelativePositionAttention(nn.Cell):
 
 
 class FusedRelativePositionAttention(RelativePositionAttention):
-    """The same through the NPU's fused operator, which wants values as wide as the keys with their positions."""
+    """The same attention with the NPU's fused operator, which needs values as wide as the extended keys."""
 
     def __init__(self, width: int, num_heads: int, grid: tuple[int, int], dtype):
         super().__init__(width, num_heads, grid, dtype)
@@ -119,20 +110,20 @@ class FusedRelativePositionAttention(RelativePositionAttention):
 
 
 def cell_one_hots(grid: tuple[int, int]) -> np.ndarray:
-    """For each cell of a grid, row by row, one-hots of its row and of its column: (1, R*C, R + C) float32."""
+    """Returns one-hots of the row and the column of each grid cell, row-major: (1, R*C, R + C) float32."""
     rows, columns = grid
     row, column = np.divmod(np.arange(rows * columns), columns)
     return np.concatenate([np.eye(rows)[row], np.eye(columns)[column]], axis=1)[None].astype(np.float32)
 
 
 def table_offsets(size: int) -> np.ndarray:
-    """Row of a relative-position table for each pair (query, key): query - key + size - 1, (size, size) int32."""
+    """Returns the relative position index of each (query, key): query - key + size - 1, (size, size) int32."""
     steps = np.arange(size, dtype=np.int32)
     return steps[:, None] - steps[None, :] + size - 1
 
 
 class VocabularyMLP(nn.Cell):
-    """lin2(gelu(lin1 x)) with the exact GELU."""
+    """lin2(gelu(lin1(x))) with the exact GELU."""
 
     def __init__(self, width: int, hidden: int, dtype):
         super().__init__()
@@ -145,17 +136,18 @@ class VocabularyMLP(nn.Cell):
 
 
 class VocabularyBlock(nn.Cell):
-    """Pre-norm block whose attention is global (`window_size` 0) or within windows. x (N, R, C, width)."""
+    """Pre-norm block with global attention (`window_size` 0) or attention within windows. x (N, R, C, width)."""
 
-    def __init__(self, config: VisionVocabularyConfig, grid: tuple[int, int], window_size: int, dtype):
+    def __init__(self, config: VisionVocabularyConfig, grid: tuple[int, int], window_size: int, context: BuildContext):
         super().__init__()
+        dtype = context.dtype
         self.rows, self.columns = grid
         self.window_size = window_size
         width = config.embed_dim
         attended = (window_size, window_size) if window_size else grid
         self.norm1 = LayerNorm(width, eps=1e-6, dtype=dtype)
         fused_width = padded_head_dim(width // config.num_heads + sum(attended))
-        attention = FusedRelativePositionAttention if can_fuse(dtype, fused_width) else RelativePositionAttention
+        attention = FusedRelativePositionAttention if can_fuse(context, fused_width) else RelativePositionAttention
         self.attn = attention(width, config.num_heads, attended, dtype)
         self.norm2 = LayerNorm(width, eps=1e-6, dtype=dtype)
         self.mlp = VocabularyMLP(width, int(width * config.mlp_ratio), dtype)
@@ -174,7 +166,7 @@ class VocabularyBlock(nn.Cell):
         return x + self.mlp(self.norm2(x))
 
     def attend_in_windows(self, h):
-        """The zero padding takes part in the attention unmasked, as in SAM, and is left out afterwards."""
+        """Attends within windows. As in SAM, the zero padding is not masked; it is removed afterwards."""
         num_images, rows, columns, width = h.shape
         size = self.window_size
         h = append_zero_row(h.reshape((num_images, rows * columns, width)))
@@ -185,11 +177,11 @@ class VocabularyBlock(nn.Cell):
 
 
 def window_rows(grid: tuple[int, int], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that lay a grid out as windows of size x size and back.
+    """Returns the indices that partition a grid into windows of size x size, and those that reverse it.
 
     Returns:
-        For each cell of each window, window by window, its flat index in the grid (rows * columns for the padding at
-        the bottom and right); and for each cell of the grid its flat index in the windows.
+        The flat grid index of each window cell, window by window (rows * columns for padding at the bottom and right),
+        and the flat window index of each grid cell.
     """
     rows, columns = grid
     padded = np.full((rows + -rows % size, columns + -columns % size), rows * columns)
@@ -203,7 +195,7 @@ def window_rows(grid: tuple[int, int], size: int) -> tuple[np.ndarray, np.ndarra
 
 
 class PatchEmbed(nn.Cell):
-    """Holds the patch convolution under SAM's name `proj`."""
+    """The patch convolution, under SAM's name `proj`."""
 
     def __init__(self, config: VisionVocabularyConfig, dtype):
         super().__init__()
@@ -216,21 +208,22 @@ class PatchEmbed(nn.Cell):
 class VisionVocabulary(nn.Cell):
     """pixels (N, 3, height, width) -> tokens (N, R*C/16, net_3_channels), row-major."""
 
-    def __init__(self, config: VisionVocabularyConfig, dtype=ms.float32):
+    def __init__(self, config: VisionVocabularyConfig, context: BuildContext = EAGER_FLOAT32):
         super().__init__()
+        dtype = context.dtype
         grid = grid_size(config.image_size, config.patch_size)
         self.out_width = config.net_3_channels
         self.patch_embed = PatchEmbed(config, dtype)
         self.pos_embed = Parameter(initializer("zeros", (1, *grid, config.embed_dim), dtype), name="pos_embed")
         windows = [0 if i in config.global_attn_indexes else config.window_size for i in range(config.depth)]
-        self.blocks = nn.CellList([VocabularyBlock(config, grid, window, dtype) for window in windows])
+        self.blocks = nn.CellList([VocabularyBlock(config, grid, window, context) for window in windows])
         neck = config.out_chans
         half = (-(-grid[0] // 2), -(-grid[1] // 2))
         self.neck = nn.SequentialCell(
             Conv1x1(config.embed_dim, neck, dtype=dtype),
-            LayerNorm(neck, eps=1e-6, dtype=dtype),
+            ChannelNorm(neck, eps=1e-6, dtype=dtype),
             Conv3x3(neck, neck, grid, dtype=dtype),
-            LayerNorm(neck, eps=1e-6, dtype=dtype),
+            ChannelNorm(neck, eps=1e-6, dtype=dtype),
         )
         self.net_2 = Conv3x3(neck, config.net_2_channels, grid, stride=2, dtype=dtype)
         self.net_3 = Conv3x3(config.net_2_channels, config.net_3_channels, half, stride=2, dtype=dtype)
@@ -239,8 +232,8 @@ class VisionVocabulary(nn.Cell):
         return self.stages(pixels)[-1]
 
     def stages(self, pixels):
-        """Every stage, channels last: patch embedding with positions, each block's output, neck, net_2, net_3
-        (N, rows, columns, width), then the tokens."""
+        """Returns all stages, channels last: patch embedding with positions, the output of each block, neck, net_2 and
+        net_3 (N, rows, columns, width), then the tokens."""
         x = self.embed(pixels)
         states = (x,)
         for block in self.blocks:
@@ -249,16 +242,16 @@ class VisionVocabulary(nn.Cell):
         return states + self.finish(x)
 
     def embed(self, pixels):
-        """What enters the first block, (N, R, C, width)."""
+        """Returns the input of the first block, (N, R, C, width)."""
         patches = self.patch_embed(pixels)
         return patches + widen(self.pos_embed, patches)
 
     def parameters_before_blocks(self) -> list[Parameter]:
-        """The parameters of `embed`."""
+        """Returns the parameters of `embed`."""
         return [*self.patch_embed.get_parameters(), self.pos_embed]
 
     def finish(self, x):
-        """The stages behind the last block, from its output."""
+        """Returns the stages after the last block, from its output."""
         neck = self.neck(x)
         net_2 = self.net_2(neck)
         net_3 = self.net_3(net_2)

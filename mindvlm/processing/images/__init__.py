@@ -1,1 +1,1 @@
-"""Loading, resizing, normalizing and tiling of images, and the tokens that stand for them."""
+"""Loading, trimming, resizing, normalization and tiling of pictures, and their place in text."""

@@ -1,4 +1,4 @@
-"""Image sources of any kind to an upright 8-bit RGB picture."""
+"""Loading of pictures from files, bytes, PIL images and arrays."""
 
 import io
 import os
@@ -11,25 +11,25 @@ from PIL import Image, ImageOps
 from mindvlm.core.errors import UserError
 
 DEFAULT_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-"""Most pixels an image may decode to unless the caller says otherwise: Pillow's own limit."""
+"""Default limit of decoded pixels: that of Pillow."""
 
 ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-    """Opens a picture and brings it to upright RGB with 8 bits a channel.
+    """Loads a picture as upright RGB with 8 bits per channel.
 
-    EXIF orientation is applied. Of animations the first frame is taken. Alpha is dropped, as the original programs do,
-    except where all the drawing is in it (one single colour everywhere): such a picture is laid on white, or on black
-    if its colour is light. Grey of 16 bits (or of 32, or floating point) is scaled to 8 bits, not clipped.
+    Applies the EXIF orientation and takes the first frame of an animation. Alpha is dropped, as in the original
+    programs, unless all pixels have the same colour: such a picture is drawn on white, or on black if its colour is
+    light. 16-bit, 32-bit and floating-point grey is scaled to 8 bits, not clipped.
 
     Args:
         source: path, bytes of an image file, PIL image, or array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8,
             uint16, bool, or floats in 0..1.
-        max_pixels: limit of width x height, checked before anything is decoded.
+        max_pixels: limit of width x height, checked before decoding.
 
     Raises:
-        UserError: the file is missing, empty, no image, damaged, or larger than the limit; the array has another form.
+        UserError: the file is missing, empty, damaged, not an image or over the limit, or the array is unsupported.
     """
     if isinstance(source, np.ndarray):
         image = _image_of_array(source)
@@ -38,7 +38,7 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     if isinstance(source, Image.Image):
         return _decode(source, "the image", max_pixels)
     if not isinstance(source, str | os.PathLike | bytes):
-        raise UserError(f"image {source!r:.80}: is no picture; give a path, bytes, a PIL image or an array")
+        raise UserError(f"image {source!r:.80}: is not a picture; give a path, bytes, a PIL image or an array")
     name = "the image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,7 +57,7 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
             if not path.is_file():
                 raise UserError(f"{name}: not a file; give an image file")
             size, stream = path.stat().st_size, path
-        except OSError as error:  # a name that is too long, a folder that may not be entered
+        except OSError as error:  # the name is too long, or the folder is not accessible
             raise UserError(f"{name}: cannot be read ({error.strerror}); check the path") from error
     if size == 0:
         raise UserError(f"{name}: the file is empty (0 bytes); copy it again")
@@ -66,8 +66,8 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {_one_line(error)}; make it smaller first") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not an image, or of a format that Pillow cannot read; convert it to PNG") from error
-    except Exception as error:  # Pillow's readers let almost any exception through on damaged files
+        raise UserError(f"{name}: not an image, or in a format that Pillow cannot read; convert it to PNG") from error
+    except Exception as error:  # Pillow may raise any exception for damaged files
         raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
 
 
@@ -106,7 +106,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(grey: np.ndarray) -> np.ndarray:
-    """(h, w) of wide integers or floats to uint8: by the full range of the type, else by their own."""
+    """Scales wide integers or floats (h, w) to uint8, by the full range of the type or by their own if larger."""
     if grey.dtype.kind == "f":
         grey = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
         full_scale = 1.0 if 0.0 <= grey.min() and grey.max() <= 1.0 else 255.0

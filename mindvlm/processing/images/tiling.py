@@ -1,6 +1,6 @@
-"""A large picture as tiles of the tower's size: the any-resolution scheme of LLaVA-1.6.
+"""Tiling of large pictures: the any-resolution scheme of LLaVA-1.6.
 
-Sizes are (width, height) throughout.
+Sizes are (width, height).
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.images.image_span import NEWLINE, ImageRows
+from mindvlm.processing.images.picture import NEWLINE
 
 Size = tuple[int, int]
 Merge = Literal["flat", "spatial", "spatial_unpad"]
@@ -20,13 +20,12 @@ Merge = Literal["flat", "spatial", "spatial_unpad"]
 
 @dataclass(kw_only=True)
 class TilingConfig:
-    """Pictures as an overview and tiles, each as large as the tower's picture.
+    """Cuts pictures into an overview and tiles of the tower's size.
 
     Attributes:
-        resolutions: [width, height] of what is cut into tiles (`image_grid_pinpoints`); the best one is chosen.
-        merge: how the feature rows follow each other behind those of the overview. "flat": tile by tile. "spatial":
-            line by line over all tiles. "spatial_unpad": line by line without the black margins, and a learned row
-            behind each line.
+        resolutions: candidate sizes [width, height] of the tiled picture (`image_grid_pinpoints`).
+        merge: order of the feature rows after those of the overview. "flat": tile by tile. "spatial": line by line over
+            all tiles. "spatial_unpad": line by line without the black margins, with a learned row after each line.
     """
 
     resolutions: list[list[int]]
@@ -44,46 +43,46 @@ class TilingConfig:
         return [(width, height) for width, height in self.resolutions]
 
     def check(self, tile: int, num_tokens: int) -> None:
-        """Raises UserError where the resolutions are no multiples of a tile, or its tokens no square to be merged."""
+        """Raises UserError if a resolution is not a multiple of the tile, or tokens to be merged form no square."""
         odd = next((size for size in self.resolutions if size[0] % tile or size[1] % tile), None)
         if odd:
-            raise UserError(f"image_grid_pinpoints: {odd} is no multiple of the tower's picture of {tile} pixels")
+            raise UserError(f"image_grid_pinpoints: {odd} is not a multiple of the tower's image size of {tile} pixels")
         if self.merge != "flat" and math.isqrt(num_tokens) ** 2 != num_tokens:
             raise UserError(
-                f"mm_patch_merge_type is {self.merge!r} but an image has {num_tokens} tokens, which are no square of "
-                "patches; set it to flat"
+                f"mm_patch_merge_type is {self.merge!r} but an image has {num_tokens} tokens, which is not a "
+                "square number; set it to flat"
             )
 
     def tiles(self, image: Image.Image, tile: int) -> list[Image.Image]:
-        """Overview and tiles of a picture, each tile x tile pixels."""
+        """Returns the overview and the tiles of a picture, tile x tile pixels each."""
         return tiles(image, self.sizes, tile=tile, overview=(tile, tile))
 
-    def image_rows(self, size: Size, *, tile: int, num_tokens: int) -> ImageRows:
-        """The feature rows that stand for a picture of that size.
+    def layout(self, size: Size, *, tile: int, num_tokens: int) -> np.ndarray:
+        """Returns the layout of a picture, see `Picture.layout`.
 
         Args:
-            tile: edge of the tower's picture in pixels.
-            num_tokens: feature rows of it.
+            size: size of the picture.
+            tile: edge of a tile in pixels.
+            num_tokens: feature rows per view.
         """
         columns, lines = grid_shape(size, self.sizes, tile)
-        num_views = 1 + columns * lines
-        rows = np.arange(num_views * num_tokens, dtype=np.int32)
+        rows = np.arange((1 + columns * lines) * num_tokens, dtype=np.int32)
         if self.merge == "flat":
-            return ImageRows(num_views, rows)
+            return rows
         side = math.isqrt(num_tokens)
         grid = rows[num_tokens:].reshape(lines, columns, side, side).transpose(0, 2, 1, 3)
         grid = grid.reshape(lines * side, columns * side)
         if self.merge == "spatial_unpad":
             grid = without_margins(grid, size)
             grid = np.pad(grid, ((0, 0), (0, 1)), constant_values=NEWLINE)
-        return ImageRows(num_views, np.concatenate((rows[:num_tokens], grid.reshape(-1))))
+        return np.concatenate((rows[:num_tokens], grid.reshape(-1)))
 
 
 def without_margins(grid: np.ndarray, size: Size) -> np.ndarray:
-    """The lines and columns of a grid (height, width) that show the picture which `fit_on_black` put on it.
+    """Removes from a grid (height, width) the margins that `fit_on_black` added.
 
     Args:
-        size: of the picture.
+        size: size of the picture.
     """
     height, width = grid.shape
     if size[0] / size[1] > width / height:
@@ -94,10 +93,10 @@ def without_margins(grid: np.ndarray, size: Size) -> np.ndarray:
 
 
 def choose_resolution(size: Size, resolutions: Sequence[Size]) -> Size:
-    """The resolution that keeps most of the picture's pixels and, of several, wastes fewest of its own.
+    """Returns the resolution that keeps the most pixels of the picture; on ties, the one with the least unused area.
 
     Raises:
-        UserError: there is none to choose from.
+        UserError: there are no resolutions.
     """
     if not resolutions:
         raise UserError("image_grid_pinpoints is empty; give at least one [width, height]")
@@ -112,7 +111,7 @@ def choose_resolution(size: Size, resolutions: Sequence[Size]) -> Size:
 
 
 def fit_on_black(image: Image.Image, size: Size) -> Image.Image:
-    """The whole picture, as large as it fits, in the middle of a black one of that size."""
+    """Scales a picture to fit and centres it on a black one of the given size."""
     scale_x, scale_y = size[0] / image.width, size[1] / image.height
     if scale_x < scale_y:
         fitted = (size[0], min(math.ceil(image.height * scale_x), size[1]))
@@ -125,16 +124,16 @@ def fit_on_black(image: Image.Image, size: Size) -> Image.Image:
 
 
 def grid_shape(size: Size, resolutions: Sequence[Size], tile: int) -> Size:
-    """Tiles in a row and in a column of a picture of that size."""
+    """Returns the number of tiles per row and per column for a picture of that size."""
     width, height = choose_resolution(size, resolutions)
     return width // tile, height // tile
 
 
 def tiles(image: Image.Image, resolutions: Sequence[Size], *, tile: int, overview: Size) -> list[Image.Image]:
-    """The whole picture at the size `overview`, then the tiles of its best resolution row by row.
+    """Returns the whole picture at the size `overview`, then the tiles of its best resolution row by row.
 
     Args:
-        tile: edge of a tile; resolutions are multiples of it.
+        tile: edge of a tile; divides the resolutions.
     """
     large = fit_on_black(image, choose_resolution(image.size, resolutions))
     corners = [(x, y) for y in range(0, large.height, tile) for x in range(0, large.width, tile)]

@@ -1,1 +1,1 @@
-"""Training samples: records to token ids and label masks."""
+"""Training samples: conversion of records to token ids and labels."""

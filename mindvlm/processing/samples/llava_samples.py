@@ -1,7 +1,7 @@
-"""Training samples as the LLaVA programs make them: text armed, one id for a picture, labels by `label_rules`.
+"""Training samples of the LLaVA programs: one id per picture, labels by `label_rules`.
 
-What stands in a record is trusted here, and a record whose counts do not agree is lost; `build_sample` of
-conversation.py is without these faults. This is what the original programs' runs are reproduced with.
+This reproduces runs of the original programs, with two faults that `build_sample` does not have: control tokens in the
+text of a record are armed, and a record whose counts differ is not learned.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ SECTION_MARK = "### "
 
 
 def image_to_front(text: str, marks: tuple[str, str] = ("", "")) -> str:
-    """A message with its picture first, however many markers it has; text without one stays as it is.
+    """Replaces all markers of a message by one at its front; returns text without markers unchanged.
 
     Args:
-        marks: text before and behind the marker.
+        marks: text before and after the marker.
     """
     if IMAGE_MARKER not in text:
         return text
@@ -39,15 +39,15 @@ def llava_sample(
     max_length: int,
     image_marks: tuple[str, str] = ("", ""),
 ) -> TrainingSample:
-    """Ids and labels of a record; a picture is one id, that of the tokenizer's `<image>`, see `expand_images`.
+    """Returns the ids and labels of a record. A picture is one id, the tokenizer's `<image>`, see `expand_images`.
 
     Args:
         tokenizer: has a placeholder `<image>`.
-        max_length: text alone is cut there; samples with a picture are cut when they are collated.
+        max_length: limit of samples without picture; samples with a picture are cut by the collator.
         image_marks: see `image_to_front`.
 
     Raises:
-        UserError: the record is malformed, or (template "plain") no picture with one answer.
+        UserError: the record is malformed, or is not one picture with one answer (template "plain").
     """
     has_image = bool(record.get("image"))
     armed = set(tokenizer.special_ids) - (set() if has_image else {IMAGE_MARKER})
@@ -56,25 +56,25 @@ def llava_sample(
         return tokenizer.prefix_ids + tokenizer.encode(text, allow_special=armed)
 
     rule = template.label_rule
-    # only the rule for turns asks that speakers alternate
-    speakers, turns, images = read_record(record, alternating=rule not in ("default", "plain"))
+    # the rules by message accept any order of speakers
+    speakers, turns, images = read_record(record, alternating=rule is None or rule.kind == "rounds")
     if has_image:
         turns = [image_to_front(turn, image_marks) for turn in turns]
-    if rule == "plain":
+    if rule and rule.kind == "picture":
         return _plain_sample(turns, images, template, encode)
-    if rule == "default":
+    if rule and rule.kind == "messages":
         header = template.system + "\n\n"
         names = dict(zip(("human", "gpt"), template.roles, strict=True))
         parts = [f"{SECTION_MARK}{names[speaker]}: {turn}\n" for speaker, turn in zip(speakers, turns, strict=True)]
         ids = _array(encode(header + "".join(parts) + SECTION_MARK), max_length, has_image)
         pieces = [_array(encode(part), max_length, has_image) for part in [header, *parts]]
-        # of text alone, what has the id of padding is not counted
+        # without a picture, the program does not count tokens with the id of padding
         lengths = [len(piece) if has_image else int((piece != tokenizer.pad_id).sum()) for piece in pieces]
         labels = message_labels(ids, lengths, [speaker == "human" for speaker in speakers])
         return TrainingSample(ids, labels, images, "")
     prompt = prompt_text(render(replace(template, examples=()), turns, empty_leaves_open=True))
-    # the rule for equal marks knows no cutting
-    ids = _array(encode(prompt), max_length, has_image or rule == "mpt")
+    # the rule with a counted closing mark does not cut
+    ids = _array(encode(prompt), max_length, has_image or (rule and rule.closing == "counted"))
     labels, warning = round_labels(
         prompt,
         ids,
@@ -92,7 +92,7 @@ def _plain_sample(
 ) -> TrainingSample:
     if len(turns) != 2 or IMAGE_MARKER not in turns[0]:
         raise UserError(
-            f"training record: {counted(len(turns), 'turn')}; template {template.name!r} learns one answer to a picture"
+            f"training record: {counted(len(turns), 'turn')}; template {template.name!r} needs a picture and one answer"
         )
     ids = np.array(encode(IMAGE_MARKER + turns[1] + template.separator), dtype=np.int32)
     labels = ids.copy()
@@ -101,7 +101,7 @@ def _plain_sample(
 
 
 def expand_images(sample: TrainingSample, *, placeholder_id: int, num_tokens: int) -> TrainingSample:
-    """The sample with `num_tokens` placeholders for every one that it has."""
+    """Repeats every placeholder of a sample `num_tokens` times."""
     repeats = np.where(sample.input_ids == placeholder_id, num_tokens, 1)
     ids = np.repeat(sample.input_ids, repeats)
     return replace(sample, input_ids=ids, labels=np.repeat(sample.labels, repeats))

@@ -1,1 +1,1 @@
-"""Tokenizers, chat templates, streaming of decoded text."""
+"""Tokenizers, chat templates and incremental decoding."""

@@ -1,41 +1,62 @@
-"""Chat templates as data, and one renderer per style.
-
-`TEMPLATES` are Vary's: texts and joints are those of the conversation file of the original Vary-toy program; a
-template's name is the original's name for it. Other families have tables of their own.
-"""
+"""Chat templates as data, with a renderer for each style. Each family defines its own templates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.text.pieces import Piece
 
 Message = str | Sequence[Piece] | None
-"""What one side says. None: that side has the word, its turn is left open."""
+"""The message of one turn. None leaves the turn open."""
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """The rule by which an original program labels a prompt, see `mindvlm.processing.samples.label_rules`.
+
+    Attributes:
+        kind: "rounds" splits the text of the prompt at the closing marks of rounds, as the other attributes say;
+            "messages" adds the lengths of the messages; "picture" learns one answer to a picture.
+        header: text between question and answer; a round without exactly one header ends the count.
+        start: number of tokens before the first round (the beginning mark).
+        closing: number of tokens of the closing mark of a round, or "counted" for those of its text.
+        shared: number of tokens at the end of the header that belong to the answer, plus beginning marks counted twice.
+        counts_ends: whether end marks have the id of padding and are counted separately.
+        continues: whether later rounds are one token shorter if the tokenizer continues text after control tokens.
+    """
+
+    kind: Literal["rounds", "messages", "picture"] = "rounds"
+    header: str = ""
+    start: int = 0
+    closing: int | Literal["counted"] = 0
+    shared: int = 0
+    counts_ends: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """One way to write a conversation down as a prompt.
+    """The format of a conversation as a prompt.
 
     Attributes:
         style: "chatml": role + message + separator. "colon_single": role + ": " + message + separator.
-            "colon_pair": the same with `answer_separator` after answers. "caption": the images of the user's message,
-            nothing else of it, then the answer. "instruction": Llama-2's, the question between two marks with the
-            system message in the first one. "tagged": TinyLlama's, a tag on a line of its own before every part.
-            "plain": the message and `separator`; it has no answers but in training, where it is "caption".
-        system: the system message without its marks. It is never armed.
+            "colon_pair": "colon_single" with `answer_separator` after answers. "caption": only the images of the user's
+            message, then the answer. "instruction": Llama-2, each question between two marks, the system message within
+            the first ones. "tagged": TinyLlama, a tag on its own line before every part. "plain": the message and
+            `separator`, without answers; training treats it as "caption".
+        system: the system message without marks. Control tokens in it are disarmed.
         system_prefix: control text before the system message.
-        system_joint: text between what closes the system message and the first turn.
-        roles: the header of the user and of the assistant ("instruction" and "tagged": names that are not shown).
-        question_marks: text before and behind a question, and `answer_mark` text before an answer ("instruction" and
-            "tagged").
-        separator: what closes a turn (in "colon_pair": the user's turn; in "instruction" and "tagged": what opens
-            every question but the first).
-        answer_separator: what closes an answer; it is also where generation stops.
-        answer_joint: text between an answer and what closes it.
-        examples: turns before the first one, the user's first.
-        label_rule: name of the rule of `label_rules` that the original labels samples by.
+        system_joint: text between the closing mark of the system message and the first turn.
+        roles: headers of the user and the assistant (unused by "instruction" and "tagged").
+        question_marks: text before and after a question ("instruction" and "tagged").
+        answer_mark: text before an answer ("instruction" and "tagged").
+        separator: closing mark of a turn ("colon_pair": of the user's turn; "instruction" and "tagged": opening mark of
+            every question except the first).
+        answer_separator: closing mark of an answer, at which generation stops.
+        answer_joint: text between an answer and its closing mark.
+        examples: turns before the first one, starting with the user.
+        label_rule: the original program's rule; None for a template that no program trains with.
     """
 
     name: str
@@ -50,7 +71,7 @@ class ChatTemplate:
     system_joint: str = ""
     answer_joint: str = ""
     examples: tuple[str, ...] = ()
-    label_rule: str = ""
+    label_rule: LabelRule | None = None
 
 
 CHATML = {
@@ -59,95 +80,24 @@ CHATML = {
     "separator": "<|im_end|>",
     "answer_separator": "<|im_end|>",
     "system_prefix": "<|im_start|>system\n",
-    "label_rule": "mpt",
-}
-_HUMAN_ASSISTANT = {
-    "style": "colon_single",
-    "roles": ("Human", "Assistant"),
-    "separator": "###",
-    "answer_separator": "###",
-    "system_joint": "\n",
-}
-_CAPTION = {
-    "style": "caption",
-    "roles": ("", ""),
-    "separator": "",
-    "answer_separator": "</s>",
-    "answer_joint": "\n",
-}
-_USER_ASSISTANT = {
-    "style": "colon_pair",
-    "roles": ("USER", "ASSISTANT"),
-    "separator": " ",
-    "answer_separator": "</s>",
-}
-
-_DETAILED = "You should follow the instructions carefully and explain your answers in detail."
-_CURIOUS_USER = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-_VARY_ASSISTANT = (
-    "You are vary, a large language and vision assistant trained by Foundation Model Group, Megvii Technology."
-    "You are able to understand the visual content that the user provides, and assist the user with a variety of tasks "
-    "using natural language.Follow the instructions carefully and explain your answers in detail."
-)
-_VARY_TEXT_ASSISTANT = (
-    "You are vary, a large language model trained by Foundation Model Group, Megvii Technology."
-    "You are designed to assist human with a variety of tasks using natural language."
-    "Follow the instructions carefully."
-)
-_VARY_LIST = (
-    "- You are vary, a large language and vision assistant trained by Foundation Model Group, Megvii Technology.\n"
-    "- You are able to understand the visual content that the user provides, and assist the user with a variety of "
-    "tasks using natural language.\n"
-    "- You should follow the instructions carefully and explain your answers in detail."
-)
-_MOSAIC_LIST = (
-    "- You are a helpful assistant chatbot trained by MosaicML.\n"
-    "- You answer questions.\n"
-    "- You are excited to be able to help the user, but will refuse to do anything that could be considered harmful to "
-    "the user.\n"
-    "- You are more than just an information source, you are also able to write poetry, short stories, and make jokes."
-)
-
-TEMPLATES: dict[str, ChatTemplate] = {
-    template.name: template
-    for template in (
-        ChatTemplate("mpt", system=_DETAILED, **CHATML),
-        ChatTemplate("qwen", system=_DETAILED, **CHATML),
-        ChatTemplate("mpt_eval", system="", **CHATML),
-        ChatTemplate("mpt_text", system=_MOSAIC_LIST, **CHATML),
-        ChatTemplate("mpt_multimodal", system=_VARY_LIST, **CHATML),
-        ChatTemplate("v1", system=_CURIOUS_USER, **_USER_ASSISTANT),
-        ChatTemplate("vicuna_v1_1", system=_CURIOUS_USER, **_USER_ASSISTANT),
-        ChatTemplate("baichuan", system=_CURIOUS_USER, **_USER_ASSISTANT),
-        ChatTemplate("llava_v1", system=_VARY_ASSISTANT, **_USER_ASSISTANT),
-        ChatTemplate("bair_v1", system="BEGINNING OF CONVERSATION:", **{**_USER_ASSISTANT, "roles": ("USER", "GPT")}),
-        ChatTemplate("default", system=_VARY_ASSISTANT, **_HUMAN_ASSISTANT),
-        ChatTemplate("simple", system="", **_HUMAN_ASSISTANT),
-        ChatTemplate("multimodal", system="", **_HUMAN_ASSISTANT),
-        ChatTemplate("simple_legacy", system=_VARY_TEXT_ASSISTANT, **_HUMAN_ASSISTANT),
-        ChatTemplate("opt", system="", **_CAPTION),
-    )
+    "label_rule": LabelRule(header="{separator}{answerer}", closing="counted"),
 }
 
 
-def get_template(name: str, templates: Mapping[str, ChatTemplate] = TEMPLATES) -> ChatTemplate:
-    """The template of that name. Raises UserError that lists the known names."""
+def get_template(name: str, templates: Mapping[str, ChatTemplate]) -> ChatTemplate:
+    """Returns the template of a name. Raises UserError, which lists the known names, if there is none."""
     if name not in templates:
         raise UserError(f"chat template {name!r} is unknown; known are {', '.join(sorted(templates))}")
     return templates[name]
 
 
 def render(template: ChatTemplate, turns: Sequence[Message], *, empty_leaves_open: bool = False) -> list[Piece]:
-    """The prompt of a conversation as pieces; `prompt_text` joins them.
+    """Returns the prompt of a conversation as pieces.
 
     Args:
-        turns: messages of user and assistant in turn, the user first. A string is the message as ordinary text; pieces
-            may hold control text (an image span). A last None opens the assistant's turn.
-        empty_leaves_open: treat an empty message like None, as the original program does. Otherwise it is a turn of
-            its own with nothing in it.
+        turns: alternating messages, starting with the user. A string is ordinary text; pieces may contain control text,
+            such as an image span. A final None opens the assistant's turn.
+        empty_leaves_open: whether an empty message leaves its turn open, as in the original programs.
     """
     pieces = render_system(template)
     for position, message in enumerate([*template.examples, *turns]):
@@ -158,7 +108,7 @@ def render(template: ChatTemplate, turns: Sequence[Message], *, empty_leaves_ope
 
 
 def render_system(template: ChatTemplate) -> list[Piece]:
-    """What stands before the first turn."""
+    """Returns the pieces before the first turn."""
     if not template.style.startswith(("chatml", "colon")) or (template.style == "chatml" and not template.system):
         return []
     first_joint = template.separator + template.system_joint
@@ -166,10 +116,10 @@ def render_system(template: ChatTemplate) -> list[Piece]:
 
 
 def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool, is_first: bool = False) -> list[Piece]:
-    """Header, message and closing mark of one turn. The message and mark of an answer are what training learns.
+    """Returns the header, message and closing mark of one turn. An answer and its mark are learned.
 
     Raises:
-        UserError: the style cannot write such a turn down.
+        UserError: the style does not support the turn.
     """
     if template.style == "caption":
         return render_caption_turn(template, message, is_answer=is_answer)
@@ -182,7 +132,7 @@ def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool, is
     if message is None:
         return pieces
     if colon:
-        # learned with the answer, because a token may consist of the space and the answer's first word
+        # learned with the answer, because one token may contain the space and the first word
         pieces.append(Piece(" ", control=True, learned=is_answer))
     pieces += as_pieces(message, learned=is_answer)
     closing = template.answer_separator if is_answer else template.separator
@@ -190,12 +140,12 @@ def render_turn(template: ChatTemplate, message: Message, *, is_answer: bool, is
 
 
 def render_llama_turn(template: ChatTemplate, message: Message, *, is_answer: bool, is_first: bool) -> list[Piece]:
-    """The system message goes into the first question; "tagged" writes the answer's header into open turns too."""
+    """Returns a turn. The first question includes the system message; "tagged" has a header for an open answer."""
     is_tagged = template.style == "tagged"
     if is_answer:
         if message is None and not is_tagged:
             return []
-        # as in the other styles, a space is learned with the answer and a header is not
+        # as in other styles, a space is learned with the answer, a header is not
         pieces = [Piece(template.answer_mark, control=True, learned=not is_tagged)]
         if message is None:
             return pieces
@@ -203,7 +153,9 @@ def render_llama_turn(template: ChatTemplate, message: Message, *, is_answer: bo
         end += [Piece(template.answer_separator, control=True, learned=True)]
         return [*pieces, *as_pieces(message, learned=True), *end]
     if is_first and (message is None or is_empty(message)):
-        raise UserError(f"chat template {template.name!r}: the first question is empty; it carries the system message")
+        raise UserError(
+            f"chat template {template.name!r}: the first question is empty; it must follow the system message"
+        )
     if message is None:
         return []
     opening = "" if is_first else template.separator
@@ -215,22 +167,22 @@ def render_llama_turn(template: ChatTemplate, message: Message, *, is_answer: bo
             Piece(template.system_joint, control=True),
         ]
     before, behind = (Piece(mark, control=True) for mark in template.question_marks)
-    # Llama-2 has the system message between the question's marks, TinyLlama before them
+    # the system message is between the marks of the question in Llama-2, before them in TinyLlama
     parts = [*system, before] if is_tagged else [before, *system]
     return [Piece(opening, control=True), *parts, *as_pieces(message), behind]
 
 
 def render_plain_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
-    """The message and the separator."""
+    """Returns the message and the separator."""
     if message is None:
         return []
     if is_answer:
-        raise UserError(f"chat template {template.name!r} has no turns; ask without a history, or choose another one")
+        raise UserError(f"chat template {template.name!r} has no turns; ask without a history, or choose another")
     return [*as_pieces(message), Piece(template.separator, control=True)]
 
 
 def render_caption_turn(template: ChatTemplate, message: Message, *, is_answer: bool) -> list[Piece]:
-    """Of what the user says only the images (Vary-tiny is shown pictures and asked nothing); answers whole."""
+    """Returns only the images of a user's message, or the whole answer."""
     if message is None:
         return []
     pieces = as_pieces(message)
@@ -241,16 +193,16 @@ def render_caption_turn(template: ChatTemplate, message: Message, *, is_answer: 
 
 
 def as_pieces(message: str | Sequence[Piece], *, learned: bool = False) -> list[Piece]:
-    """A message as pieces; a string becomes one piece of ordinary text."""
+    """Returns a message as pieces. A string becomes one piece of ordinary text."""
     pieces = [Piece(message)] if isinstance(message, str) else message
     return [Piece(piece.text, control=piece.control, learned=learned) for piece in pieces]
 
 
 def is_empty(message: str | Sequence[Piece]) -> bool:
-    """Whether there is no text in it."""
+    """Whether the message has no text."""
     return not any(piece.text for piece in as_pieces(message))
 
 
 def prompt_text(pieces: Sequence[Piece]) -> str:
-    """The prompt as one string."""
+    """Joins the pieces of a prompt."""
     return "".join(piece.text for piece in pieces)

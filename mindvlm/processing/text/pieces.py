@@ -1,4 +1,4 @@
-"""Pieces of a prompt that know whether their control tokens are armed, and their tokenisation."""
+"""Pieces of a prompt with control tokens armed or disarmed, and their tokenization."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from mindvlm.processing.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of prompt text.
+    """A part of a prompt.
 
     Attributes:
-        control: True for the template's own text, in which special tokens are armed. False for what people, files or
-            the model wrote: in it `<|im_end|>` is ordinary text.
-        learned: whether training learns to write this piece (an answer and the mark that closes it).
+        control: True for the text of the template, in which control tokens are armed. False for text of users, files or
+            the model, in which `<|im_end|>` is ordinary text.
+        learned: whether the tokens are training labels (an answer and its closing mark).
     """
 
     text: str
@@ -24,15 +24,15 @@ class Piece:
 def encode_pieces(
     pieces: Sequence[Piece], tokenizer: Tokenizer, *, continues: bool = False
 ) -> tuple[list[int], list[int]]:
-    """Ids of the pieces, and for every id the index of the piece in which it begins.
+    """Returns the ids of the pieces, and for every id the index of the piece in which it begins.
 
-    Plain text between two control tokens is joined before it is split into tokens, whatever pieces it comes from. For
-    text without special surface forms the ids are therefore those of the whole prompt string. White space beside a
-    token of `tokenizer.stripping_tokens` is left out; behind one of `tokenizer.restarting_tokens` text is encoded as
-    at the start of a prompt.
+    The text between two control tokens is joined across pieces before it is tokenized, so text without surface forms of
+    control tokens has the ids of the whole prompt string. White space beside
+    `tokenizer.stripping_tokens` is dropped; text after `tokenizer.restarting_tokens` is encoded as at the start of a
+    prompt.
 
     Args:
-        continues: the pieces stand behind a control token, see `Tokenizer.encode`.
+        continues: whether the pieces follow a control token, see `Tokenizer.encode`.
     """
     ids: list[int] = []
     owners: list[int] = []
@@ -80,7 +80,7 @@ def _first_pieces(pending: list[tuple[int, str]], text_ids: list[int], tokenizer
         prefix += text
         ends.append(len(tokenizer.normalize(prefix).encode()))
     owners = []
-    # a tokenizer may have put a space in front of the text: it belongs to the first piece
+    # the leading space of the tokenizer belongs to the first piece
     position = ends[-1] - len(tokenizer.decode_bytes(text_ids))
     current = 0
     for token_id in text_ids:

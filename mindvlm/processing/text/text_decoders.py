@@ -1,7 +1,7 @@
-"""Ids to text one at a time: what of the text is settled comes out at once, the rest waits.
+"""Incremental decoders from ids to text.
 
-A decoder has `push(token_id)` and `flush()`, which both return text; it can be used again after `flush`. The text of a
-list of ids is by definition what a decoder gives for them, so streamed answers are always the whole ones.
+`push(token_id)` returns the text that later ids cannot change; `flush()` returns the rest and resets the decoder.
+`Tokenizer.decode` uses the same decoders, so a streamed answer equals the decoded one.
 """
 
 import codecs
@@ -13,19 +13,21 @@ WORD_SPACE = "\u2581"
 
 
 class TextDecoder(Protocol):
-    """Text of ids as it becomes settled."""
+    """Converts ids to text one at a time."""
 
-    def push(self, token_id: int) -> str: ...
+    def push(self, token_id: int) -> str:
+        """Takes an id and returns the text that later ids cannot change, which may be empty."""
 
-    def flush(self) -> str: ...
+    def flush(self) -> str:
+        """Ends the text and returns the rest; an incomplete character becomes U+FFFD."""
 
 
 class Utf8Decoder:
-    """Bytes of the ids, joined; bytes that are no UTF-8 become U+FFFD.
+    """Joins the bytes of the ids. Bytes that are not UTF-8 become U+FFFD.
 
     Args:
-        token_bytes: bytes of an id.
-        errors: a handler of the codecs module.
+        token_bytes: returns the bytes of an id.
+        errors: error handler of the codecs module.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], *, errors: str = "replace"):
@@ -49,7 +51,7 @@ codecs.register_error("mindvlm_byte", _one_mark_per_byte)
 
 
 class SkippingDecoder:
-    """Leaves ids out."""
+    """Skips some ids."""
 
     def __init__(self, inner: TextDecoder, skipped: Collection[int]):
         self._inner, self._skipped = inner, frozenset(skipped)
@@ -62,11 +64,11 @@ class SkippingDecoder:
 
 
 class SpacedDecoder:
-    """Puts a space between added tokens and what stands beside them, as the slow tokenizers of transformers do.
+    """Surrounds added tokens with spaces, as the slow tokenizers of transformers do.
 
     Args:
-        inner: decodes the runs of ids between them, each run on its own.
-        added: text of the ids that stand apart.
+        inner: decodes each run of ids between added tokens separately.
+        added: texts of the added tokens, by id.
     """
 
     def __init__(self, inner: TextDecoder, added: Mapping[int, str]):
@@ -101,26 +103,26 @@ class SpacedDecoder:
 
 
 _CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-# everything that stands before the last character of one of them
+# every character of these forms except the last
 _UNSETTLED = " n'vr"
 
 
 def clean_spaces(text: str) -> str:
-    """English punctuation without the space before it: `clean_up_tokenization_spaces` of transformers."""
+    """Removes spaces before English punctuation: `clean_up_tokenization_spaces` of transformers."""
     for form in _CLEANED:
         text = text.replace(form, form.strip())
     return text
 
 
 class CleaningDecoder:
-    """`clean_spaces` of the inner text; the end of it that more text could change waits."""
+    """Applies `clean_spaces` to the inner text. An end that later text may change is held back."""
 
     def __init__(self, inner: TextDecoder):
         self._inner, self._waiting = inner, ""
 
     def push(self, token_id: int) -> str:
         text = self._waiting + self._inner.push(token_id)
-        # a form begins with a space; up to its last character it is all of these
+        # an incomplete form is a space and characters of _UNSETTLED
         space = text.find(" ", len(text.rstrip(_UNSETTLED)))
         settled = len(text) if space < 0 else space
         self._waiting = text[settled:]
@@ -132,22 +134,29 @@ class CleaningDecoder:
 
 
 class PieceDecoder:
-    """SentencePiece pieces, as the slow Llama tokenizer of transformers 4.37 joins them.
+    """Joins SentencePiece pieces as the slow Llama tokenizer of transformers 4.37 does.
 
-    The mark of a leading space is dropped at the very start. With `legacy`, it is dropped behind every control token
-    too, and before a control token a space is put in front of the run that it ends.
+    The leading space of the text is dropped. With `legacy`, that after every control token is dropped too, and a run of
+    pieces that ends at a control token gets a leading space.
 
     Args:
         pieces: text of every id.
-        byte_values: ids of single bytes.
+        byte_values: values of the single-byte ids.
         control: ids that end a run.
+        known: texts of the pieces.
     """
 
     def __init__(
-        self, pieces: Mapping[int, str], byte_values: Mapping[int, int], control: Collection[int], *, legacy: bool
+        self,
+        pieces: Mapping[int, str],
+        byte_values: Mapping[int, int],
+        control: Collection[int],
+        *,
+        known: Collection[str],
+        legacy: bool,
     ):
-        self._pieces, self._bytes, self._control, self._legacy = pieces, byte_values, frozenset(control), legacy
-        self._known = frozenset(pieces.values())
+        self._pieces, self._bytes, self._known = pieces, byte_values, known
+        self._control, self._legacy = frozenset(control), legacy
         self._utf8 = Utf8Decoder(self._piece_bytes, errors="mindvlm_byte")
         self._start()
 
@@ -162,7 +171,7 @@ class PieceDecoder:
         if self._num_ids == 0 and piece.startswith(WORD_SPACE):
             piece = piece[1:]
             if piece not in self._known:
-                # SentencePiece, which is given the rest of the piece, leaves what it does not know as it stands
+                # SentencePiece copies unknown pieces verbatim
                 self._may_strip = self._may_strip and not piece
                 return piece.encode()
         if self._may_strip and piece:
@@ -187,7 +196,7 @@ class PieceDecoder:
         return text
 
     def _hold(self, text: str) -> str:
-        # a control token to come would put a space in front of this run
+        # a later control token adds a leading space to this run
         if not (self._legacy and self._control):
             return text
         self._held += text
@@ -195,9 +204,9 @@ class PieceDecoder:
 
 
 class FusedDecoder:
-    """SentencePiece pieces, as the decoder in Llama's tokenizer.json joins them.
+    """Joins SentencePiece pieces as the decoder in Llama's tokenizer.json does.
 
-    One space is dropped at the very start. A run of single bytes that is no UTF-8 becomes one U+FFFD for each of them.
+    One leading space is dropped. A run of single bytes that is not UTF-8 becomes one U+FFFD per byte.
     """
 
     def __init__(self, pieces: Mapping[int, str], byte_values: Mapping[int, int]):

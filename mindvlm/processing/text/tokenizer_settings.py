@@ -1,17 +1,21 @@
-"""What the JSON files beside a Hugging Face tokenizer say: which token has which part, and how text is joined."""
+"""Settings from the JSON files of a Hugging Face tokenizer. Errors name the file and key of an invalid value."""
 
 import json
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.text.tokenizer_values import ROLES, check_id, check_settings, decoder_tokens, token_text
 
 RANK_PATTERNS = ("*.tiktoken", "*.tiktoken.txt")
-"""Names of files of tiktoken's ranks."""
+"""File names of tiktoken ranks."""
 
-MAX_SETTINGS_BYTES = 16 * 2**20
+MAX_FILE_BYTES = 64 * 2**20
+MAX_ID = 2**31 - 1
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+FLAGS = ("add_bos_token", "legacy", "clean_up_tokenization_spaces")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +23,12 @@ class TokenizerSettings:
     """Settings of a tokenizer.
 
     Attributes:
-        tokenizer_class: class of transformers, '' if not said.
-        bos_token, eos_token, unk_token, pad_token: None if there is none.
-        additional_special_tokens: further tokens that have no text.
-        add_bos_token: whether every text begins with `bos_token`; None if not said.
-        legacy: Llama's old treatment of text behind control tokens; None if not said.
-        clean_up_tokenization_spaces: whether decoding drops spaces before punctuation.
+        tokenizer_class: class of transformers; "" if absent.
+        bos_token, eos_token, unk_token, pad_token: None if absent.
+        additional_special_tokens: further control tokens.
+        add_bos_token: whether every text begins with `bos_token`; None if absent.
+        legacy: whether text after control tokens is handled as in early Llama tokenizers; None if absent.
+        clean_up_tokenization_spaces: whether decoding removes spaces before punctuation.
         added_tokens: id and `special` of every added token, by its text.
     """
 
@@ -41,32 +45,35 @@ class TokenizerSettings:
 
     @property
     def named_tokens(self) -> tuple[str, ...]:
-        """The tokens that decoding leaves out, each once."""
+        """The distinct tokens that decoding skips."""
         roles = [token for token in (self.bos_token, self.eos_token, self.unk_token, self.pad_token) if token]
         return tuple(dict.fromkeys([*roles, *self.additional_special_tokens]))
 
     @property
     def is_fast(self) -> bool:
-        """Whether the tokenizer is one of the "fast" classes, which do not set added tokens apart in decoded text."""
+        """Whether the class is a fast one of transformers, which adds no spaces around added tokens in decoding."""
         return self.tokenizer_class.endswith("Fast")
 
 
 def read_settings(folder: Path) -> TokenizerSettings:
-    """Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, as far as the folder has them.
+    """Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json, each if it exists.
 
     Raises:
-        UserError: one of them is no JSON mapping, or a value in it is of the wrong kind.
+        UserError: a file is not a JSON mapping, or a value has the wrong type.
     """
-    special_map, own = (_read(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json"))
-    check_settings(special_map, folder / "special_tokens_map.json")
-    check_settings(own, folder / "tokenizer_config.json")
+    config_file, map_file, added_file = (
+        folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
+    own, special_map, added_ids = (
+        read_mapping(file) if file.is_file() else {} for file in (config_file, map_file, added_file)
+    )
+    _check_settings(special_map, map_file)
+    _check_settings(own, config_file)
     config = {**special_map, **own}
     roles = {role: token_text(config.get(role)) or token_text(special_map.get(role)) for role in ROLES}
     additional = [token_text(token) for token in config.get("additional_special_tokens") or ()]
     named = {*roles.values(), *additional}
-    added_file = folder / "added_tokens.json"
-    added = {token: (check_id(token, value, added_file), token in named) for token, value in _read(added_file).items()}
-    added |= decoder_tokens(own, folder / "tokenizer_config.json")
+    added = {token: (check_id(token, value, added_file), token in named) for token, value in added_ids.items()}
     return TokenizerSettings(
         tokenizer_class=str(config.get("tokenizer_class") or ""),
         **roles,
@@ -74,19 +81,107 @@ def read_settings(folder: Path) -> TokenizerSettings:
         add_bos_token=config.get("add_bos_token"),
         legacy=config.get("legacy"),
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
-        added_tokens=added,
+        added_tokens=added | _decoder_tokens(own.get("added_tokens_decoder"), config_file),
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path, remedy: str = "copy it again") -> bytes:
+    """Reads a tokenizer file. Raises UserError if it is missing, empty, too large or unreadable."""
     if not path.is_file():
-        return {}
+        raise UserError(f"tokenizer file {path}: not found; {remedy}")
     try:
-        if path.stat().st_size > MAX_SETTINGS_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"tokenizer file {path}: is no JSON ({' '.join(str(error).split())}); copy it again") from None
+        size = path.stat().st_size
+        if not 0 < size <= MAX_FILE_BYTES:
+            raise UserError(f"tokenizer file {path}: {size} bytes, expected 1 to {MAX_FILE_BYTES}; copy it again")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"tokenizer file {path}: cannot be read ({error.strerror})") from None
+
+
+def read_mapping(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
+    """Reads a JSON mapping. Raises UserError as `read_file` does, or if the file is not a JSON mapping."""
+    try:
+        contents = json.loads(read_file(path, remedy).decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"tokenizer file {path}: cannot be read ({error}); copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"tokenizer file {path}: not JSON ({' '.join(str(error).split())}); copy it again") from None
     if not isinstance(contents, dict):
-        raise UserError(f"tokenizer file {path}: holds no mapping of settings; copy it again")
+        raise UserError(f"tokenizer file {path}: not a JSON mapping; {remedy}")
     return contents
+
+
+def wrong_value(file: str | Path, what: str, expected: str) -> UserError:
+    """Returns the error for an invalid value."""
+    return UserError(f"tokenizer file {file}: {what}; expected {expected}; copy it again")
+
+
+def token_text(value: Any) -> str | None:
+    """Returns the text of a token, which may be a mapping with `content`; None if it is neither."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def check_id(token: str, value: Any, file: str | Path) -> int:
+    """Returns the id of a token. Raises UserError if it is not a valid id."""
+    if type(value) is not int or not 0 <= value <= MAX_ID:
+        what = f"the id of {reprlib.repr(token)} is {reprlib.repr(value)}"
+        raise wrong_value(file, what, f"a whole number from 0 to {MAX_ID}")
+    return value
+
+
+def check_ids(ids: Any, file: str | Path) -> None:
+    """Raises UserError unless the value is a mapping of tokens to ids."""
+    if not isinstance(ids, dict):
+        raise wrong_value(file, f"vocab is {reprlib.repr(ids)}", "a mapping of tokens to ids")
+    if not ids:
+        raise wrong_value(file, "vocab is empty", "a mapping of tokens to ids")
+    for token, value in ids.items():
+        check_id(token, value, file)
+
+
+def check_added_tokens(tokens: Any, file: Path) -> None:
+    """Raises UserError unless the `added_tokens` of a tokenizer.json are null or tokens with ids."""
+    if not isinstance(tokens, list | None):
+        raise wrong_value(file, f"added_tokens is {reprlib.repr(tokens)}", "a list")
+    for number, token in enumerate(tokens or ()):
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise wrong_value(file, f"added_tokens[{number}] is {reprlib.repr(token)}", "a mapping with content and id")
+        check_id(token["content"], token.get("id"), file)
+
+
+def _check_settings(contents: Mapping[str, Any], file: Path) -> None:
+    for role in ROLES:
+        if contents.get(role) is not None:
+            _check_token(contents[role], role, file)
+    additional = contents.get("additional_special_tokens")
+    if not isinstance(additional, list | None):
+        raise wrong_value(file, f"additional_special_tokens is {reprlib.repr(additional)}", "a list of tokens")
+    for number, token in enumerate(additional or ()):
+        _check_token(token, f"additional_special_tokens[{number}]", file)
+    for flag in FLAGS:
+        if not isinstance(contents.get(flag), bool | None):
+            raise wrong_value(file, f"{flag} is {reprlib.repr(contents[flag])}", "true, false or null")
+    if not isinstance(contents.get("tokenizer_class"), str | None):
+        raise wrong_value(file, f"tokenizer_class is {reprlib.repr(contents['tokenizer_class'])}", "text")
+
+
+def _check_token(value: Any, key: str, file: Path) -> None:
+    if token_text(value) is None:
+        raise wrong_value(file, f"{key} is {reprlib.repr(value)}", "a token: text, or a mapping with content")
+
+
+def _decoder_tokens(table: Any, file: Path) -> dict[str, tuple[int, bool]]:
+    """Returns the id and `special` of the tokens of `added_tokens_decoder`, by their texts."""
+    if not isinstance(table, dict | None):
+        raise wrong_value(file, f"added_tokens_decoder is {reprlib.repr(table)}", "a mapping of ids to tokens")
+    found = {}
+    for number, token in (table or {}).items():
+        # Python does not convert very long digit strings
+        if not (number.isascii() and number.isdecimal() and len(number) <= len(str(MAX_ID))):
+            raise wrong_value(file, f"added_tokens_decoder names {reprlib.repr(number)}", f"an id from 0 to {MAX_ID}")
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise wrong_value(file, f"added_tokens_decoder.{number} is {reprlib.repr(token)}", "a mapping with content")
+        found[token["content"]] = (check_id(token["content"], int(number), file), bool(token.get("special")))
+    return found

@@ -1,14 +1,15 @@
 """Random access to the records of annotation files of any size.
 
-The first use of a file writes an index beside it (or into a folder): 16 bytes a record, mapped into memory by every
-process that reads, and written anew when size or time of the annotation file have changed.
+The first use of a file writes an index beside it (or into a folder). It takes 16 bytes a record, every reading process
+maps it into memory, and a change in size or time of the annotation file replaces it.
 """
 
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mindvlm.checkpoint.atomic import atomic_file
 from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.json_records import RecordPlace, find_records
 
+logger = logging.getLogger(__name__)
+
 PLACE = np.dtype([("start", "<u8"), ("length", "<u4"), ("line", "<u4")])
 MAGIC = "mindvlm-annotation-index-1"
 HEADER_BYTES = 256
@@ -26,16 +29,15 @@ REPORT_SECONDS = 10.0
 
 
 class AnnotationIndex:
-    """The records of one annotation file by number; holds only the map of the index.
+    """The records of one annotation file by number; only the index is mapped into memory.
 
     Args:
         annotations: JSON list or JSON lines, see `find_records`.
-        folder: where the index goes; by default beside the file, or in the user's cache if that cannot be written.
-        say: takes a line of progress while a long file is read.
+        folder: of the index; by default that of the file, or the user's cache if it is not writable.
 
     Raises:
-        UserError: the file is missing, has an error of syntax (with its line) or no record, or the index cannot be
-            written anywhere.
+        UserError: the file is missing, has a syntax error (the message has its line) or no record, or no folder for
+            the index is writable.
     """
 
     def __init__(
@@ -43,7 +45,6 @@ class AnnotationIndex:
         annotations: str | Path,
         *,
         folder: str | Path | None = None,
-        say: Callable[[str], None] = lambda line: None,
     ):
         self.annotations = Path(annotations).resolve()
         if not self.annotations.is_file():
@@ -52,10 +53,10 @@ class AnnotationIndex:
         candidates = _index_paths(self.annotations, folder)
         self.path = next((path for path in candidates if _is_current(path, self._stamp)), None)
         if self.path is None:
-            self.path = _write_index(self.annotations, candidates, self._stamp, say)
+            self.path = _write_index(self.annotations, candidates, self._stamp)
         size = self.path.stat().st_size - HEADER_BYTES
         if size < PLACE.itemsize:
-            raise UserError(f"annotation file {annotations}: holds no record; leave the data set out or fill it")
+            raise UserError(f"annotation file {annotations}: has no records; remove the data set or fill it")
         self._places = np.memmap(self.path, dtype=PLACE, mode="r", offset=HEADER_BYTES)
         self._file: int | None = None
 
@@ -63,14 +64,14 @@ class AnnotationIndex:
         return len(self._places)
 
     def place(self, number: int) -> RecordPlace:
-        """Where record `number` lies."""
+        """Returns the location of record `number`."""
         return RecordPlace(*(int(value) for value in self._places[number]))
 
     def read(self, number: int):
-        """Record `number`, parsed.
+        """Returns record `number`, parsed.
 
         Raises:
-            UserError: it is no JSON or no UTF-8 (in a file of JSON lines), or the file has changed meanwhile.
+            UserError: the record is not JSON or not UTF-8 (in a file of JSON lines), or the file has changed.
         """
         if self._file is None:
             self._file = os.open(self.annotations, os.O_RDONLY)
@@ -99,7 +100,7 @@ def _stamp(path: Path) -> dict:
 
 
 def _index_paths(annotations: Path, folder: str | Path | None) -> list[Path]:
-    # two annotation files of one name may share the folder
+    # annotation files with equal names may share the folder
     distinct = f"{annotations.name}.{hashlib.blake2b(os.fsencode(annotations), digest_size=8).hexdigest()}.index"
     if folder is not None:
         return [Path(folder) / distinct]
@@ -117,7 +118,7 @@ def _is_current(path: Path, stamp: dict) -> bool:
     return whole and header == stamp
 
 
-def _write_index(annotations: Path, candidates: list[Path], stamp: dict, say: Callable[[str], None]) -> Path:
+def _write_index(annotations: Path, candidates: list[Path], stamp: dict) -> Path:
     path = next((path for path in candidates if _can_write(path)), None)
     if path is None:
         raise UserError(
@@ -127,7 +128,7 @@ def _write_index(annotations: Path, candidates: list[Path], stamp: dict, say: Ca
     header = json.dumps(stamp).ljust(HEADER_BYTES - 1) + "\n"
     with atomic_file(path) as file:
         file.write(header.encode())
-        for block in _blocks(find_records(annotations), annotations, stamp["size"], say):
+        for block in _blocks(find_records(annotations), annotations, stamp["size"]):
             file.write(block)
     return path
 
@@ -140,14 +141,12 @@ def _can_write(path: Path) -> bool:
     return os.access(path.parent, os.W_OK | os.X_OK)
 
 
-def _blocks(
-    places: Iterator[RecordPlace], annotations: Path, num_bytes: int, say: Callable[[str], None]
-) -> Iterator[bytes]:
+def _blocks(places: Iterator[RecordPlace], annotations: Path, num_bytes: int) -> Iterator[bytes]:
     reported = time.monotonic()
     num_records = 0
     while block := list(islice(places, BLOCK_RECORDS)):
         num_records += len(block)
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()
-            say(f"indexing {annotations.name}: {num_records} records, {100 * block[-1].start // num_bytes} %")
+            logger.info(f"indexing {annotations.name}: {num_records} records, {100 * block[-1].start // num_bytes} %")
         yield np.array(block, dtype=PLACE).tobytes()

@@ -1,6 +1,6 @@
-"""Samples to one batch of static shape.
+"""Collates samples into one batch of static shape.
 
-B rows, L tokens, N pictures, C channels, H and W of a branch.
+B rows, L tokens, N images, C channels, H and W of a branch.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ class SampleBatch:
     """Inputs of one forward pass.
 
     Attributes:
-        input_ids: (B, L) int32, filled on the right with the pad id; also placeholders that have no embedding.
-        labels: (B, L) int32, not shifted; -100 where nothing is learned and in the fill.
+        input_ids: (B, L) int32, padded on the right; placeholders without an embedding have the pad id too.
+        labels: (B, L) int32, not shifted; -100 where nothing is learned and in the padding.
         sources: (B, L) int32, rows of [token embeddings; image features], see `splice_sources`.
-        pixels: of each branch, (N, C, H, W) float32; pictures in reading order, then zeros up to the number of slots.
-        num_images: pictures that are not fill.
-        num_tokens: tokens that are not fill.
+        pixels: (N, C, H, W) float32 of each branch; images in reading order, then zeros up to the number of slots.
+        num_images: images without padding.
+        num_tokens: tokens without padding.
         num_learned: labels that a loss shifted by one counts.
-        numbers: of the samples.
+        numbers: sample numbers.
     """
 
     input_ids: np.ndarray
@@ -44,11 +44,11 @@ class Collator:
     """Pads samples on the right.
 
     Attributes:
-        pad_id: id of the fill.
-        placeholder_id: id that stands for one feature row, `image_token_len` of them a picture.
+        pad_id: id of the padding.
+        placeholder_id: id of one feature row; an image has `image_token_len` of them.
         pixel_shapes: (C, H, W) of each branch.
-        lengths: allowed L in rising order; empty for multiples of `pad_multiple`.
-        image_slots: N is a multiple of this, and never 0, so that few graphs are compiled; 0 leaves N as it comes.
+        lengths: allowed values of L in rising order; empty for multiples of `pad_multiple`.
+        image_slots: N is a positive multiple of this, so that few graphs are compiled; 0 does not pad images.
     """
 
     pad_id: int
@@ -60,7 +60,7 @@ class Collator:
     image_slots: int = 0
 
     def __call__(self, samples: Sequence[Sample]) -> SampleBatch:
-        """The batch of these rows. Raises UserError if a sample is longer than every allowed length."""
+        """Returns the batch of these rows. Raises UserError if a sample is longer than every allowed length."""
         length = self.padded_length(max(len(sample.input_ids) for sample in samples))
         input_ids = np.full((len(samples), length), self.pad_id, dtype=np.int32)
         labels = np.full_like(input_ids, IGNORED_LABEL)
@@ -81,7 +81,7 @@ class Collator:
         )
 
     def padded_length(self, longest: int) -> int:
-        """L of a batch whose longest row has so many tokens."""
+        """Returns L of a batch whose longest row has `longest` tokens."""
         if not self.lengths:
             return -(-longest // self.pad_multiple) * self.pad_multiple
         for length in self.lengths:

@@ -1,8 +1,10 @@
-"""The data section of a training job, and how it becomes a loader."""
+"""The data section of a training job, and the objects that a loader needs from it."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,12 +15,11 @@ from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig
 from mindvlm.training.datasets.collate import Collator
 from mindvlm.training.datasets.grouping import GroupedMixture, record_lengths
-from mindvlm.training.datasets.loader import BadSamples, BatchLoader
 from mindvlm.training.datasets.mixture import Mixture
 from mindvlm.training.datasets.registry import choose_datasets, read_registry
-from mindvlm.training.datasets.samples import Processor, SampleOptions
-from mindvlm.training.datasets.skip_log import SkipLog
-from mindvlm.training.datasets.truncation import LongAnswers
+from mindvlm.training.datasets.samples import LongAnswers, Processor, SampleOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -28,18 +29,18 @@ class DatasetsConfig:
     Attributes:
         registry: YAML of data sets, relative to the job's file.
         datasets: names joined by "+", or a list of names.
-        weights: by name, in place of the registry's.
+        weights: by name; they override those of the registry.
         batch_size: rows of a device in one pass.
-        max_length: tokens of a sample; longer ones end with an earlier answer.
-        long_answers: whether a first answer that is too long is cut, or its sample skipped.
-        lengths: padded lengths in rising order, one graph each; empty for multiples of `pad_multiple`.
-        image_slots: pictures a batch is filled up to, or to multiples of; null takes `batch_size`, 0 fills nothing.
-        bad_samples: "skip" or "stop".
+        max_length: tokens of a sample; longer samples end at an earlier answer.
+        long_answers: "cut" truncates a first answer that is too long, "skip" skips its sample.
+        lengths: padded lengths in rising order, with one graph each; empty for multiples of `pad_multiple`.
+        image_slots: the number of images is padded to multiples of this; null is `batch_size`, 0 does not pad.
+        bad_samples: "skip" lists samples that cannot be used, "stop" ends the run.
         num_workers: processes that make samples; 0 makes them in the trainer.
-        look_ahead: batches made ahead.
-        group_by_modality: rows of a pass are about equally long, and all with pictures or all without.
-        index_folder: of the indexes of annotation files; null is beside them.
-        augment: probabilities of changes to pictures; {} for those of the original, null for none.
+        look_ahead: batches made ahead of their use.
+        group_by_modality: the rows of a pass have similar lengths, and all or none have images.
+        index_folder: for the indexes of annotation files; null is beside them.
+        augment: probabilities of changes to images; {} is those of the original, null is none.
     """
 
     registry: str
@@ -51,7 +52,7 @@ class DatasetsConfig:
     lengths: list[int] = field(default_factory=list)
     pad_multiple: int = 64
     image_slots: int | None = None
-    bad_samples: BadSamples = "skip"
+    bad_samples: Literal["skip", "stop"] = "skip"
     num_workers: int = 2
     look_ahead: int = 4
     group_by_modality: bool = False
@@ -73,7 +74,7 @@ class DatasetsConfig:
             )
 
     def resolve_paths(self, config_path: Path) -> None:
-        """Makes paths that are relative to the job's file absolute."""
+        """Resolves paths that are relative to the job's file."""
         self.registry = resolve_path(self.registry, config_path)
         self.index_folder = resolve_path(self.index_folder, config_path)
 
@@ -85,23 +86,22 @@ def sample_options(
     seed: int,
     shuffle: bool = True,
     num_shards: int = 1,
-    say: Callable[[str], None] = lambda line: None,
 ) -> SampleOptions:
     """Reads the registry and indexes the annotation files.
 
     Args:
-        make_processor: can be pickled, such as `partial(family.processor, processor_config)`.
+        make_processor: picklable, such as `partial(family.processor, processor_config)`.
         shuffle: False for evaluation, in the order of the files.
-        num_shards: devices of the job; the order of groups suits them only.
+        num_shards: replicas of the job, on which the order of groups depends.
 
     Raises:
         UserError: see `read_registry`, `choose_datasets`, `AnnotationIndex`, `Mixture`.
     """
     entries = choose_datasets(read_registry(config.registry), config.datasets, weights=config.weights)
-    indexes = [AnnotationIndex(entry.annotations, folder=config.index_folder, say=say) for entry in entries]
+    indexes = [AnnotationIndex(entry.annotations, folder=config.index_folder) for entry in entries]
     arguments = [entry.name for entry in entries], list(map(len, indexes)), [entry.weight for entry in entries]
     if config.group_by_modality and shuffle:
-        say(f"counting the words of {sum(map(len, indexes))} records")
+        logger.info(f"counting the words of {sum(map(len, indexes))} records")
         lengths = list(map(record_lengths, indexes))
         grouping = {"lengths": lengths, "batch_size": config.batch_size, "num_shards": num_shards}
         mixture = GroupedMixture(*arguments, seed=seed, **grouping)
@@ -119,7 +119,7 @@ def sample_options(
 
 
 def make_collator(config: DatasetsConfig, processor: Processor) -> Collator:
-    """The collator of a job."""
+    """Returns the collator of a job."""
     blank = Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8))
     branches = vars(processor.pixels(blank))
     span = processor.image_span
@@ -131,32 +131,4 @@ def make_collator(config: DatasetsConfig, processor: Processor) -> Collator:
         lengths=tuple(config.lengths),
         pad_multiple=config.pad_multiple,
         image_slots=config.batch_size if config.image_slots is None else config.image_slots,
-    )
-
-
-def open_loader(
-    config: DatasetsConfig,
-    make_processor: Callable[[], Processor],
-    *,
-    seed: int,
-    shard: int = 0,
-    num_shards: int = 1,
-    accumulation: int = 1,
-    skip_list: str | Path | None = None,
-    state: dict | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> BatchLoader:
-    """The loader of one device of a job; arguments as of `BatchLoader`, `skip_list` is a file of JSON lines."""
-    return BatchLoader(
-        sample_options(config, make_processor, seed=seed, num_shards=num_shards, say=say),
-        make_collator(config, make_processor()),
-        batch_size=config.batch_size,
-        shard=shard,
-        num_shards=num_shards,
-        accumulation=accumulation,
-        num_workers=config.num_workers,
-        look_ahead=config.look_ahead,
-        bad_samples=config.bad_samples,
-        skip_log=SkipLog(skip_list, say=say),
-        state=state,
     )

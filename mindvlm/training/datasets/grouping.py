@@ -1,8 +1,8 @@
-"""Orders of an epoch in which the rows of a step are about equally long, and all with pictures or all without.
+"""Orders an epoch so that the rows of a step have similar lengths, and all or none of them have images.
 
-They are LLaVA's: a random order is cut into megabatches (the rows of a pass on all devices), each is sorted by length
-and dealt to the devices so that their sums are even. Where an epoch has samples of one kind only, which stops the
-original, the order is that of lengths alone.
+As in LLaVA, a random order is cut into megabatches (the rows of a pass on all devices). Each is sorted by length and
+dealt to the devices so that their total lengths are similar. The original fails if all samples of an epoch have images
+or none have; here such an epoch is ordered by length alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,15 +12,14 @@ import numpy as np
 
 from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
-from mindvlm.training.datasets.mixture import Mixture, SamplePlace
-from mindvlm.training.datasets.permutation import derive_key
+from mindvlm.training.datasets.mixture import Mixture, SamplePlace, derive_key
 
 Permute = Callable[[int], Sequence[int]]
-"""A random order of 0..n-1; called once for each choice, in a fixed order."""
+"""Returns a random order of 0..n-1; called once for each choice, in a fixed order."""
 
 
 def group_by_length(lengths: Sequence[int], *, batch_size: int, num_shards: int, permute: Permute) -> list[int]:
-    """Positions of the samples in their new order: megabatch by megabatch, in it device by device.
+    """Returns the positions of the samples in their new order: by megabatch, then by device.
 
     Args:
         lengths: of every sample.
@@ -30,7 +29,7 @@ def group_by_length(lengths: Sequence[int], *, batch_size: int, num_shards: int,
     order = permute(len(lengths))
     grouped = []
     for megabatch in _cut(order, batch_size * num_shards):
-        # Python's sort keeps equal ones in order, as the original's does
+        # stable, as in the original
         longest_first = sorted(megabatch, key=lambda sample: lengths[sample], reverse=True)
         for shard in deal_evenly(longest_first, lengths, num_shards):
             grouped += shard
@@ -38,18 +37,18 @@ def group_by_length(lengths: Sequence[int], *, batch_size: int, num_shards: int,
 
 
 def group_by_modality(lengths: Sequence[int], *, batch_size: int, num_shards: int, permute: Permute) -> list[int]:
-    """As `group_by_length`, with and without pictures apart, then megabatches of both kinds mixed.
+    """Groups samples with and without images as `group_by_length` does, then mixes the megabatches of both kinds.
 
-    What does not fill a megabatch of its kind stands together: a full one in front, the rest behind.
+    Samples that do not fill a megabatch of their kind are joined: a full megabatch comes first, the rest last.
 
     Args:
-        lengths: of every sample, negative for those without pictures.
+        lengths: of every sample, negative for samples without images.
 
     Raises:
         UserError: a length is 0.
     """
     if not all(lengths):
-        raise UserError(f"sample {list(lengths).index(0)} has the length 0; it cannot be grouped, leave it out")
+        raise UserError(f"sample {list(lengths).index(0)} has the length 0; it cannot be grouped; remove it")
     kinds = [[i for i, length in enumerate(lengths) if (length > 0) == has_image] for has_image in (True, False)]
     megabatches: list[list[int]] = []
     rest: list[int] = []
@@ -70,7 +69,7 @@ def group_by_modality(lengths: Sequence[int], *, batch_size: int, num_shards: in
 
 
 def deal_evenly(samples: Sequence[int], lengths: Sequence[int], num_shards: int) -> list[list[int]]:
-    """Each sample to the device with the smallest sum so far that is not full; in turns if they do not divide."""
+    """Deals each sample to the device with the smallest total that is not full; in turns if they do not divide."""
     if len(samples) % num_shards:
         return [list(samples[shard::num_shards]) for shard in range(num_shards)]
     shards: list[list[int]] = [[] for _ in range(num_shards)]
@@ -89,7 +88,7 @@ class GroupedMixture(Mixture):
 
     Args:
         lengths: of the records of each data set, see `record_lengths`.
-        batch_size, num_shards: of the loader; an order suits these only.
+        batch_size, num_shards: of the loader; the order depends on them.
     """
 
     def __init__(
@@ -127,9 +126,9 @@ class GroupedMixture(Mixture):
 
 
 def record_lengths(index: AnnotationIndex) -> np.ndarray:
-    """Words of every record of an annotation file (int32), negative for records without a picture.
+    """Returns the words of every record of an annotation file (int32), negative for records without an image.
 
-    A record that cannot be read counts as one word: it is skipped when its turn comes.
+    An unreadable record counts as one word; the loader skips it later.
     """
     lengths = np.zeros(len(index), dtype=np.int32)
     for number in range(len(index)):
@@ -142,7 +141,7 @@ def record_lengths(index: AnnotationIndex) -> np.ndarray:
 
 
 def modality_length(record: object) -> int:
-    """Words of all messages of a record (at least 1), negative if it has no picture."""
+    """Returns the words of all messages of a record (at least 1), negative if it has no image."""
     if isinstance(record, list):
         record = {"conversations": record}
     if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Where the records of an annotation file lie, found in one pass over the file that keeps only a window of it."""
+"""Locates the records of an annotation file in one pass, with only a window of the file in memory."""
 
 import codecs
 import json
@@ -13,14 +13,14 @@ CHUNK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20
 LINE_ENDINGS = (".jsonl", ".ndjson")
 
-# a syntax error this far before the end of the window cannot be a record that is merely cut by it
+# a syntax error this far before the end of the window is not due to a record that the window cuts
 _SURELY_WRONG = 64 << 10
 _BLANK = re.compile(r"[ \t\r\n]*")
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
 class RecordPlace(NamedTuple):
-    """Bytes of one record in its file, and the line (from 1) in which it begins."""
+    """The bytes of one record in its file, and the line (from 1) of its start."""
 
     start: int
     length: int
@@ -28,12 +28,13 @@ class RecordPlace(NamedTuple):
 
 
 def find_records(path: Path) -> Iterator[RecordPlace]:
-    """The records of a JSON list (every one is parsed once and dropped) or of a file of JSON lines (only the first is).
+    """Yields the records of a JSON list (each is parsed once) or of a file of JSON lines (only the first is parsed).
 
-    A file is read as lines if it is called .jsonl or .ndjson, or begins with an object; otherwise it has to be a list.
+    A file is read as lines if its name ends in .jsonl or .ndjson, or it begins with an object; otherwise it must be a
+    list.
 
     Raises:
-        UserError: the file cannot be read, is neither, or has an error of syntax; names the line.
+        UserError: the file cannot be read, is neither, or has a syntax error; the message has the line.
     """
     try:
         with open(path, "rb") as file:
@@ -71,7 +72,7 @@ def _check_first_line(content: bytes, path: Path, number: int) -> None:
 
 
 class _ListScanner:
-    """A window of decoded text that moves over the file; `position` is where the next token is looked for."""
+    """A window of decoded text that moves over the file; the next token is at or after `position`."""
 
     def __init__(self, file: BinaryIO, path: Path, offset: int):
         self.file, self.path, self.offset = file, path, offset
@@ -98,7 +99,7 @@ class _ListScanner:
             raise self.error("more text after the end of the list")
 
     def next_character(self) -> str:
-        """The next character that is no blank, "" at the end of the file."""
+        """Returns the next character that is not blank, "" at the end of the file."""
         while True:
             self.advance(_BLANK.match(self.text, self.position).end())
             if self.position < len(self.text) or self.at_end:
@@ -122,7 +123,7 @@ class _ListScanner:
                 raise self.error("brackets nested too deeply") from None
 
     def advance(self, end: int) -> int:
-        """Moves on to `end` and returns the number of bytes passed."""
+        """Moves to `end` and returns the number of bytes passed."""
         passed = self.text[self.position : end]
         num_bytes = len(passed) if passed.isascii() else len(passed.encode())
         self.line += passed.count("\n")

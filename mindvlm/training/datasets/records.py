@@ -1,4 +1,4 @@
-"""The annotation formats, brought to one form: turns by human and gpt in alternation, and the pictures they show."""
+"""Converts the annotation formats to one form: alternating turns of human and gpt, and the images they show."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ LINE_BREAK_MARK = "<lb>"
 
 
 def read_conversation(record: Any, format: str, *, images_in_front: bool = False) -> dict[str, Any]:
-    """A record as `{"image": [names], "conversations": [turns]}` that `build_sample` takes.
+    """Returns a record as `{"image": [names], "conversations": [turns]}`, the form of training samples.
 
-    "vary": as it is; a bare list is a conversation without pictures, a leading turn of gpt is dropped.
-    "llava": the same; a question that marks its only picture several times shows it once, in front, and a picture that
-    no question marks is left out.
-    "vary_tiny_600k": picture and question are asked, the caption is the answer, its `<lb>` become newlines.
+    "vary": unchanged; a bare list is a conversation without images, and a leading turn of gpt is dropped.
+    "llava": the same; if a question has several markers of the only image, the image comes once, in front; an image
+    without a marker is dropped.
+    "vary_tiny_600k": image and question form the question, the caption is the answer; `<lb>` becomes a newline.
 
     Args:
-        images_in_front: pictures that no question marks stand before the first one, as caption templates show them.
+        images_in_front: puts images without a marker before the first question, as caption templates do.
 
     Raises:
-        UserError: something is missing or of another type, turns do not alternate, no answer, pictures and `<image>`
-            markers in the questions differ in number.
+        UserError: a key is missing or has another type, turns do not alternate, there is no answer, or the numbers of
+            images and `<image>` markers in the questions differ.
     """
     if format == "vary_tiny_600k":
         images, turns = _caption(record)

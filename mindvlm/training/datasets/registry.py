@@ -1,4 +1,4 @@
-"""The registry of training data: a YAML that gives each data set its name, pictures, annotation file and weight."""
+"""The registry of training data: a YAML with the name, images, annotation file and weight of each data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ class DatasetEntry:
     """One data set.
 
     Attributes:
-        annotations: JSON list, or one JSON record a line. Relative to the registry file, as is `images`.
-        images: folder that the image names of the records are relative to; None for text alone.
+        annotations: JSON list, or one JSON record a line; relative to the registry file, like `images`.
+        images: folder of the image names in the records; None for text alone.
         format: "vary": `{"image": name, "conversations": [{"from": "human" or "gpt", "value": text}, ...]}`.
-            "llava": the same as LLaVA's data sets have it, see `read_conversation`.
+            "llava": the same, with the variations in LLaVA's data sets, see `read_conversation`.
             "vary_tiny_600k": `{"image": name, "question": text, "caption": text}`.
-        weight: how many times an epoch goes through the data set; 0.5 is half of it, another half in the next epoch.
+        weight: passes over the data set in an epoch; 0.5 takes one half, and the other half in the next epoch.
         name: the key in the registry.
     """
 
@@ -31,10 +31,10 @@ class DatasetEntry:
 
 
 def read_registry(path: str | Path) -> dict[str, DatasetEntry]:
-    """Reads `name: {images: FOLDER, annotations: FILE, format: vary, weight: 1.0}` entries, paths made absolute.
+    """Reads `name: {images: FOLDER, annotations: FILE, format: vary, weight: 1.0}` entries, and resolves their paths.
 
     Raises:
-        UserError: the file is missing or no YAML, or an entry has an unknown key or an impossible value.
+        UserError: the file is missing or not YAML, or an entry has an unknown key or an invalid value.
     """
     path = Path(path)
     folder = path.resolve().parent
@@ -56,11 +56,11 @@ def read_registry(path: str | Path) -> dict[str, DatasetEntry]:
 def choose_datasets(
     registry: dict[str, DatasetEntry], names: str | Sequence[str], *, weights: dict[str, float] | None = None
 ) -> list[DatasetEntry]:
-    """The entries of a job in the order given.
+    """Returns the entries of a job in the given order.
 
     Args:
         names: list of names, or names joined by "+".
-        weights: in place of those of the registry.
+        weights: override those of the registry.
 
     Raises:
         UserError: a name is unknown, given twice, or none is given; its annotation file or images folder is missing.

@@ -1,34 +1,36 @@
-"""From the number of a sample to its ids, labels and pixels; runs in the worker processes.
+"""Makes the ids, labels and pixels of a sample from its number, in the worker processes.
 
 C channels, H and W of a branch of the processor.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, load_image
-from mindvlm.processing.samples.chat_samples import TrainingSample
+from mindvlm.processing.images.image_span import IMAGE_MARKER
+from mindvlm.processing.images.loading import load_image
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, TrainingSample
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig, augment
-from mindvlm.training.datasets.mixture import Mixture
-from mindvlm.training.datasets.permutation import derive_key
+from mindvlm.training.datasets.mixture import Mixture, derive_key
 from mindvlm.training.datasets.records import read_conversation
 from mindvlm.training.datasets.registry import DatasetEntry
-from mindvlm.training.datasets.truncation import LongAnswers, fit_sample
+
+LongAnswers = Literal["cut", "skip"]
+WHOLE = 1 << 30
 
 
 class Processor(Protocol):
-    """What a family's processor has to offer; every `ChatProcessor` does."""
+    """The interface of a family's processor that samples need; every `ChatProcessor` has it."""
 
-    config: Any
+    max_pixels: int
     tokenizer: Any
     image_span: Any
     template: Any
@@ -37,7 +39,7 @@ class Processor(Protocol):
     def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample: ...
 
     def pixels(self, image: Image.Image) -> Any:
-        """An object whose attributes are arrays (C, H, W) float32, one a vision branch."""
+        """Returns an object whose attributes are (C, H, W) float32 arrays, one for each vision branch."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Sample:
     """One sample before padding.
 
     Attributes:
-        number: in the sequence of the mixture.
+        number: position in the sequence of the mixture.
         input_ids, labels: (length,) int32; labels are not shifted.
         pixels: of each branch by its name ("clip", "high"), (num_images, C, H, W) float32.
-        dataset, record: where it comes from.
+        dataset, record: the origin.
     """
 
     number: int
@@ -60,13 +62,13 @@ class Sample:
 
     @property
     def num_images(self) -> int:
-        """Pictures in it."""
+        """Number of images."""
         return len(next(iter(self.pixels.values()), ()))
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that cannot be used: where it comes from (`line` of the annotation file), and why."""
+    """A sample that cannot be used: its origin (`line` of the annotation file) and the reason."""
 
     number: int
     dataset: str
@@ -80,14 +82,14 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """Everything that a worker needs to make samples; can be pickled.
+    """The picklable settings from which a worker makes samples.
 
     Attributes:
         entries: data sets in the order of the mixture.
-        mixture: which record a number stands for.
+        mixture: maps a number to a record.
         make_processor: called without arguments in each worker, such as `partial(family.processor, config)`.
-        max_length: tokens; longer samples end earlier, see `fit_sample`.
-        augment: None leaves pictures as they are.
+        max_length: in tokens; longer samples end earlier, see `fit_sample`.
+        augment: None does not change images.
         index_folder: of `AnnotationIndex`.
     """
 
@@ -111,14 +113,14 @@ class SampleMaker:
         self.count_images = partial(self.processor.image_span.count, tokenizer=self.processor.tokenizer)
 
     def conversation(self, number: int) -> dict[str, Any]:
-        """The record of sample `number` as `read_conversation` gives it. Raises UserError if it cannot be used."""
+        """Returns the record of sample `number` from `read_conversation`. Raises UserError if it cannot be used."""
         place = self.options.mixture[number]
         record = self.indexes[place.dataset].read(place.record)
         format = self.options.entries[place.dataset].format
         return read_conversation(record, format, images_in_front=self.images_in_front)
 
     def make(self, number: int) -> Sample | Skipped:
-        """Sample `number`, or why it cannot be used."""
+        """Makes sample `number`, or says why it cannot be used."""
         place = self.options.mixture[number]
         entry = self.options.entries[place.dataset]
         try:
@@ -130,7 +132,7 @@ class SampleMaker:
         return Sample(number, fitted.input_ids, fitted.labels, pixels, entry.name, place.record)
 
     def fitted(self, conversation: dict[str, Any]) -> TrainingSample:
-        """Ids and labels within the length of a sample."""
+        """Returns ids and labels of at most `max_length` tokens."""
         if self.processor.cuts_samples:
             return self.processor.training_sample(conversation, max_length=self.options.max_length)
         return fit_sample(
@@ -142,19 +144,57 @@ class SampleMaker:
         )
 
     def pixels(self, entry: DatasetEntry, names: Sequence[str], number: int) -> dict[str, np.ndarray]:
-        """Pixels of the pictures by branch; empty without pictures. Raises UserError for one that cannot be used."""
+        """Returns the pixels of the images by branch. Raises UserError for an image that cannot be used."""
         if not names:
             return {}
         if entry.images is None:
             raise UserError(f"names the picture {names[0]!r}, but the registry gives the data set no images folder")
         branches: dict[str, list[np.ndarray]] = {}
         rng = np.random.Generator(np.random.PCG64(derive_key(self.options.mixture.seed, "augment", number)))
-        max_pixels = getattr(self.processor.config, "max_pixels", DEFAULT_MAX_PIXELS)
         for name in names:
-            image = load_image(Path(os.path.join(entry.images, name)), max_pixels=max_pixels)
+            image = load_image(Path(os.path.join(entry.images, name)), max_pixels=self.processor.max_pixels)
             if self.options.augment is not None:
                 image = augment(image, self.options.augment, rng)
             for branch, array in vars(self.processor.pixels(image)).items():
                 if array is not None:
                     branches.setdefault(branch, []).append(array)
         return {branch: np.stack(arrays) for branch, arrays in branches.items()}
+
+
+def fit_sample(
+    conversation: dict[str, Any],
+    make_sample: Callable[..., TrainingSample],
+    *,
+    max_length: int,
+    count_images: Callable[[np.ndarray], int],
+    long_answers: LongAnswers = "cut",
+) -> TrainingSample:
+    """Returns the sample of as many whole turns as fit in `max_length` tokens, with their images; no image is cut.
+
+    Args:
+        conversation: of `read_conversation`.
+        make_sample: `training_sample` of a processor.
+        count_images: returns the number of images that begin within ids.
+        long_answers: if the first answer does not fit, "cut" truncates it and omits its closing mark, so that the model
+            does not learn to stop early, unless the family has another rule; "skip" refuses the sample.
+
+    Raises:
+        UserError: no token of the first answer fits ("skip": not the whole answer).
+    """
+    sample = make_sample(conversation, max_length=WHOLE)
+    if len(sample.input_ids) <= max_length:
+        return sample
+    is_learned = sample.labels != IGNORED_LABEL
+    ends = np.flatnonzero(is_learned & ~np.append(is_learned[1:], False)) + 1
+    fitting = ends[ends <= max_length]
+    if len(fitting):
+        length = int(fitting[-1])
+        ids, labels = sample.input_ids[:length], sample.labels[:length]
+        return replace(sample, input_ids=ids, labels=labels, images=sample.images[: count_images(ids)])
+    if long_answers == "skip" or int(np.argmax(is_learned)) >= max_length:
+        raise UserError(
+            f"needs {int(ends[0])} tokens up to the end of its first answer; raise data.max_length of {max_length}"
+        )
+    turns = conversation["conversations"][:2]
+    images = conversation["image"][: str(turns[0]["value"]).count(IMAGE_MARKER)]
+    return make_sample({"image": images, "conversations": turns}, max_length=max_length)

@@ -1,42 +1,43 @@
-"""The list of samples that could not be used."""
+"""The list of samples that cannot be used."""
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.samples import Skipped
 
+logger = logging.getLogger(__name__)
+
 
 class SkipLog:
-    """Counts skipped samples and lists each record once, as JSON lines; goes on with the list of an earlier run.
+    """Counts skipped samples and lists each record once, as JSON lines; extends the list of an earlier run.
+    The first skips of a run are logged.
 
     Args:
-        path: of the list; None only counts.
-        say: takes a line for each of the first skips of a run.
+        path: the list; None counts only.
     """
 
     SHOWN = 5
 
-    def __init__(self, path: str | Path | None = None, *, say: Callable[[str], None] = lambda line: None):
+    def __init__(self, path: str | Path | None = None):
         self.path = Path(path) if path is not None else None
-        self.say = say
         self.by_dataset: Counter[str] = Counter()
         self.listed = self._read()
 
     @property
     def num_skipped(self) -> int:
-        """Samples skipped since this log was made; a record skipped in two epochs counts twice."""
+        """Samples skipped since this log was created; a record skipped in two epochs counts twice."""
         return self.by_dataset.total()
 
     def add(self, skipped: Skipped) -> None:
-        """Counts one and, unless its record is in the list, lists it."""
+        """Counts a sample and, unless its record is listed, lists it."""
         self.by_dataset[skipped.dataset] += 1
         if self.num_skipped <= self.SHOWN:
             more = "; further ones are only listed" if self.num_skipped == self.SHOWN else ""
-            self.say(f"skipped: {skipped}{more}")
+            logger.info(f"skipped: {skipped}{more}")
         key = (skipped.dataset, skipped.record)
         if self.path is None or key in self.listed:
             return
@@ -50,10 +51,10 @@ class SkipLog:
             return set()
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
-            # the run was killed while it wrote
+            # a killed run leaves an incomplete last line
             self.path.write_text("".join(lines := lines[:-1]), encoding="utf-8")
         try:
             entries = [json.loads(line) for line in lines]
             return {(entry["dataset"], entry["record"]) for entry in entries}
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.path}: is no list of skipped samples; move it away") from None
+            raise UserError(f"{self.path}: is not a list of skipped samples; move it away") from None

@@ -1,4 +1,4 @@
-"""A LoRA adapter in the layout of PEFT: which tensors of a base model it changes, and with which of its own.
+"""A LoRA adapter in the layout of PEFT: which tensors of the base model it changes, and by which of its own.
 
 The keys of an adapter file, with M for the name of a module in the base model:
 
@@ -7,8 +7,8 @@ The keys of an adapter file, with M for the name of a module in the base model:
 - base_model.model.M.lora_embedding_A (rank, rows) and .lora_embedding_B (columns, rank): M.weight gets its transpose.
 - anything else, base_model.model.M.weight: replaces that tensor (`modules_to_save`, trained biases).
 
-Files that hold a whole training state carry `default`, `modules_to_save` or `base_layer` in these names as well. The
-LLaVA programs keep what was trained whole, a connector, in a second file beside the adapter's.
+Names in files of a whole training state also contain `default`, `modules_to_save` or `base_layer`. The LLaVA programs
+save parts that were trained completely, such as a connector, in a second file beside the adapter.
 Source: peft/utils/save_and_load.py and peft/tuners/lora/layer.py; llava/train/train.py.
 """
 
@@ -24,7 +24,7 @@ from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.core.errors import UserError
 from mindvlm.weights.lora.config import CONFIG_NAME, AdapterConfig, read_adapter_config
 from mindvlm.weights.rules.findings import ConversionError, Finding
-from mindvlm.weights.rules.layered import LayeredSource
+from mindvlm.weights.rules.overlaid import OverlaidSource
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _TRAINED_WHOLE = "non_lora_trainables.bin"
@@ -62,7 +62,6 @@ class LowRank:
 class BiasShift:
     """A bias of the base model that gets scaling * tensor added."""
 
-    target: str
     key: str
     scaling: float
 
@@ -74,9 +73,9 @@ class Adapter:
     Attributes:
         config: its settings.
         checkpoint: its tensors.
-        weight_files: that they are read from.
-        low_rank, shifts, replaced: what it does to the tensor of the base model that is the key of each table; the
-            values of `replaced` are names in `checkpoint`.
+        weight_files: the files of the tensors.
+        low_rank, shifts, replaced: the changes, by the name of the changed tensor in the base model; the values of
+            `replaced` are names in `checkpoint`.
     """
 
     config: AdapterConfig
@@ -98,7 +97,7 @@ class Adapter:
 
     @property
     def targets(self) -> Mapping[str, tuple[str, ...]]:
-        """The tensors of the base model that it changes, each with the adapter's tensors that do it."""
+        """The changed tensors of the base model, each with the adapter's tensors that change it."""
         targets = {target: (key,) for target, key in self.replaced.items()}
         for target, shift in self.shifts.items():
             targets[target] = (*targets.get(target, ()), shift.key)
@@ -107,7 +106,7 @@ class Adapter:
         return targets
 
     def fits(self, infos: Mapping[str, TensorInfo]) -> bool:
-        """Tell whether all tensors that it changes are in `infos`; shapes are not looked at."""
+        """Tells whether all tensors that it changes are in `infos`, whatever their shapes."""
         return all(target in infos for target in self.targets)
 
     def close(self) -> None:
@@ -121,19 +120,19 @@ class Adapter:
 
 
 def open_adapter(path: str | Path) -> Adapter:
-    """Open a PEFT LoRA adapter by its folder or by its weights file; `adapter_config.json` lies beside the weights.
+    """Opens a PEFT LoRA adapter by its folder or its weights file, with `adapter_config.json` beside the weights.
 
-    Of a folder, `non_lora_trainables.bin` is a part. Only headers and the config are read.
+    `non_lora_trainables.bin` in the folder belongs to the adapter. Only headers and the config are read.
 
     Raises:
-        UserError: there is no such file, it is damaged, or an adapter of a kind that cannot be merged.
+        UserError: a missing or damaged file, or an adapter of a kind that cannot be merged.
         ConversionError: keys of an unknown kind, a factor without its partner, or ranks that are not the config's.
     """
     weights = _find_weights(Path(path))
     config = read_adapter_config(weights.parent / CONFIG_NAME)
     whole = weights.with_name(_TRAINED_WHOLE)
     files = (weights, whole) if weights.name in _WEIGHTS and whole.is_file() else (weights,)
-    checkpoint = LayeredSource([(str(file), open_checkpoint(file)) for file in files])
+    checkpoint = OverlaidSource([(str(file), open_checkpoint(file)) for file in files])
     draft = _Draft(config, checkpoint.infos)
     for key in checkpoint.infos:
         draft.sort_key(key)
@@ -160,7 +159,7 @@ def _find_weights(path: Path) -> Path:
 
 @dataclass
 class _Draft:
-    """The keys of an adapter file, sorted by what they do, with everything that was found to be wrong."""
+    """The keys of an adapter file, sorted by their effect, and the problems found."""
 
     config: AdapterConfig
     infos: Mapping[str, TensorInfo]
@@ -181,8 +180,7 @@ class _Draft:
         elif factor and factor[3] == "weight":
             self._put(self.factors.setdefault((factor[1], False), {}), factor[2], key)
         elif factor and factor[2] == "B":
-            target = f"{factor[1]}.bias"
-            self._put(self.shifts, target, BiasShift(target, key, self.config.scaling_of(factor[1])))
+            self._put(self.shifts, f"{factor[1]}.bias", BiasShift(key, self.config.scaling_of(factor[1])))
         elif _UNKNOWN_KIND.search(f".{name}"):
             self._add("unexpected", key, "a kind of adapter tensor that cannot be merged")
         else:
@@ -191,7 +189,7 @@ class _Draft:
             self._add("dtype", key, f"{self.infos[key].dtype}, expected a floating-point type")
 
     def pairs(self) -> dict[str, LowRank]:
-        """Join each A with its B."""
+        """Joins each A with its B."""
         low_rank: dict[str, LowRank] = {}
         for (module, is_embedding), keys in self.factors.items():
             present = next(iter(keys.values()))
@@ -223,7 +221,7 @@ class _Draft:
     def _put(self, table: dict, name: str, value: object) -> None:
         if name in table:
             key = value.key if isinstance(value, BiasShift) else str(value)
-            self._add("duplicate", key, "another key says the same")
+            self._add("duplicate", key, "another key has the same meaning")
         table[name] = value
 
     def _add(self, status: str, name: str, detail: str) -> None:

@@ -1,35 +1,38 @@
-"""Merging a LoRA adapter into its base model, tensor by tensor while they are read (Hu et al. 2021, arXiv 2106.09685).
+"""Merges a LoRA adapter into its base model, tensor by tensor while they are read (Hu et al. 2021, arXiv 2106.09685).
 
-Only what is asked for is computed: memory is the two factors of one tensor and one block of its rows.
+Only requested elements are computed: memory is the two factors of one tensor and one block of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from mindvlm.checkpoint import RawTensor, TensorInfo, TensorSource
+from mindvlm.checkpoint import CastSource, SourceView, TensorInfo, TensorSource
 from mindvlm.checkpoint.dtypes import cast_storage, is_float, overflows, storage_dtype
 from mindvlm.core.errors import UserError
-from mindvlm.weights.lora.adapter import Adapter, LowRank
+from mindvlm.weights.lora.adapter import Adapter, LowRank, open_adapter
+from mindvlm.weights.recognise import ConvertibleModel, native_model
 from mindvlm.weights.rules.findings import ConversionError, Finding, fold_name
+from mindvlm.weights.rules.planning import make_plan
 
 _BLOCK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """The change of one weight as left @ right, (rows, rank) and (rank, columns), times scaling."""
+    """The change of one weight as left @ right, (rows, rank) and (rank, columns), without the scaling."""
 
     target: str
     left: np.ndarray
     right: np.ndarray
-    scaling: float
 
 
-class MergedSource(TensorSource):
+class MergedSource(SourceView):
     """The tensors of a base model with an adapter merged in; names, dtypes and shapes are those of the base.
 
     A weight W becomes W + scaling * B @ A, computed in float32 (float64 where W, A or B is) and rounded once to the
@@ -49,10 +52,8 @@ class MergedSource(TensorSource):
         findings = [*_misfits(base.infos, adapter), *_left_out(base.infos, adapter)]
         if findings:
             raise ConversionError(f"{adapter.path} does not fit {base.path}", findings)
-        self.path = base.path
-        self.infos = base.infos
+        super().__init__(base)
         self.merged: Mapping[str, tuple[str, ...]] = dict(adapter.targets)
-        self._base = base
         self._adapter = adapter
         self._factors: _Factors | None = None
         self._block: tuple[str, int, np.ndarray] | None = None
@@ -70,25 +71,20 @@ class MergedSource(TensorSource):
             result[begin - start : end - start] = block[begin - first : end - first]
         return result
 
-    def close(self) -> None:
-        self._base.close()
-
     def _read_plain(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements without the low-rank change: of the base or of the tensor that replaces it, with a bias's shift."""
         info = self.infos[name]
         key = self._adapter.replaced.get(name)
-        source, source_name = (self._base, name) if key is None else (self._adapter.checkpoint, key)
+        source, source_name = (self._source, name) if key is None else (self._adapter.checkpoint, key)
         data, dtype = source.read_range(source_name, start, stop), source.infos[source_name].dtype
         shift = self._adapter.shifts.get(name)
         if shift is None:
             return data if dtype == info.dtype else self._rounded(info, data, dtype)
-        compute = _compute_dtype(dtype, self._adapter.checkpoint.infos[shift.key].dtype)
-        added = RawTensor(
-            self._adapter.checkpoint.infos[shift.key].dtype,
-            (stop - start,),
-            self._adapter.checkpoint.read_range(shift.key, start, stop),
-        )
-        values = cast_storage(data, dtype, compute) + added.cast(compute).data * shift.scaling
+        stored = self._adapter.checkpoint
+        shift_dtype = stored.infos[shift.key].dtype
+        compute = _compute_dtype(dtype, shift_dtype)
+        added = cast_storage(stored.read_range(shift.key, start, stop), shift_dtype, compute)
+        values = cast_storage(data, dtype, compute) + added * shift.scaling
         return self._rounded(info, values, compute)
 
     def _merged_block(self, info: TensorInfo, pair: LowRank, first: int, last: int) -> np.ndarray:
@@ -100,7 +96,7 @@ class MergedSource(TensorSource):
             compute = factors.left.dtype.name
             with np.errstate(over="ignore", invalid="ignore"):
                 values = (factors.left[rows] @ factors.right).reshape(-1)
-                values *= factors.scaling
+                values *= pair.scaling
                 values += cast_storage(base, info.dtype, compute)
             self._block = (info.name, first, self._rounded(info, values, compute))
         return self._block[2]
@@ -112,7 +108,7 @@ class MergedSource(TensorSource):
             compute = _compute_dtype(info.dtype, a.dtype, b.dtype)
             a, b = (tensor.cast(compute).data.reshape(tensor.shape[0], -1) for tensor in (a, b))
             left, right = (a.T, b.T) if _is_transposed(pair, info, self._adapter) else (b, a)
-            self._factors = _Factors(info.name, left, right, pair.scaling)
+            self._factors = _Factors(info.name, left, right)
         return self._factors
 
     def _rounded(self, info: TensorInfo, values: np.ndarray, dtype: str) -> np.ndarray:
@@ -123,6 +119,68 @@ class MergedSource(TensorSource):
                 f"{info.dtype}; convert the base to bfloat16 or float32 first, then merge"
             )
         return result
+
+
+def merge_adapter(
+    model: ConvertibleModel, source: TensorSource, adapter: Adapter
+) -> tuple[TensorSource, Mapping[str, Sequence[str]]]:
+    """Merges an adapter whose names are native, or those of one of the model's Hugging Face namings.
+
+    Args:
+        model: the base.
+        source: the tensors of the base, or of whole parts of it, under native names.
+        adapter: the adapter.
+
+    Returns:
+        The merged tensors under native names, and for each changed one the adapter's tensors that change it.
+
+    Raises:
+        ConversionError: the adapter does not fit the shapes of the model.
+        UserError: its names are of another model.
+    """
+    if adapter.fits(source.infos):
+        merged = MergedSource(source, adapter)
+        return merged, merged.merged
+    for table in model.hf_tables:
+        if any(not table.part_of(name) for name in source.infos):
+            continue
+        # a tied tensor has one name here: changed under only one of two names it would differ from itself
+        single = table.without(table.aliases)
+        foreign = make_plan(single.reverse(), source.infos, partial=True, origin=str(source.path)).view(source)
+        if adapter.fits(foreign.infos):
+            merged = MergedSource(foreign, adapter)
+            plan = make_plan(single, merged.infos, partial=True, origin=str(source.path))
+            modified: dict[str, list[str]] = {}
+            for name, keys in merged.merged.items():
+                for target in plan.targets_of(name):
+                    modified.setdefault(target, []).extend(keys)
+            return plan.view(merged), modified
+    known = {name for table in model.tables for native in source.infos for name in table.sources_of(native)}
+    stranger = next((name for name in adapter.targets if name not in known), next(iter(adapter.targets), None))
+    raise UserError(
+        f"{adapter.path}: changes tensors that {model.name} has under none of its names, the first is {stranger}; "
+        "give an adapter of this model"
+    )
+
+
+@contextlib.contextmanager
+def adapted_view(
+    source: TensorSource, folder: str | Path, models: Sequence[ConvertibleModel]
+) -> Iterator[TensorSource]:
+    """Yields the tensors of a whole model under native names with an adapter merged in, in float32.
+
+    Args:
+        source: the tensors of the model.
+        folder: of the adapter.
+        models: the models that `source` may belong to.
+
+    Raises:
+        ConversionError: the adapter does not fit the shapes of the model.
+        UserError: it cannot be read, or its names are of another model.
+    """
+    with open_adapter(folder) as adapter:
+        merged, _ = merge_adapter(native_model(source.infos, models), CastSource(source, "float32"), adapter)
+        yield merged
 
 
 def _compute_dtype(*dtypes: str) -> str:

@@ -1,8 +1,8 @@
-"""A trained adapter in the layout of PEFT, with the names that the Hugging Face files of its base have.
+"""Saves a trained adapter in the layout of PEFT, with the names of the Hugging Face files of its base.
 
-Where a published tensor consists of several native ones, rows under rows (Qwen's `c_attn` of query, key and value), the
-factors of these become one pair that computes the same: the A are stacked, the B stand on a block diagonal, and rank
-and alpha are those of one times their number. `adapter_config.json` says so in `rank_pattern` and `alpha_pattern`.
+Where a published tensor consists of several native ones, stacked by rows (Qwen's `c_attn` of query, key and value),
+their factors become one pair that computes the same: the A are stacked, the B form a block diagonal, and rank and alpha
+are multiplied by their number, as `rank_pattern` and `alpha_pattern` of `adapter_config.json` record.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 
 from mindvlm.checkpoint import MemorySource, RawTensor, TensorInfo, atomic_file, write_safetensors
 from mindvlm.core.errors import UserError
-from mindvlm.models.vary.tower_names import FAMILY
 from mindvlm.weights.lora.config import CONFIG_NAME
-from mindvlm.weights.recognise import native_model
+from mindvlm.weights.recognise import ConvertibleModel
+from mindvlm.weights.rules.planning import make_plan
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -27,7 +27,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class _Fused:
-    """The published weight of adapted Linears: its module, and the native modules whose rows it has, in order."""
+    """The published weight of adapted Linears: its module, and the native modules whose rows it stacks, in order."""
 
     module: str
     parts: tuple[str, ...]
@@ -38,37 +38,36 @@ class AdapterFiles:
     """Writes `adapter_model.safetensors` and `adapter_config.json` of a model whose Linears are adapted.
 
     Args:
-        infos: the base's tensors under native names, whole.
-        family: that of the base.
+        model: the base.
+        infos: its tensors under native names, whole.
         adapted: names of the adapted Linears; `NAME.lora_A` and `NAME.lora_B` are their factors.
-        whole: native names of the base's tensors that train as they are.
+        whole: native names of the base's tensors that train without an adapter.
         rank, alpha, dropout: of every adapted Linear.
 
     Attributes:
-        needed: native names of the tensors that `write` asks for.
-        modules: the published modules of which something trains whole; PEFT wants them complete.
+        needed: native names of the tensors that `write` needs.
+        modules: the published modules that contain such tensors; PEFT needs them complete.
 
     Raises:
-        UserError: such a module is adapted, too, or has something in it that is.
+        UserError: such a module is adapted too, or contains an adapted one.
     """
 
     def __init__(
         self,
+        model: ConvertibleModel,
         infos: Mapping[str, TensorInfo],
         adapted: Sequence[str],
         whole: Sequence[str],
         *,
-        family: str = FAMILY,
         rank: int,
         alpha: float,
         dropout: float,
     ):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.adapted = frozenset(adapted)
-        model = native_model(infos, family)
         # a tied tensor has one name here
         table = model.hf.without(model.hf.aliases).reverse()
-        self.plan = table.plan(infos, partial=True, origin="the model")
+        self.plan = make_plan(table, infos, partial=True, origin="the model")
         targets = [target for name in adapted for target in self.plan.targets_of(f"{name}.weight")]
         self.fused = [self._fused(target, infos) for target in dict.fromkeys(targets)]
         trained = dict.fromkeys(target for name in whole for target in self.plan.targets_of(name))
@@ -98,7 +97,7 @@ class AdapterFiles:
             file.write((json.dumps(self.config(), indent=2) + "\n").encode())
 
     def tensors(self, native: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-        """The adapter's tensors under PEFT's names."""
+        """Returns the adapter's tensors under PEFT's names."""
         made = {}
         for fused in self.fused:
             a, b = self._factors(fused, native)
@@ -128,7 +127,7 @@ class AdapterFiles:
         return RawTensor(dtype, stacked.shape, stacked), RawTensor(dtype, diagonal.shape, diagonal)
 
     def config(self) -> dict[str, Any]:
-        """What `adapter_config.json` holds."""
+        """Returns the content of `adapter_config.json`."""
         counts = {fused.module: sum(part in self.adapted for part in fused.parts) for fused in self.fused}
         several = {module: count for module, count in counts.items() if count > 1}
         return {

@@ -1,8 +1,7 @@
-"""Sizes checked against each other, for weights without a config.json.
+"""Checks sizes against each other, for weights without a config.json.
 
-The sizes of a model depend on few numbers: whatever has the hidden size as an axis must have the same. Which axes
-belong together is read off an example of the model in which all numbers differ; for each such set of axes the size
-that most tensors have is taken for right.
+The sizes of a model depend on few numbers: all axes of the hidden size must agree. An example of the model in which all
+numbers differ shows which axes belong together; for each such set of axes the majority decides the size.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ def require_consistent_sizes(
     origin: str = "the checkpoint",
     sources_of: Callable[[str], Sequence[str]] | None = None,
 ) -> None:
-    """Check the targets of a plan against each other.
+    """Checks the targets of a plan against each other.
 
     Args:
-        plan: leads to native names.
+        plan: maps to native names.
         native: the table of native names.
         example: native tensors of a model of this kind whose numbers all differ.
-        origin: what to call the source in messages.
-        sources_of: native name -> the names that findings about it carry; those of the plan if not given.
+        origin: name of the source in messages.
+        sources_of: returns the names that findings about a native name show; by default those of the plan.
 
     Raises:
-        ConversionError: a tensor has another number of axes, another size along one, or another kind of numbers than
-            the rest of the model asks for; where as many tensors ask for one size as for another, all are named.
+        ConversionError: a tensor has another number of axes, another size along one, or another kind of dtype than
+            the rest of the model requires; without a majority for one size, all are named.
     """
     sources_of = sources_of or plan.sources_of
     axes = _axes_of_patterns(native, example)
@@ -60,7 +59,7 @@ def require_consistent_sizes(
 
 
 def _axes_of_patterns(native: RuleTable, example: Mapping[str, TensorInfo]) -> dict[str, Axes]:
-    """Return for each name pattern the number behind each axis, None where it differs from layer to layer."""
+    """Returns for each name pattern the example's size of each axis, None where it differs between layers."""
     axes: dict[str, Axes] = {}
     for name, info in example.items():
         pattern = _pattern(native, name)
@@ -74,7 +73,7 @@ def _pattern(native: RuleTable, name: str) -> str:
 
 
 def _settle(counts: Counter[int]) -> int | None:
-    """Return the size that most tensors have, None if there is no such."""
+    """Returns the size that most tensors have, None without a majority."""
     (size, most), *others = counts.most_common(2)
     return None if others and others[0][1] == most else size
 
@@ -85,5 +84,5 @@ def _find(source: str, info: TensorInfo, axes: Axes, sizes: Mapping[int, int | N
     disputed = any(number and sizes[number] is None for number in axes)
     wanted = tuple(sizes[number] if number else size for number, size in zip(axes, info.shape, strict=True))
     if disputed:
-        return Finding("shape", source, f"{list(info.shape)}, another tensor asks for another size")
+        return Finding("shape", source, f"{list(info.shape)}, another tensor requires another size")
     return find_conflict(source, info, TensorInfo(info.name, dtype, wanted), "the rest of the model")

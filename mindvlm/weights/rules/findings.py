@@ -1,8 +1,8 @@
-"""Findings about a checkpoint that does not fit, folded into one readable table."""
+"""Findings about a checkpoint that does not fit the model, folded into one readable table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mindvlm.checkpoint import TensorInfo
@@ -11,16 +11,16 @@ from mindvlm.core.errors import UserError
 
 _MEANING = {
     "missing": "not in the checkpoint",
-    "unexpected": "in the checkpoint, but not known",
+    "unexpected": "in the checkpoint, but unknown",
     "shape": "another shape than the model",
-    "dtype": "another kind of numbers than the model",
+    "dtype": "another kind of dtype than the model",
     "duplicate": "claimed or produced more than once",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one tensor; `status` is a key of the table's legend."""
+    """A problem of one tensor; `status` is a key of the table's legend."""
 
     status: str
     name: str
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name itself if there is one, else the pattern with the numbers it stands for."""
+        """The name if there is only one, else the pattern with the numbers that it stands for."""
         if len(self.names) == 1:
             return self.names[0]
         return f"{self.pattern} ({_ranges(_varying_numbers(self.names))})"
@@ -56,7 +56,7 @@ class ConversionError(UserError):
         super().__init__(f"{what}: {summary}; first: {first.status} {first.label} ({first.detail})")
 
     def table(self) -> str:
-        """Return one line per kind of finding and name pattern, with a legend."""
+        """Returns one line per kind of finding and name pattern, with a legend."""
         cells = [("status", "tensors", "name", "detail")]
         cells += [(row.status, str(len(row.names)), row.label, row.detail) for row in self.rows]
         used = dict.fromkeys(row.status for row in self.rows)
@@ -64,13 +64,13 @@ class ConversionError(UserError):
 
 
 def find_conflict(name: str, info: TensorInfo, wanted: TensorInfo, owner: str) -> Finding | None:
-    """Return what is wrong with the shape or the kind of numbers of `info`, given what `owner` has, or None.
+    """Compares shape and kind of dtype of two tensors; returns the conflict, None if they agree.
 
     Args:
         name: the tensor that the finding is about.
-        info: what it is, or becomes.
-        wanted: what it should be; another dtype of the same kind is no conflict.
-        owner: who has the wanted one, for the message.
+        info: the tensor as it is, or as it will be.
+        wanted: the expected tensor; another dtype of the same kind is no conflict.
+        owner: where `wanted` comes from, for the message.
     """
     if info.shape != wanted.shape:
         return Finding("shape", name, f"{list(info.shape)}, {owner} has {list(wanted.shape)}")
@@ -80,7 +80,7 @@ def find_conflict(name: str, info: TensorInfo, wanted: TensorInfo, owner: str) -
 
 
 def fold(findings: Sequence[Finding]) -> list[Row]:
-    """Group findings of equal status and detail whose names differ in layer numbers only, in order of appearance."""
+    """Groups findings of equal status and detail whose names differ only in layer numbers, in order of appearance."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     order = list(_MEANING)
     for finding in sorted(findings, key=lambda finding: order.index(finding.status)):
@@ -89,13 +89,12 @@ def fold(findings: Sequence[Finding]) -> list[Row]:
 
 
 def fold_name(name: str) -> str:
-    """Replace the numbers between dots by `{}`."""
+    """Replaces the numbers between dots by `{}`."""
     return ".".join("{}" if _is_number(part) else part for part in name.split("."))
 
 
 def fold_label(names: Sequence[str]) -> str:
-    """Write names that differ in numbers only as their pattern, at most three, and how many there are; one name stays
-    as it is."""
+    """Describes several names by at most three of their patterns and their number; a single name stays as it is."""
     if len(names) == 1:
         return names[0]
     patterns = list(dict.fromkeys(fold_name(name) for name in names))
@@ -103,10 +102,14 @@ def fold_label(names: Sequence[str]) -> str:
     return f"{', '.join(patterns[:3])}{more} ({len(names)} tensors)"
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the columns of `rows`; the first row is the heading."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def format_table(rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()) -> list[str]:
+    """Aligns the columns of `rows`, those in `numbers` to the right; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        aligned = [cell.rjust(width) if k in numbers else cell.ljust(width) for k, (cell, width) in enumerate(cells)]
+        lines.append("  ".join(aligned).rstrip())
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
@@ -129,7 +132,7 @@ def _varying_numbers(names: Sequence[str]) -> list[int]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Write sorted numbers as ranges: [0, 1, 2, 5] is "0-2, 5"."""
+    """Writes sorted numbers as ranges: [0, 1, 2, 5] becomes "0-2, 5"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Which of several namings the tensors of a checkpoint bear."""
+"""Determines which of several namings the tensors of a checkpoint use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mindvlm.checkpoint import TensorInfo
-from mindvlm.checkpoint.stored import quoted
+from mindvlm.checkpoint.untrusted import quoted
 from mindvlm.core.errors import UserError
 from mindvlm.weights.config_json import MAX_NUM_LAYERS
 from mindvlm.weights.rules.findings import ConversionError, Finding, fold_name
@@ -17,7 +17,7 @@ MAX_NUM_TENSORS = 20_000
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a table fits the names of a checkpoint: how many it keeps, and how many it knows (keeps or drops)."""
+    """Counts of the names of a checkpoint that a table keeps, and that it knows (keeps or drops)."""
 
     table: RuleTable
     num_kept: int
@@ -26,17 +26,17 @@ class Fit:
 
     @property
     def is_enough(self) -> bool:
-        """Whether the table may be meant: it knows at least half of the names and keeps some."""
+        """Whether the table is a candidate: it knows at least half of the names and keeps some."""
         return self.num_kept > 0 and 2 * self.num_known >= self.num_tensors
 
 
 def best_fit(tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo]) -> Fit:
-    """Return the fit of the table that keeps most tensors; of equals, of the one that knows most, then of the first."""
+    """Returns the fit of the table that keeps most tensors; of equals, that knows most; then of the first."""
     return max((_fit(table, infos) for table in tables), key=lambda fit: (fit.num_kept, fit.num_known))
 
 
 def total_fit(fits: Sequence[Fit]) -> Fit:
-    """Return the fit of several checkpoints together, with the table of the first."""
+    """Returns the total fit of several checkpoints, with the table of the first."""
     return Fit(
         fits[0].table,
         sum(fit.num_kept for fit in fits),
@@ -48,15 +48,15 @@ def total_fit(fits: Sequence[Fit]) -> Fit:
 def choose_table(
     tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo], *, model: str, origin: str = "the checkpoint"
 ) -> RuleTable:
-    """Return the table whose names the tensors bear.
+    """Returns the table whose names the tensors have.
 
-    The table that keeps most of the tensors wins; names that no table knows are reported by its plan.
+    The table that keeps most of the tensors wins; its plan reports names that no table knows.
 
     Args:
         tables: the namings of one model; the first of equals wins.
         infos: the tensors.
-        model: what the model is called.
-        origin: what to call the checkpoint in messages.
+        model: name of the model in messages.
+        origin: name of the checkpoint in messages.
 
     Raises:
         UserError: no table knows at least half of the names, or there are more than a model has.
@@ -68,7 +68,7 @@ def choose_table(
     if not fit.is_enough:
         raise UserError(
             f"{origin} is not a {table.family.capitalize()} checkpoint of the model {model}: {fit.num_known} of its "
-            f"{len(infos)} tensors bear known names; the first is {next(iter(infos), None)}; give weights of {model}"
+            f"{len(infos)} tensors have known names; the first is {next(iter(infos), None)}; give weights of {model}"
         )
     findings = _mixed_in(table, tables, infos)
     if findings:
@@ -77,7 +77,7 @@ def choose_table(
 
 
 def require_size_of_model(infos: Mapping[str, TensorInfo], origin: str) -> None:
-    """Raise UserError if there are so many tensors, or layers, that looking at each would take long."""
+    """Raises UserError if there are more tensors or layers than a model can have, so that checks stay fast."""
     if len(infos) > MAX_NUM_TENSORS:
         raise UserError(
             f"{origin}: holds {len(infos):,} tensors, a model has at most {MAX_NUM_TENSORS:,}; give weights of a model"
@@ -86,13 +86,13 @@ def require_size_of_model(infos: Mapping[str, TensorInfo], origin: str) -> None:
         for part in name.split("."):
             if part.isdecimal() and len(part) > 3 and (len(part) > 9 or int(part) >= MAX_NUM_LAYERS):
                 raise UserError(
-                    f"{origin}: tensor {quoted(name)} is of a layer behind the {MAX_NUM_LAYERS} that a model may have; "
-                    f"give weights of a model"
+                    f"{origin}: tensor {quoted(name)} is of a layer beyond the {MAX_NUM_LAYERS} that a model may have; "
+                    "give weights of a model"
                 )
 
 
 def targets_of(table: RuleTable, name: str) -> tuple[str, ...]:
-    """Return the targets that the rule for `name` leads to, whatever else it needs."""
+    """Returns the targets of the rule for `name`, whatever else the rule needs."""
     for rule, _, layers in table.claims(name)[:1]:
         return tuple(pattern.fill(layers) for pattern in rule.target_patterns)
     return ()

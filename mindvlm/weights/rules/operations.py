@@ -1,30 +1,64 @@
-"""The kinds of rules: what each consumes, what it produces, and its way back.
+"""The kinds of rules: the tensors that each consumes and produces, and its reverse.
 
 A rule is an immutable object over full name patterns, in which `{}` stands for a layer number: nothing matches in the
-middle of a name, so `weight` never matches `weight_scale`. A rule says which source tensors it consumes, which target
-tensors it produces and which elements of the sources each target is made of; `reverse()` is the rule of the way back.
+middle of a name, so `weight` never matches `weight_scale`. A rule states which source tensors it consumes, which target
+tensors it produces, and which elements of the sources each target consists of; `reverse()` returns the inverse rule.
 
-The idea of rules with a reverse follows the conversion mappings of transformers 5.
+Reversible rules follow the idea of the conversion mappings of transformers 5.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.weights.rules.findings import Finding
-from mindvlm.weights.rules.patterns import Pattern
-from mindvlm.weights.rules.plan import Piece
 
-Produced = list[tuple[TensorInfo, tuple[Piece, ...]]]
+_NUMBER = r"(0|[1-9][0-9]{0,5})"
+_REST = ".*"
+
+
+class Pattern:
+    """A full tensor name with `{}` for layer numbers; one that ends with `.*` stands for all names below it."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.num_layers = text.count("{}")
+        self.is_open = text.endswith(_REST)
+        fixed = text.removesuffix("*") if self.is_open else text
+        regex = _NUMBER.join(re.escape(part) for part in fixed.split("{}"))
+        self._regex = re.compile(regex + (".+" if self.is_open else ""))
+
+    def match(self, name: str) -> tuple[int, ...] | None:
+        """Returns the layer numbers in `name`, None if it does not match."""
+        found = self._regex.fullmatch(name)
+        return tuple(int(number) for number in found.groups()) if found else None
+
+    def fill(self, layers: Sequence[int]) -> str:
+        """Returns the name for the given layer numbers."""
+        return self.text.format(*layers)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Elements [start, stop) of the flattened source tensor."""
+
+    source: str
+    start: int
+    stop: int
+
+
+Produced = list[tuple[TensorInfo, tuple[Slice, ...]]]
 
 
 class ShapeConflict(Exception):
-    """A rule cannot be applied to tensors of these shapes or dtypes; `findings` names them and says why."""
+    """A rule cannot be applied to tensors of these shapes or dtypes; `findings` names them with the reasons."""
 
     def __init__(self, findings: Sequence[Finding]):
         self.findings = tuple(findings)
@@ -32,29 +66,32 @@ class ShapeConflict(Exception):
 
 
 class Rule(ABC):
-    """What all rules share: source and target patterns with the same number of `{}`."""
+    """The base of all rules: one source pattern or several, and as many targets, all with the same number of `{}`."""
 
-    @property
-    @abstractmethod
+    source: str | tuple[str, ...]
+    target: str | tuple[str, ...]
+
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """The source patterns, in order."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @cached_property
+    def targets(self) -> tuple[str, ...]:
+        """The target patterns, in order."""
+        return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def optional(self) -> tuple[str, ...]:
         """Those of `sources`, at their end, that may be absent."""
         return ()
 
-    @property
-    @abstractmethod
-    def targets(self) -> tuple[str, ...]:
-        """The target patterns, in order."""
-
     @abstractmethod
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
-        """Return each target's info and the element ranges of the sources that it consists of.
+        """Returns each target's info and the slices of the sources that it consists of.
 
         Args:
-            sources: the source tensors that are there, in the order of `sources`.
+            sources: the source tensors that are present, in the order of `sources`.
             names: the names of the targets, in the order of `targets`.
 
         Raises:
@@ -63,7 +100,7 @@ class Rule(ABC):
 
     @abstractmethod
     def reverse(self) -> Rule | None:
-        """Return the rule of the way back, or None if there is none (what was dropped stays dropped)."""
+        """Returns the inverse rule, None if there is none (a dropped tensor stays dropped)."""
 
     @cached_property
     def source_patterns(self) -> tuple[Pattern, ...]:
@@ -81,18 +118,10 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Rename(Rule):
-    """One tensor under another name, its values untouched; source and target may be equal (an identity)."""
+    """Renames a tensor and keeps its values; source and target may be equal (an identity)."""
 
     source: str
     target: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
 
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
         return [_whole(sources[0], names[0])]
@@ -103,18 +132,11 @@ class Rename(Rule):
 
 @dataclass(frozen=True)
 class Drop(Rule):
-    """A tensor that is known and not needed; `reason` says why. It may be absent. `prefix.*` drops all below it."""
+    """Drops a tensor that is not needed, for the given reason; it may be absent. `prefix.*` drops all below it."""
 
     source: str
     reason: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return ()
+    target: ClassVar[tuple[str, ...]] = ()
 
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
         return []
@@ -125,18 +147,10 @@ class Drop(Rule):
 
 @dataclass(frozen=True)
 class Split(Rule):
-    """One tensor cut along axis 0 into equal parts, one per part name."""
+    """Splits a tensor along axis 0 into equal parts, one per target."""
 
     source: str
-    parts: tuple[str, ...]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return self.parts
+    target: tuple[str, ...]
 
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
         info = sources[0]
@@ -146,28 +160,20 @@ class Split(Rule):
         shape = (info.shape[0] // len(names), *info.shape[1:])
         size = info.num_elements // len(names)
         return [
-            (TensorInfo(name, info.dtype, shape), (Piece(info.name, index * size, (index + 1) * size),))
+            (TensorInfo(name, info.dtype, shape), (Slice(info.name, index * size, (index + 1) * size),))
             for index, name in enumerate(names)
         ]
 
     def reverse(self) -> Rule:
-        return Concat(self.parts, self.source)
+        return Concat(self.target, self.source)
 
 
 @dataclass(frozen=True)
 class Concat(Rule):
-    """Tensors of equal shape joined along axis 0: the reverse of `Split`."""
+    """Joins tensors of equal shape along axis 0: the reverse of `Split`."""
 
-    parts: tuple[str, ...]
+    source: tuple[str, ...]
     target: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return self.parts
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
 
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
         _require_equal(sources, "joined with")
@@ -175,77 +181,62 @@ class Concat(Rule):
         if not first.shape:
             raise ShapeConflict([Finding("shape", first.name, "[] has no axis to join along")])
         shape = (first.shape[0] * len(sources), *first.shape[1:])
-        pieces = tuple(Piece(info.name, 0, info.num_elements) for info in sources)
-        return [(TensorInfo(names[0], first.dtype, shape), pieces)]
+        slices = tuple(Slice(info.name, 0, info.num_elements) for info in sources)
+        return [(TensorInfo(names[0], first.dtype, shape), slices)]
 
     def reverse(self) -> Rule:
-        return Split(self.target, self.parts)
+        return Split(self.target, self.source)
 
 
 @dataclass(frozen=True)
 class Tie(Rule):
-    """One tensor that is stored under several names: `names[0]` always, the others perhaps.
+    """Reads one tensor that is stored under several names: the first always, the others perhaps.
 
-    Shapes and dtypes must be equal; that the values are is checked when they are read.
+    Shapes and dtypes must be equal; equality of the values is checked when they are read.
     """
 
-    names: tuple[str, ...]
+    source: tuple[str, ...]
     target: str
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        return self.names
-
-    @property
     def optional(self) -> tuple[str, ...]:
-        return self.names[1:]
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
+        return self.source[1:]
 
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
         _require_equal(sources, "tied to")
         return [_whole(sources[0], names[0])]
 
     def without(self, aliases: Collection[str]) -> Rule:
-        """Return the rule for files that lack the given optional names."""
-        names = (self.names[0], *(name for name in self.names[1:] if name not in aliases))
-        return Tie(names, self.target) if len(names) > 1 else Rename(names[0], self.target)
+        """Returns the rule for files that lack the given optional names."""
+        first, *others = self.source
+        names = (first, *(name for name in others if name not in aliases))
+        return Tie(names, self.target) if len(names) > 1 else Rename(first, self.target)
 
     def reverse(self) -> Rule:
-        return Untie(self.target, self.names)
+        return Untie(self.target, self.source)
 
 
 @dataclass(frozen=True)
 class Untie(Rule):
-    """One tensor written under several names: the reverse of `Tie`."""
+    """Writes one tensor under several names: the reverse of `Tie`."""
 
     source: str
-    names: tuple[str, ...]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        return self.names
+    target: tuple[str, ...]
 
     def produce(self, sources: Sequence[TensorInfo], names: Sequence[str]) -> Produced:
         return [_whole(sources[0], name) for name in names]
 
     def reverse(self) -> Rule:
-        return Tie(self.names, self.source)
+        return Tie(self.target, self.source)
 
 
-def _whole(info: TensorInfo, name: str) -> tuple[TensorInfo, tuple[Piece, ...]]:
-    """Return `info` under another name, made of all its elements."""
-    return TensorInfo(name, info.dtype, info.shape), (Piece(info.name, 0, info.num_elements),)
+def _whole(info: TensorInfo, name: str) -> tuple[TensorInfo, tuple[Slice, ...]]:
+    """Returns `info` under another name, with all its elements."""
+    return TensorInfo(name, info.dtype, info.shape), (Slice(info.name, 0, info.num_elements),)
 
 
 def _require_equal(infos: Sequence[TensorInfo], relation: str) -> None:
-    """Raise a `ShapeConflict` that names the tensors whose shape or dtype is not that of most of them."""
+    """Raises a `ShapeConflict` that names the tensors whose shape or dtype differs from the majority."""
     findings = _odd_ones(infos, "shape", lambda info: str(list(info.shape)), relation)
     findings += _odd_ones(infos, "dtype", lambda info: info.dtype, relation)
     if findings:

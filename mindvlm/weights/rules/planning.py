@@ -1,4 +1,4 @@
-"""How a plan is made: every source tensor to its rule, every rule applied, and everything wrong found at once."""
+"""Makes a plan: assigns every source tensor to its rule, applies every rule, and collects all problems at once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING
 
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.weights.rules.findings import ConversionError, Finding, find_conflict, fold_name
-from mindvlm.weights.rules.operations import Drop, Rule, ShapeConflict
-from mindvlm.weights.rules.patterns import Pattern
-from mindvlm.weights.rules.plan import Piece, Plan
-
-if TYPE_CHECKING:
-    from mindvlm.weights.rules.table import Part, RuleTable
+from mindvlm.weights.rules.operations import Drop, Pattern, Rule, ShapeConflict, Slice
+from mindvlm.weights.rules.plan import Plan
+from mindvlm.weights.rules.table import Part, RuleTable
 
 _MAX_TENSORS_PER_PATTERN = 100_000
 _NO_PARAMETER = "the model has no such parameter"
@@ -25,13 +21,13 @@ Groups = dict[tuple[Rule, tuple[int, ...]], dict[int, TensorInfo]]
 
 @dataclass
 class _Draft:
-    """A plan in the making, with everything that was found to be wrong.
+    """A plan in progress and the problems found so far.
 
-    `found` has the layer numbers seen of each source pattern.
+    `found` has the layer numbers that were seen for each source pattern.
     """
 
     infos: dict[str, TensorInfo] = field(default_factory=dict)
-    pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
+    slices: dict[str, tuple[Slice, ...]] = field(default_factory=dict)
     ties: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     uses: Counter[Rule] = field(default_factory=Counter)
@@ -45,16 +41,29 @@ class _Draft:
 def make_plan(
     table: RuleTable,
     source_infos: Mapping[str, TensorInfo],
-    target_infos: Mapping[str, TensorInfo] | None,
+    target_infos: Mapping[str, TensorInfo] | None = None,
     *,
-    origin: str,
-    partial: bool,
-    left_out: Mapping[str, str],
+    origin: str = "the checkpoint",
+    partial: bool = False,
+    left_out: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Make a plan; see `RuleTable.plan`."""
+    """Decides where every tensor goes, from names and shapes alone.
+
+    Args:
+        table: the rules.
+        source_infos: the tensors there are.
+        target_infos: the tensors there must be afterwards (dtypes may differ between floating types). Without it
+            every part of the table that is present at all must be complete.
+        origin: name of the source in messages.
+        partial: accept that whole parts are missing, even if `target_infos` has them.
+        left_out: prefixes of targets that are dropped if they are there, each with the reason.
+
+    Raises:
+        ConversionError: keys missing, unexpected, duplicated or misshapen; all of them, in one folded table.
+    """
     draft = _Draft()
     for (rule, layers), sources in _group_by_rule(table, source_infos, draft).items():
-        _apply(rule, layers, sources, target_infos, left_out, draft)
+        _apply(rule, layers, sources, target_infos, left_out or {}, draft)
     _require_aliases_in_all_layers(table.rules, draft)
     present = [part for part in table.parts if any(rule.targets and rule in draft.uses for rule in part.rules)]
     if target_infos is None:
@@ -67,14 +76,14 @@ def make_plan(
         _require_targets(table, source_infos, wanted, draft)
         for name in draft.infos:
             if name not in target_infos:
-                draft.add("unexpected", draft.pieces[name][0].source, _NO_PARAMETER)
+                draft.add("unexpected", draft.slices[name][0].source, _NO_PARAMETER)
     if draft.findings:
         what = f"{origin} does not fit the {table.model or table.family} model"
         raise ConversionError(what, list(draft.findings.values()))
     return Plan(
         table=table,
         infos=draft.infos,
-        pieces=draft.pieces,
+        slices=draft.slices,
         ties=draft.ties,
         dropped=draft.dropped,
         uses=draft.uses,
@@ -136,12 +145,12 @@ def _apply(
         for finding in conflict.findings:
             draft.add(finding.status, finding.name, finding.detail)
         return
-    for info, pieces in produced:
+    for info, slices in produced:
         if info.name in draft.infos:
-            other = fold_name(draft.pieces[info.name][0].source)
+            other = fold_name(draft.slices[info.name][0].source)
             draft.add("duplicate", ordered[0].name, f"{fold_name(info.name)} comes from {other} already")
         draft.infos[info.name] = info
-        draft.pieces[info.name] = pieces
+        draft.slices[info.name] = slices
         if len(ordered) > len(rule.needed_patterns):
             draft.ties[info.name] = tuple(alias.name for alias in ordered[len(rule.needed_patterns) :])
 
@@ -162,7 +171,7 @@ def _require_aliases_in_all_layers(rules: Iterable[Rule], draft: _Draft) -> None
 
 
 def _require_whole(part: Part, source_infos: Mapping[str, TensorInfo], draft: _Draft) -> None:
-    """Find what is missing of a part, and what is there of layers behind its last one."""
+    """Finds missing tensors of a part, and tensors of layers behind its last one."""
     needed = [pattern for rule in part.rules if rule.targets for pattern in rule.needed_patterns]
     seen = {pattern: draft.found.get(pattern.text, set()) for pattern in needed}
     num_layers = _num_layers({pattern: found for pattern, found in seen.items() if pattern.num_layers})
@@ -181,14 +190,14 @@ def _require_whole(part: Part, source_infos: Mapping[str, TensorInfo], draft: _D
 
 
 def _num_layers(seen: Mapping[Pattern, set[tuple[int, ...]]]) -> int:
-    """Return how many layers there are; at the end a layer counts if half of the patterns are there."""
+    """Returns the number of layers; the last layers count if half of the patterns are there."""
     counts = Counter(layer for found in seen.values() for layer in {numbers[0] for numbers in found})
     whole = [layer for layer, count in counts.items() if 2 * count >= len(seen)]
     return max(whole or counts, default=-1) + 1
 
 
 def _sizes(pattern: Pattern, num_layers: int, found: set[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return how many numbers each `{}` of the pattern must have: every layer, times every further number seen."""
+    """Returns how many numbers each `{}` of the pattern must have: every layer, times every further number seen."""
     if not pattern.num_layers:
         return ()
     inner = (1 + max((numbers[axis] for numbers in found), default=0) for axis in range(1, pattern.num_layers))
@@ -201,12 +210,12 @@ def _require_targets(
     for wanted in targets:
         name, info = wanted.name, draft.infos.get(wanted.name)
         if info is None:
-            # those that are there were reported with another problem
+            # present ones were reported with another problem
             for source in table.sources_of(name) or [name]:
                 if source not in source_infos:
                     draft.add("missing", source, f"needed for {fold_name(name)}")
             continue
-        for source in dict.fromkeys(piece.source for piece in draft.pieces[name]):
+        for source in dict.fromkeys(part.source for part in draft.slices[name]):
             conflict = find_conflict(source, info, wanted, "the model")
             if conflict:
                 draft.add(conflict.status, source, conflict.detail)

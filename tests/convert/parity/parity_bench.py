@@ -3,15 +3,19 @@
 import numpy as np
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.convert.parity.comparison import GREEDY_IDS, MODELS, ParityReport, ParityRequest, read_report
-from mindvlm.convert.parity.inputs import vary_inputs
-from mindvlm.convert.parity.vary import VaryStages, load_target
-from mindvlm.convert.reference import vary_stages, vary_tiny_layout
-from mindvlm.convert.reference.random_weights import RandomSource
-from mindvlm.convert.reference.vary_layout import parameter_shapes, vary_toy_config
-from mindvlm.families import get_family
-from mindvlm.models.vary.config import from_hf_config
+from mindvlm.convert.parity.comparison import ParityReport, read_report
+from mindvlm.convert.parity.inputs import ParityRequest
+from mindvlm.convert.parity.stages import GREEDY_IDS
+from mindvlm.convert.parity.vary import MODELS
+from mindvlm.convert.parity.vary.inputs import vary_config, vary_inputs
+from mindvlm.convert.parity.vary.model import VaryStages, load_target
+from mindvlm.convert.random_weights import RandomSource
+from mindvlm.convert.reference import vary_stages
+from mindvlm.models.registry import get_family
+from mindvlm.models.vary.hf_config import ImageTokens, vary_tiny_config, vary_toy_config
 from mindvlm.weights.recognise import native_view
+from tests.hf_shapes import tiny_shapes, toy_shapes
+from tests.known_models import VARY
 from tests.models.vary.vary_names import mindocr_name
 
 NUM_TOKENS = 4
@@ -49,7 +53,7 @@ TOWERS = {
     },
 }
 CONFIG = LANGUAGE | TOWERS
-TINY_CONFIG = vary_tiny_layout.vary_tiny_config() | {
+TINY_CONFIG = vary_tiny_config() | {
     "hidden_size": 24,
     "word_embed_proj_dim": 24,
     "ffn_dim": 40,
@@ -70,7 +74,7 @@ TEXT_CONFIG = {
 
 def source_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tensors under Hugging Face names."""
-    shapes = vary_tiny_layout.parameter_shapes(config) if "ffn_dim" in config else parameter_shapes(config)
+    shapes = tiny_shapes(config) if "ffn_dim" in config else toy_shapes(config)
     source = RandomSource(shapes, seed)
     tensors = {name: source.read(name).data for name in source.infos}
     if "ffn_dim" in config:
@@ -79,7 +83,7 @@ def source_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def native_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    view = native_view(MemorySource(tensors))
+    view = native_view(MemorySource(tensors), VARY)
     return {name: view.read(name).data for name in view.infos}
 
 
@@ -112,7 +116,7 @@ def part(tensors: dict[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray
 def request(source: str, target: str, config: dict, **options) -> ParityRequest:
     options = {"num_tokens": NUM_TOKENS} | options
     model = "vary_tiny" if "ffn_dim" in config else "vary_toy"
-    return ParityRequest(model=model, source_paths=[source], target=target, config=config, **options)
+    return ParityRequest(family="vary", model=model, source_paths=[source], target=target, config=config, **options)
 
 
 class Bench:
@@ -125,15 +129,16 @@ class Bench:
 
     def __init__(self, folder, config: dict, tensors: dict[str, np.ndarray]):
         self.folder, self.config = folder, config
+        self.tokens = ImageTokens.of(config)
         self.expected = self.reference(tensors)
-        self.model = get_family("vary").model(from_hf_config(config)).set_train(False)
+        self.model = get_family("vary").build(vary_config(config)).set_train(False)
         self.stages = None
         self.keep("reference", self.expected)
 
     def reference(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Stages of a source by the torch side."""
         path = write(self.folder / "source.safetensors", tensors)
-        return vary_stages.run(request(path, "", self.config), say=lambda line: None)[1]
+        return vary_stages.run(request(path, "", self.config))[1]
 
     def keep(self, side: str, stages: dict[str, np.ndarray]) -> None:
         metadata = {"framework": side, "seconds": "1", "peak_memory_bytes": "1"}
@@ -141,8 +146,10 @@ class Bench:
 
     def report(self, target: dict[str, np.ndarray]) -> ParityReport:
         """Run our side over a target and compare."""
-        scope = load_target(self.model, write(self.folder / "target.safetensors", target), self.config)
-        self.stages = self.stages or VaryStages(self.model, scope, self.config, NUM_TOKENS, say=lambda line: None)
-        inputs = vary_inputs(self.config, 0, image=scope.images)
+        scope = load_target(self.model, request("", write(self.folder / "target.safetensors", target), self.config))
+        self.stages = self.stages or VaryStages(
+            self.model, scope, placeholder_id=self.tokens.patch, num_tokens=NUM_TOKENS
+        )
+        inputs = vary_inputs(self.model.config, self.tokens, 0, image=scope.images)
         self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
         return read_report(self.folder, MODELS[request("", "", self.config).model], 1e-5)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from mindvlm.convert.parity.comparison import MODELS, STEP_LOGITS
-from mindvlm.convert.parity.inputs import VaryScope, vary_inputs
+from mindvlm.convert.parity.stages import STEP_LOGITS
+from mindvlm.convert.parity.vary import MODELS
+from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
+from mindvlm.models.vary.hf_config import ImageTokens
 from tests.convert.parity.parity_bench import (
     CONFIG,
     NUM_TOKENS,
@@ -62,7 +64,7 @@ def test_right_conversions_pass_whatever_the_names(bench, naming):
     report = bench.report(tensors)
 
     assert report.passed and report.failure() is None
-    assert [stage.key for stage in report.stages] == list(MODELS["vary_toy"].stages)
+    assert [stage.key for stage in report.stages] == list(MODELS["vary_toy"])
     assert max(stage.relative_error for stage in report.stages) < 1e-5
     assert report.num_equal == len(report.tokens) == NUM_TOKENS
 
@@ -79,7 +81,7 @@ def test_right_conversions_of_vary_tiny_pass(tiny_bench, native):
     report = tiny_bench.report(native_tensors(tensors) if native else tensors)
 
     assert report.passed, report.table()
-    assert [stage.key for stage in report.stages] == list(MODELS["vary_tiny"].stages)
+    assert [stage.key for stage in report.stages] == list(MODELS["vary_tiny"])
     assert report.num_equal == len(report.tokens) == NUM_TOKENS
 
 
@@ -105,7 +107,7 @@ def test_planted_swaps_fail_where_they_enter(bench, first, second, title):
 
     assert not report.passed
     assert report.failed_stages[0].title == title
-    assert f"stage {title} is wrong, those before it are not (relative error" in report.failure()
+    assert f"stage {title} is wrong, the stages before it are right (relative error" in report.failure()
     if title == "decoder layers":
         assert "from layer 1 on" in report.failure()
 
@@ -153,10 +155,14 @@ def test_a_published_sam_is_compared_up_to_its_neck(tmp_path):
     assert not bench.report(broken).passed
 
 
+def inputs_of(config: dict, seed: int, *, image: bool) -> VaryInputs:
+    return vary_inputs(vary_config(config), ImageTokens.of(config), seed, image=image)
+
+
 def test_inputs_are_seeded_and_fit_the_config():
-    inputs, again = vary_inputs(CONFIG, 5, image=True), vary_inputs(CONFIG, 5, image=True)
+    inputs, again = inputs_of(CONFIG, 5, image=True), inputs_of(CONFIG, 5, image=True)
     np.testing.assert_array_equal(inputs.clip_pixels, again.clip_pixels)
-    assert not np.array_equal(inputs.clip_pixels, vary_inputs(CONFIG, 6, image=True).clip_pixels)
+    assert not np.array_equal(inputs.clip_pixels, inputs_of(CONFIG, 6, image=True).clip_pixels)
     assert inputs.clip_pixels.shape == (1, 3, 28, 56) and inputs.high_pixels.shape == (1, 3, 128, 256)
     ids = inputs.input_ids[0].tolist()
     start, end = ids.index(61), ids.index(62)
@@ -164,12 +170,12 @@ def test_inputs_are_seeded_and_fit_the_config():
     assert ids[start + 1 : end] == [63] * 8 and ids.count(63) == 8
     assert len(set(ids[:start])) > 5 and len(set(ids[end:])) > 5
     assert 0 <= min(ids) and max(ids) < 64
-    assert not {61, 62, 63} & set(vary_inputs(CONFIG, 5, image=False).input_ids[0].tolist())
-    assert vary_inputs(TOWERS, 0, image=False).input_ids is None
-    assert vary_inputs(TEXT_CONFIG, 0, image=False).clip_pixels is None
+    assert not {61, 62, 63} & set(inputs_of(CONFIG, 5, image=False).input_ids[0].tolist())
+    assert inputs_of(TOWERS, 0, image=False).input_ids is None
+    assert inputs_of(TEXT_CONFIG, 0, image=False).clip_pixels is None
 
 
 def test_the_parts_of_a_model_are_told_apart():
-    scope = VaryScope.of(NATIVE, CONFIG)
+    scope = VaryScope.of(NATIVE, vary_config(CONFIG))
     assert scope.images and scope.language_model
-    assert not any(vars(VaryScope.of(["mm_projector.weight"], CONFIG)).values())
+    assert not any(vars(VaryScope.of(["mm_projector.weight"], vary_config(CONFIG))).values())

@@ -8,10 +8,13 @@ import pytest
 
 from mindvlm.checkpoint import CastSource, MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.parity import process as parity_process
-from mindvlm.convert.parity.comparison import MODELS, STEP_LOGITS, ParityRequest, compare_logits, read_report
-from mindvlm.convert.reference.random_weights import RandomSource
+from mindvlm.convert.parity.comparison import compare_logits, read_report
+from mindvlm.convert.parity.inputs import ParityRequest
+from mindvlm.convert.parity.stages import STEP_LOGITS
+from mindvlm.convert.parity.vary import MODELS
+from mindvlm.convert.random_weights import RandomSource
 from mindvlm.core.errors import UserError
-from mindvlm.weights import recognise as convertible
+from mindvlm.weights.rules.planning import make_plan
 from tests.convert.parity.parity_bench import (
     CONFIG,
     TEXT_CONFIG,
@@ -21,25 +24,24 @@ from tests.convert.parity.parity_bench import (
     swapped,
     write,
 )
+from tests.known_models import ALL
 
 LAYER = "language_model.layers.1."
 
 
-def test_the_processes_agree_on_a_whole_model(tmp_path, monkeypatch):
+def test_the_processes_agree_on_a_whole_model(tmp_path, monkeypatch, said):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     tensors = source_tensors(CONFIG)
     source, target = tmp_path / "model.safetensors", tmp_path / "vary.ckpt"
     write_checkpoint(source, CastSource(MemorySource(tensors), "bfloat16"))
     write_checkpoint(target, CastSource(CastSource(MemorySource(native_tensors(tensors)), "bfloat16"), "float16"))
-    lines = []
-
-    report = compare_logits(request(str(source), str(target), CONFIG, dtype="float16"), progress=lines.append)
+    report = compare_logits(request(str(source), str(target), CONFIG, dtype="float16"))
 
     assert report.passed, report.table()
     assert "greedy ids: 4 of 4 equal" in report.table()
-    assert [line for line in lines if line.startswith("loading the source into the reference, torch")]
-    assert "compiling the decode graph" in lines
+    assert [line for line in said if line.startswith("loading the source into the reference, torch")]
+    assert "compiling the decode graph" in said
     record = json.loads(json.dumps(report.record(), allow_nan=False))
     assert record["passed"] and record["greedy_ids"] == {"compared": 4, "equal": 4, "different": []}
     assert record["reference"]["peak_memory_bytes"] > 0
@@ -130,7 +132,9 @@ def test_nothing_to_compare_is_no_success(tmp_path):
 
 def test_an_unknown_model_is_one_line():
     with pytest.raises(UserError, match=r"not defined for 'gpt'; expected one of: vary_toy"):
-        compare_logits(ParityRequest(model="gpt", source_paths=[], target="", config={}))
+        compare_logits(ParityRequest(family="vary", model="gpt", source_paths=[], target="", config={}))
+    with pytest.raises(UserError, match=r"not defined for 'gpt'; no model of the family 'other'"):
+        compare_logits(ParityRequest(family="other", model="gpt", source_paths=[], target="", config={}))
 
 
 def test_without_torch_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -151,10 +155,10 @@ def test_a_source_that_cannot_be_read_is_one_line(tmp_path):
     ("status", "stderr", "expected"),
     [
         (2, "warning\nmodel.bin: no such file\n", "model.bin: no such file"),
-        (-9, "", "the torch reference failed (killed by SIGKILL, most likely for want of memory); free memory"),
+        (-9, "", "the torch reference failed (killed by SIGKILL, probably out of memory); free memory"),
         (1, "Traceback\nMemoryError: Unable to allocate 1 GiB\n", "free memory"),
         (1, "OutOfMemoryError: CUDA out of memory. Tried\n", "CUDA_VISIBLE_DEVICES="),
-        (1, "Traceback\nKeyError: 'kv_channels'\n", "(KeyError: 'kv_channels'); the error is one of the check itself"),
+        (1, "Traceback\nKeyError: 'kv_channels'\n", "(KeyError: 'kv_channels'); this is an error of the check"),
     ],
 )
 def test_the_failure_of_a_process_becomes_one_line(status, stderr, expected):
@@ -171,7 +175,9 @@ def test_recorded_cases_pass(golden_dir, tmp_path, case, model):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = str(shutil.copy(folder / "weights.safetensors", tmp_path))
 
-    report = compare_logits(ParityRequest(model=model, source_paths=[weights], target=weights, config=config))
+    report = compare_logits(
+        ParityRequest(family="vary", model=model, source_paths=[weights], target=weights, config=config)
+    )
 
     assert report.passed, report.table()
 
@@ -180,16 +186,16 @@ def test_recorded_cases_pass(golden_dir, tmp_path, case, model):
 @pytest.mark.parametrize("name", ["vary_toy", "tinyllava_llama", "tinyllava_stablelm", "tinyllava_phi"])
 def test_full_size_within_memory(tmp_path, name):
     """1.5 to 3.2 B parameters in bfloat16: 5 to 15 minutes each, 13 GB of disk, 20 GB of memory."""
-    model = convertible.MODELS[name]
+    model = next(model for model in ALL if model.name == name)
     source, target = tmp_path / "model.safetensors", tmp_path / "native.safetensors"
     infos = model.released_infos()
     native = RandomSource({key: info.shape for key, info in infos.items()}, 0)
     write_checkpoint(target, CastSource(native, "bfloat16"))
     with open_checkpoint(target) as checkpoint:
-        write_checkpoint(source, model.hf.reverse().plan(checkpoint.infos).view(checkpoint))
+        write_checkpoint(source, make_plan(model.hf.reverse(), checkpoint.infos).view(checkpoint))
     config, paths = model.released_config(), {"source_paths": [str(source)], "target": str(target)}
 
-    report = compare_logits(ParityRequest(model=name, config=config, num_tokens=32, **paths))
+    report = compare_logits(ParityRequest(family=model.family, model=name, config=config, num_tokens=32, **paths))
 
     assert report.passed, report.table()
     assert report.num_equal >= 31

@@ -7,16 +7,21 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.convert_weight import main
-from mindvlm.convert.parity import tinyllava
-from mindvlm.convert.parity.comparison import GREEDY_IDS, MODELS, STEP_LOGITS, ParityReport, ParityRequest, read_report
-from mindvlm.convert.parity.tinyllava_inputs import TinyLlavaScope, parity_form, tinyllava_inputs
-from mindvlm.convert.reference import tinyllava_layout, tinyllava_stages
-from mindvlm.convert.reference.random_weights import RandomSource
-from mindvlm.convert.reference.tinyllava_form import bench_form
+from mindvlm.convert.parity.comparison import ParityReport, read_report
+from mindvlm.convert.parity.graphs import fill_target
+from mindvlm.convert.parity.inputs import ParityRequest
+from mindvlm.convert.parity.stages import GREEDY_IDS, STEP_LOGITS
+from mindvlm.convert.parity.tinyllava import MODELS, model
+from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaScope, parity_config, tinyllava_inputs
+from mindvlm.convert.random_weights import RandomSource
+from mindvlm.convert.reference import tinyllava_stages
 from mindvlm.core.errors import UserError
-from mindvlm.families import get_family
+from mindvlm.models.registry import get_family
+from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from mindvlm.weights.recognise import native_view
+from tests.hf_shapes import tinyllava_shapes, tower_shapes
+from tests.known_models import TINYLLAVA
 from tests.models.tinyllava.test_names import NAMES, config_of, factory_names, legacy_names, read_all
 
 NUM_TOKENS = 4
@@ -29,11 +34,11 @@ RESAMPLER = "mm_projector.resampler_blocks.0."
 
 def source_tensors(config: dict, dialect: str) -> dict[str, np.ndarray]:
     """Random tensors under TinyLLaVABench's names."""
-    return read_all(RandomSource(tinyllava_layout.parameter_shapes(bench_form(config, dialect), dialect), 0))
+    return read_all(RandomSource(tinyllava_shapes(config, dialect), 0))
 
 
 def native_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return read_all(native_view(MemorySource(tensors), family="tinyllava"))
+    return read_all(native_view(MemorySource(tensors), TINYLLAVA))
 
 
 def swapped(tensors: dict[str, np.ndarray], first: str, second: str) -> dict[str, np.ndarray]:
@@ -48,13 +53,14 @@ class Bench:
         self.folder = folder
         write_checkpoint(folder / "source.safetensors", MemorySource(tensors))
         self.request = ParityRequest(
+            family="tinyllava",
             model=NAMES[dialect],
             source_paths=[str(folder / "source.safetensors")],
             target=str(folder / "target.safetensors"),
             config=config,
             num_tokens=NUM_TOKENS,
         )
-        self.expected = tinyllava_stages.run(self.request, say=lambda line: None)[1]
+        self.expected = tinyllava_stages.run(self.request)[1]
         self.keep("reference", self.expected)
         self.stages = None
 
@@ -65,13 +71,14 @@ class Bench:
     def report(self, target: dict[str, np.ndarray]) -> ParityReport:
         """Run our side over a target and compare."""
         write_checkpoint(self.request.target, MemorySource(target))
-        form = parity_form(self.request.config, self.request.model, tuple(target))
-        scope = TinyLlavaScope.of(target, form)
+        config = parity_config(self.request.config, self.request.model, tuple(target))
+        scope = TinyLlavaScope.of(target, config)
         if self.stages is None:
-            self.model = get_family("tinyllava").model(tinyllava.model_config(self.request.config, form))
-            self.stages = tinyllava.TinyLlavaStages(self.model.set_train(False), scope, NUM_TOKENS, lambda line: None)
-        tinyllava.fill_target(self.model, self.request.target, tuple(target))
-        inputs = tinyllava_inputs(form, 0, image=scope.images)
+            self.model = get_family("tinyllava").build(config)
+            options = {"placeholder_id": PLACEHOLDER_ID, "num_tokens": NUM_TOKENS}
+            self.stages = model.TinyLlavaStages(self.model.set_train(False), scope, **options)
+        fill_target(self.model, "tinyllava", self.request.target, tuple(target))
+        inputs = tinyllava_inputs(config, 0, image=scope.images)
         self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
         return read_report(self.folder, MODELS[self.request.model], 1e-5)
 
@@ -97,7 +104,7 @@ def test_right_conversions_pass(benches, dialect):
     report = bench.report(native)
 
     assert report.passed, report.table()
-    assert [stage.key for stage in report.stages] == list(MODELS[NAMES[dialect]].stages)
+    assert [stage.key for stage in report.stages] == list(MODELS[NAMES[dialect]])
     assert report.num_equal == len(report.tokens) == NUM_TOKENS
 
 
@@ -186,7 +193,7 @@ def test_planted_swaps_fail_where_they_enter(benches, dialect, first, second, ti
     assert report.passed == (title is None)
     if title:
         assert report.failed_stages[0].title == title
-        assert "is wrong, those before it are not" in report.failure()
+        assert "is wrong, the stages before it are right" in report.failure()
 
 
 @pytest.mark.parametrize("dialect", NAMES)
@@ -222,7 +229,7 @@ def test_parts_are_compared_as_far_as_they_go(tmp_path, prefix, keys):
 @pytest.mark.parametrize("keeps_last_layer", [True, False])
 def test_a_siglip_of_its_own(tmp_path, keeps_last_layer):
     tower = config_of("phi")["vision_config"]
-    shapes = tinyllava_layout.tower_shapes({**tower, "keeps_last_layer": keeps_last_layer})
+    shapes = tower_shapes(tower, keeps_last_layer=keeps_last_layer)
     tensors = read_all(RandomSource(shapes, 0))
 
     report = Bench(tmp_path, tower, "phi", tensors).report(native_tensors(tensors))
@@ -232,22 +239,22 @@ def test_a_siglip_of_its_own(tmp_path, keeps_last_layer):
 
 
 def test_a_part_that_the_config_does_not_describe():
-    form = bench_form(config_of("llama", tower=None), "llama")
+    config = from_hf_config(config_of("llama", tower=None))
     with pytest.raises(UserError, match="does not describe their vision_tower"):
-        TinyLlavaScope.of(["language_model.norm.weight", "vision_tower.post_layernorm.weight"], form)
+        TinyLlavaScope.of(["language_model.norm.weight", "vision_tower.post_layernorm.weight"], config)
 
 
 def test_inputs_are_seeded_and_fit_the_config():
-    form = parity_form(config_of("llama", tower="clip"), "tinyllava_llama", ())
-    inputs, again = tinyllava_inputs(form, 5, image=True), tinyllava_inputs(form, 5, image=True)
+    config = parity_config(config_of("llama", tower="clip"), "tinyllava_llama", ())
+    inputs, again = tinyllava_inputs(config, 5, image=True), tinyllava_inputs(config, 5, image=True)
     np.testing.assert_array_equal(inputs.pixels, again.pixels)
-    assert not np.array_equal(inputs.pixels, tinyllava_inputs(form, 6, image=True).pixels)
+    assert not np.array_equal(inputs.pixels, tinyllava_inputs(config, 6, image=True).pixels)
     assert inputs.pixels.shape == (1, 3, 30, 30) and inputs.features.shape == (1, 4, 16)
     ids = inputs.input_ids[0].tolist()
     first = ids.index(PLACEHOLDER_ID)
     assert ids[first : first + 4] == [PLACEHOLDER_ID] * 4 and ids.count(PLACEHOLDER_ID) == 4
     assert 0 < first < len(ids) - 4 and max(ids) < 50
-    assert min(tinyllava_inputs(form, 5, image=False).input_ids[0]) >= 0
+    assert min(tinyllava_inputs(config, 5, image=False).input_ids[0]) >= 0
 
 
 def test_the_command_proves_a_folder_whose_tower_is_described_elsewhere(tmp_path, capsys):

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 import mindvlm
-from mindvlm.api import read_config
-from mindvlm.conversation import Conversation
-from mindvlm.models.tinyllava.processing import TinyLlavaProcessor, TinyLlavaProcessorConfig, siglip_branch
+from mindvlm.models.run_config import read_config
+from mindvlm.models.tinyllava.processor import TinyLlavaProcessor, TinyLlavaProcessorConfig, siglip_branch
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
+from mindvlm.session import Conversation
 from tests.golden_files import golden_json
 from tests.processing.text.small_pieces import write_piece_files
 from tests.tiny_tinyllava import write_tiny_tinyllava
@@ -123,24 +123,24 @@ def model(tmp_path_factory):
 
 
 def test_conversations_batches_and_streams_show_the_same(model, monkeypatch):
-    appended, append = [], model.engine.append
+    appended, run_prefill = [], model.engine.run_prefill
 
-    def spying_append(rows, *more):
-        appended.append([list(row) for row in rows])
-        return append(rows, *more)
+    def spying_prefill(row, ids, start, *more):
+        appended.append(ids[start:])
+        return run_prefill(row, ids, start, *more)
 
-    monkeypatch.setattr(model.engine, "append", spying_append)
+    monkeypatch.setattr(model.engine, "run_prefill", spying_prefill)
     talk = Conversation(model)
     first = talk.ask("What?", picture(0), max_new_tokens=3)
     talk.ask("and this?", picture(1), max_new_tokens=3)
-    begin, added = appended[0][0], appended[1][0]
+    begin, added = appended
     asked = model.processor.prompt("What?", num_images=1)
     follow_up = model.processor.follow_up("and this?", num_images=1, answer_is_closed=False)
     assert begin == asked.input_ids and "Received.</s>USER: What? ASSISTANT:" in asked.text
     assert added[-len(follow_up.input_ids) :] == follow_up.input_ids and "Received.</s>USER: and" in follow_up.text
     assert [query for query, _ in talk.turns] == ["<image>\nWhat?", "<image>\nand this?"]
     batch = model.generate(["What?", "go on"], [picture(0), None], max_new_tokens=3)
-    assert appended[2][0] == begin and str(batch[0]) == str(first) and batch[0].history == first.history
+    assert appended[2] == begin and str(batch[0]) == str(first) and batch[0].history == first.history
     assert "".join(model.chat("What?", picture(0), stream=True, max_new_tokens=3)) == str(first)
     model.chat("and this?", [picture(0), picture(1)], history=first.history, max_new_tokens=3)
-    assert appended[-1][0][: len(begin)] == begin
+    assert appended[-1][: len(begin)] == begin

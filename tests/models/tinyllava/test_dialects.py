@@ -10,15 +10,18 @@ import transformers
 from mindspore import Tensor, ops
 
 from mindvlm.checkpoint import MemorySource, TensorInfo
+from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.engine import Engine
+from mindvlm.generation.request import Request
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import TinyLlavaModel, build_model
 from mindvlm.nn.attention import GroupedRotarySelfAttention, RotarySelfAttention
 from mindvlm.nn.decoder import DecoderLayer, DroppingParallelLayer, ParallelLayer
 from mindvlm.nn.norm import LayerNorm, RMSNorm
+from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.rotary import inverse_frequencies
-from mindvlm.weights.fill import fill_parameters, parameter_shapes
 from mindvlm.weights.recognise import native_view
+from tests.known_models import TINYLLAVA
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
@@ -76,14 +79,14 @@ def ours(peer: torch.nn.Module, *, head_bias: bool = False, **changes) -> TinyLl
     config = from_hf_config(peer.config.to_dict())
     if head_bias:
         config.language_model = dataclasses.replace(config.language_model, head_bias=True)
-    model = build_model(dataclasses.replace(config, **changes), ms.float32).set_train(False)
+    model = build_model(dataclasses.replace(config, **changes)).set_train(False)
     tensors = {name: value.numpy() for name, value in peer.state_dict().items()}
     if head_bias:
         # the naming that keeps the bias
         tensors = {f"language_model.{name}": value for name, value in tensors.items()}
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
-    weights = native_view(MemorySource(tensors), target_infos=expected, family="tinyllava")
-    fill_parameters(model, lambda name: weights.read(name).to_float32())
+    weights = native_view(MemorySource(tensors), TINYLLAVA, target_infos=expected)
+    fill_parameters(model, weights)
     return model
 
 
@@ -111,10 +114,13 @@ def test_logits_are_those_of_transformers(make, mode):
     engine = Engine(model, placeholder_id=-200, max_length=64, graph_mode=mode == ms.GRAPH_MODE)
 
     assert_close(engine.logits(ids).asnumpy(), expected)
-    engine.reset(2)
-    steps = [engine.append(ids[:, :33].tolist())]
-    steps += [engine.step(Tensor(ids[:, i])) for i in (33, 34)]
-    assert_close(np.stack([logits.asnumpy() for logits in steps], 1), expected[:, 32:])
+    engine.resize(2)
+    for row in ids.tolist():
+        engine.add(Request(ids=row[:33], options=GenerationConfig(max_new_tokens=3), forced_ids=row[33:]))
+    steps = []
+    while engine.step():
+        steps.append(engine.next_logits.asnumpy())
+    assert_close(np.stack(steps, 1), expected[:, 32:])
     assert engine.caches[0].key.shape[1] == getattr(peer.config, "num_key_value_heads", 4)
 
 
@@ -142,7 +148,7 @@ def test_gradients_are_those_of_transformers(make):
     assert_close(value.asnumpy(), expected)
     by_name = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients, strict=True)}
     table = native_view(
-        MemorySource({name: value.numpy() for name, value in peer.state_dict().items()}), family="tinyllava"
+        MemorySource({name: value.numpy() for name, value in peer.state_dict().items()}), TINYLLAVA
     ).plan
     for name, parameter in peer.named_parameters():
         if name != "lm_head.bias":

@@ -35,8 +35,7 @@ def write_factory_folder(folder, dialect: str):
         "image_aspect_ratio": "square",
         "tokenizer_model_max_length": 256,
     }
-    form = {**text, "vision_config": {**TOWER, "keeps_last_layer": True}, "mm_projector_type": "mlp2x_gelu"}
-    tensors = hf_tensors({**form, "head_bias": dialect == "phi"}, dialect)
+    tensors = hf_tensors(config, dialect)
     write_piece_files(folder)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(factory_names(tensors), folder / "model.safetensors", metadata={"format": "pt"})

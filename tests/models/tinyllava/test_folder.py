@@ -5,9 +5,10 @@ import json
 import pytest
 
 from mindvlm.api import load, read_config
-from mindvlm.convert.reference.tinyllava_layout import llama_config, phi_config
 from mindvlm.core.errors import UserError
-from mindvlm.models.tinyllava.folder import tower_config
+from mindvlm.models.tinyllava.released import llama_config, phi_config
+from mindvlm.models.tinyllava.tower_folder import tower_config
+from mindvlm.weights.config_json import ConfigTable
 from tests.tiny_tinyllava import write_tiny_tinyllava
 
 
@@ -54,15 +55,15 @@ def test_where_the_tower_is_described(tmp_path):
     """In config.json itself, where the caller says, beside the weights, or by a published name."""
     inside = phi_config()
     outside = {key: value for key, value in inside.items() if key != "vision_config"}
-    assert tower_config(inside, tmp_path, None) is None
-    assert tower_config(outside, tmp_path, None)["hidden_size"] == 1152
+    assert tower_config(ConfigTable(inside), tmp_path, None) is None
+    assert tower_config(ConfigTable(outside), tmp_path, None)["hidden_size"] == 1152
     (tmp_path / "vision_config.json").write_text(json.dumps({"hidden_size": 24}))
-    assert tower_config(outside, tmp_path, None) == {"hidden_size": 24}
+    assert tower_config(ConfigTable(outside), tmp_path, None) == {"hidden_size": 24}
     tower = tmp_path / "tower"
     tower.mkdir()
     (tower / "config.json").write_text(json.dumps({"hidden_size": 36}))
     for place in (tower, tower / "config.json"):
-        assert tower_config(inside, tmp_path, place) == {"hidden_size": 36}
+        assert tower_config(ConfigTable(inside), tmp_path, place) == {"hidden_size": 36}
 
 
 def test_sizes_beyond_the_memory(tmp_path, monkeypatch):
@@ -72,5 +73,5 @@ def test_sizes_beyond_the_memory(tmp_path, monkeypatch):
         raise MemoryError("Unable to allocate 37.3 GiB")
 
     monkeypatch.setattr("mindvlm.models.tinyllava.model.CausalLM", fails)
-    with pytest.raises(UserError, match=f"^{folder}: a model of the sizes .* does not fit into memory; correct them"):
+    with pytest.raises(UserError, match=f"^{folder}: a model of these sizes does not fit into memory; correct them"):
         load(folder, mode="pynative", cache=False)

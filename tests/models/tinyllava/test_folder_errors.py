@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mindvlm
-from mindvlm.api import read_config
 from mindvlm.core.errors import UserError
+from mindvlm.models.run_config import read_config
 from tests.tiny_tinyllava import TOWER, hf_config, write_tiny_tinyllava
 
 KEYS = [(), ("vision_config",)]
@@ -109,16 +109,14 @@ def test_a_tower_that_was_taken_for_the_published_one(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        UserError, match="published one of the name bczhou/.* as vision_config.json, or give its folder"
-    ):
+    with pytest.raises(UserError, match="tower bczhou/.* published one; .* as vision_config.json, or give its folder"):
         mindvlm.load(folder)
     (folder / "vision_config.json").write_text(json.dumps(TOWER | {"hidden_size": 20}))
     with pytest.raises(UserError, match="correct the sizes"):
         mindvlm.load(folder)
 
 
-@pytest.mark.parametrize(("tower", "expected"), [("nowhere", "no such file or folder"), ("a.bin", "is no folder")])
+@pytest.mark.parametrize(("tower", "expected"), [("nowhere", "no such file or folder"), ("a.bin", "is not a folder")])
 def test_a_tower_that_is_none(tmp_path, tower, expected):
     (tmp_path / "a.bin").write_bytes(b"")
     message = refusal(write_tiny_tinyllava(tmp_path), vision_tower=tmp_path / tower)

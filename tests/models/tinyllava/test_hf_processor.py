@@ -3,9 +3,10 @@ import json
 import pytest
 
 from mindvlm.core.errors import UserError
+from mindvlm.models.tinyllava.folder import processor_config, template_of
 from mindvlm.models.tinyllava.hf_config import from_hf_config
-from mindvlm.models.tinyllava.hf_processor import processor_config, template_of
-from mindvlm.models.tinyllava.processing import TinyLlavaProcessor
+from mindvlm.models.tinyllava.processor import TinyLlavaProcessor
+from mindvlm.weights.config_json import ConfigTable, without_nulls
 from tests.golden_files import golden_path
 
 CHECKPOINTS = {"phi": "TinyLLaVA-3.1B", "stablelm": "TinyLLaVA-2.0B", "llama": "TinyLLaVA-1.5B"}
@@ -16,14 +17,14 @@ CHECKPOINTS = {"phi": "TinyLLaVA-3.1B", "stablelm": "TinyLLaVA-2.0B", "llama": "
     [("tiny_llava_phi", "phi"), ("tiny_llava_stablelm", "phi"), ("tiny_llava", "v1"), ("tinyllava", "v1")],
 )
 def test_the_template_of_the_zoo(model_type, template):
-    assert template_of({"model_type": model_type}) == template
-    assert template_of({"model_type": "tinyllava", "text_config": {"model_type": "phi"}}) == "phi"
+    assert template_of(ConfigTable({"model_type": model_type})) == template
+    assert template_of(ConfigTable({"model_type": "tinyllava", "text_config": {"model_type": "phi"}})) == "phi"
 
 
 def config_of(dialect, **changes):
     folder = golden_path(f"tinyllava/e2e_{dialect}") / CHECKPOINTS[dialect]
     data = json.loads((folder / "config.json").read_text()) | changes
-    return processor_config(data, folder, from_hf_config(data))
+    return processor_config(ConfigTable(without_nulls(data)), folder, from_hf_config(data))
 
 
 @pytest.mark.parametrize("dialect", CHECKPOINTS)
@@ -70,6 +71,6 @@ def test_tiles_that_are_described_wrongly(changes, message):
 
 def test_the_first_model():
     data = json.loads((golden_path("tinyllava/llama_clip_hf") / "config.json").read_text())
-    config = processor_config(data, "folder", from_hf_config(data))
+    config = processor_config(ConfigTable(without_nulls(data)), "folder", from_hf_config(data))
     assert (config.template, config.image.resize, config.image.padding) == ("llava_hf", "crop", "none")
     assert not config.use_im_patch_token

@@ -7,12 +7,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from mindvlm.checkpoint import MemorySource, TensorInfo
-from mindvlm.convert.reference import tinyllava_layout
 from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.names import KINDS
 from mindvlm.weights.opened import open_native
-from mindvlm.weights.recognise import MODELS, detect_model, native_view
+from mindvlm.weights.recognise import detect_model, native_view
 from mindvlm.weights.rules.findings import ConversionError
+from mindvlm.weights.rules.planning import make_plan
+from tests.hf_shapes import tinyllava_shapes, tower_shapes
+from tests.known_models import ALL, MODELS, TINYLLAVA
 
 TOWERS = {
     "siglip": {"model_type": "siglip_vision_model", "num_hidden_layers": 3},
@@ -49,7 +51,7 @@ def random_tensors(shapes: dict) -> dict[str, np.ndarray]:
 
 def bench_tensors(dialect: str, **options) -> dict[str, np.ndarray]:
     """A checkpoint with TinyLLaVABench's names."""
-    return random_tensors(tinyllava_layout.parameter_shapes(config_of(dialect, **options), dialect))
+    return random_tensors(tinyllava_shapes(config_of(dialect, **options), dialect))
 
 
 def factory_names(tensors: dict) -> dict[str, np.ndarray]:
@@ -90,7 +92,7 @@ def assert_equal(actual: dict, expected: dict) -> None:
 
 
 def view(tensors: dict, **options):
-    return native_view(MemorySource(tensors), family="tinyllava", **options)
+    return native_view(MemorySource(tensors), TINYLLAVA, **options)
 
 
 @pytest.mark.parametrize("dialect", NAMES)
@@ -98,11 +100,11 @@ def view(tensors: dict, **options):
 @pytest.mark.parametrize("connector", ["linear", "mlp1x_gelu", "mlp3x_gelu", "resampler", "identity"])
 def test_every_combination_and_back(dialect, tower, connector):
     tensors = bench_tensors(dialect, tower=tower, connector=connector)
-    found = detect_model(MemorySource(tensors).infos, folder_config={"model_type": TYPES[dialect]})
+    found = detect_model(ALL, MemorySource(tensors).infos, folder_config={"model_type": TYPES[dialect]})
     assert found.name == NAMES[dialect]
     native = view(tensors)
     assert all(name.split(".")[0] in ("language_model", "vision_tower", "mm_projector") for name in native.infos)
-    back = native.plan.table.reverse().plan(native.infos).view(native)
+    back = make_plan(native.plan.table.reverse(), native.infos).view(native)
     assert_equal(read_all(back), tensors)
     again = view(read_all(native))
     assert again.plan.is_identity
@@ -113,8 +115,8 @@ def test_a_stablelm_without_biases_and_back():
     assert not any("q_proj.bias" in name and "vision" not in name for name in tensors)
     native = view(tensors)
     assert not native.plan.absent_parts
-    assert_equal(read_all(native.plan.table.reverse().plan(native.infos).view(native)), tensors)
-    assert detect_model(MemorySource(tensors).infos).name == "tinyllava_stablelm"
+    assert_equal(read_all(make_plan(native.plan.table.reverse(), native.infos).view(native)), tensors)
+    assert detect_model(ALL, MemorySource(tensors).infos).name == "tinyllava_stablelm"
 
 
 def test_the_values_of_each_dialect_go_where_they_belong():
@@ -135,7 +137,7 @@ def test_the_values_of_each_dialect_go_where_they_belong():
 def test_factory_and_bench_lead_to_the_same(dialect):
     tensors = bench_tensors(dialect)
     named = {"folder_config": {"architectures": ["TinyLlavaForConditionalGeneration"], "model_type": "tinyllava"}}
-    assert detect_model(MemorySource(factory_names(tensors)).infos, **named).name == NAMES[dialect]
+    assert detect_model(ALL, MemorySource(factory_names(tensors)).infos, **named).name == NAMES[dialect]
     factory = view(factory_names(tensors))
     assert factory.plan.table.name == "TinyLLaVA Factory"
     assert_equal(read_all(factory), read_all(view(tensors)))
@@ -155,14 +157,13 @@ def test_the_llava_layout():
     legacy = view(legacy_names(tensors))
     assert legacy.plan.table.name == "transformers llava"
     assert_equal(read_all(legacy), read_all(view(tensors)))
-    back = legacy.plan.table.reverse().plan(legacy.infos).view(legacy)
+    back = make_plan(legacy.plan.table.reverse(), legacy.infos).view(legacy)
     assert_equal(read_all(back), legacy_names(tensors))
 
 
 def test_a_siglip_as_google_publishes_it():
     """The text half, the pooling head and buffers are dropped; the last layer stays under its name."""
-    tower = {**SIZES, **TOWERS["siglip"], "keeps_last_layer": True}
-    tensors = random_tensors(tinyllava_layout.tower_shapes(tower))
+    tensors = random_tensors(tower_shapes({**SIZES, **TOWERS["siglip"]}, keeps_last_layer=True))
     extra = ("vision_model.head.probe", "vision_model.head.mlp.fc1.weight", "text_model.final_layer_norm.weight")
     extra += ("logit_scale", "logit_bias", "vision_model.embeddings.position_ids")
     native = view({**tensors, **{name: np.zeros(3, np.float32) for name in extra}})
@@ -177,7 +178,7 @@ def test_the_row_that_ends_lines():
     tensors = bench_tensors("phi", mm_patch_merge_type="spatial_unpad")
     native = view(tensors)
     np.testing.assert_array_equal(native.read("image_newline").data, tensors["model.image_newline"])
-    assert_equal(read_all(native.plan.table.reverse().plan(native.infos).view(native)), tensors)
+    assert_equal(read_all(make_plan(native.plan.table.reverse(), native.infos).view(native)), tensors)
     assert view(read_all(native)).plan.is_identity
 
 
@@ -218,15 +219,15 @@ def test_a_folder_with_its_config(dialect, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "towers/some-siglip").mkdir(parents=True)
     (tmp_path / "towers/some-siglip/config.json").write_text(json.dumps(tower))
-    with open_native([tmp_path]) as opened:
+    with open_native([tmp_path], ALL) as opened:
         assert opened.model.name == NAMES[dialect] and "config.json" in opened.sizes
         assert not opened.absent_parts
     (tmp_path / "vision_config.json").write_text(json.dumps({**tower, "intermediate_size": 25}))
-    with pytest.raises(ConversionError, match="does not fit"), open_native([tmp_path]):
+    with pytest.raises(ConversionError, match="does not fit"), open_native([tmp_path], ALL):
         pass
     (tmp_path / "vision_config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
-    with pytest.raises(UserError, match="hidden_size is"), open_native([tmp_path]):
+    with pytest.raises(UserError, match="hidden_size is"), open_native([tmp_path], ALL):
         pass
 
 
@@ -261,12 +262,12 @@ def test_googles_siglip_over_a_model(tmp_path, has_config, has_tower):
     if has_config:
         (tmp_path / "config.json").write_text(json.dumps({**config_of("llama"), "mm_vision_tower": "siglip"}))
     save_file(tensors, tmp_path / "main.safetensors")
-    tower = random_tensors(tinyllava_layout.tower_shapes({**SIZES, **TOWERS["siglip"], "keeps_last_layer": True}))
+    tower = random_tensors(tower_shapes({**SIZES, **TOWERS["siglip"]}, keeps_last_layer=True))
     save_file({**tower, "logit_scale": np.zeros(1, np.float32)}, tmp_path / "siglip.safetensors")
-    with open_native([tmp_path / "main.safetensors", tmp_path / "siglip.safetensors"]) as opened:
+    with open_native([tmp_path / "main.safetensors", tmp_path / "siglip.safetensors"], ALL) as opened:
         assert opened.model.name == "tinyllava_llama"
         values = read_all(opened.source)
-        dropped = opened.layers[1].plan.dropped
+        dropped = opened.inputs[1].plan.dropped
     last = "vision_model.encoder.layers.2."
     is_deleted = has_tower or has_config
     assert {name for name in dropped if name != "logit_scale"} == {
@@ -293,7 +294,7 @@ def test_the_way_back_of_a_native_file_goes_with_its_config(tmp_path, config, na
         config = {**config_of("llama"), **config}
     save_file(read_all(view(bench_tensors("llama"))), tmp_path / "native.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with open_native([tmp_path / "native.safetensors"]) as opened:
+    with open_native([tmp_path / "native.safetensors"], ALL) as opened:
         assert opened.naming == naming
         assert opened.way_back().table.name == f"{naming} (reversed)"
 
@@ -302,7 +303,7 @@ def test_the_way_back_of_a_head_with_a_bias_whose_file_does_not_say_its_names(tm
     """Only TinyLLaVA Factory has names for all of it."""
     factory = factory_names(bench_tensors("phi", head_bias=True))
     save_file(read_all(view(factory)), tmp_path / "native.safetensors")
-    with open_native([tmp_path / "native.safetensors"]) as opened:
+    with open_native([tmp_path / "native.safetensors"], ALL) as opened:
         assert_equal(read_all(opened.way_back().view(opened.source)), factory)
 
 

@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mindvlm
-from mindvlm.convert.reference.tinyllava_layout import tower_shapes
 from mindvlm.core.errors import UserError
 from mindvlm.tools import predict_llm
+from tests.hf_shapes import tower_shapes
 from tests.tiny_tinyllava import TOWER, hf_tensors, write_tiny_tinyllava
 from tests.tools.refusals import assert_refused
 
@@ -24,7 +24,7 @@ def write_tower(folder, tower=TOWER, *, seed=9, whole=False, **changes):
     tower = {**tower, **changes}
     tensors = {
         name: rng.normal(0, 0.3, shape).astype(np.float32)
-        for name, shape in tower_shapes({**tower, "keeps_last_layer": whole}).items()
+        for name, shape in tower_shapes(tower, keeps_last_layer=whole).items()
     }
     config = tower
     if whole:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindvlm.convert.reference import tinyllava_layout
-from mindvlm.families import get_family
+from mindvlm.models.registry import get_family
+from mindvlm.models.tinyllava import released
 from mindvlm.models.tinyllava.config import TinyLlavaConfig, parse_config
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import build_model
-from mindvlm.models.tinyllava.names import LLAMA, bench_form
-from mindvlm.weights.fill import parameter_shapes
-from mindvlm.weights.recognise import MODELS
+from mindvlm.models.tinyllava.names import infos_of
+from mindvlm.nn.parameters import parameter_shapes
+from tests.known_models import MODELS
 
 CONFIGS = Path(__file__).parents[3] / "configs/tinyllava"
 # tensors and parameters of the whole, parameters of the decoder and of the connector
@@ -23,10 +23,10 @@ PUBLISHED = {
     "tinyllava_llama": (626, 1_504_353_824, 1_100_048_384, 6_557_696),
 }
 YAMLS = {
-    "tinyllava_3_1b.yaml": (tinyllava_layout.phi_config, 50295, 3072),
-    "tinyllava_2_0b.yaml": (tinyllava_layout.stablelm_config, 100289, 4096),
-    "tinyllava_1_5b.yaml": (tinyllava_layout.llama_config, 32000, 2048),
-    "tiny_llava_v1.yaml": (tinyllava_layout.legacy_config, 32064, 2048),
+    "tinyllava_3_1b.yaml": (released.phi_config, 50295, 3072),
+    "tinyllava_2_0b.yaml": (released.stablelm_config, 100289, 4096),
+    "tinyllava_1_5b.yaml": (released.llama_config, 32000, 2048),
+    "tiny_llava_v1.yaml": (released.legacy_config, 32064, 2048),
 }
 
 
@@ -53,7 +53,7 @@ def test_totals_of_the_published_files(name):
 
 @pytest.mark.parametrize("first", [None, -1, 0, 2])
 def test_freezing_leaves_the_names(first):
-    config = from_hf_config(tinyllava_layout.legacy_config())
+    config = from_hf_config(released.legacy_config())
     config.tune.vision_tower_from_layer = first
     model = build_model(config)
     assert [name for name, _ in model.parameters_and_names()] == [p.name for p in model.get_parameters()]
@@ -67,7 +67,7 @@ def test_freezing_leaves_the_names(first):
 
 def test_totals_of_the_first_model():
     """596 tensors; the decoder has 64 more rows than that of the 1.5B, the tower is the whole CLIP."""
-    config = tinyllava_layout.legacy_config()
+    config = released.legacy_config()
     shapes = parameter_shapes(build_model(from_hf_config(config)))
     decoder = PUBLISHED["tinyllava_llama"][2] + 2 * 64 * 2048
     assert (len(shapes), num_values(shapes)) == (596, decoder + 303_507_456 + 6_295_552) == (596, 1_410_113_536)
@@ -75,7 +75,7 @@ def test_totals_of_the_first_model():
     assert num_values(shapes, "vision_tower.") == 303_507_456
     assert num_values(shapes, "mm_projector.") == 6_295_552
     assert shapes["vision_tower.embeddings.position_embedding.weight"] == (577, 1024)
-    assert shapes == {name: info.shape for name, info in LLAMA.infos_of(bench_form(config, "llama")).items()}
+    assert shapes == {name: info.shape for name, info in infos_of(from_hf_config(config)).items()}
 
 
 @pytest.mark.parametrize("name", YAMLS)
@@ -94,4 +94,4 @@ def test_our_yaml_is_the_published_config(name):
 
 def test_the_family_is_found_by_its_name():
     family = get_family("tinyllava")
-    assert family.parse_config is parse_config and family.model is build_model
+    assert family.parse_config is parse_config and family.build is build_model

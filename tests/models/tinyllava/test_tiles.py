@@ -8,12 +8,14 @@ from mindspore import Tensor
 from PIL import Image
 
 import mindvlm
-from mindvlm.conversation import Conversation
 from mindvlm.core.errors import UserError
+from mindvlm.models.tinyllava.export import hf_config
+from mindvlm.models.tinyllava.folder import processor_config
 from mindvlm.models.tinyllava.hf_config import from_hf_config
-from mindvlm.models.tinyllava.hf_export import hf_config
-from mindvlm.models.tinyllava.hf_processor import processor_config
+from mindvlm.processing.images.picture import NEWLINE
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
+from mindvlm.session import Conversation
+from mindvlm.weights.config_json import ConfigTable
 from tests.tiny_batch import assert_rows_are_answers
 from tests.tiny_tinyllava import write_tiny_tinyllava
 
@@ -70,16 +72,43 @@ def test_features_stand_where_the_original_puts_them(models, merge, image, grid)
     """None of these pictures has a margin of a whole patch; test_tiling.py has those."""
     model = models[merge]
     expected = features_in_order(model, image, merge, grid)
-    pictures = model.image_rows(image)
-    prompt = model.prompt("What?", pictures)
+    pictures = model.pictures(image)
+    prompt = prompt_of(model, "What?", pictures)
     start = prompt.placeholder_starts[0]
     assert prompt.input_ids.count(PLACEHOLDER_ID) == len(expected) == prompt.image_lengths[0]
-    ids, features = np.array([prompt.input_ids], np.int32), model.encode_images(image)
-    embeds = model.engine.merged_embeddings(ids, features, model.order(pictures)).asnumpy()[0]
+    ids, features = np.array([prompt.input_ids], np.int32), model.encoder.encode(pictures)
+    assert features.counts == prompt.image_lengths
+    embeds = model.engine.merged_embeddings(ids, features.rows).asnumpy()[0]
     np.testing.assert_allclose(embeds[start : start + len(expected)], expected, rtol=BOUND, atol=BOUND)
     table = model.model.language_model.embed_tokens(Tensor(np.maximum(ids, 0))).asnumpy()[0]
     np.testing.assert_array_equal(embeds[start + len(expected) :], table[start + len(expected) :])
     np.testing.assert_array_equal(embeds[:start], table[:start])
+
+
+def prompt_of(model, query: str, pictures):
+    """The prompt with the placeholders of each picture's layout."""
+    lengths = [len(picture.layout) for picture in pictures]
+    return model.processor.prompt(query, num_images=len(pictures), image_lengths=lengths)
+
+
+def test_rows_of_several_pictures(model):
+    """Each picture's rows by its own layout; the learned row is the last of them all."""
+    newline = dict(model.model.parameters_and_names())["image_newline"].asnumpy()
+    features = np.arange(8 * 32, dtype=np.float32).reshape(2, 4, 32)
+    rows = model.model.picture_rows(Tensor(features), np.array([3, NEWLINE, 0]), ())
+    np.testing.assert_array_equal(rows.asnumpy(), [features[0, 3], newline, features[0, 0]])
+    pictures = model.pictures([WIDE, SQUARE])
+    whole = model.encoder.encode(pictures)
+    assert whole.counts == [len(picture.layout) for picture in pictures]
+    alone = [model.encoder.encode([picture]).rows.asnumpy() for picture in pictures]
+    np.testing.assert_array_equal(whole.rows.asnumpy(), np.concatenate(alone))
+
+
+def test_a_tiled_picture_is_decoded_once(model, monkeypatch):
+    loaded, load = [], model.processor.load
+    monkeypatch.setattr(model.processor, "load", lambda image: loaded.append(image) or load(image))
+    model.chat("What?", WIDE, max_new_tokens=1)
+    assert len(loaded) == 1
 
 
 ROWS = (["the cup", "<image> or <image>?", "What?"], [None, [SQUARE, TALL], WIDE])
@@ -105,18 +134,18 @@ def test_a_conversation_with_pictures_in_later_turns(model):
     for number, query in ((2, "and this?"), (3, "so?")):
         if number == 3:
             # as after another conversation: all pictures are prefilled again
-            model.engine.owner = None
+            model.engine.resize(1)
         answer = talk.ask(query, images[number - 1], max_new_tokens=1)
         ids = np.array([talk.ids[: answer.num_prompt_tokens]], np.int32)
-        features, order = model.encode_images(images[:number]), model.order(model.image_rows(images[:number]))
-        logits = model.engine.logits(ids, features, order).asnumpy()
+        features = model.encoder.encode(model.pictures(images[:number]))
+        logits = model.engine.logits(ids, features.rows).asnumpy()
         assert logits[0, -1].argmax() == answer.ids[0]
 
 
 def test_the_processor_alone(model):
     inputs = model.processor("compare", [WIDE, SQUARE])
     assert inputs.pixels.shape == (3 + 5, 3, 28, 28)
-    assert inputs.input_ids == model.prompt("compare", model.image_rows([WIDE, SQUARE])).input_ids
+    assert inputs.input_ids == prompt_of(model, "compare", model.pictures([WIDE, SQUARE])).input_ids
 
 
 @pytest.mark.parametrize("merge", MERGES)
@@ -126,15 +155,15 @@ def test_the_folder_that_is_written_is_the_one_that_was_read(models, folders, me
     written = hf_config(model.config, model.processor.tokenizer)
     again = from_hf_config(written)
     assert again.image_newline == (merge == "spatial_unpad")
-    assert processor_config(written, folders[merge], again).tiling == model.config.processor.tiling
+    assert processor_config(ConfigTable(written), folders[merge], again).tiling == model.config.processor.tiling
     assert all(written[key] == value for key, value in data.items() if key.startswith("image_") or "merge" in key)
 
 
 def test_what_does_not_fit_is_named(model, tmp_path):
     wrong = write_tiny_tinyllava(tmp_path, **{**ANYRES, "image_grid_pinpoints": [[28, 50]]})
-    with pytest.raises(UserError, match="28, 50.* is no multiple of the tower's picture of 28 pixels"):
+    with pytest.raises(UserError, match="28, 50.* is not a multiple of the tower's image size of 28 pixels"):
         mindvlm.load(wrong)
     with pytest.raises(UserError, match="the prompt has .* tokens but the context holds 256"):
         model.chat("What?", [SQUARE] * 12)
-    with pytest.raises(UserError, match="processor.tiling cuts pictures into tiles"):
+    with pytest.raises(UserError, match="processor.tiling is set, but training does not support tiles"):
         model.processor.pixels(SQUARE)

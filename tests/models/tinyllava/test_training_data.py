@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.models.tinyllava.processing import TinyLlavaProcessor, TinyLlavaProcessorConfig, siglip_branch
-from mindvlm.training.datasets.config import DatasetsConfig, make_collator, open_loader, sample_options
+from mindvlm.models.tinyllava.processor import TinyLlavaProcessor, TinyLlavaProcessorConfig, siglip_branch
+from mindvlm.training.datasets.config import DatasetsConfig, make_collator, sample_options
 from mindvlm.training.datasets.samples import SampleMaker
 from tests.processing.text.small_pieces import write_piece_files
+from tests.training.datasets.opened_loader import open_loader
 
 RECORDS = [
     {"id": "0", "image": "a.png", "conversations": [("human", "<image>\nWhat?"), ("gpt", "the red cup")]},

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import build_model
-from mindvlm.weights.fill import parameter_shapes
+from mindvlm.nn.parameters import parameter_shapes
 from mindvlm.weights.opened import open_native
+from tests.known_models import ALL
 from tests.models.tinyllava.test_dialects import SIZES, TOWER, clip, llama, phi, siglip, stablelm
 from tests.models.tinyllava.test_names import assert_equal, read_all
 
@@ -33,7 +34,7 @@ def test_a_saved_folder(tmp_path, make):
     make().save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     model = build_model(from_hf_config(json.loads((tmp_path / "config.json").read_text())))
-    with open_native([tmp_path]) as opened:
+    with open_native([tmp_path], ALL) as opened:
         infos = {name: info.shape for name, info in opened.source.infos.items()}
         if "siglip" in make.__name__:
             # the layer that TinyLLaVABench deletes
@@ -41,5 +42,5 @@ def test_a_saved_folder(tmp_path, make):
         assert infos == parameter_shapes(model)
         assert_equal(
             read_all(opened.way_back().view(opened.source)),
-            {name: value for name, value in saved.items() if name not in opened.layers[0].plan.dropped},
+            {name: value for name, value in saved.items() if name not in opened.inputs[0].plan.dropped},
         )

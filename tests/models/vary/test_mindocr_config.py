@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mindvlm.api import read_config
 from mindvlm.core.errors import UserError
+from mindvlm.models.run_config import read_config
 
 PUBLISHED = {
     "model": {

@@ -9,13 +9,16 @@ import torch
 import transformers
 from mindspore import Tensor
 
-from mindvlm.convert.reference.random_weights import random_tensor
-from mindvlm.models.vary.config import from_hf_config, parse_config
+from mindvlm.checkpoint import MemorySource
+from mindvlm.convert.random_weights import RandomSource
+from mindvlm.models.vary.config import parse_config
+from mindvlm.models.vary.hf_config import from_hf_config
 from mindvlm.models.vary.model import VaryModel
+from mindvlm.nn.config import VitConfig
+from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.nn.splice import splice_sources
-from mindvlm.nn.vit import VisionTransformer, VitConfig
-from mindvlm.weights.fill import fill_parameters, parameter_shapes
+from mindvlm.nn.vit import VisionTransformer
 from tests.models.vary.vary_names import TOY, hf_shapes
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_config
 
@@ -33,7 +36,7 @@ def pynative():
 def build(**changes) -> VaryModel:
     model = VaryModel(parse_config(tiny_config(**changes), Path("tiny.yaml")).model)
     shapes = parameter_shapes(model)
-    fill_parameters(model, lambda name: random_tensor(name, shapes[name], 0))
+    fill_parameters(model, RandomSource(shapes, 0))
     return model
 
 
@@ -129,7 +132,7 @@ def test_the_clip_tower_equals_transformers(select_layer):
     ).eval()
     state = {name.removeprefix("vision_model."): value.numpy() for name, value in theirs.state_dict().items()}
     ours = VisionTransformer(config, select_layer=select_layer)
-    fill_parameters(ours, state.__getitem__)
+    fill_parameters(ours, MemorySource(state))
     x = noise(2, 3, 16, 16)
     with torch.no_grad():
         states = theirs(torch.from_numpy(x), output_hidden_states=True).hidden_states

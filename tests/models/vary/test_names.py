@@ -6,8 +6,10 @@ import pytest
 from mindvlm.checkpoint import MemorySource, TensorInfo
 from mindvlm.core.errors import UserError
 from mindvlm.models.vary import names as vary
-from mindvlm.weights.recognise import MODELS, native_view
+from mindvlm.weights.recognise import native_view
 from mindvlm.weights.rules.findings import ConversionError
+from mindvlm.weights.rules.planning import make_plan
+from tests.known_models import MODELS, VARY
 from tests.models.vary.vary_names import SMALL, TOY, hf_shapes, infos, mindocr_name
 
 VARY_TOY = MODELS["vary_toy"]
@@ -31,7 +33,7 @@ def to_mindocr(tensors):
 
 
 def native(tensors) -> dict[str, np.ndarray]:
-    view = native_view(MemorySource(tensors))
+    view = native_view(MemorySource(tensors), VARY)
     return {name: view.read(name).data for name in view.infos}
 
 
@@ -39,7 +41,7 @@ def test_vary_toy_is_fully_accounted_for():
     source = infos(hf_shapes(TOY))
     assert len(source) == 769
     assert sum(info.num_elements for info in source.values()) == 2_237_365_504
-    plan = VARY_TOY.detect_table(source).plan(source)
+    plan = make_plan(VARY_TOY.detect_table(source), source)
     assert plan.table is vary.HF and not plan.dropped
     assert sum(info.num_elements for info in plan.infos.values()) == 2_237_365_504
     assert len(plan.infos) == 769 + 24 * 2 * 2
@@ -51,10 +53,10 @@ def test_vary_toy_is_fully_accounted_for():
 
 def test_every_rule_of_both_tables_is_used():
     source = infos(hf_shapes(TOY))
-    plan = vary.HF.plan(source)
+    plan = make_plan(vary.HF, source)
     optional = {rule for rule in vary.HF.rules if not rule.targets}
     assert set(plan.uses) == set(vary.HF.rules) - optional
-    plan = vary.MINDOCR.plan(MemorySource(to_mindocr(hf_tensors())).infos)
+    plan = make_plan(vary.MINDOCR, MemorySource(to_mindocr(hf_tensors())).infos)
     assert set(plan.uses) == {rule for rule in vary.MINDOCR.rules if rule.targets}
 
 
@@ -89,8 +91,8 @@ def test_what_is_not_a_plain_renaming():
 @pytest.mark.parametrize("table", [vary.HF, vary.MINDOCR])
 def test_the_way_back(table):
     tensors = hf_tensors() if table is vary.HF else to_mindocr(hf_tensors())
-    there = native_view(MemorySource(tensors))
-    back = table.reverse().plan(there.infos).view(there)
+    there = native_view(MemorySource(tensors), VARY)
+    back = make_plan(table.reverse(), there.infos).view(there)
     assert set(back.infos) == set(tensors)
     assert all(np.array_equal(back.read(name).data, array) for name, array in tensors.items())
 
@@ -102,7 +104,7 @@ def test_optional_buffers_are_dropped():
         "transformer.h.0.attn.bias": np.ones((1, 1, 4, 4), bool),
         "transformer.h.1.attn.masked_bias": np.float32(-1e4),
     }
-    view = native_view(MemorySource({**hf_tensors(), **extra}))
+    view = native_view(MemorySource({**hf_tensors(), **extra}), VARY)
     assert set(view.plan.dropped) == set(extra)
     assert set(view.infos) == set(native(hf_tensors()))
 
@@ -132,7 +134,7 @@ def test_a_lost_tensor_is_named_even_without_a_config():
     tensors = hf_tensors()
     del tensors["transformer.vision_tower_high.blocks.1.attn.rel_pos_w"]
     with pytest.raises(ConversionError, match="missing transformer.vision_tower_high.blocks.1.attn.rel_pos_w"):
-        native_view(MemorySource(tensors))
+        native_view(MemorySource(tensors), VARY)
 
 
 def test_a_lost_part_is_named_with_the_model():
@@ -140,15 +142,15 @@ def test_a_lost_part_is_named_with_the_model():
     targets = MemorySource(native(tensors)).infos
     rest = {name: array for name, array in tensors.items() if "vision_tower_high" not in name}
     with pytest.raises(ConversionError, match="missing transformer.vision_tower_high"):
-        native_view(MemorySource(rest), target_infos=targets)
-    assert native_view(MemorySource(tensors), target_infos=targets).infos.keys() == targets.keys()
+        native_view(MemorySource(rest), VARY, target_infos=targets)
+    assert native_view(MemorySource(tensors), VARY, target_infos=targets).infos.keys() == targets.keys()
 
 
 def test_other_sizes_are_refused():
-    targets = vary.HF.plan(infos(hf_shapes(SMALL))).infos
+    targets = make_plan(vary.HF, infos(hf_shapes(SMALL))).infos
     other = infos(hf_shapes({**SMALL, "mlp": 16}))
     with pytest.raises(ConversionError) as caught:
-        vary.HF.plan(other, targets)
+        make_plan(vary.HF, other, targets)
     rows = {row.label: row.detail for row in caught.value.rows}
     assert rows["transformer.h.{}.mlp.w1.weight (0-1)"] == "[16, 8], the model has [12, 8]"
     assert len(rows) == 3

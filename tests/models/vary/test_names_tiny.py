@@ -10,42 +10,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint
-from mindvlm.convert.reference.vary_layout import vary_toy_config
-from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes, vary_tiny_config
 from mindvlm.core.errors import UserError
-from mindvlm.models.vary import names as vary
-from mindvlm.models.vary import names_tiny as vary_tiny
+from mindvlm.models.vary import names
+from mindvlm.models.vary.hf_config import vary_tiny_config, vary_toy_config
 from mindvlm.weights.config_json import read_config
 from mindvlm.weights.lora.config import read_adapter_config
 from mindvlm.weights.recognise import detect_model
 from mindvlm.weights.rules.findings import ConversionError
+from mindvlm.weights.rules.planning import make_plan
+from tests import hf_shapes
+from tests.known_models import ALL
 from tests.models.vary.vary_names import SMALL_TINY, TINY, infos, random_tensors, tiny_shapes
 
 
 @pytest.mark.parametrize("tower", ["vision_tower_2", "vision_tower"])
 def test_sizes_of_the_released_weights(tower):
-    shapes = parameter_shapes(vary_tiny_config(), tower=tower)
+    shapes = hf_shapes.tiny_shapes(vary_tiny_config(), tower=tower)
     assert shapes == tiny_shapes(TINY, tower)
     assert len(shapes) == 378 and shapes["model.decoder.embed_positions.weight"] == (4098, 768)
 
 
 def test_the_released_model_has_its_output_layer_once():
-    released = vary_tiny.released_infos()
+    released = names.TINY.released_infos()
     assert len(released) == 377 and "language_model.lm_head.weight" not in released
     assert sum(info.num_elements for info in released.values()) == 223_165_440
     assert sum(name.startswith("vision_vocabulary.") for name in released) == 179
 
 
 def test_every_rule_is_used():
-    for table, tower in ((vary_tiny.HF, "vision_tower_2"), (vary_tiny.HF_VISION_TOWER, "vision_tower")):
-        plan = table.plan(infos(tiny_shapes(SMALL_TINY, tower)))
+    for table, tower in ((names.TINY_HF, "vision_tower_2"), (names.TINY_HF_VISION_TOWER, "vision_tower")):
+        plan = make_plan(table, infos(tiny_shapes(SMALL_TINY, tower)))
         assert not plan.unused_rules and not plan.absent_parts and plan.aliases == ("lm_head.weight",)
 
 
 def test_names_of_the_decoder():
     tensors = random_tensors(tiny_shapes(SMALL_TINY))
     source = MemorySource(tensors)
-    view = vary_tiny.HF.plan(source.infos).view(source)
+    view = make_plan(names.TINY_HF, source.infos).view(source)
     layer = "model.decoder.layers.1."
     for old, new in {
         "model.decoder.embed_tokens.weight": "embed_tokens.weight",
@@ -64,7 +65,7 @@ def test_an_untied_output_layer_is_an_error_that_names_both():
     tensors = random_tensors(tiny_shapes(SMALL_TINY))
     tensors["lm_head.weight"] = random_tensors({"a": (20, 6)}, seed=4)["a"]
     source = MemorySource(tensors, "file.bin")
-    view = vary_tiny.HF.plan(source.infos).view(source)
+    view = make_plan(names.TINY_HF, source.infos).view(source)
     with pytest.raises(UserError, match=r"file.bin: model.decoder.embed_tokens.weight and lm_head.weight are one"):
         view.read("language_model.embed_tokens.weight")
 
@@ -72,19 +73,19 @@ def test_an_untied_output_layer_is_an_error_that_names_both():
 def test_both_spellings_in_one_file_are_named():
     shapes = tiny_shapes(SMALL_TINY) | tiny_shapes(SMALL_TINY, "vision_tower")
     with pytest.raises(ConversionError, match="file.bin mixes .* first: duplicate model.vision_tower.*pos_embed"):
-        detect_model(infos(shapes)).detect_table(infos(shapes), "file.bin")
+        detect_model(ALL, infos(shapes)).detect_table(infos(shapes), "file.bin")
 
 
 def test_the_recorded_checkpoint(golden_dir):
     folder = golden_dir("vary/tiny_opt")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with open_checkpoint(folder / "weights.safetensors") as source:
-        assert parameter_shapes(config) == {name: info.shape for name, info in source.infos.items()}
-        model = detect_model(source.infos, folder_config=config)
-        assert model.name == "vary_tiny" and model.detect_table(source.infos) is vary_tiny.HF
-        view = vary_tiny.HF.plan(source.infos, model.target_infos(folder)).view(source)
+        assert hf_shapes.tiny_shapes(config) == {name: info.shape for name, info in source.infos.items()}
+        model = detect_model(ALL, source.infos, folder_config=config)
+        assert model.name == "vary_tiny" and model.detect_table(source.infos) is names.TINY_HF
+        view = make_plan(names.TINY_HF, source.infos, model.target_infos(folder)).view(source)
         assert len(view.infos) == 91
-        back = view.plan.reverse_table().plan(view.infos).view(view)
+        back = make_plan(view.plan.reverse_table(), view.infos).view(view)
         assert back.infos == source.infos
         for name in source.infos:
             assert np.array_equal(back.read(name).data, source.read(name).data)
@@ -96,11 +97,11 @@ class TestConfigBesideTheWeights:
         return folder
 
     def test_it_describes_the_model(self, tmp_path):
-        assert vary_tiny.infos_of_config(tmp_path) is None
-        assert vary_tiny.infos_of_config(self.write(tmp_path, vary_tiny_config())) == vary_tiny.released_infos()
+        assert names.TINY.target_infos(tmp_path) is None
+        assert names.TINY.target_infos(self.write(tmp_path, vary_tiny_config())) == names.TINY.released_infos()
 
     def test_of_another_model_it_says_nothing(self, tmp_path):
-        assert vary_tiny.infos_of_config(self.write(tmp_path, {"model_type": "clip"})) is None
+        assert names.TINY.target_infos(self.write(tmp_path, {"model_type": "clip"})) is None
 
     @pytest.mark.parametrize(
         "change",
@@ -134,8 +135,8 @@ class TestConfigBesideTheWeights:
         ],
     )
     def test_what_it_cannot_describe_is_one_line_that_names_the_key(self, tmp_path, change):
-        with pytest.raises(UserError, match="is no Vary-tiny config") as caught:
-            vary_tiny.infos_of_config(self.write(tmp_path, {**vary_tiny_config(), **change}))
+        with pytest.raises(UserError, match="is not a valid Vary-tiny config") as caught:
+            names.TINY.target_infos(self.write(tmp_path, {**vary_tiny_config(), **change}))
         message = str(caught.value).removeprefix(str(tmp_path))
         key = next(iter(change))
         inner = change[key] if key == "vision_high_config" and isinstance(change[key], dict) else {key: None}
@@ -145,20 +146,22 @@ class TestConfigBesideTheWeights:
     @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers"])
     def test_a_missing_key_is_named(self, tmp_path, key):
         config = {name: value for name, value in vary_tiny_config().items() if name != key}
-        with pytest.raises(UserError, match=rf"config.json: is no Vary-tiny config \({key} is missing\); move it"):
-            vary_tiny.infos_of_config(self.write(tmp_path, config))
+        with pytest.raises(
+            UserError, match=rf"config.json: is not a valid Vary-tiny config \(lacks '{key}'\); move it"
+        ):
+            names.TINY.target_infos(self.write(tmp_path, config))
 
     @settings(max_examples=200, deadline=None)
     @given(st.data())
     def test_any_values_are_described_or_one_line(self, tmp_path_factory, data):
         values = st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.integers(-2, 2000)
         values |= st.lists(values, max_size=3)
-        module, config = data.draw(st.sampled_from([(vary, vary_toy_config()), (vary_tiny, vary_tiny_config())]))
+        model, config = data.draw(st.sampled_from([(names.TOY, vary_toy_config()), (names.TINY, vary_tiny_config())]))
         for _ in range(data.draw(st.integers(1, 4))):
             section = data.draw(st.sampled_from([config, *(v for v in config.values() if isinstance(v, dict))]))
             section[data.draw(st.sampled_from([key for key in section if key != "model_type"]))] = data.draw(values)
         try:
-            module.infos_of_config(self.write(tmp_path_factory.mktemp("config"), config))
+            model.target_infos(self.write(tmp_path_factory.mktemp("config"), config))
         except UserError as error:
             assert "\n" not in str(error)
 
@@ -166,7 +169,7 @@ class TestConfigBesideTheWeights:
     def test_what_is_no_json_object_is_one_line(self, tmp_path, text):
         (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(UserError, match="config.json: .*repair it or move it away$") as caught:
-            vary_tiny.infos_of_config(tmp_path)
+            names.TINY.target_infos(tmp_path)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])

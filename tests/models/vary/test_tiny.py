@@ -10,18 +10,19 @@ from mindspore import Tensor
 
 from mindvlm.api import load
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.conversation import Conversation
-from mindvlm.convert.reference.random_weights import random_tensor
+from mindvlm.convert.random_weights import random_tensor
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
-from mindvlm.convert.reference.vary_tiny_layout import vary_tiny_config
 from mindvlm.core.errors import UserError
-from mindvlm.models.vary.config import from_hf_config, parse_config
+from mindvlm.models.vary.config import parse_config
+from mindvlm.models.vary.hf_config import ImageTokens, from_hf_config, vary_tiny_config
 from mindvlm.models.vary.model import VaryTinyModel, build_model
+from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.splice import splice_sources
+from mindvlm.session import Conversation
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
-from mindvlm.weights.fill import fill_parameters, parameter_shapes
-from mindvlm.weights.recognise import MODELS
+from mindvlm.weights.rules.planning import make_plan
+from tests.known_models import MODELS
 from tests.tiny_vary import (
     IMAGE_TOKEN_LEN,
     TINY_OPT_CHANGES,
@@ -52,23 +53,18 @@ def loaded(tmp_path_factory):
 def build(**changes) -> VaryTinyModel:
     config = tiny_opt_config(**changes)
     model, weights = build_model(parse_config(config, Path("tiny.yaml")).model), tiny_weights(config)
-    fill_parameters(model, weights.__getitem__)
+    fill_parameters(model, MemorySource(weights))
     return model
 
 
 def reference(model: VaryTinyModel) -> ReferenceVaryTiny:
     """The torch reference with the model's weights, through the conversion rules."""
-    lm, sam = model.config.language_model, model.config.vision_vocabulary
-    config = {
-        "hidden_size": lm.hidden_size, "num_hidden_layers": lm.num_hidden_layers, "ffn_dim": lm.intermediate_size,
-        "num_attention_heads": lm.num_attention_heads, "vocab_size": lm.vocab_size,
-        "max_position_embeddings": lm.max_position_embeddings, "vision_high_config": vars(sam),
-        "im_patch_token": PAD, "im_start_token": PAD + 1, "im_end_token": PAD + 2,
-    }  # fmt: skip
     source = MemorySource({name: p.asnumpy() for name, p in model.parameters_and_names()})
-    view = MODELS["vary_tiny"].hf.reverse().plan(source.infos).view(source)
+    view = make_plan(MODELS["vary_tiny"].hf.reverse(), source.infos).view(source)
     state = {name: torch.from_numpy(view.read(name).to_float32().copy()) for name in view.infos}
-    return ReferenceVaryTiny.from_state(config, state, device="cpu")
+    peer = ReferenceVaryTiny.from_state(model.config, state, device="cpu")
+    peer.image_tokens = ImageTokens(patch=PAD, start=PAD + 1, end=PAD + 2)
+    return peer
 
 
 def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,7 +111,7 @@ def test_loss_and_a_training_step_are_those_of_torch(mode):
     np.testing.assert_allclose(loss.asnumpy(), output.loss.item(), rtol=1e-6)
     expected = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
     source = MemorySource({name: p.asnumpy() for name, p in model.parameters_and_names()})
-    view = MODELS["vary_tiny"].hf.reverse().plan(source.infos).view(source)
+    view = make_plan(MODELS["vary_tiny"].hf.reverse(), source.infos).view(source)
     for name, array in expected.items():
         np.testing.assert_allclose(view.read(name).to_float32(), array, atol=2e-4, err_msg=name)
 
@@ -187,7 +183,7 @@ def test_the_caption_template_shows_the_picture_and_asks_nothing(tmp_path):
     assert prompt.input_ids == [2, PAD + 1, *[PAD] * IMAGE_TOKEN_LEN, PAD + 2]
     assert prompt.text == "<img>" + "<imgpad>" * IMAGE_TOKEN_LEN + "</img>"
     assert model.chat("", picture(), max_new_tokens=3).num_prompt_tokens == len(prompt.input_ids)
-    with pytest.raises(UserError, match="template 'opt' answers to pictures only"):
+    with pytest.raises(UserError, match="template 'opt' needs a picture"):
         model.chat("a question")
 
 
@@ -196,7 +192,7 @@ def test_both_namings_of_the_original_load(tmp_path):
     weights = tiny_weights(config)
     native = load(write_tiny_opt(tmp_path / "native", weights=weights))
     source = MemorySource(weights)
-    view = MODELS["vary_tiny"].hf.reverse().plan(source.infos).view(source)
+    view = make_plan(MODELS["vary_tiny"].hf.reverse(), source.infos).view(source)
     published = {name: view.read(name).to_float32() for name in view.infos}
     other = {name.replace("vision_tower_2.", "vision_tower."): value for name, value in published.items()}
     for folder, tensors in (("published", published), ("other", other)):
@@ -208,7 +204,7 @@ def test_both_namings_of_the_original_load(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__image_token_len": 7}, "model.image_token_len is 7 but the vision vocabulary gives 8"),
+        ({"model__image_token_len": 7}, "model.image_token_len is 7 but the vision vocabulary outputs 8"),
         ({"model__max_length": 321}, "model.max_length is 321 but .*max_position_embeddings is 320"),
         ({LM + "max_position_embeddings": None}, "max_position_embeddings is None; learned positions need"),
         ({LM + "hidden_act": "tanh"}, "model.language_model.hidden_act is 'tanh'; expected one of gelu"),
@@ -233,7 +229,7 @@ def test_vary_toy_needs_a_clip_picture():
 
 @pytest.mark.parametrize("key", ["do_layer_norm_before", "enable_bias", "tie_word_embeddings"])
 def test_an_opt_of_another_form_is_refused(key):
-    with pytest.raises(UserError, match=f"{key} is False"):
+    with pytest.raises(UserError, match=f"{key} is false"):
         from_hf_config(vary_tiny_config() | {key: False})
     with pytest.raises(UserError, match="word_embed_proj_dim is 512"):
         from_hf_config(vary_tiny_config() | {"word_embed_proj_dim": 512})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.processing.images.margins import ink_box, pad_to_aspect, paper_colour, trim_margins
+from mindvlm.processing.images.trimming import ink_box, pad_to_aspect, paper_colour, trim_margins
 
 BOX = (30, 20, 90, 45)
 

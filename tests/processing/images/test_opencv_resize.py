@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindvlm.processing.images.opencv_resize import resize_bilinear
+from mindvlm.processing.images.transforms import resize_bilinear
 
 ODD_REDUCTION = [
     [1, 75, 161, 191, 78, 164, 108, 81, 155],

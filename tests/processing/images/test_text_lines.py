@@ -5,9 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mindvlm.datagen.rendered_text import sample
-from mindvlm.processing.images.image_branch import TrimConfig
-from mindvlm.processing.images.margins import ink_mask
-from mindvlm.processing.images.text_lines import find_lines, lines_side_by_side
+from mindvlm.processing.images.trimming import TrimConfig, find_lines, ink_mask, lines_side_by_side
 
 
 def page(*boxes: tuple[int, int, int, int], size=(200, 100), paper="white", ink="black") -> Image.Image:

@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.images.chat_pictures import chat_picture
-from mindvlm.processing.images.image_span import NEWLINE, ImageRows, joined_rows
+from mindvlm.processing.images.picture import NEWLINE
 from mindvlm.processing.images.tiling import TilingConfig, choose_resolution, fit_on_black, grid_shape, tiles
+from mindvlm.processing.images.transforms import chat_picture
 
 POINTS = [(20, 10), (10, 20), (20, 20)]
 
@@ -83,31 +83,25 @@ def arranged(rows: np.ndarray, grid: tuple[int, int], side: int, size: tuple[int
 @pytest.mark.parametrize("size", [(40, 20), (40, 12), (20, 40), (11, 40), (40, 40), (39, 37), (7, 9)])
 def test_the_order_of_feature_rows(size, merge):
     tiling = TilingConfig(resolutions=[list(point) for point in POINTS], merge=merge)
-    found = tiling.image_rows(size, tile=10, num_tokens=9)
     columns, lines = grid_shape(size, POINTS, 10)
-    assert found.num_views == len(tiling.tiles(striped(*size), 10)) == 1 + columns * lines
-    expected = arranged(np.arange(found.num_views * 9).reshape(-1, 9), (columns, lines), 3, size, merge)
-    np.testing.assert_array_equal(found.rows, expected)
+    num_views = len(tiling.tiles(striped(*size), 10))
+    assert num_views == 1 + columns * lines
+    expected = arranged(np.arange(num_views * 9).reshape(-1, 9), (columns, lines), 3, size, merge)
+    np.testing.assert_array_equal(tiling.layout(size, tile=10, num_tokens=9), expected)
 
 
 def test_margins_are_left_out_and_lines_end():
     tiling = TilingConfig(resolutions=[[20, 20]], merge="spatial_unpad")
-    rows = tiling.image_rows((40, 20), tile=10, num_tokens=4).rows
+    rows = tiling.layout((40, 20), tile=10, num_tokens=4)
     # 2 x 2 tiles of 2 x 2 rows each: the lines 1 and 2 of 0 to 3 show the picture
     assert rows.tolist() == [0, 1, 2, 3, 6, 7, 10, 11, NEWLINE, 12, 13, 16, 17, NEWLINE]
-
-
-def test_rows_of_several_pictures():
-    pictures = [ImageRows(2, np.array([3, NEWLINE, 0])), ImageRows(1, np.array([1, 0]))]
-    assert joined_rows(pictures, 2).tolist() == [3, NEWLINE, 0, 5, 4]
-    assert joined_rows([], 2).tolist() == []
 
 
 @pytest.mark.parametrize(
     ("options", "tile", "num_tokens", "message"),
     [
-        ({"resolutions": [[20, 15]]}, 10, 4, "\\[20, 15\\] is no multiple of the tower's picture of 10 pixels"),
-        ({"resolutions": [[20, 20]], "merge": "spatial"}, 10, 5, "an image has 5 tokens, which are no square"),
+        ({"resolutions": [[20, 15]]}, 10, 4, "\\[20, 15\\] is not a multiple of the tower's image size of 10 pixels"),
+        ({"resolutions": [[20, 20]], "merge": "spatial"}, 10, 5, "an image has 5 tokens, which is not a square number"),
     ],
 )
 def test_tiles_that_do_not_fit_the_tower(options, tile, num_tokens, message):

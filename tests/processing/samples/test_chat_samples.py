@@ -4,10 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
+from mindvlm.models.vary.original_samples import original_sample
+from mindvlm.models.vary.templates import TEMPLATES
+from mindvlm.models.vary.tokenizer import open_tokenizer
 from mindvlm.processing.images.image_span import ImageSpan
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, build_sample, collate
 from mindvlm.processing.text.chat_template import get_template
-from mindvlm.processing.text.tiktoken_tokenizer import TiktokenTokenizer
+from mindvlm.processing.text.tokenizer import Tokenizer
 from tests.golden_files import golden_json, golden_path
 from tests.processing.text.small_vocabulary import small_tokenizer
 
@@ -20,9 +23,14 @@ def record_of(*values, image=None) -> dict:
     return {"conversations": turns} | ({"image": image} if image else {})
 
 
-def build(record, **options):
-    options = {"tokenizer": TOKENIZER, "template": get_template("mpt"), "image_span": SPAN, "max_length": 999} | options
-    return build_sample(record, **options)
+def build(record, *, make=build_sample, **options):
+    options = {
+        "tokenizer": TOKENIZER,
+        "template": get_template("mpt", TEMPLATES),
+        "image_span": SPAN,
+        "max_length": 999,
+    } | options
+    return make(record, **options)
 
 
 def learned_text(sample) -> str:
@@ -51,7 +59,7 @@ ordinary = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<")
 @given(st.lists(ordinary, min_size=2, max_size=6).filter(lambda values: len(values) % 2 == 0), st.integers(20, 200))
 def test_both_label_rules_agree_on_ordinary_text(values, max_length):
     ours = build(record_of(*values), max_length=max_length)
-    original = build(record_of(*values), max_length=max_length, original_parse=True)
+    original = build(record_of(*values), max_length=max_length, make=original_sample)
     assert ours.input_ids.tolist() == original.input_ids.tolist()
     assert ours.labels.tolist() == original.labels.tolist()
 
@@ -60,13 +68,13 @@ def test_special_forms_in_an_answer_are_learned_as_text():
     sample = build(record_of("say it", "stop<|im_end|>here"))
     assert learned_text(sample) == "stop<|im_end|>here<|im_end|>"
     assert sample.input_ids.tolist().count(TOKENIZER.special_id("<|im_end|>")) == 3
-    original = build(record_of("say it", "stop<|im_end|>here"), original_parse=True)
+    original = build(record_of("say it", "stop<|im_end|>here"), make=original_sample)
     assert original.num_learned == 0 and original.warning.startswith("WARNING: tokenization mismatch")
 
 
 def test_an_empty_answer_teaches_to_stop():
     assert learned_text(build(record_of("nothing?", ""))) == "<|im_end|>"
-    assert build(record_of("nothing?", ""), original_parse=True).num_learned == 0
+    assert build(record_of("nothing?", ""), make=original_sample).num_learned == 0
 
 
 def test_a_bare_list_and_a_leading_answer_are_accepted():
@@ -81,7 +89,7 @@ def test_a_marker_in_text_without_image_is_text():
 
 
 def test_nothing_learned_is_said():
-    assert "nothing of it is learned" in build(record_of("unanswered")).warning
+    assert "the sample is not learned" in build(record_of("unanswered")).warning
 
 
 def test_the_image_moves_to_the_front():
@@ -113,7 +121,7 @@ def test_a_cut_image_is_refused():
     record = record_of("<image>\nWhat?", "x", image="a.png")
     end = build(record).input_ids.tolist().index(TOKENIZER.special_id("</img>"))
     assert build(record, max_length=end + 1).num_learned == 0
-    with pytest.raises(UserError, match=f"max_length {end} cuts an image of the sample, it needs {end + 1} tokens"):
+    with pytest.raises(UserError, match=f"max_length {end} cuts an image of the sample, which needs {end + 1} tokens"):
         build(record, max_length=end)
 
 
@@ -138,25 +146,24 @@ def test_a_pad_id_may_be_text():
 
 
 @pytest.fixture(scope="module")
-def qwen() -> TiktokenTokenizer:
-    return TiktokenTokenizer.from_file(golden_path("vary/qwen.tiktoken"), expected_vocab_size=151860)
+def qwen() -> Tokenizer:
+    return open_tokenizer(str(golden_path("vary/qwen.tiktoken")), expected_vocab_size=151860)
 
 
-def build_case(case, tokenizer, *, original_parse):
-    return build_sample(
+def build_case(case, tokenizer, make):
+    return make(
         case["record"],
         tokenizer=tokenizer,
-        template=get_template("mpt"),
+        template=get_template("mpt", TEMPLATES),
         image_span=ImageSpan(256),
         max_length=case["model_max_length"],
         image_in_front=case["sep_image_conv_front"],
-        original_parse=original_parse,
     )
 
 
 def test_labels_are_those_of_the_original(qwen):
     for case in golden_json("vary/prompts/labels.json"):
-        sample = build_case(case, qwen, original_parse=True)
+        sample = build_case(case, qwen, original_sample)
         assert sample.input_ids.tolist() == case["input_ids"], case["name"]
         assert sample.labels.tolist() == case["labels"], case["name"]
         assert (sample.warning, sample.num_learned) == (case["warning"], case["n_kept"]), case["name"]
@@ -169,7 +176,7 @@ def test_our_labels_equal_the_original_ones_where_those_are_not_dropped(qwen):
     for case in golden_json("vary/prompts/labels.json"):
         if case["warning"] or case["name"] in differing:
             continue
-        sample = build_case(case, qwen, original_parse=False)
+        sample = build_case(case, qwen, build_sample)
         assert sample.labels.tolist() == case["labels"], case["name"]
         compared += 1
     assert compared > 5
@@ -178,6 +185,6 @@ def test_our_labels_equal_the_original_ones_where_those_are_not_dropped(qwen):
 def test_batches_are_those_of_the_original(qwen):
     batch = golden_json("vary/prompts/collated_batch.json")
     cases = {case["name"]: case for case in golden_json("vary/prompts/labels.json")}
-    samples = [build_case(cases[name], qwen, original_parse=True) for name in batch["records"]]
+    samples = [build_case(cases[name], qwen, original_sample) for name in batch["records"]]
     for name, array in collate(samples, pad_id=151643).items():
         assert array.tolist() == batch[name], name

@@ -6,17 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
-from mindvlm.models.tinyllava.templates import TEMPLATES
+from mindvlm.models.tinyllava.templates import LABEL_RULES, TEMPLATES
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, build_sample
-from mindvlm.processing.samples.label_rules import LABEL_RULES, message_labels, round_labels
+from mindvlm.processing.samples.label_rules import message_labels, round_labels
 from mindvlm.processing.samples.llava_samples import expand_images, image_to_front, llava_sample
 from mindvlm.processing.text.chat_template import ChatTemplate
-from mindvlm.processing.text.tiktoken_tokenizer import TiktokenTokenizer
 from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.processing.text.tokenizer_files import open_tokenizer
 from tests.processing.text.small_pieces import write_piece_files
-from tests.processing.text.small_vocabulary import small_ranks
+from tests.processing.text.small_vocabulary import small_tokenizer
 
 SPAN = ImageSpan(1, start="", placeholder=IMAGE_MARKER, end="")
 # texts that meet their neighbours in a way that no tokenizer joins
@@ -27,7 +26,7 @@ LLAMA_TEMPLATES = ("v1", "llava_v1", "llama_2", "llava_llama_2", "mistral_instru
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
     folder = tmp_path_factory.mktemp("vocabularies")
-    end_of_text = TiktokenTokenizer(small_ranks(), special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    end_of_text = small_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     found: dict[str, Tokenizer] = {"end of text": end_of_text}
     for name, legacy in (("continuous", False), ("legacy", True)):
         found[name] = open_tokenizer(write_piece_files(folder / name, legacy=legacy))
@@ -125,7 +124,7 @@ def test_the_default_rule_takes_any_speakers(tokenizers):
 
 def test_plain_asks_for_a_picture_and_one_answer(tokenizers):
     for record in (record_of("no picture", "x"), record_of("<image>", "x", "y", "z")):
-        with pytest.raises(UserError, match="template 'plain' learns one answer to a picture"):
+        with pytest.raises(UserError, match="template 'plain' needs a picture and one answer"):
             llava_sample(record, tokenizer=tokenizers["legacy"], template=TEMPLATES["plain"], max_length=99)
 
 
@@ -155,7 +154,7 @@ def test_placeholders_are_repeated(tokenizers):
 
 def test_every_template_has_a_rule():
     rules = {template.label_rule for template in TEMPLATES.values() if template.name != "llava_hf"}
-    assert rules == {*LABEL_RULES, "default", "plain"}
+    assert rules == set(LABEL_RULES.values()) and len(rules) == 8
     template = ChatTemplate("x", style="colon_single", system="", roles=("", ""), separator="", answer_separator="")
     with pytest.raises(UserError, match="'x' has no original label rule"):
         round_labels("", np.zeros(0, np.int32), template=template, count=len, pad_id=0, max_length=1)

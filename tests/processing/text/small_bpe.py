@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from mindvlm.processing.text.bpe_tokenizer import BpeTokenizer, byte_characters, read_definition
+from mindvlm.models.vary.tokenizer import opt_tokenizer
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.processing.text.vocabulary import byte_characters
 
 MERGES = ("t h", "th e", "Ġ a", "Ġ the", "e r", "u s", "us er")
 NAMED = ("<s>", "<pad>", "</s>", "<unk>")
@@ -24,5 +26,5 @@ def write_bpe_files(folder: Path, **others: object) -> Path:
     return folder
 
 
-def small_bpe(folder: Path) -> BpeTokenizer:
-    return BpeTokenizer(read_definition(write_bpe_files(folder) / "vocab.json"))
+def small_bpe(folder: Path) -> Tokenizer:
+    return opt_tokenizer(write_bpe_files(folder) / "vocab.json")

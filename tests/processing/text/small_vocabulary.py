@@ -3,7 +3,9 @@
 import base64
 from pathlib import Path
 
-from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS, TiktokenTokenizer
+from mindvlm.models.vary.tokenizer import COMPACT_SPECIAL_TOKENS
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.processing.text.vocabulary import rank_vocabulary
 
 MERGES = (b"th", b"the", b"\n\n", b"er", b"us", b"user", b"\xe4\xb8", b" a")
 
@@ -13,8 +15,8 @@ def small_ranks() -> dict[bytes, int]:
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def small_tokenizer(special_tokens=COMPACT_SPECIAL_TOKENS) -> TiktokenTokenizer:
-    return TiktokenTokenizer(small_ranks(), special_tokens=special_tokens)
+def small_tokenizer(special_tokens=COMPACT_SPECIAL_TOKENS) -> Tokenizer:
+    return Tokenizer(rank_vocabulary(small_ranks()), special_tokens)
 
 
 def write_rank_file(path: Path, ranks: dict[bytes, int] | None = None, newline: str = "\n") -> Path:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.text.bpe_tokenizer import BpeTokenizer, byte_characters, read_definition
+from mindvlm.models.vary.tokenizer import open_tokenizer, opt_tokenizer
 from mindvlm.processing.text.pieces import Piece, encode_pieces
-from mindvlm.processing.text.stream_decoder import StreamDecoder
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.processing.text.vocabulary import byte_characters
 from tests.golden_files import golden_json, golden_path
 from tests.processing.text.small_bpe import NAMED, small_bpe, small_vocabulary, write_bpe_files
 
@@ -17,7 +18,7 @@ NUM_FILE_TOKENS = len(small_vocabulary())
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> BpeTokenizer:
+def tokenizer(tmp_path_factory) -> Tokenizer:
     return small_bpe(tmp_path_factory.mktemp("bpe"))
 
 
@@ -38,7 +39,7 @@ def test_text_comes_back(tokenizer, text):
     ids = tokenizer.encode(text)
     assert not set(ids) & set(tokenizer.special_ids.values())
     assert tokenizer.decode(ids) == tokenizer.normalize(text)
-    decoder = StreamDecoder(tokenizer)
+    decoder = tokenizer.text_decoder()
     assert "".join(map(decoder.push, ids)) + decoder.flush() == tokenizer.normalize(text)
 
 
@@ -69,7 +70,7 @@ def test_special_tokens_are_left_out_on_demand(tokenizer):
 
 def test_added_tokens_of_a_saved_tokenizer_keep_their_ids(tmp_path):
     added = {"<img>": NUM_FILE_TOKENS, "<imgpad>": NUM_FILE_TOKENS + 1}
-    tokenizer = BpeTokenizer.from_file(write_bpe_files(tmp_path, added_tokens=added))
+    tokenizer = open_tokenizer(str(write_bpe_files(tmp_path, added_tokens=added)))
     assert tokenizer.special_id("<img>") == NUM_FILE_TOKENS
     assert tokenizer.special_id("</img>") == NUM_FILE_TOKENS + 2 == len(tokenizer) - 1
     assert tokenizer.decode(tokenizer.encode("<img>")) == "<img>" and len(tokenizer.encode("<img>")) > 1
@@ -80,7 +81,7 @@ def test_a_tokenizer_json_is_the_same(tmp_path, tokenizer):
     saved.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     saved.add_special_tokens(["</s>", "<pad>"])
     saved.save(str(tmp_path / "tokenizer.json"))
-    again = BpeTokenizer.from_file(tmp_path)
+    again = open_tokenizer(str(tmp_path))
     text = "the user's page </s>\n 12 été 你好"
     assert again.special_ids == tokenizer.special_ids
     assert again.encode(text) == tokenizer.encode(text)
@@ -108,41 +109,44 @@ def gpt2(tmp_path_factory):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "vocab.json").unlink(), "has neither tokenizer.json nor vocab.json"),
+        (lambda folder: (folder / "vocab.json").unlink(), "has none of tokenizer.model, tokenizer.json, .*vocab.json"),
         (lambda folder: (folder / "merges.txt").unlink(), "merges.txt: not found; give vocab.json and merges.txt"),
         (lambda folder: (folder / "merges.txt").write_text(""), "merges.txt: 0 bytes"),
         (lambda folder: (folder / "merges.txt").write_text("no such\n"), "vocab.json: .*copy it again"),
-        (lambda folder: (folder / "vocab.json").write_text("{"), "is no JSON"),
-        (lambda folder: (folder / "vocab.json").write_text("[1]"), "no mapping"),
+        (lambda folder: (folder / "vocab.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "vocab.json").write_text("[1]"), "not a JSON mapping"),
         (lambda folder: (folder / "vocab.json").write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda folder: (folder / "vocab.json").write_text('{"a": 1}'), "do not have the ids 0 to 0"),
         (lambda folder: (folder / "vocab.json").write_text('{"a": 0}'), "1 of 256 single bytes"),
-        (lambda folder: (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}'), "no byte-level BPE"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}'),
+            "not a byte-level",
+        ),
     ],
 )
 def test_damaged_files_are_named(tmp_path, damage, message):
     damage(write_bpe_files(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
-        BpeTokenizer.from_file(tmp_path)
+        open_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):
     folder = write_bpe_files(tmp_path)
-    assert len(BpeTokenizer.from_file(folder, expected_vocab_size=NUM_FILE_TOKENS + 3)) == NUM_FILE_TOKENS + 3
+    assert len(open_tokenizer(str(folder), expected_vocab_size=NUM_FILE_TOKENS + 3)) == NUM_FILE_TOKENS + 3
     with pytest.raises(UserError, match=rf"{NUM_FILE_TOKENS} tokens, expected 50265 \(vocabulary of 50268 less 3"):
-        BpeTokenizer.from_file(folder / "vocab.json", expected_vocab_size=50268)
+        open_tokenizer(str(folder / "vocab.json"), expected_vocab_size=50268)
 
 
 def test_special_tokens_must_be_distinct(tmp_path):
-    definition = read_definition(write_bpe_files(tmp_path) / "vocab.json")
+    file = write_bpe_files(tmp_path) / "vocab.json"
     with pytest.raises(UserError, match="special_tokens"):
-        BpeTokenizer(definition, special_tokens=["<img>", "<img>"])
+        opt_tokenizer(file, ["<img>", "<img>"])
     assert set(NAMED) <= set(json.loads((tmp_path / "vocab.json").read_text()))
 
 
 def test_ids_are_those_of_the_original():
-    tokenizer = BpeTokenizer.from_file(golden_path("vary/opt_prompts/vocab.json"))
+    tokenizer = open_tokenizer(str(golden_path("vary/opt_prompts/vocab.json")))
     cases = golden_json("vary/opt_prompts/cases.json")
     for case in cases["strings"]:
         assert [2, *tokenizer.encode(case["text"], allow_special=True)] == case["ids"], case["text"]

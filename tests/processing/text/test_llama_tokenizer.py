@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.text.llama_tokenizer import LlamaTokenizer, PieceVocabulary, read_piece_model
 from mindvlm.processing.text.pieces import Piece, encode_pieces
-from mindvlm.processing.text.stream_decoder import StreamDecoder
-from mindvlm.processing.text.tokenizer_files import llama_settings, open_tokenizer
+from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.processing.text.tokenizer_files import llama_tokenizer, open_tokenizer
 from mindvlm.processing.text.tokenizer_settings import TokenizerSettings
+from mindvlm.processing.text.vocabulary import piece_vocabulary, read_piece_model
 from tests.golden_files import golden_json, golden_path
 from tests.processing.text.small_pieces import small_model, write_piece_files
 
@@ -18,7 +18,7 @@ texts = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\u2581
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> dict[bool, LlamaTokenizer]:
+def tokenizers(tmp_path_factory) -> dict[bool, Tokenizer]:
     """By `legacy`."""
     folder = tmp_path_factory.mktemp("pieces")
     return {legacy: open_tokenizer(write_piece_files(folder / str(legacy), legacy=legacy)) for legacy in (True, False)}
@@ -50,7 +50,7 @@ def test_every_id_belongs_to_the_piece_in_which_it_begins(tokenizers, first, sec
 @given(st.lists(st.integers(0, 329), max_size=12), st.booleans(), st.booleans())
 def test_all_pieces_of_a_stream_are_the_text(tokenizers, ids, legacy, skip_special):
     tokenizer = tokenizers[legacy]
-    decoder = StreamDecoder(tokenizer, skip_special=skip_special)
+    decoder = tokenizer.text_decoder(skip_special=skip_special)
     assert "".join(map(decoder.push, ids)) + decoder.flush() == tokenizer.decode(ids, skip_special=skip_special)
 
 
@@ -95,16 +95,16 @@ def test_more_tokens_get_the_next_ids(tmp_path):
 
 def test_bad_files_are_named(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
-    with pytest.raises(UserError, match="is no SentencePiece model"):
+    with pytest.raises(UserError, match="not a SentencePiece model"):
         open_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(UserError, match="0 bytes"):
         open_tokenizer(tmp_path)
     with pytest.raises(UserError, match="not found"):
         read_piece_model(tmp_path / "absent.model")
-    vocabulary = PieceVocabulary({0: "<unk>", 1: "a"}, lambda text: [])
+    vocabulary = piece_vocabulary({0: "<unk>", 1: "a"}, lambda text: [])
     with pytest.raises(UserError, match="lacks the token '<s>'"):
-        LlamaTokenizer(vocabulary, llama_settings(TokenizerSettings()), style="fast")
+        llama_tokenizer(vocabulary, TokenizerSettings(), "fast")
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizers):

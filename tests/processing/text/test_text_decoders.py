@@ -78,7 +78,7 @@ def test_skipped_ids_leave_nothing():
     ],
 )
 def test_pieces(legacy, control, ids, text):
-    decoder = PieceDecoder(PIECES, BYTES, control, legacy=legacy)
+    decoder = PieceDecoder(PIECES, BYTES, control, known=PIECES.values(), legacy=legacy)
     assert decode(decoder, ids) == text == decode(decoder, ids)
 
 
@@ -113,7 +113,8 @@ def test_pieces_are_joined_as_sentencepiece_joins_them(spaced_model, data):
     texts = [pieces[i] for i in ids]
     if texts:
         texts[0] = texts[0].removeprefix("\u2581")
-    assert decode(PieceDecoder(pieces, byte_values, (), legacy=False), ids) == spaced_model.decode_pieces(texts)
+    decoder = PieceDecoder(pieces, byte_values, (), known=pieces.values(), legacy=False)
+    assert decode(decoder, ids) == spaced_model.decode_pieces(texts)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ BYTE_LEVEL = {
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     "model": {"type": "BPE", "vocab": small_vocabulary(), "merges": []},
 }
+TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}
 NAMES = {"eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -74,6 +75,13 @@ def test_settings_of_the_wrong_kind(tmp_path, name, contents, expected):
         ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "the id of 'a' is '0'"),
         ({"model": {"type": "Unigram", "byte_fallback": True, "vocab": [["a", 0.0]]}}, "vocab is "),
         ({"model": {"byte_fallback": True}}, "vocab is None"),
+        ({"post_processor": 5}, "post_processor is 5; expected null or a processor"),
+        (
+            {"post_processor": {"type": "TemplateProcessing"}},
+            "post_processor is {'type': 'TemplateProcessing'}; expected",
+        ),
+        ({"post_processor": TEMPLATE | {"special_tokens": {}}}, "post_processor is {"),
+        ({"post_processor": TEMPLATE | {"special_tokens": {"<s>": {"ids": [7], "tokens": ["<s>"]}}}}, "the id 7; exp"),
     ],
 )
 def test_a_definition_of_the_wrong_kind(tmp_path, changes, expected):
@@ -94,7 +102,7 @@ def test_nested_too_deep(tmp_path, name):
     if name == DEFINITION:
         (folder / "tokenizer.model").unlink()
     (folder / name).write_text("[" * 100_000)
-    assert f"{name}: is no JSON" in refusal(folder)
+    assert f"{name}: not JSON" in refusal(folder)
 
 
 def test_what_is_valid_is_read(tmp_path):
@@ -113,7 +121,7 @@ KEYS = (
     *((CONFIG, key) for key in ("added_tokens_decoder", "tokenizer_class", "clean_up_tokenization_spaces")),
     (MAP, "pad_token"),
     (ADDED, "<x>"),
-    *((DEFINITION, key) for key in ("added_tokens", "model", "pre_tokenizer", "normalizer")),
+    *((DEFINITION, key) for key in ("added_tokens", "model", "pre_tokenizer", "normalizer", "post_processor")),
     *((VOCABULARY, key) for key in ("a", "model")),
 )
 SCALARS = (

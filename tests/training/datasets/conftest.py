@@ -7,9 +7,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.tokenizer import COMPACT_SPECIAL_TOKENS
 from mindvlm.processing.images.image_branch import ImageBranchConfig
-from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
 from tests.processing.text.small_vocabulary import write_rank_file
 
 

@@ -61,7 +61,7 @@ def test_every_record_is_read_back(values, indent, ascii_only, layout, chunk):
         ('[{"a": 1}]\n more', "line 2: more text after the end of the list, found 'more'"),
         ('"text"', "line 1: expected a list of records"),
         ("", "line 1: expected a list of records"),
-        ("[]", "holds no record"),
+        ("[]", "has no records"),
         ('{\n "a": 1\n}', "line 1: not JSON by itself; write one record a line, or all of them as one list"),
         ("[" * 100_000, "nested too deeply"),
         ('[{"a": "\xff"}]', "line 1: not UTF-8"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
-from mindvlm.training.datasets.config import DatasetsConfig, open_loader, sample_options
+from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.grouping import (
     GroupedMixture,
     deal_evenly,
@@ -17,6 +17,7 @@ from mindvlm.training.datasets.grouping import (
     record_lengths,
 )
 from tests.training.datasets.conftest import conversation
+from tests.training.datasets.opened_loader import open_loader
 
 permute = np.random.default_rng(0).permutation
 lengths_of_both = st.lists(st.integers(-40, 40).filter(bool), min_size=1, max_size=50)

@@ -5,13 +5,15 @@ import subprocess
 import sys
 import time
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mindvlm.core.errors import UserError
-from mindvlm.training.datasets.config import DatasetsConfig, open_loader
+from mindvlm.training.datasets.config import DatasetsConfig
 from mindvlm.training.datasets.loader import merge_states
+from tests.training.datasets.opened_loader import open_loader
 
 
 @pytest.fixture
@@ -41,9 +43,8 @@ def numbers(loader, num_batches):
     return [loader.take().numbers for _ in range(num_batches)]
 
 
-def test_broken_samples_are_skipped_listed_and_leave_their_place_to_the_next_of_their_lane(open_job, tmp_path):
-    said = []
-    loader = open_job(skip_list=tmp_path / "skipped.jsonl", say=said.append)
+def test_broken_samples_are_skipped_listed_and_leave_their_place_to_the_next_of_their_lane(open_job, tmp_path, said):
+    loader = open_job(skip_list=tmp_path / "skipped.jsonl")
     assert loader.epoch_size == 40 + 2 * 9
     taken = numbers(loader, 14)
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
@@ -72,15 +73,15 @@ def test_processes_change_nothing(open_job):
             np.testing.assert_array_equal(first.pixels[name], second.pixels[name])
 
 
-@pytest.mark.parametrize(("num_shards", "accumulation"), [(2, 1), (1, 2), (2, 2), (1, 4)])
-def test_devices_and_passes_share_the_rows_of_one_step(open_job, num_shards, accumulation):
+@pytest.mark.parametrize(("num_shards", "num_passes"), [(2, 1), (1, 2), (2, 2), (1, 4)])
+def test_devices_and_passes_share_the_rows_of_one_step(open_job, num_shards, num_passes):
     whole = numbers(open_job(batch_size=8), 6)
-    size = 8 // num_shards // accumulation
+    size = 8 // num_shards // num_passes
     loaders = [
-        open_job(batch_size=size, shard=shard, num_shards=num_shards, accumulation=accumulation)
+        open_job(batch_size=size, shard=shard, num_shards=num_shards, num_passes=num_passes)
         for shard in range(num_shards)
     ]
-    parts = [list(chain(*(loader.take().numbers for _ in range(accumulation) for loader in loaders))) for _ in range(6)]
+    parts = [list(chain(*(loader.take().numbers for _ in range(num_passes) for loader in loaders))) for _ in range(6)]
     assert parts == whole
 
 
@@ -107,7 +108,7 @@ def test_another_number_of_rows_uses_no_sample_again(open_job):
 
 
 def test_a_state_is_taken_between_steps_only(open_job):
-    loader = open_job(accumulation=2)
+    loader = open_job(num_passes=2)
     loader.take()
     with pytest.raises(ValueError, match="1 of 2 passes"):
         _ = loader.state
@@ -148,7 +149,7 @@ def test_the_list_of_skips_survives_a_kill_and_lists_once(open_job, tmp_path):
     numbers(loader, 14)
     assert path.read_text() == before and loader.skip_log.num_skipped == 2
     path.write_text("7\n")
-    with pytest.raises(UserError, match="is no list of skipped samples"):
+    with pytest.raises(UserError, match="is not a list of skipped samples"):
         open_job(skip_list=path)
 
 
@@ -202,9 +203,10 @@ def test_a_killed_process_is_said(open_job):
 JOB = """
 import sys
 from functools import partial
-from mindvlm.models.vary.processing import VaryProcessor, VaryProcessorConfig
-from mindvlm.processing.text.tiktoken_tokenizer import COMPACT_SPECIAL_TOKENS
-from mindvlm.training.datasets.config import DatasetsConfig, open_loader
+from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
+from mindvlm.models.vary.tokenizer import COMPACT_SPECIAL_TOKENS
+from mindvlm.training.datasets.config import DatasetsConfig
+from tests.training.datasets.opened_loader import open_loader
 if __name__ == "__main__":
     processor = VaryProcessorConfig(vocab_file=sys.argv[2], special_tokens=list(COMPACT_SPECIAL_TOKENS), system="")
     data = DatasetsConfig(registry=sys.argv[1], datasets="talk", num_workers=2)
@@ -226,7 +228,9 @@ def test_processes_end_with_the_trainer(registry, make_processor, tmp_path, endi
     script = tmp_path / "job.py"
     script.write_text(JOB)
     command = [sys.executable, str(script), str(registry), make_processor.args[0].vocab_file]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    job = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     workers = list(map(int, job.stdout.readline().split()))
     assert len(workers) == 2 and all(map(is_running, workers))
     if ending is signal.SIGINT:

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
-from mindvlm.training.datasets.mixture import Mixture
-from mindvlm.training.datasets.permutation import Permutation, derive_key
+from mindvlm.training.datasets.mixture import Mixture, Permutation, derive_key
 
 
 @given(st.integers(1, 400), st.integers(0, 2**64 - 1))

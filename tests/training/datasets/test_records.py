@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
+from mindvlm.models.vary.templates import TEMPLATES
+from mindvlm.models.vary.tokenizer import open_tokenizer
 from mindvlm.processing.images.image_span import ImageSpan
 from mindvlm.processing.samples.chat_samples import build_sample
-from mindvlm.processing.text.bpe_tokenizer import BpeTokenizer
 from mindvlm.processing.text.chat_template import get_template
-from mindvlm.processing.text.tiktoken_tokenizer import TiktokenTokenizer
 from mindvlm.training.datasets.records import read_conversation
-from mindvlm.training.datasets.truncation import fit_sample
+from mindvlm.training.datasets.samples import fit_sample
 from tests.golden_files import golden_json, golden_path
 from tests.processing.text.small_vocabulary import small_tokenizer
 from tests.training.datasets.conftest import conversation
@@ -85,7 +85,11 @@ def test_a_caption_needs_its_text():
 
 def make_sample(record, *, max_length):
     return build_sample(
-        record, tokenizer=TOKENIZER, template=get_template("mpt_eval"), image_span=SPAN, max_length=max_length
+        record,
+        tokenizer=TOKENIZER,
+        template=get_template("mpt_eval", TEMPLATES),
+        image_span=SPAN,
+        max_length=max_length,
     )
 
 
@@ -153,10 +157,10 @@ def test_pictures_without_marker_can_stand_in_front():
 
 
 def test_captions_are_those_of_the_original():
-    tokenizer = BpeTokenizer.from_file(golden_path("vary/opt_prompts/vocab.json"))
+    tokenizer = open_tokenizer(str(golden_path("vary/opt_prompts/vocab.json")))
 
     def make_caption(record, *, max_length):
-        template = get_template("opt")
+        template = get_template("opt", TEMPLATES)
         return build_sample(
             record, tokenizer=tokenizer, template=template, image_span=ImageSpan(256), max_length=max_length
         )
@@ -176,13 +180,13 @@ def test_captions_are_those_of_the_original():
 
 def test_labels_are_those_of_the_original():
     """All recorded samples that the original keeps and that our rules accept."""
-    tokenizer = TiktokenTokenizer.from_file(golden_path("vary/qwen.tiktoken"), expected_vocab_size=151860)
+    tokenizer = open_tokenizer(str(golden_path("vary/qwen.tiktoken")), expected_vocab_size=151860)
     # the original shows no picture without a marker; it arms special tokens in texts; the other two are cut in a turn
     differing = {"image_record_without_image_token", "box_and_ref_tokens", "single_turn_image__truncated_in_image"}
     differing.add("three_turns_mixed__truncated_in_answer")
 
     def make_qwen_sample(record, *, max_length):
-        template = get_template("mpt")
+        template = get_template("mpt", TEMPLATES)
         return build_sample(
             record, tokenizer=tokenizer, template=template, image_span=ImageSpan(256), max_length=max_length
         )

@@ -77,7 +77,7 @@ def test_augmentation_depends_on_the_number_alone(registry, make_processor):
 def test_a_picture_that_is_too_large_is_skipped(registry, make_processor, monkeypatch):
     pages = maker(registry, make_processor)
     Image.new("RGB", (300, 300)).save(registry.parent / "页 images" / "页 5.png")
-    monkeypatch.setattr(pages.processor.config, "max_pixels", 80_000)
+    monkeypatch.setattr(pages.processor, "max_pixels", 80_000)
     assert "the limit is 80000" in pages.make(5).reason
 
 

@@ -9,10 +9,13 @@ from mindvlm.checkpoint import MemorySource, RawTensor
 from mindvlm.core.errors import UserError
 from mindvlm.models.vary.names import HF
 from mindvlm.weights.lora.adapter import open_adapter
-from mindvlm.weights.lora.applying import adapted_view
+from mindvlm.weights.lora.merging import adapted_view
 from mindvlm.weights.lora.saving import AdapterFiles
+from mindvlm.weights.rules.planning import make_plan
+from tests.known_models import MODELS, VARY
 from tests.tiny_vary import tiny_config, tiny_weights
 
+TOY = MODELS["vary_toy"]
 RANK, ALPHA = 2, 5.0
 ATTENTION = "language_model.layers.{}.self_attn.{}_proj"
 ADAPTED = [
@@ -41,7 +44,9 @@ def factors(base, adapted) -> dict[str, np.ndarray]:
 
 
 def write(folder, base, *, adapted=ADAPTED, whole=WHOLE):
-    files = AdapterFiles(MemorySource(base).infos, adapted, whole, rank=RANK, alpha=ALPHA, dropout=0.1)
+    files = AdapterFiles(
+        MODELS["vary_toy"], MemorySource(base).infos, adapted, whole, rank=RANK, alpha=ALPHA, dropout=0.1
+    )
     trained = factors(base, adapted)
     folder.mkdir(exist_ok=True)
     files.write(folder, {name: RawTensor.from_array((base | trained)[name]) for name in files.needed})
@@ -59,7 +64,7 @@ def expected(base, trained, adapted=ADAPTED) -> dict[str, np.ndarray]:
 def test_what_is_written_is_merged(base, tmp_path):
     trained = write(tmp_path, base)
     wanted = expected(base, trained)
-    with adapted_view(MemorySource(base), tmp_path) as merged:
+    with adapted_view(MemorySource(base), tmp_path, VARY) as merged:
         assert merged.infos.keys() == base.keys()
         for name, values in wanted.items():
             np.testing.assert_allclose(merged.read(name).data, values, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -75,7 +80,9 @@ def test_what_is_written_is_merged(base, tmp_path):
 
 def test_a_part_of_a_fused_tensor_takes_the_rest_from_the_base(base, tmp_path):
     name = ATTENTION.format(0, "v") + ".bias"
-    files = AdapterFiles(MemorySource(base).infos, ADAPTED[-1:], [name], rank=RANK, alpha=ALPHA, dropout=0.0)
+    files = AdapterFiles(
+        MODELS["vary_toy"], MemorySource(base).infos, ADAPTED[-1:], [name], rank=RANK, alpha=ALPHA, dropout=0.0
+    )
     assert {ATTENTION.format(0, part) + ".bias" for part in "qkv"} <= set(files.needed)
     values = base | {f"{ADAPTED[-1]}.lora_{x}": np.ones(s, np.float32) for x, s in (("A", (2, 32)), ("B", (270, 2)))}
     values[name] = base[name] + 1
@@ -94,12 +101,14 @@ def test_a_part_of_a_fused_tensor_takes_the_rest_from_the_base(base, tmp_path):
 )
 def test_what_peft_cannot_hold_is_refused(base, adapted, whole, module):
     with pytest.raises(UserError, match=f"something of {module} and transformer.* is adapted"):
-        AdapterFiles(MemorySource(base).infos, [adapted], [whole], rank=2, alpha=2.0, dropout=0.0)
+        AdapterFiles(TOY, MemorySource(base).infos, [adapted], [whole], rank=2, alpha=2.0, dropout=0.0)
 
 
 def test_dtypes_stay(base, tmp_path):
     bits = {name: RawTensor.from_array(value).cast("bfloat16") for name, value in base.items()}
-    files = AdapterFiles(MemorySource(bits).infos, ADAPTED, WHOLE, rank=RANK, alpha=ALPHA, dropout=0.0)
+    files = AdapterFiles(
+        MODELS["vary_toy"], MemorySource(bits).infos, ADAPTED, WHOLE, rank=RANK, alpha=ALPHA, dropout=0.0
+    )
     trained = {n: RawTensor.from_array(v).cast("bfloat16") for n, v in factors(base, ADAPTED).items()}
     made = files.tensors(bits | trained)
     assert {tensor.dtype for tensor in made.values()} == {"bfloat16"}
@@ -114,7 +123,7 @@ def test_peft_merges_the_same(base, tmp_path):
 
     def published(tensors):
         source = MemorySource({name: np.asarray(value, np.float32) for name, value in tensors.items()})
-        return HF.reverse().plan(source.infos).view(source)
+        return make_plan(HF.reverse(), source.infos).view(source)
 
     before, wanted = published(base), published(expected(base, trained, adapted))
     root = torch.nn.Module()

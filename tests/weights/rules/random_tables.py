@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mindvlm.checkpoint import DTYPES, MemorySource, RawTensor, TensorInfo
 from mindvlm.checkpoint.dtypes import storage_dtype
 from mindvlm.weights.rules.operations import Concat, Drop, Rename, Rule, Split, Tie
+from mindvlm.weights.rules.planning import make_plan
 from mindvlm.weights.rules.table import Part, RuleTable
 
 KINDS = ("rename", "identity", "split", "concat", "tie", "drop")
@@ -42,7 +43,7 @@ class Case:
 
     def apply(self):
         source = MemorySource(self.tensors)
-        return self.table.plan(source.infos).view(source)
+        return make_plan(self.table, source.infos).view(source)
 
 
 def infos_of(tensors: dict[str, RawTensor]) -> dict[str, TensorInfo]:

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindvlm.convert.reference.tinyllava_layout import parameter_shapes as tinyllava_shapes
-from mindvlm.convert.reference.vary_layout import parameter_shapes as toy_shapes
-from mindvlm.convert.reference.vary_tiny_layout import parameter_shapes as tiny_layout_shapes
-from mindvlm.weights.recognise import MODELS
 from mindvlm.weights.rules.findings import ConversionError
+from mindvlm.weights.rules.planning import make_plan
+from tests import hf_shapes as shapes_of_config
+from tests.known_models import MODELS
 from tests.models.vary.vary_names import SMALL, SMALL_TINY, TINY, TOY, hf_shapes, infos, tiny_shapes
 
 
@@ -18,11 +17,13 @@ def tinyllava_config(tower: str, connector: str, n: list[int], dialect: str) -> 
     """A config from twelve numbers; only Llama has fewer key heads than query heads."""
     groups = n[1] if dialect == "llama" else 1
     return {
-        "hidden_size": n[0] * groups * n[2], "num_attention_heads": n[0] * groups, "num_key_value_heads": n[0],
+        "hidden_size": n[0] * groups * 8 * n[2], "num_attention_heads": n[0] * groups, "num_key_value_heads": n[0],
         "intermediate_size": n[3], "vocab_size": n[4], "num_hidden_layers": n[5], "use_qkv_bias": True,
-        "mm_projector_type": connector, "resampler_hidden_size": n[6], "num_queries": n[7], "num_resampler_layers": 2,
+        "mm_projector_type": connector, "resampler_hidden_size": 12 * n[6], "num_queries": n[7],
+        "num_resampler_layers": 2,
         "vision_config": {
             "model_type": tower, "hidden_size": n[8], "intermediate_size": n[9], "num_hidden_layers": 2,
+            "num_attention_heads": 1,
             "patch_size": n[10], "image_size": n[10] * n[11],
         },
     }  # fmt: skip
@@ -33,11 +34,13 @@ TINYLLAVA = tinyllava_config("siglip", "mlp2x_gelu", [2, 3, 8, 40, 50, 3, 24, 5,
 SHAPES = {"vary_toy": hf_shapes(SMALL), "vary_tiny": tiny_shapes(SMALL_TINY)}
 # Tensors with an axis whose size nothing else asks for.
 UNKNOWN = ("pos_embed", "position", "rel_pos", "patch_embed")
-SHAPES |= {f"tinyllava_{dialect}": tinyllava_shapes(TINYLLAVA, dialect) for dialect in TINYLLAVA_DIALECTS}
+SHAPES |= {
+    f"tinyllava_{dialect}": shapes_of_config.tinyllava_shapes(TINYLLAVA, dialect) for dialect in TINYLLAVA_DIALECTS
+}
 
 
 def check(model, source):
-    plan = MODELS[model].hf.plan(source, partial=True)
+    plan = make_plan(MODELS[model].hf, source, partial=True)
     MODELS[model].require_consistent_sizes(plan, "file.bin")
 
 
@@ -49,9 +52,9 @@ def check(model, source):
 def test_whole_models_and_parts_fit_together(model, shapes):
     check(model, infos(shapes))
     for part in MODELS[model].hf.parts:
-        targets = MODELS[model].hf.plan(infos(shapes)).infos
+        targets = make_plan(MODELS[model].hf, infos(shapes)).infos
         native = {name: info for name, info in targets.items() if part.produces(name)}
-        plan = MODELS[model].native.plan(native, partial=True)
+        plan = make_plan(MODELS[model].native, native, partial=True)
         assert plan.infos or part.choice
         MODELS[model].require_consistent_sizes(plan)
 
@@ -61,17 +64,19 @@ def test_whole_models_and_parts_fit_together(model, shapes):
 def test_models_of_any_sizes_fit_together(model, n):
     """No two numbers of the example are equal by accident: whichever is changed alone, nothing is found."""
     vocabulary = {
-        "embed_dim": 4 * n[0], "num_heads": 4, "depth": n[1], "global_attn_indexes": [0, 2], "window_size": n[2],
+        "embed_dim": 4 * n[0], "num_heads": 4, "depth": n[1], "global_attn_indexes": [0], "window_size": n[2],
         "image_size": [n[3] * n[4], n[3] * n[5]], "patch_size": n[3], "out_chans": n[6], "net_2_channels": n[7],
         "net_3_channels": n[8],
     }  # fmt: skip
     clip = {"hidden_size": n[9], "intermediate_size": n[10], "num_hidden_layers": n[11], "patch_size": n[12]}
+    # as many patches as the vocabulary has tokens
+    clip |= {"num_attention_heads": 1, "image_size": [-(-n[4] // 4) * n[12], -(-n[5] // 4) * n[12]]}
     config = {
-        "hidden_size": 2 * n[13], "vocab_size": n[14], "num_attention_heads": n[15], "kv_channels": n[16],
+        "hidden_size": 2 * n[13] * n[15], "vocab_size": n[14], "num_attention_heads": n[15], "kv_channels": 2 * n[16],
         "intermediate_size": 2 * n[17], "num_hidden_layers": n[18], "ffn_dim": n[17], "max_position_embeddings": n[19],
-        "vision_high_config": vocabulary, "vision_config": {**clip, "image_size": 3 * n[12]},
+        "vision_high_config": vocabulary, "vision_config": clip,
     }  # fmt: skip
-    shapes = {"vary_toy": toy_shapes, "vary_tiny": tiny_layout_shapes}[model](config)
+    shapes = {"vary_toy": shapes_of_config.toy_shapes, "vary_tiny": shapes_of_config.tiny_shapes}[model](config)
     check(model, infos(shapes))
 
 
@@ -84,7 +89,7 @@ def test_models_of_any_sizes_fit_together(model, n):
 )
 def test_tinyllavas_of_any_sizes_fit_together(dialect, tower, connector, n):
     config = tinyllava_config(tower, connector, n, dialect)
-    check(f"tinyllava_{dialect}", infos(tinyllava_shapes(config, dialect)))
+    check(f"tinyllava_{dialect}", infos(shapes_of_config.tinyllava_shapes(config, dialect)))
 
 
 @pytest.mark.parametrize("model", SHAPES)
@@ -122,8 +127,8 @@ def test_findings_bear_the_names_of_the_files():
     model, source = MODELS["vary_toy"], infos(SHAPES["vary_toy"])
     name = "transformer.h.0.attn.c_attn.weight"
     source[name] = replace(source[name], shape=(24, 9))
-    layer = model.hf.plan(source, partial=True)
-    whole = model.native.plan(layer.infos, partial=True)
+    layer = make_plan(model.hf, source, partial=True)
+    whole = make_plan(model.native, layer.infos, partial=True)
     with pytest.raises(ConversionError) as caught:
         model.require_consistent_sizes(whole, sources_of=layer.sources_of)
     assert [(finding.status, finding.name) for finding in caught.value.findings] == [("shape", name)]

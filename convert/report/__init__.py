@@ -1,1 +1,0 @@
-"""The record of a conversion: statistics of tensors, their origins, the JSON file."""

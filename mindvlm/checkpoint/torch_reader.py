@@ -1,0 +1,248 @@
+"""PyTorch files (`.bin`, `.pt`, `.pth`), the zip format and the one before torch 1.6, without torch and without
+executing the pickle inside.
+
+The result is the location of each tensor in the file. Shared storages, strides and offsets stay as they are: two names
+may refer to the same bytes. Source of the formats: torch/serialization.py.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mindvlm.checkpoint.dtypes import DTYPES, item_size
+from mindvlm.checkpoint.pickle_machine import Global, Machine, PickleRefused
+from mindvlm.checkpoint.source import TensorInfo
+from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
+from mindvlm.checkpoint.untrusted import quoted
+from mindvlm.checkpoint.zip_directory import read_zip
+from mindvlm.core.errors import UserError
+
+STORAGES = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
+# Tensors of newer dtypes refer to untyped bytes and name their dtype themselves.
+_KINDS = {**STORAGES, "torch.storage.UntypedStorage": "uint8"}
+_DTYPES = {
+    **{f"torch.{name}": name for name in DTYPES},
+    "torch.double": "float64",
+    "torch.float": "float32",
+    "torch.half": "float16",
+    "torch.long": "int64",
+    "torch.int": "int32",
+    "torch.short": "int16",
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_MAX_PICKLE_BYTES = 16 * 1024 * 1024
+_MAX_REPEATED_BYTES = 64 * 1024 * 1024
+_MAX_ITEMS = 500_000
+_MAX_AXES = 32
+_WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
+_DAMAGED = "the file is truncated or damaged, copy or download it again"
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: str
+    num_elements: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_torch(path: Path) -> Contents:
+    """Finds the tensors of a file that `torch.save` wrote.
+
+    The file holds a table of tensors, or a table with such a table under `state_dict`, `model`, `module` or
+    `model_state_dict`. Entries that are not tensors, such as a step counter, are ignored.
+
+    Raises:
+        UserError: the file is truncated, damaged, not a torch file, or its pickle would run code.
+    """
+    with open(path, "rb") as file:
+        head = file.read(4)
+        file.seek(0)
+        try:
+            if head[:2] == b"PK":
+                pickled, segments = _read_zip(path, file)
+            elif head[:1] == b"\x80":
+                pickled, segments = _read_legacy(path, file)
+            else:
+                raise UserError(f"{path}: not a PyTorch file; give a .bin/.pt that torch.save wrote")
+        except PickleRefused as error:
+            raise UserError(
+                f"{path}: refused, it {error}; nothing was executed, save the plain state_dict or use safetensors"
+            ) from error
+    table = _tensor_table(path, pickled)
+    return Contents({name: _locate(path, name, tensor, segments) for name, tensor in table.items()})
+
+
+def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]]:
+    located = read_zip(path, file)
+    pickles = [name for name in located if name == "data.pkl" or name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise UserError(f"{path}: a zip file, but not one of PyTorch weights; give a .bin/.pt that torch.save wrote")
+    root = pickles[0].removesuffix("data.pkl")
+    order = located.get(f"{root}byteorder")
+    if order is not None and _bytes_of(file, order, 16) == b"big":
+        raise UserError(f"{path}: was saved on a big-endian machine; save it again on a little-endian one")
+    pickled = _run(io.BytesIO(_bytes_of(file, located[pickles[0]], _MAX_PICKLE_BYTES)))
+    prefix = f"{root}data/"
+    return pickled, {name.removeprefix(prefix): s for name, s in located.items() if name.startswith(prefix)}
+
+
+def _bytes_of(file: BinaryIO, segment: Segment, limit: int) -> bytes:
+    if segment.num_bytes > limit:
+        raise PickleRefused(f"holds a pickle of {segment.num_bytes} bytes, more than {limit}")
+    file.seek(segment.offset)
+    return file.read(segment.num_bytes)
+
+
+def _read_legacy(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]]:
+    if _run(file) != _LEGACY_MAGIC or _run(file) != _LEGACY_PROTOCOL:
+        raise UserError(f"{path}: a pickle, but not one of PyTorch weights; give a .bin/.pt that torch.save wrote")
+    system = _run(file)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UserError(f"{path}: was saved on a big-endian machine; save it again on a little-endian one")
+    storages: dict[str, _Storage] = {}
+    pickled = _run(file, storages)
+    keys = _run(file)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise UserError(f"{path}: its list of storages does not match its tensors; {_DAMAGED}")
+    size = path.stat().st_size
+    segments: dict[str, Segment] = {}
+    for key in keys:
+        head = file.read(8)
+        storage = storages[key]
+        num_bytes = storage.num_elements * item_size(storage.dtype)
+        offset = file.tell()
+        if len(head) != 8 or struct.unpack("<q", head)[0] != storage.num_elements or offset + num_bytes > size:
+            raise UserError(f"{path}: the storage {quoted(key)} is not complete; {_DAMAGED}")
+        segments[key] = Segment(path, offset, num_bytes)
+        file.seek(num_bytes, io.SEEK_CUR)
+    return pickled, segments
+
+
+def _run(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
+    def storage(identifier: Any) -> _Storage:
+        if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or identifier[0] != "storage":
+            raise PickleRefused("refers to something that is not a storage")
+        _, kind, key, _, num_elements = identifier[:5]
+        if len(identifier) == 6 and identifier[5] is not None:
+            raise PickleRefused("uses storage views of torch 0.1, load and save it with a newer torch")
+        dtype = _KINDS.get(kind.name) if isinstance(kind, Global) else None
+        if dtype is None or not isinstance(key, str) or not _is_count(num_elements):
+            raise PickleRefused("refers to a storage of an unknown kind")
+        found = _Storage(key, dtype, num_elements)
+        if storages is not None and storages.setdefault(key, found) != found:
+            raise PickleRefused(f"describes the storage {quoted(key)} in two ways")
+        return found
+
+    left = _MAX_ITEMS
+
+    def table(items: Any = ()) -> dict[str, Any]:
+        nonlocal left
+        left -= len(items)
+        if left < 0 or not all(type(item) in (list, tuple) and type(item[0]) is str for item in items):
+            raise PickleRefused("uses a table that is too large or has keys that are not names")
+        return {key: value for key, value in items}
+
+    calls = {
+        "collections.OrderedDict": table,
+        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v3": _rebuild_untyped,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    }
+    return Machine(file, calls=calls, storage=storage, known={*_KINDS, *_DTYPES}).run()
+
+
+def _rebuild_tensor(
+    storage: Any, first: Any, shape: Any, strides: Any, _grad: Any = None, _hooks: Any = None, flags: Any = None
+) -> _Tensor:
+    if flags:
+        raise PickleRefused("holds a negated or conjugated view, save it with .resolve_neg().resolve_conj()")
+    if not (isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
+        raise PickleRefused("describes a tensor in an unknown way")
+    if len(shape) != len(strides) or len(shape) > _MAX_AXES or not all(map(_is_count, (first, *shape, *strides))):
+        raise PickleRefused("describes a tensor of impossible shape")
+    return _Tensor(storage, first, shape, strides)
+
+
+def _rebuild_untyped(
+    storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, kind: Any, flags: Any = None
+) -> _Tensor:
+    dtype = _DTYPES.get(kind.name) if isinstance(kind, Global) else None
+    if dtype is None or not isinstance(storage, _Storage):
+        raise PickleRefused("describes a tensor in an unknown way")
+    num_elements = storage.num_elements * item_size(storage.dtype) // item_size(dtype)
+    return _rebuild_tensor(_Storage(storage.key, dtype, num_elements), first, shape, strides, grad, hooks, flags)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _tensor_table(path: Path, pickled: Any) -> dict[str, _Tensor]:
+    # the inner table first: tensors beside it are training state, such as a step counter
+    tables = [pickled[key] for key in _WRAPPERS if isinstance(pickled, dict) and key in pickled] + [pickled]
+    for table in tables:
+        if isinstance(table, dict):
+            found = {k: v for k, v in table.items() if isinstance(k, str) and isinstance(v, _Tensor)}
+            if found:
+                return found
+    raise UserError(f"{path}: holds no table of named tensors; save model.state_dict()")
+
+
+def _locate(path: Path, name: str, tensor: _Tensor, segments: Mapping[str, Segment]) -> StoredTensor:
+    storage = tensor.storage
+    segment = segments.get(storage.key)
+    size = item_size(storage.dtype)
+    if segment is None or segment.num_bytes < storage.num_elements * size:
+        raise UserError(f"{path}: the values of tensor {quoted(name)} are missing or too short; {_DAMAGED}")
+    info = TensorInfo(name, storage.dtype, tensor.shape)
+    if info.num_elements == 0:
+        return StoredTensor(info, (Segment(path, segment.offset, 0),))
+    last = tensor.first + sum((axis - 1) * stride for axis, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if last >= storage.num_elements:
+        raise UserError(
+            f"{path}: tensor {quoted(name)} reaches beyond its {storage.num_elements} stored values; {_DAMAGED}"
+        )
+    if info.num_bytes > max(segment.num_bytes, _MAX_REPEATED_BYTES):
+        raise UserError(
+            f"{path}: tensor {quoted(name)} of shape {list(tensor.shape)} repeats {storage.num_elements} stored "
+            f"values; save it with .contiguous()"
+        )
+    if _is_row_major(tensor):
+        return StoredTensor(info, (Segment(path, segment.offset + tensor.first * size, info.num_bytes),))
+    return StoredTensor(info, (segment,), tensor.strides, tensor.first)
+
+
+def _is_row_major(tensor: _Tensor) -> bool:
+    shape = tensor.shape
+    return all(
+        axis == 1 or stride == math.prod(shape[index + 1 :])
+        for index, (axis, stride) in enumerate(zip(shape, tensor.strides, strict=True))
+    )

@@ -1,0 +1,192 @@
+"""Estimate of the memory that a model needs, from its config alone.
+
+Activations are counted operator by operator at the peak of each graph. The sizes of the runtime and of compiled graphs
+are constants measured with MindSpore 2.10 on x86.
+
+Peak resident memory in MiB, estimated / measured (CPU, graph mode, float32, all graphs in one process, one picture
+after the other, the cache grown to `max_length` at the end). Rows marked * and all of TinyLLaVA were measured after
+the constants had been set:
+
+    model, size of its parameters            images  prompt  max_length    first tokens        full context
+    Vary-nano, 9 MiB                              1      60         512     739 /   702  +5%    741 /   702  +6%
+    small Vary, 314 MiB                           1     128        2048    1235 /  1228  +1%   1327 /  1306  +2%
+    small Vary                                    0     128        2048     983 /   962  +2%   1075 /  1013  +6%
+    small Vary                                    4    1500        8192    1562 /  1547  +1%   1882 /  1807  +4%
+    small Vary                                    0    1500        8192    1382 /  1363  +1%   1702 /  1555  +9%
+    SAM ViT-B with 4 layers, 459 MiB              2     600        2048    1971 /  2040  -3%   2003 /  2071  -3%
+    12 layers, 151,860 tokens, 1305 MiB           1     300        2048    2270 /  2254  +1%   2450 /  2422  +1%
+    pictures of 1536 pixels, 923 MiB *            2    2500        6000    3434 /  3581  -4%   3716 /  3735  -1%
+    Vary-tiny, 851 MiB *                          1     300        4096    2380 /  2364  +1%   2776 /  2749  +1%
+    Vary-toy, 8535 MiB                            1     292        2048   10445 / 10497  -0%  11405 / 11424  -0%
+    least TinyLLaVA, 1 MiB                        1      65         256     666 /   573 +16%    666 /   573 +16%
+    Llama and SigLIP, 332 MiB                     1     778        2048    1212 /  1148  +6%   1228 /  1164  +5%
+    Llama and SigLIP                              0     300        2048    1028 /  1010  +2%   1048 /  1019  +3%
+    Llama and SigLIP                              2    1600        2048    1422 /  1384  +3%   1422 /  1384  +3%
+    4 layers of TinyLLaVA-1.5B, 1435 MiB          1     778        2048    2729 /  2466 +11%   2745 /  2481 +11%
+    Phi and CLIP, 502 MiB                         1     650        3072    1387 /  1306  +6%   1547 /  1452  +7%
+    2 layers of Phi-2, 1651 MiB                   1     767        2048    2939 /  2649 +11%   3019 /  2719 +11%
+    StableLM and SigLIP, 510 MiB                  1     800        4096    1385 /  1294  +7%   1505 /  1385  +9%
+    Llama, SigLIP and a resampler, 317 MiB        1     200        2048    1077 /  1019  +6%   1143 /  1073  +7%
+    small Llama and SigLIP so400m, 1689 MiB       1     778        2048    2687 /  2606  +3%   2695 /  2606  +3%
+    TinyLLaVA-1.5B, 5739 MiB                      1     778        2048    7287 /  7028  +4%   7375 /  7115  +4%
+
+The estimate of loading is within 5 % for all rows. The counts also apply to Ascend, with its compute dtype and without
+the memory of the runtime, but have not been measured there.
+
+H query heads, C new tokens, S cache capacity.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mindvlm.checkpoint import TensorInfo, dtypes
+from mindvlm.generation.engine import MAX_PREFILL_LENGTH
+from mindvlm.generation.graphs import bucket_length, cache_capacity
+from mindvlm.nn.config import DecoderConfig
+from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory
+
+# resident memory after `import mindspore`, and the cost of compiling any first graph
+RUNTIME_BYTES = 405 * MIB
+FIRST_GRAPH_BYTES = 230 * MIB
+# the compiled prefill and decode graphs
+DECODER_LAYER_BYTES = 3 * MIB
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Memory of each part of a run in bytes, for one row (batch size 1).
+
+    Attributes:
+        runtime: Python with MindSpore; 0 on a separate device.
+        parameters: all weights in the compute dtype.
+        loading: peak while weights are loaded, including the loaded ones.
+        graphs: compiled graphs.
+        activations: peak of the vision and prefill graphs, which share a memory pool that is never freed.
+        prompt_cache: KV cache of the prompt.
+        full_cache: KV cache for `max_length` plus the previous one, from which it is copied.
+    """
+
+    runtime: int
+    parameters: int
+    loading: int
+    graphs: int
+    activations: int
+    prompt_cache: int
+    full_cache: int
+
+    @property
+    def load(self) -> int:
+        """Peak while loading."""
+        return self.runtime + self.loading
+
+    @property
+    def prefill(self) -> int:
+        """Peak until the first token, including pictures."""
+        return self.runtime + self.parameters + self.graphs + self.activations + self.prompt_cache
+
+    @property
+    def decode(self) -> int:
+        """Peak when the conversation grows to `max_length` tokens."""
+        return self.prefill - self.prompt_cache + self.full_cache
+
+    @property
+    def peak(self) -> int:
+        return max(self.load, self.prefill, self.decode)
+
+
+def estimate_memory(
+    config,
+    weights: Iterable[TensorInfo],
+    vision: VisionMemory,
+    *,
+    num_images: int,
+    num_prompt_tokens: int,
+    dtype: str = "float32",
+    on_host: bool = True,
+) -> MemoryEstimate:
+    """Returns the estimated memory for loading a model and answering one prompt.
+
+    Args:
+        config: the family's model config: `language_model`, `image_token_len` and `max_length`.
+        weights: the stored tensors in the order of loading.
+        vision: memory of the towers, see `Family.vision_memory`.
+        num_images: number of pictures in the prompt.
+        num_prompt_tokens: length of the prompt, including image placeholders.
+        dtype: the compute dtype.
+        on_host: whether the model is in host memory with the runtime; False on an NPU.
+    """
+    lm, weights, item_size = config.language_model, list(weights), dtypes.item_size(dtype)
+    vision = vision if num_images else VisionMemory()
+    num_padded = padded_prompt_length(num_prompt_tokens, config.max_length)
+    capacity = cache_capacity(num_padded, config.max_length)
+    graphs = FIRST_GRAPH_BYTES + lm.num_hidden_layers * DECODER_LAYER_BYTES + vision.graph
+    features = num_images * config.image_token_len * lm.hidden_size * item_size
+    prefill = prefill_activations(lm, min(num_padded, MAX_PREFILL_LENGTH), capacity, item_size)
+    prefill += 3 * num_padded * lm.hidden_size * item_size + 2 * features
+    return MemoryEstimate(
+        runtime=RUNTIME_BYTES if on_host else 0,
+        parameters=sum(info.num_elements for info in weights) * item_size,
+        loading=loading_bytes(weights, dtype),
+        graphs=int(graphs) if on_host else 0,
+        activations=max(vision.activations, prefill) + features,
+        prompt_cache=cache_bytes(lm, capacity, item_size),
+        full_cache=grown_cache_bytes(lm, capacity, config.max_length, item_size),
+    )
+
+
+def padded_prompt_length(num_tokens: int, max_length: int) -> int:
+    """Returns the number of tokens that the engine prefills for a prompt: whole chunks and a bucket."""
+    pieces, rest = divmod(num_tokens, MAX_PREFILL_LENGTH)
+    padded = pieces * MAX_PREFILL_LENGTH + bucket_length(rest)
+    return max(min(padded, bucket_length(max_length)), num_tokens)
+
+
+def loading_bytes(weights: Iterable[TensorInfo], dtype: str) -> int:
+    """Returns the peak while tensors are loaded one by one into parameters of `dtype`.
+
+    A float32 or float16 tensor shares its memory with a parameter of the same dtype. Other tensors are cast, and each
+    cast coexists with its input. All casts go through float32, except those to float16, which are direct for every
+    stored dtype but bfloat16.
+    """
+    loaded = widest = 0
+    for info in weights:
+        wide, parameter = info.num_elements * FLOAT32, info.num_elements * dtypes.item_size(dtype)
+        stored = 0 if info.dtype == "float32" else info.num_bytes
+        if dtype == "float32":
+            held = stored + parameter
+        elif dtype == "bfloat16":
+            held = wide + max(stored, parameter)
+        else:
+            # the stored values stay until the check for overflows
+            copies = {"float16": 0, "bfloat16": info.num_bytes + wide}.get(info.dtype, info.num_bytes)
+            held = copies + parameter
+        widest = max(widest, loaded + held)
+        loaded += parameter
+    return max(widest, loaded)
+
+
+def prefill_activations(config: DecoderConfig, num_tokens: int, capacity: int, item_size: int) -> int:
+    """Returns the peak activations of the decoder for C new tokens and S cached positions.
+
+    The mask, the scores, their sum, and the input and output of the float32 softmax have H*C*S elements each. The MLP
+    holds both branches, the activation and the product. Logits are computed for one token.
+    """
+    num_rows = num_tokens * config.num_attention_heads
+    scores = num_rows * capacity * (3 * item_size + 2 * FLOAT32)
+    rotation = 2 * num_rows * config.head_dim * FLOAT32
+    states = num_tokens * (2 * config.hidden_size + 4 * config.num_attention_heads * config.head_dim) * item_size
+    mlp = 4 * num_tokens * config.intermediate_size * item_size
+    return max(scores, mlp) + rotation + states + 2 * config.vocab_size * FLOAT32
+
+
+def cache_bytes(config: DecoderConfig, capacity: int, item_size: int) -> int:
+    """Returns the size of the keys and values of all layers."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * capacity * item_size
+
+
+def grown_cache_bytes(config: DecoderConfig, capacity: int, max_length: int, item_size: int) -> int:
+    """Returns the size of the cache for `max_length`, plus that of the previous cache if it grows."""
+    previous = 0
+    while capacity < max_length:
+        previous, capacity = capacity, cache_capacity(capacity + 1, max_length)
+    return cache_bytes(config, previous + capacity, item_size)

@@ -1,0 +1,101 @@
+"""Builds the model of a run config and opens its weights under their native names."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mindspore import nn
+
+from mindvlm.checkpoint import TensorInfo, TensorSource, open_checkpoint
+from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
+from mindvlm.models.base import Family
+from mindvlm.nn.linear_plan import choose_products
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
+from mindvlm.weights.cache import kept_weights
+from mindvlm.weights.lora.merging import adapted_view
+from mindvlm.weights.rules.findings import ConversionError
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(
+    family: Family, config: Any, context: BuildContext = EAGER_FLOAT32, *, mesh: Mesh | None = None
+) -> tuple[nn.Cell, ParallelModel]:
+    """Builds a model and applies the weight products of the context.
+
+    Args:
+        family: the family of the model.
+        config: the `model` section of the run config.
+        context: dtype, attention and products.
+        mesh: the process mesh that divides the model; if None, the model is not divided.
+
+    Returns:
+        The model with unfilled weights, and its tensor-parallel division.
+
+    Raises:
+        UserError: the family does not support tensor parallelism, or a size is not divisible by the number of ranks.
+    """
+    model, divided = family.build(config, context), ParallelModel()
+    if mesh:
+        if mesh.tp > 1 and not family.tensor_parallel:
+            raise UserError(
+                f"parallel.tp is {mesh.tp}, but a model of the family {family.name!r} cannot be divided; set it to 1"
+            )
+        divided = apply_tensor_parallel(model, family.tensor_parallel, mesh)
+    choose_products(model, context.linear)
+    return model, divided
+
+
+@contextlib.contextmanager
+def open_weights(
+    config: Any,
+    family: Family,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    origin: str | Path,
+    cache: bool = True,
+) -> Iterator[TensorSource]:
+    """Opens the checkpoint, the separate tower and the adapter of a run config as one source of native tensors.
+
+    Args:
+        config: the run config; `checkpoint` must be set.
+        family: the family of the model.
+        shapes: name -> shape of every parameter of the model.
+        origin: name of the config in messages.
+        cache: whether to keep converted weights for the next start; see `kept_weights`.
+
+    Raises:
+        UserError: the checkpoint, the tower or the adapter cannot be used.
+    """
+    expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
+    with contextlib.ExitStack() as stack:
+        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint))
+        part_paths = separate_parts(config, family)
+        parts = {key: stack.enter_context(open_checkpoint(path)) for key, path in part_paths.items()}
+        try:
+            weights = family.native_view(checkpoint, target_infos=expected, **parts)
+        except ConversionError as error:
+            if Path(config.checkpoint).is_dir() and family.sizes_remedy:
+                remedy = family.sizes_remedy(config, error.findings)
+            else:
+                remedy = f"correct the sizes in {origin}, or use the weights that match it"
+            raise UserError(f"{error}; {remedy}") from None
+        if cache and weights.recipe:
+            files = (file for source in (checkpoint, *parts.values()) for file in (source.path, *source.files))
+            weights = stack.enter_context(kept_weights(weights, files))
+        sources = (str(weights.path), *part_paths.values(), config.adapter)
+        logger.info(f"loading {' with '.join(filter(None, sources))}")
+        if config.adapter:
+            weights = stack.enter_context(adapted_view(weights, config.adapter, family.models))
+        yield weights
+
+
+def separate_parts(config: Any, family: Family) -> dict[str, str]:
+    """Returns the paths of parts outside `config.checkpoint`, by their key."""
+    return {key: path for key in family.separate_parts if (path := getattr(config, key))}

@@ -1,0 +1,39 @@
+"""The registry of model families. A new family adds one row to `FAMILIES`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mindvlm.core.errors import UserError
+from mindvlm.weights.recognise import ConvertibleModel
+
+if TYPE_CHECKING:
+    from mindvlm.models.base import Family
+
+FAMILIES = {
+    "vary": "mindvlm.models.vary",
+    "tinyllava": "mindvlm.models.tinyllava",
+}
+"""Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS."""
+
+
+def get_family(name: str) -> Family:
+    """Returns the family of that name. The first call imports its modules and MindSpore.
+
+    Raises:
+        UserError: the name is unknown; the message lists the known names.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"config key 'family' is {name!r}; expected one of {', '.join(FAMILIES)}")
+    return import_module(f"{FAMILIES[name]}.family").FAMILY
+
+
+def separate_parts() -> dict[str, str]:
+    """Returns key -> help text of the run config keys that name separate checkpoints of parts, of all families."""
+    return {key: text for model in convertible_models() for key, text in model.separate_parts.items()}
+
+
+def convertible_models() -> tuple[ConvertibleModel, ...]:
+    """Returns the convertible models of all families. Does not import MindSpore."""
+    return tuple(model for package in FAMILIES.values() for model in import_module(f"{package}.names").MODELS)

@@ -1,0 +1,73 @@
+"""Training samples of the original Vary programs, to reproduce their runs.
+
+They have three faults that `build_sample` avoids: control tokens in a record's text act as control tokens; an empty
+answer leaves its turn open; and labels come from splitting the prompt at the closing marks, so that all labels of a
+sample with mismatched counts are ignored.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
+from mindvlm.processing.samples.chat_samples import (
+    TrainingSample,
+    read_record,
+    training_template,
+    with_image_in_front,
+)
+from mindvlm.processing.samples.label_rules import IGNORED_LABEL, round_labels
+from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render
+from mindvlm.processing.text.pieces import Piece
+from mindvlm.processing.text.tokenizer import Tokenizer
+
+
+def original_sample(
+    record: dict[str, Any] | list[dict[str, Any]],
+    *,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    image_span: ImageSpan,
+    max_length: int,
+    image_in_front: bool = False,
+) -> TrainingSample:
+    """Returns ids and labels of one record, cut to `max_length`.
+
+    Every caption gets an image span, even without a picture.
+
+    Args:
+        image_in_front: see `with_image_in_front`.
+
+    Raises:
+        UserError: the record is malformed, or the template has no label rule.
+    """
+    _, turns, images = read_record(record)
+    template = training_template(template)
+    is_caption = template.style == "caption"
+    if is_caption:
+        turns = [turn if position % 2 else IMAGE_MARKER for position, turn in enumerate(turns)]
+    messages = [image_span.expand(turn) if isinstance(record, dict) else [Piece(turn)] for turn in turns]
+    if image_in_front:
+        messages[0] = with_image_in_front(turns[0], template, image_span)
+    pieces = render(template, messages, empty_leaves_open=True)
+    prompt = prompt_text(pieces)
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, allow_special=True))
+
+    ids = np.array((tokenizer.prefix_ids + tokenizer.encode(prompt, allow_special=True))[:max_length], dtype=np.int32)
+    if is_caption:
+        return TrainingSample(ids, _caption_labels(ids, pieces, tokenizer), images, "")
+    labels, warning = round_labels(
+        prompt, ids, template=template, count=count, pad_id=tokenizer.pad_id, max_length=max_length
+    )
+    return TrainingSample(ids, labels, images, warning)
+
+
+def _caption_labels(ids: np.ndarray, pieces: list[Piece], tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the labels after the first picture. Sets the last id and label to the end token."""
+    labels = ids.copy()
+    first_question = prompt_text([piece for piece in pieces if not piece.learned][:1])
+    labels[: len(tokenizer.prefix_ids) + len(tokenizer.encode(first_question, allow_special=True))] = IGNORED_LABEL
+    ids[-1] = labels[-1] = tokenizer.special_id(tokenizer.end_token)
+    return labels

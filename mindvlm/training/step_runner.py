@@ -1,0 +1,123 @@
+"""The optimizer step of the trainer: NumPy arrays in, Python numbers out."""
+
+import math
+from dataclasses import dataclass
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn
+
+from mindvlm.nn.dropout import place_dropout
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.parallel.plan import ParallelModel
+from mindvlm.parallel.zero import ShardedAdamW
+from mindvlm.training.config import TrainConfig
+from mindvlm.training.data import PassInputs
+from mindvlm.training.loss import MIN_SCALE
+from mindvlm.training.step import StepResult, TrainStep
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a step.
+
+    Attributes:
+        loss: mean over all ranks and passes.
+        norm: norm of the gradients before clipping.
+        is_finite: false if a gradient was not finite; then nothing was updated.
+        is_overflow: whether the loss scale was too large; it has been lowered.
+    """
+
+    loss: float
+    norm: float
+    is_finite: bool = True
+    is_overflow: bool = False
+
+
+def model_arguments(inputs: PassInputs, inv_freq: Tensor, dtype) -> tuple[Tensor, ...]:
+    """Converts a pass to the arguments of a model with that dtype; an array used twice becomes one Tensor."""
+    tensors = {id(array): Tensor(array, dtype) for array in inputs.pixels}
+    pixels = [tensors[id(array)] for array in inputs.pixels]
+    return Tensor(inputs.input_ids), Tensor(inputs.labels), inv_freq, *pixels, Tensor(inputs.sources)
+
+
+class StepRunner:
+    """Runs the passes of a step and its update.
+
+    Args:
+        model: the Cell to train.
+        config: config of the job.
+        inv_freq: (D/2,) float32, rotary frequencies of the decoder.
+        mesh: the mesh of this process.
+        divided: the parts of the divided model.
+        dtype: dtype of the model; float16 gets a loss scale.
+    """
+
+    def __init__(
+        self,
+        model: nn.Cell,
+        config: TrainConfig,
+        *,
+        inv_freq: Tensor,
+        mesh: Mesh,
+        divided: ParallelModel,
+        dtype=ms.float32,
+    ):
+        self.inv_freq = inv_freq
+        self.dtype = dtype
+        self.num_passes = config.num_passes
+        self.accumulates = self.num_passes > 1
+        self.has_loss_scale = dtype == ms.float16
+        place_dropout(model, num_passes=self.num_passes, num_replicas=mesh.dp, replica=mesh.dp_rank)
+        self.step = TrainStep(
+            model,
+            config.optimizer,
+            accumulates=self.accumulates,
+            loss_scale=config.loss_scale if self.has_loss_scale else None,
+            parallel=config.parallel,
+            mesh=mesh,
+            divided=divided,
+            recompute=config.recompute,
+            averages_passes=config.averages_passes,
+        )
+
+    def run(self, learning_rate: float, passes: list[PassInputs]) -> Outcome:
+        """Runs one update."""
+        rate = Tensor(learning_rate, ms.float32)
+        if self.accumulates:
+            for inputs in passes:
+                self.step.accumulate(*self.arguments(inputs))
+            result = self.step.update(rate)
+        else:
+            result = self.step(rate, *self.arguments(passes[0]))
+        return self.outcome(result)
+
+    def outcome(self, result: StepResult) -> Outcome:
+        loss, norm, _, is_finite = (value.asnumpy().item() for value in result)
+        is_overflow = self.has_loss_scale and not is_finite and math.isfinite(loss) and not self.scale_is_lowest()
+        return Outcome(loss, norm, is_finite, is_overflow)
+
+    def scale_is_lowest(self) -> bool:
+        """Whether the loss scale has its minimum value."""
+        return self.step.loss_scale.value.asnumpy().item() <= MIN_SCALE
+
+    def arguments(self, inputs: PassInputs) -> tuple[Tensor, ...]:
+        """See `model_arguments`."""
+        return model_arguments(inputs, self.inv_freq, self.dtype)
+
+    def start_at(self, step: int) -> None:
+        """Resumes as if `step` steps had run."""
+        self.step.set_num_passes(step * self.num_passes)
+
+    @property
+    def optimizer_state(self) -> dict[str, Parameter]:
+        """The state in a checkpoint besides the weights, by name."""
+        return self.step.state
+
+    @property
+    def sharded(self) -> ShardedAdamW | None:
+        """The optimizer, if its state is divided over the replicas."""
+        return self.step.optimizer if self.step.is_sharded else None
+
+    def fill_masters(self) -> None:
+        """Copies the filled 16-bit weights of a new run to their float32 copies."""
+        self.step.fill_masters()

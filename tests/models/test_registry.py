@@ -1,0 +1,142 @@
+"""A family is one folder and one registry row: `tests/mosaic` loads, converts both ways, answers, trains and is
+checked."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mindvlm.api import load
+from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
+from mindvlm.convert.convert_weight import main as convert
+from mindvlm.core.errors import UserError
+from mindvlm.models.loading import build_model
+from mindvlm.models.registry import FAMILIES, convertible_models, get_family
+from mindvlm.models.run_config import read_config
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.tools.check_model import main as check
+from mindvlm.training.job_file import read_job
+from mindvlm.training.trainer import Trainer
+from mindvlm.weights.rules.planning import make_plan
+from tests.mosaic import family as mosaic
+from tests.mosaic import names
+from tests.mosaic.config import parse_config
+from tests.mosaic.names import HF, SIZES, infos_of
+from tests.processing.text.small_pieces import write_piece_files
+from tests.training.small_job import losses, write_data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a Mosaic's YAML, tokenizer and published weights, and the family's row in the registry."""
+    monkeypatch.setitem(FAMILIES, "mosaic", "tests.mosaic")
+    rng = np.random.default_rng(0)
+    native = infos_of(SIZES)
+    names = make_plan(HF.reverse(), native).infos
+    tensors = {name: rng.normal(0, 0.3, info.shape).astype(np.float32) for name, info in names.items()}
+    write_checkpoint(tmp_path / "published.safetensors", MemorySource(tensors), metadata={"format": "pt"})
+    write_piece_files(tmp_path)
+    config = {
+        "family": "mosaic",
+        "checkpoint": "published.safetensors",
+        "device": "cpu",
+        "mode": "pynative",
+        "model": {"language_model": SIZES},
+        "processor": {"tokenizer": "."},
+        "generation": {"max_new_tokens": 6},
+    }
+    (tmp_path / "mosaic.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_every_row_leads_to_a_family_of_its_name():
+    for name in FAMILIES:
+        family = get_family(name)
+        assert family.name == name
+        assert {model.family for model in family.models} == {name}
+    assert {model.family for model in convertible_models()} == set(FAMILIES)
+    with pytest.raises(UserError, match=f"'family' is 'mosaic'; expected one of {', '.join(FAMILIES)}"):
+        get_family("mosaic")
+
+
+def test_a_new_family_answers(folder):
+    model = load(folder / "mosaic.yaml", cache=False)
+    red, blue = (Image.new("RGB", (20, 10), colour) for colour in ("red", "blue"))
+    answer = model.chat("what colour?", images=red)
+    assert answer.num_new_tokens and answer.num_prompt_tokens > 4
+    logits = [model.logits("what colour?", images=image) for image in (red, blue)]
+    assert not np.allclose(*logits)
+    several = model.generate(["what colour?", "what?"], images=[red, None])
+    assert several[0].ids == answer.ids
+
+
+def test_a_new_family_converts_both_ways(folder, capsys):
+    published, native, back = (folder / f"{name}.safetensors" for name in ("published", "native", "back"))
+    assert convert(["--torch_ckpt_path", str(published), "--mindspore_ckpt_path", str(native), "--verify"]) == 0
+    assert "mosaic" in capsys.readouterr().out
+    with open_checkpoint(native) as checkpoint:
+        assert checkpoint.infos.keys() == infos_of(SIZES).keys()
+    assert convert(["--torch_ckpt_path", str(native), "--mindspore_ckpt_path", str(back), "--to", "hf"]) == 0
+    assert back.read_bytes() == published.read_bytes()
+
+
+def test_a_new_family_is_checked(folder, capsys):
+    status = check(["--config_path", str(folder / "mosaic.yaml")])
+    assert status == 0, capsys.readouterr()
+    assert "of the family mosaic" in capsys.readouterr().out
+
+
+def train_job(folder, **changes):
+    data = {"registry": write_data(folder).name, "datasets": "words", "batch_size": 2, "max_length": 96}
+    job = {
+        "model_config": "mosaic.yaml",
+        "output_dir": str(folder / "run"),
+        "device": "cpu",
+        "mode": "pynative",
+        "data": {**data, "lengths": [96], "num_workers": 0},
+        "init": {"weights": ["published.safetensors"]},
+        "schedule": {"total_steps": 2, "warmup_steps": 0},
+        "optimizer": {"learning_rate": 1e-2},
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job | changes))
+    return read_job(folder / "job.yaml")
+
+
+@pytest.mark.parametrize("weights", [["published.safetensors"], []])
+def test_a_new_family_trains(folder, weights):
+    Trainer(train_job(folder, init={"weights": weights}, log_every=1)).train()
+    first, second = losses(folder / "run")
+    assert np.isfinite([first[1], second[1]]).all() and first[1:] != second[1:]
+
+
+def test_a_family_without_a_plan_is_not_divided(folder):
+    with pytest.raises(UserError, match="parallel.tp is 2, but a model of the family 'mosaic' cannot be divided"):
+        build_model(get_family("mosaic"), read_config(folder / "mosaic.yaml").model, mesh=Mesh(tp=2))
+
+
+def test_a_config_that_several_families_list_goes_to_the_one_that_claims_it(folder, monkeypatch):
+    """Both families list the model type "llama"."""
+    (model,) = names.MODELS
+
+    def read_folder(path, overrides):
+        return parse_config(yaml.safe_load((folder / "mosaic.yaml").read_text()), path / "config.json")
+
+    both = replace(model, model_types=("LlamaForCausalLM", "llama"))
+    claims = replace(mosaic.FAMILY, models=(both,), read_folder=read_folder, reads=lambda data: "mosaic_grid" in data)
+    monkeypatch.setattr(names, "MODELS", (both,))
+    monkeypatch.setattr(mosaic, "FAMILY", claims)
+    data = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mosaic_grid": 2}
+    (folder / "config.json").write_text(json.dumps(data))
+    assert read_config(folder).family == "mosaic"
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(UserError, match="config.json: lacks"):
+        read_config(folder)
+    monkeypatch.setattr(mosaic, "FAMILY", replace(claims, reads=lambda data: True, read_folder=None))
+    with pytest.raises(UserError, match="config.json: lacks"):
+        read_config(folder)
+    monkeypatch.setattr(mosaic, "FAMILY", replace(claims, reads=None))
+    with pytest.raises(UserError, match="model type llama is not read from a folder"):
+        read_config(folder)

@@ -1,0 +1,48 @@
+"""The listed shapes of a whole model are those of the Cell that is built from the same config."""
+
+import pytest
+
+from mindvlm.models.tinyllava import model as tinyllava
+from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
+from mindvlm.models.tinyllava.model_config import model_shapes as tinyllava_shapes
+from mindvlm.models.vary import model as vary
+from mindvlm.models.vary.model_config import VaryModelConfig, VisionVocabularyConfig
+from mindvlm.models.vary.model_config import model_shapes as vary_shapes
+from mindvlm.nn.config import DecoderConfig, VitConfig
+from mindvlm.nn.parameters import parameter_shapes
+
+SIZES = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+DECODER = {"vocab_size": 50, **SIZES, "head_dim": 8}
+TOWER = VitConfig(**SIZES, image_size=[14, 28], patch_size=7)
+VOCABULARY = {"embed_dim": 12, "depth": 3, "num_heads": 2, "global_attn_indexes": [1], "image_size": [32, 64]}
+VOCABULARY |= {"patch_size": 4, "out_chans": 6, "net_2_channels": 8, "net_3_channels": 10}
+
+
+@pytest.mark.parametrize("window_size", [0, 3])
+@pytest.mark.parametrize("tower", [TOWER, None])
+@pytest.mark.parametrize("decoder", [{}, None])
+def test_vary(window_size, tower, decoder):
+    tiny = {"position": "learned", "max_position_embeddings": 64, "tie_word_embeddings": True} if tower is None else {}
+    config = VaryModelConfig(
+        language_model=None if decoder is None else DecoderConfig(**DECODER, **tiny),
+        vision_tower=tower,
+        vision_vocabulary=VisionVocabularyConfig(**VOCABULARY, window_size=window_size),
+        image_token_len=8,
+        max_length=64,
+    )
+    assert vary_shapes(config) == parameter_shapes(vary.build_model(config))
+
+
+@pytest.mark.parametrize("connector", ["linear", "mlp1x_gelu", "mlp3x_gelu", "resampler", "identity"])
+@pytest.mark.parametrize("tower", [TOWER, None])
+@pytest.mark.parametrize("decoder", [DecoderConfig(**DECODER, num_key_value_heads=2), None])
+def test_tinyllava(connector, tower, decoder):
+    connector = ConnectorConfig(type=connector, resampler_hidden_size=24, num_queries=5, num_resampler_layers=2)
+    config = TinyLlavaModelConfig(
+        language_model=decoder,
+        vision_tower=tower,
+        connector=connector,
+        image_token_len=connector.num_tokens(TOWER.num_tokens),
+        image_newline=decoder is not None,
+    )
+    assert tinyllava_shapes(config) == parameter_shapes(tinyllava.build_model(config))

@@ -1,0 +1,1 @@
+"""The parts of `mindvlm-benchmark`: workloads, the contenders' processes, and the comparisons."""
