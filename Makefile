@@ -28,7 +28,7 @@ test: $(VENV)/installed-test lint
 	$(PYTEST) $(TRAINING)
 	$(PYTEST) tests $(addprefix --ignore=,$(FILES) $(CELLS) $(MODELS) $(TRAINING))
 
-# The rest of what CI checks: the other mode of each recorded case, more graphs, larger files
+# The rest of what CI checks: the other mode of each recorded case, more graphs and jobs, larger files
 test-ci: $(VENV)/installed-test
 	$(PYTEST) -m ci tests
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mindvlm.core.progress import progress_to
+from mindvlm.core.runtime import set_device
 from tests.golden_files import golden_path
 
 
@@ -15,6 +16,12 @@ def weights_cache_of_the_tests(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINDVLM_CACHE", str(tmp_path_factory.mktemp("weights_cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def device_of_the_tests() -> None:
+    """Selects the CPU as the library does: tests of Cells do not start a run of their own."""
+    set_device("CPU")
 
 
 @pytest.fixture

@@ -74,6 +74,9 @@ def set_device(device: str) -> None:
     except RuntimeError as error:
         if ms.get_context("device_target") != device:
             raise UserError(f"device '{device}' cannot be used: {first_line(error)}; start a new process") from None
+    if device == "CPU":
+        # the threads of PyNative mode that hand kernels on to each other wait in busy loops
+        ms.runtime.launch_blocking()
 
 
 def card_of_rank_table(device: str) -> tuple[int, ...]:

@@ -1,7 +1,4 @@
-"""The attention with a gradient of its own against torch: values, gradients, slices, memory."""
-
-import subprocess
-import sys
+"""The attention with a gradient of its own against torch: values, gradients, slices."""
 
 import mindspore as ms
 import numpy as np
@@ -122,41 +119,3 @@ def test_slices_cover_all_queries_and_stay_within_the_bound():
             assert max(b - a for a, b in zip(starts, stops, strict=True)) * num_keys <= module.MAX_SCORES_PER_HEAD
             assert seen == (stops if ranges == causal_slices(length) else (4096,) * len(stops))
     assert [len(causal_slices(length)) for length in (512, 1024, 2048)] == [1, 2, 4]
-
-
-PEAK = """
-import sys
-import mindspore as ms, numpy as np
-from mindspore import Tensor, nn, ops
-from mindvlm.nn.attention_core import causal_attention_core
-
-ms.set_context(mode=ms.GRAPH_MODE)
-class Plain(nn.Cell):
-    def __init__(self):
-        super().__init__()
-        self.by_rows, self.product = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
-    def construct(self, query, key, value):
-        return self.product(ops.softmax(self.by_rows(query, key)), value)
-class Stack(nn.Cell):
-    def __init__(self):
-        super().__init__()
-        self.core = causal_attention_core() if sys.argv[1] == "core" else Plain()
-    def construct(self, x):
-        for _ in range(6):
-            x = self.core(x, x + 1.0, x - 1.0)
-        return x.sum()
-gradient = ms.grad(Stack())(Tensor(np.random.rand(8, 1024, 16).astype(np.float32)))
-gradient.asnumpy()
-print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-"""
-
-
-def test_probabilities_of_all_layers_are_never_in_memory(tmp_path):
-    (tmp_path / "peak.py").write_text(PEAK)
-    peak = {}
-    for kind in ("core", "plain"):
-        command = [sys.executable, str(tmp_path / "peak.py"), kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-        peak[kind] = int(done.stdout.split()[-1]) * 1024
-    probabilities_of_a_layer = 8 * 1024 * 1024 * 4
-    assert peak["plain"] - peak["core"] > 4 * probabilities_of_a_layer

@@ -11,6 +11,7 @@ from mindvlm.training.trainer import Trainer
 from tests.parallel.launch import start
 from tests.training.small_job import losses, read_tensors, write_job
 
+pytestmark = pytest.mark.ci
 ROOT = Path(__file__).parents[2]
 # towers with divided query, key and value in one matrix, the head, and dropout before divided inputs
 LORA = {"rank": 2, "dropout": 0.3, "targets": ["^language_model", "^vision_"], "modules_to_save": ["^mm_projector"]}

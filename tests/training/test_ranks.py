@@ -13,6 +13,8 @@ from tests.parallel.tiny_training import TinyTraining
 from tests.training.ranks_job import LAYOUTS, run_tensors
 from tests.training.small_job import read_tensors
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
