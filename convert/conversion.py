@@ -35,6 +35,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.models.registry import convertible_models
 from mindvlm.weights.buffers import unpack_buffers
 from mindvlm.weights.companions import copy_companions
+from mindvlm.weights.lora.merging import ADAPTERS_KEY
 from mindvlm.weights.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
 from mindvlm.weights.rules.overlaid import OverlaidSource
 from mindvlm.weights.rules.plan import Plan
@@ -218,9 +219,14 @@ def _write(conversion: Conversion, place: Path, show_progress: bool) -> None:
     conversion.outputs = tuple(map(Output, target.files, made))
     if tap:
         conversion.statistics = tap.statistics
+    companions: dict[str, Path] = {}
     if target.whole_folder and _is_whole(opened, request.only):
-        companions = copy_companions(opened.inputs[0].checkpoint.path.parent, place, opened.model.companions)
-        conversion.copied = tuple(Output(target.folder / file.name, file) for file in companions)
+        for folder in dict.fromkeys((opened.inputs[0].checkpoint.folder, opened.described_in)):
+            # the config.json of a part would describe another model
+            without = ("config.json",) if opened.undescribed_parts else ()
+            copies = copy_companions(folder, place, opened.model.companions, without=without)
+            companions.update((file.name, file) for file in copies)
+        conversion.copied = tuple(Output(target.folder / name, file) for name, file in companions.items())
 
 
 def _prove(conversion: Conversion, place: Path, show_progress: bool) -> None:
@@ -238,6 +244,12 @@ def _prove(conversion: Conversion, place: Path, show_progress: bool) -> None:
                 progress=bar.update,
             )
         if conversion.config is not None:
+            for one in conversion.opened.inputs:
+                if one.nonfinite:
+                    raise UserError(
+                        f"{one.checkpoint.path}: tensor {one.nonfinite[0]} holds NaN or infinity; --verify logits has "
+                        "nothing to compare, convert without it or give other weights"
+                    )
             conversion.parity = compare_logits(_parity_request(conversion, place))
             if not conversion.parity.passed:
                 raise ParityFailure(conversion.parity, request.target)
@@ -252,11 +264,12 @@ def _is_whole(opened: Opened, only: str | None) -> bool:
 
 def _metadata(request: Request, opened: Opened) -> dict[str, str]:
     """Returns the text entries of the file: those of the source for `--to hf`, else what the way back needs."""
+    adapters = {ADAPTERS_KEY: ",".join(opened.held_adapters)} if opened.held_adapters else {}
     if request.to == "hf":
-        return opened.source_metadata
+        return opened.source_metadata | adapters
     kept = {"format": "ms", NAMING_KEY: opened.naming, METADATA_KEY: json.dumps(opened.source_metadata)}
     optional = {ALIASES_KEY: ",".join(opened.aliases), BUFFERS_KEY: opened.packed_buffers}
-    return kept | {key: text for key, text in optional.items() if text}
+    return kept | adapters | {key: text for key, text in optional.items() if text}
 
 
 def _parity_request(conversion: Conversion, place: Path) -> ParityRequest:

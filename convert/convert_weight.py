@@ -116,12 +116,16 @@ def _filled(text: str) -> str:
     return text
 
 
+def _path(text: str) -> str:
+    return os.path.expanduser(_filled(text))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="mindvlm-convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def add(*names: str, **options: Any) -> None:
         if "action" not in options:
-            options["type"] = _filled
+            options["type"] = _path if options.get("metavar") in ("PATH", "FOLDER", "FILE.json") else _filled
         parser.add_argument(*names, **options)
 
     add(

@@ -82,7 +82,7 @@ def report_of(conversion: Conversion) -> dict[str, Any]:
         files = dict.fromkeys((checkpoint.path, *checkpoint.files))
         role, naming = "layer" if index else "base", one.plan.table.name
         sources.append(_source_record(role, checkpoint.path, describe_format(checkpoint), naming, files))
-        steps.append(Step(index, one.plan, checkpoint.infos))
+        steps.append(Step(index, one.plan, one.tensors.infos))
     if opened.adapter:
         sources.append(_source_record("adapter", opened.adapter.path, "PEFT LoRA", "", opened.adapter.files))
     if conversion.way_out:
@@ -226,7 +226,7 @@ def _joined(origins: Iterable[Mapping[int, Sequence[str]]]) -> dict[int, list[st
 def _origins(conversion: Conversion) -> Origins:
     opened = conversion.opened
     carried = [
-        carry_origins({name: {index: [name]} for name in one.checkpoint.infos}, one.plan)
+        carry_origins({name: {index: [name]} for name in one.tensors.infos}, one.plan)
         for index, one in enumerate(opened.inputs)
     ]
     origins: Origins = {name: carried[opened.origins[name]][name] for name in opened.source.infos}

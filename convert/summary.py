@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from mindvlm.convert.conversion import Conversion
+from mindvlm.weights.remedies import connector_file
 from mindvlm.weights.rules.findings import fold_label, format_table
 from mindvlm.weights.rules.plan import Plan
 
@@ -16,7 +17,8 @@ def summary(conversion: Conversion) -> str:
     lines = []
     for index, one in enumerate(opened.inputs):
         used = sum(opened.origins[name] == index for name in opened.source.infos if name in opened.origins)
-        lines.append(f"source: {one.checkpoint.path}, {one.plan.table.name} names, gives {used} tensors")
+        removed = f" without {' and '.join(one.wrappers)}" if one.wrappers else ""
+        lines.append(f"source: {one.checkpoint.path}, {one.plan.table.name} names{removed}, gives {used} tensors")
     if opened.adapter:
         lines.append(f"merged: {opened.adapter.path}, changes {len(opened.modified)} tensors")
     lines.append(f"model: {opened.model.name}")
@@ -25,13 +27,23 @@ def summary(conversion: Conversion) -> str:
     if conversion.way_out:
         lines += _rules(conversion.way_out)
     if opened.absent_parts:
-        lines.append(f"partial: missing parts: {', '.join(opened.absent_parts)}")
+        beside = connector_file(opened.inputs[0].checkpoint.path) if "connector" in opened.absent_parts else None
+        unread = f"; {beside} was not read, give it as a further source" if beside else ""
+        lines.append(f"partial: missing parts: {', '.join(opened.absent_parts)}{unread}")
     lines.append(f"sizes: {opened.sizes}")
+    for one in opened.inputs:
+        if one.nonfinite:
+            lines.append(f"NaN or infinity in {one.checkpoint.path}, kept as it is: {fold_label(one.nonfinite)}")
     lines.append(_totals(conversion))
     if conversion.copied:
         lines.append(f"copied beside it: {', '.join(copy.path.name for copy in conversion.copied)}")
     elif conversion.request.to == "hf" and conversion.outputs and conversion.request.only is None:
         lines.append("config.json and the tokenizer are not beside the source; a model folder needs them too")
+    if conversion.outputs and conversion.target.whole_folder and opened.undescribed_parts:
+        lines.append(
+            f"no config.json: that of {opened.described_in} does not describe {', '.join(opened.undescribed_parts)}; "
+            "put the config.json of the whole model there, such as the one that the training wrote"
+        )
     if conversion.verified:
         lines.append(f"verified: {conversion.verified.describe()}")
     if conversion.parity:

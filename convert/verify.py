@@ -87,7 +87,7 @@ def verify_conversion(
         for index, one in enumerate(opened.inputs):
             names = _whole_tensors(opened, index)
             if names:
-                comparison.compare(one.checkpoint, _led_back(one, native, shown), names, "of the source")
+                comparison.compare(one.tensors, _led_back(one, native, shown), names, "of the source")
             num_source_tensors += len(names)
             proved.update(target for name in names for target in one.plan.targets_of(name))
         others = [name for name in native.infos if name not in proved]
@@ -138,7 +138,7 @@ def _whole_tensors(opened: Opened, index: int) -> list[str]:
     arrived = {name for name in plan.infos if opened.origins[name] == index and name in infos} - set(opened.modified)
     return [
         name
-        for name in opened.inputs[index].checkpoint.infos
+        for name in opened.inputs[index].tensors.infos
         if (targets := plan.targets_of(name)) and arrived.issuperset(targets)
     ]
 

@@ -27,14 +27,14 @@ def load(
     """Builds the model of a YAML or a checkpoint folder and loads its weights.
 
     Args:
-        config_path: a YAML of this project or MindOCR's vary_toy.yaml; a Hugging Face folder of a TinyLLaVA, or its
+        config_path: a YAML of this project or MindOCR's vary_toy.yaml; a published Hugging Face folder, or its
             config.json; None for the included Vary-nano.
         progress: called with one line before each slow step (converting, loading, compiling). The lines are also
             logged to the logger `mindvlm`.
         cache: whether weights with foreign names are cached under native names in
             `mindvlm.weights.cache.cache_folder()`.
         overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors",
-            adapter="folder" of a PEFT adapter to merge, or (TinyLLaVA) vision_tower="folder" of a tower's repository
+            adapter="folder" of a PEFT adapter to merge, or vision_tower="folder" of a tower's repository
             whose weights replace those of the checkpoint.
 
     Raises:

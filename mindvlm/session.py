@@ -69,8 +69,8 @@ class VisionLanguageModel:
             stream: returns an iterator over pieces of text instead of the whole answer.
 
         Raises:
-            UserError: a picture cannot be read, the numbers of pictures and markers differ, or the prompt exceeds the
-                context.
+            UserError: a picture cannot be read, the numbers of pictures and markers differ, the prompt exceeds the
+                context, or the model's logits contain NaN or infinity.
         """
         options, pictures = self.options(generation), self.pictures(images)
         self.engine.runner.reset_clock()
@@ -86,7 +86,8 @@ class VisionLanguageModel:
     ) -> Answer | AnswerStream | list[Answer]:
         """Answers one query, or a batch of independent queries.
 
-        The answers of a batch equal those to single queries; with `do_sample`, query n uses the seed plus n.
+        The answers of a batch equal those to single queries. With `do_sample`, every query draws its own random
+        numbers: query n uses the seed plus n, so it equals the single query with that seed.
 
         Args:
             queries: one query, or a list of queries.
@@ -118,6 +119,9 @@ class VisionLanguageModel:
         ]
         self.engine.resize(min(len(queries), MAX_SLOTS))
         slots = self.engine.complete(requests)
+        for number, slot in enumerate(slots, 1):
+            if slot.error:
+                raise UserError(f"query {number} of {len(slots)}: {slot.error}")
         return [
             AnswerStream(self.engine, slot, text, earlier=[], asked=turn).close()
             for slot, text, turn in zip(slots, texts, asked, strict=True)
@@ -188,7 +192,12 @@ class VisionLanguageModel:
     def new_text(self, options: GenerationConfig) -> AnswerText:
         """Returns the empty text of a new answer, with the stop rules of the template and the options."""
         stop_strings = (*self.processor.stop_strings, *options.stop_strings)
-        return AnswerText(self.processor.stop_ids, stop_strings, self.processor.tokenizer.text_decoder())
+        return AnswerText(
+            self.processor.stop_ids,
+            stop_strings,
+            self.processor.tokenizer.text_decoder(),
+            max_repeated_tokens=options.max_repeated_tokens,
+        )
 
     def request(
         self,
@@ -224,7 +233,8 @@ class Conversation:
     """A conversation with a model that prefills only new tokens.
 
     The keys and values of earlier turns stay in the engine's cache. The whole conversation is prefilled again if
-    another request used the model in between, or if the longer prompt has another dynamic NTK factor.
+    another request used the model in between, if the longer prompt has another dynamic NTK factor, or if the feature
+    rows of its pictures depend on the text.
     """
 
     def __init__(self, model: VisionLanguageModel):
@@ -234,6 +244,7 @@ class Conversation:
     def reset(self) -> None:
         """Forgets all turns and pictures."""
         self.turns: Turns = []
+        self.pictures: list[Picture] = []
         self.features = ImageFeatures()
         self.ids: list[int] = []
         self.slot: Slot | None = None
@@ -252,22 +263,31 @@ class Conversation:
         options, pictures = model.options(generation), model.pictures(images)
         engine.runner.reset_clock()
         asked = model.processor.mark_images(query, len(pictures))
-        slot = None if self.slot is None or self.slot.is_released else self.slot
+        seen = [*self.pictures, *pictures]
+        chosen_anew = bool(seen) and model.model.rows_depend_on_text
+        kept = ImageFeatures() if chosen_anew else self.features
+        slot = None if self.slot is None or self.slot.is_released or chosen_anew else self.slot
         if slot:
             follow_up = partial(self.follow_up, query, len(pictures))
             ids, new_features = model.prepared(follow_up, pictures, prefix=self.ids)
         if not slot or engine.alpha_for(len(ids)) != slot.alpha:
-            ids, new_features = model.prepared(partial(self.whole, query, len(pictures)), pictures)
+            whole = partial(self.whole, query, kept.counts)
+            ids, new_features = model.prepared(whole, seen if chosen_anew else pictures)
             engine.resize(1)
             slot = None
-        features = self.features.followed_by(new_features)
+        earlier, features = (self.features, self.pictures), kept.followed_by(new_features)
 
         def take_over(answer: Answer) -> None:
-            if self.open_answer is result:
+            if self.open_answer is not result:
+                return
+            if result.slot.error:
+                (self.features, self.pictures), self.open_answer = earlier, None
+                engine.release(result.slot)
+            else:
                 self.take_over(ids, answer)
 
         result = model.start(ids, features, options, earlier=self.turns, asked=asked, slot=slot, on_close=take_over)
-        self.features, self.slot, self.open_answer = features, result.slot, result
+        self.features, self.pictures, self.slot, self.open_answer = features, seen, result.slot, result
         return result if stream else result.answer
 
     def follow_up(self, query: str, num_images: int, counts: Sequence[int]) -> ChatPrompt:
@@ -276,9 +296,15 @@ class Conversation:
             query, num_images=num_images, answer_is_closed=self.answer_is_closed, image_lengths=counts
         )
 
-    def whole(self, query: str, num_images: int, counts: Sequence[int]) -> ChatPrompt:
-        """Returns the prompt of the whole conversation; arguments as in `follow_up`."""
-        counts = [*self.features.counts, *counts]
+    def whole(self, query: str, earlier_counts: Sequence[int], counts: Sequence[int]) -> ChatPrompt:
+        """Returns the prompt of the whole conversation.
+
+        Args:
+            query: the question.
+            earlier_counts: placeholders of the first pictures.
+            counts: placeholders of the other ones.
+        """
+        counts = [*earlier_counts, *counts]
         return self.model.processor.prompt(query, num_images=len(counts), history=self.turns, image_lengths=counts)
 
     def take_over(self, prompt: list[int], answer: Answer) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mindvlm.core.errors import UserError
+from mindvlm.generation.request import Slot
 from tests.tiny_vary import (
     IMAGE_TOKEN_LEN,
     VOCAB_SIZE,
@@ -96,6 +97,33 @@ def test_a_seed_fixes_the_text(model):
     ids = [model.chat("read", seed=seed, **options).ids for seed in (1, 1, 2)]
     assert ids[0] == ids[1] != ids[2]
     assert model.chat("read", **options).ids == model.chat("read", seed=model.config.seed, **options).ids
+
+
+def test_a_stop_mark_that_is_spelled_in_letters(model, monkeypatch):
+    """The model writes the closing mark as ordinary text, across tokens; nothing of it is shown."""
+    ids = model.processor.tokenizer.encode("so<|im_end|> and more")
+    monkeypatch.setattr(Slot, "forced_id", property(lambda slot: ids[len(slot.new_ids)]))
+    stream = model.chat("read", max_new_tokens=len(ids), stream=True)
+    assert list(stream) == ["s", "o"] and (stream.answer, stream.answer.stop_reason) == ("so", "stop_string")
+
+
+def test_a_loop_ends_with_its_reason(model, monkeypatch):
+    monkeypatch.setattr(Slot, "forced_id", property(lambda slot: 65 + len(slot.new_ids) % 3))
+    answer = model.chat("read", max_new_tokens=60, max_repeated_tokens=30)
+    assert (answer.stop_reason, answer.num_new_tokens) == ("repetition", 30)
+    assert model.chat("read", max_new_tokens=60).num_new_tokens == 60
+
+
+def test_nan_is_an_error_and_not_an_empty_answer(model, monkeypatch):
+    encode = model.engine.encode_images
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "encode_images", lambda *pixels: encode(*pixels) * float("nan"))
+        for ask in (model.chat, lambda query, image: list(model.chat(query, image, stream=True))):
+            with pytest.raises(UserError, match="logits of token 1 of the answer contain NaN.*float32.*damaged"):
+                ask("read", picture(70))
+        with pytest.raises(UserError, match="query 2 of 2: the logits of token 1"):
+            model.generate(["hello", "read"], [None, picture(70)])
+    assert model.chat("hello", max_new_tokens=3)
 
 
 def test_history_and_pictures_of_later_turns(model):
@@ -236,8 +264,10 @@ def test_a_batch_of_more_queries_than_slots(model, monkeypatch):
 
 def test_rows_of_a_batch_draw_with_seeds_of_their_own(model):
     options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 6}
-    answers = model.generate(["read"] * 3, seed=7, **options)
-    assert [answer.ids for answer in answers] == [model.chat("read", seed=7 + n, **options).ids for n in range(3)]
+    for images in ([None] * 3, [picture(), None, picture(1)]):
+        answers = model.generate(["read"] * 3, images, seed=7, **options)
+        single = [model.chat("read", image, seed=7 + n, **options).ids for n, image in enumerate(images)]
+        assert [answer.ids for answer in answers] == single
     assert len({tuple(answer.ids) for answer in answers}) > 1
 
 

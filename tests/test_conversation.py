@@ -104,6 +104,21 @@ def closing_take(take, end: int):
     return closing
 
 
+def test_an_answer_with_nan_leaves_the_conversation_unchanged(model, spy, monkeypatch):
+    talk = Conversation(model)
+    first = talk.ask("read", picture(0), max_new_tokens=3)
+    encode = model.engine.encode_images
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "encode_images", lambda *pixels: encode(*pixels) * float("nan"))
+        with pytest.raises(UserError, match="contain NaN"):
+            talk.ask("and this?", picture(71))
+    assert talk.turns == first.history
+    second = talk.ask("go on", max_new_tokens=3)
+    full = model.processor.prompt("go on", num_images=1, history=first.history).input_ids
+    assert spy.appended[-1] == full and second.stop_reason == "max_new_tokens"
+    assert_uncached(model, full, spy.logits[-1], [picture(0)])
+
+
 def test_other_use_in_between_builds_the_cache_again(model, spy):
     talk = Conversation(model)
     first = talk.ask("read", picture(), max_new_tokens=3)

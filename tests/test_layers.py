@@ -37,7 +37,6 @@ MAY_NAME_FAMILIES = {
     "mindvlm.tools.check_model": "the shipped model",
     "mindvlm.tools.evaluate_text": "the shipped model",
     "mindvlm.datagen.dataset": "a format of annotations",
-    "mindvlm.training.datasets.records": "a format of annotations",
     "mindvlm.training.datasets.registry": "a format of annotations",
 }
 

@@ -1,10 +1,13 @@
 """`mindvlm.load` with overrides, with checkpoints of every naming, and with unusable files."""
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 
 import mindvlm
-from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
+from mindvlm.checkpoint import MemorySource, RawTensor, open_checkpoint, write_checkpoint
 from mindvlm.core.errors import UserError
 from mindvlm.models.vary.names import HF
 from mindvlm.weights.rules.planning import make_plan
@@ -122,6 +125,42 @@ def test_a_bad_checkpoint_is_one_line_that_names_it(folder, tmp_path, kind, expe
         mindvlm.load(folder / "tiny.yaml", checkpoint=path)
     message = str(caught.value)
     assert str(path) in message and expected in message and "\n" not in message
+
+
+@pytest.mark.parametrize("file", ["x.safetensors", "x.ckpt", "x.bin", "hf.safetensors"])
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (np.nan, "float32", "holds NaN; the file is damaged or its training diverged"),
+        (-np.nan, "bfloat16", "holds NaN; the file is damaged or its training diverged"),
+        (np.inf, "float16", "holds infinity; its values exceeded the range of float16"),
+        (-np.inf, "bfloat16", "holds infinity; the file is damaged or its training diverged"),
+    ],
+)
+def test_nan_and_infinity_are_found_while_the_tensors_are_loaded(folder, tmp_path, file, value, dtype, message):
+    name, weights = "transformer.ln_f.weight", hugging_face(folder)
+    if not file.startswith("hf"):
+        name, weights = "language_model.norm.weight", tiny_weights(tiny_config())
+    weights[name].reshape(-1)[-1] = value
+    path = tmp_path / file
+    write_checkpoint(path, MemorySource({key: RawTensor.from_array(a).cast(dtype) for key, a in weights.items()}))
+    with warnings.catch_warnings(), pytest.raises(UserError) as caught:
+        warnings.simplefilter("error")  # the cache of converted weights reports nothing of its own
+        mindvlm.load(folder / "tiny.yaml", checkpoint=path)
+    assert f"{path}: tensor {name} {message}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_tensor_is_read_once(folder, monkeypatch):
+    num_bytes, preadv = [], os.preadv
+
+    def counted(*arguments):
+        num_bytes.append(preadv(*arguments))
+        return num_bytes[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    mindvlm.load(folder / "tiny.yaml")
+    with open_checkpoint(folder / "tiny.safetensors") as checkpoint:
+        assert sum(num_bytes) == sum(info.num_bytes for info in checkpoint.infos.values())
 
 
 def test_no_checkpoint_at_all(tmp_path):

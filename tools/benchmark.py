@@ -61,7 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights and pixels")
     parser.add_argument(
         "--json",
-        type=Path,
+        type=lambda text: Path(text).expanduser(),
         metavar="FILE",
         help="where every figure of every round goes (default: benchmark_MODEL.json)",
     )

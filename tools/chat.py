@@ -93,6 +93,9 @@ def answer(conversation: Conversation, query: str, images: list[Picture], option
         with interruptible():
             for piece in stream:
                 print(piece, end="", flush=True)
+    except UserError as error:
+        cli.say(f"error: {error}")
+        return False
     except KeyboardInterrupt:
         cli.say(" [stopped]")
     print(flush=True)

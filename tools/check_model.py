@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -43,11 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config_path",
+        type=os.path.expanduser,
         metavar="PATH",
         help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
     )
     for key, text in separate_parts().items():
-        parser.add_argument(f"--{key}", metavar="FOLDER", help=text)
+        parser.add_argument(f"--{key}", type=os.path.expanduser, metavar="FOLDER", help=text)
     parser.add_argument("--device", choices=["auto", "cpu", "ascend"], help="instead of the one in the YAML")
     parser.add_argument("--num_images", type=int, default=1, help="pictures in the prompt (default: %(default)s)")
     parser.add_argument(

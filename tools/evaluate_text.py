@@ -5,6 +5,7 @@ python tools/evaluate_text.py --seed 7 --num_images 1000
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -57,9 +58,14 @@ def evaluate(argv: list[str] | None) -> int:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config_path", help="model YAML; default: the shipped Vary-nano")
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="weights in place of the YAML's, such as those of a training run"
+        "--config_path", type=os.path.expanduser, metavar="YAML", help="model YAML; default: the shipped Vary-nano"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="weights in place of the YAML's, such as those of a training run",
     )
     parser.add_argument("--no_cache", action="store_true", help="neither write nor read the cache of converted weights")
     parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")

@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="pages|charts")
     pages = kinds.add_parser("pages", help="document pages with the text on them")
-    pages.add_argument("--text", nargs="+", required=True, metavar="FILE", help="UTF-8 text files of any size")
+    pages.add_argument(
+        "--text", nargs="+", type=os.path.expanduser, required=True, metavar="FILE", help="UTF-8 text files of any size"
+    )
     pages.add_argument("--size", nargs=2, type=int, default=[1000, 1414], metavar=("WIDTH", "HEIGHT"), help="in pixels")
     pages.add_argument("--columns", nargs="+", type=int, default=[1, 2], metavar="N", help="to choose from (1 2)")
     pages.add_argument("--font_size", nargs=2, type=int, default=[16, 28], metavar=("LEAST", "MOST"), help="(16 28)")
@@ -43,10 +45,18 @@ def build_parser() -> argparse.ArgumentParser:
     charts.add_argument("--languages", nargs="+", default=["en"], metavar="en|zh", help="to choose from (en)")
     charts.add_argument("--size", nargs=2, type=int, default=[800, 600], metavar=("WIDTH", "HEIGHT"), help="in pixels")
     for one in (pages, charts):
-        one.add_argument("--output", required=True, metavar="FOLDER", help="of images, annotations and registry")
+        one.add_argument(
+            "--output",
+            type=os.path.expanduser,
+            required=True,
+            metavar="FOLDER",
+            help="of images, annotations and registry",
+        )
         one.add_argument("--num_images", type=int, default=100, help="(default 100)")
         one.add_argument("--seed", type=int, default=1, help="(default 1)")
-        one.add_argument("--fonts", metavar="FOLDER", help="further fonts; the shipped ones lack Chinese")
+        one.add_argument(
+            "--fonts", type=os.path.expanduser, metavar="FOLDER", help="further fonts; the shipped ones lack Chinese"
+        )
         one.add_argument("--image_format", choices=["png", "jpg"], default="png", help="(default png)")
         one.add_argument(
             "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU's cores)"

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ MAX_MARKED_POINTS = 40
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="mindvlm-plot", description="Draw the curves of training runs as a PNG.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="output_dir of a run, or its metrics.jsonl")
-    parser.add_argument("--output", required=True, metavar="FILE.png")
+    parser.add_argument(
+        "runs", nargs="+", type=os.path.expanduser, metavar="RUN", help="output_dir of a run, or its metrics.jsonl"
+    )
+    parser.add_argument("--output", type=os.path.expanduser, required=True, metavar="FILE.png")
     parser.add_argument(
         "--metrics",
         nargs="+",

@@ -2,15 +2,22 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.models.registry import separate_parts
+from mindvlm.processing.images.sources import local_path, short_name
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."
-IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+IMAGE_ENDINGS = {
+    *(".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".apng", ".psd", ".tga"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl"),  # an error for each that Pillow does not read
+}
+OTHER_ENDINGS = {".ai", ".arw", ".cr2", ".cr3", ".djvu", ".dng", ".eps", ".nef", ".pdf", ".ps", ".raf", ".svg"}
 GENERATION_OPTIONS = {
     "max_new_tokens": (int, "maximum number of tokens of an answer"),
     "temperature": (float, "above 1 flattens, below 1 sharpens; with --do_sample"),
@@ -18,6 +25,7 @@ GENERATION_OPTIONS = {
     "top_p": (float, "sample from the most likely tokens with this total probability; with --do_sample"),
     "repetition_penalty": (float, "above 1 makes repeated tokens less likely"),
     "no_repeat_ngram_size": (int, "forbid repeated sequences of n tokens, 0 for off"),
+    "max_repeated_tokens": (int, "end an answer whose last n tokens repeat one sequence, 0 for off; default 1000"),
     "seed": (int, "of sampling"),
 }
 
@@ -29,7 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
         "lines of printed text. Exit status 0: all answered; 1: some of several pictures failed, with a line for each; "
         "2: nothing could be done; 130: interrupted.",
     )
-    parser.add_argument("--image_dir", nargs="+", metavar="PATH", help="a picture, several, or a folder of them")
+    parser.add_argument(
+        "--image_dir",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="pictures, or folders of them; also file:// and data URLs",
+    )
     parser.add_argument(
         "--query",
         default=DEFAULT_QUERY,
@@ -38,18 +52,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config_path",
+        type=os.path.expanduser,
         metavar="PATH",
         help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
     )
     parser.add_argument(
         "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="chat over several turns"
     )
-    parser.add_argument("--output", metavar="FILE", help="write one JSON line per answer")
+    parser.add_argument("--output", type=os.path.expanduser, metavar="FILE", help="write one JSON line per answer")
     runtime = parser.add_argument_group("runtime (override the YAML)")
-    runtime.add_argument("--checkpoint", metavar="FILE", help="weights")
+    runtime.add_argument("--checkpoint", type=os.path.expanduser, metavar="FILE", help="weights")
     for key, text in separate_parts().items():
-        runtime.add_argument(f"--{key}", metavar="FOLDER", help=text)
-    runtime.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter to merge into the weights")
+        runtime.add_argument(f"--{key}", type=os.path.expanduser, metavar="FOLDER", help=text)
+    runtime.add_argument(
+        "--adapter", type=os.path.expanduser, metavar="FOLDER", help="a PEFT adapter to merge into the weights"
+    )
     runtime.add_argument("--no_cache", action="store_true", help="do not cache converted weights")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
@@ -112,27 +129,45 @@ def predict(argv: list[str] | None) -> int:
 
 
 def names_folder(arguments: argparse.Namespace) -> bool:
-    return any(Path(path).is_dir() for path in arguments.image_dir or [])
+    return any(os.path.isdir(local_path(path) or "") for path in arguments.image_dir or [])
 
 
 def find_images(paths: list[str]) -> list[str]:
-    """Returns the pictures that the arguments name: files as given, the picture files of folders in name order.
+    """Returns the pictures that the arguments name: files and data URLs as given, those of folders in name order.
+
+    Documents and camera files in a folder are named on standard error.
 
     Raises:
-        UserError: a path does not exist, or a folder holds no picture.
+        UserError: a path does not exist, a URL is not local, or a folder holds no picture.
     """
     images = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-            if not found:
-                raise UserError(f"folder {path} holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))}); give another")
-            images += found
-        elif path.exists():
-            images.append(str(path))
+    for argument in paths:
+        path = local_path(argument)
+        if path is None:
+            images.append(argument)
+        elif Path(path).is_dir():
+            images += pictures_of_folder(Path(path))
+        elif Path(path).exists():
+            images.append(str(Path(path)))
         else:
             raise UserError(f"{path} does not exist; give a picture or a folder of pictures")
     return images
+
+
+def pictures_of_folder(folder: Path) -> list[str]:
+    """Returns the pictures in a folder and names what it leaves out; see `find_images`."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pictures = [str(path) for path in files if path.suffix.lower() in IMAGE_ENDINGS]
+    others = [path.name for path in files if path.suffix.lower() in OTHER_ENDINGS]
+    if not pictures:
+        found = f" but {others[0]}" if others else ""
+        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        raise UserError(
+            f"folder {folder} holds no pictures{found} ({endings}); convert to one of these, or give another"
+        )
+    if others:
+        cli.say(f"{folder}: left out {', '.join(others)}; convert to PNG to ask about them")
+    return pictures
 
 
 def print_streamed(stream) -> None:
@@ -179,11 +214,12 @@ def answer_all(model, asked: list, arguments: argparse.Namespace, options: dict)
                     raise
                 num_failed += 1
                 record["error"] = str(error)
-                tqdm.write(f"error: {error}", file=sys.stderr)
+                named = f"{image}: " if len(asked) > 1 and str(image) not in str(error) else ""
+                tqdm.write(f"error: {named}{error}", file=sys.stderr)
             else:
                 record.update(describe(answer, load_seconds))
                 load_seconds = 0.0
-                tqdm.write(f"{image}: {answer}" if len(asked) > 1 else str(answer), file=sys.stdout)
+                tqdm.write(f"{short_name(image)}: {answer}" if len(asked) > 1 else str(answer), file=sys.stdout)
             records.append(record)
     finally:
         if arguments.output and records:

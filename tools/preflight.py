@@ -181,7 +181,7 @@ def check_image_token_ids(run: Run, span, ids: dict[str, int]) -> None:
     if not path.is_file():
         return
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy it again or move it away") from None
     keys = {"im_start_token": span.start, "im_end_token": span.end, "im_patch_token": span.placeholder}

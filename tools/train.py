@@ -1,6 +1,7 @@
 """Trains a model: python tools/train.py --config_path configs/vary/train_nano.yaml"""
 
 import argparse
+import os
 import sys
 
 from mindvlm.core.errors import Parser
@@ -12,8 +13,15 @@ def build_parser() -> argparse.ArgumentParser:
         prog="mindvlm-train",
         description="Train a model. Running the same command again resumes from the newest checkpoint in output_dir.",
     )
-    parser.add_argument("--config_path", required=True, metavar="YAML", help="the training job")
-    parser.add_argument("--output_dir", metavar="FOLDER", help="for checkpoints and logs, instead of the config's")
+    parser.add_argument(
+        "--config_path", type=os.path.expanduser, required=True, metavar="YAML", help="the training job"
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="for checkpoints and logs, instead of the config's",
+    )
     parser.add_argument(
         "--set",
         action="append",

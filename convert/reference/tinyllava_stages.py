@@ -31,20 +31,23 @@ MODULES = (
     TOWER,
     f"{CONNECTOR}.",
 )
+_TOWERS = (TOWER, "model.vision_tower.", "vision_tower._vision_tower.", "vision_tower.", "")
 # prefix in another layout -> prefix in TinyLLaVABench; the first match applies
 PREFIXES = (
-    ("vision_tower._vision_tower.", TOWER),
     ("connector._connector", CONNECTOR),
-    ("multi_modal_projector.linear_1.", f"{CONNECTOR}.0."),
-    ("multi_modal_projector.linear_2.", f"{CONNECTOR}.2."),
-    ("base_model.model.model.mm_projector", CONNECTOR),
-    ("language_model.", ""),
-    ("vision_tower.vision_model.", f"{TOWER}vision_model."),
-    ("vision_model.", f"{TOWER}vision_model."),
-    # transformers 5
-    ("vision_tower.", f"{TOWER}vision_model."),
+    ("_connector", CONNECTOR),
     *(
-        (start, f"{TOWER}vision_model.{start}")
+        (f"{model}multi_modal_projector.linear_{index + 1}.", f"{CONNECTOR}.{2 * index}.")
+        for model in ("", "model.")
+        for index in range(2)
+    ),
+    ("model.language_model.", "model."),
+    ("language_model.", ""),
+    *((f"{tower}vision_model.", f"{TOWER}vision_model.") for tower in _TOWERS),
+    # transformers 5
+    *(
+        (f"{tower}{start}", f"{TOWER}vision_model.{start}")
+        for tower in _TOWERS
         for start in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
     ),
 )

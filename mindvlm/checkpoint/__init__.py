@@ -11,7 +11,7 @@ from mindvlm.checkpoint.dtypes import DTYPES, FLOAT_DTYPES
 from mindvlm.checkpoint.opening import holds_weights, open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
 from mindvlm.checkpoint.source import CastSource, MemorySource, RawTensor, SourceView, TensorInfo, TensorSource
-from mindvlm.checkpoint.stored import Checkpoint
+from mindvlm.checkpoint.stored import Checkpoint, NonFiniteError
 from mindvlm.checkpoint.writing import (
     Target,
     bytes_bar,
@@ -28,6 +28,7 @@ __all__ = [
     "CastSource",
     "Checkpoint",
     "MemorySource",
+    "NonFiniteError",
     "PendingFiles",
     "RawTensor",
     "SourceView",

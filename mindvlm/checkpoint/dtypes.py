@@ -23,6 +23,8 @@ _STORAGE = {
 }
 DTYPES = tuple(_STORAGE)
 FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_INFINITY = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 10, "bfloat16": 0xFF << 7}
+"""Bits of infinity."""
 
 
 def storage_dtype(dtype: str) -> np.dtype:
@@ -74,6 +76,17 @@ def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
             return float32_to_bfloat16(np.asarray(data, dtype=np.float32))
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(data).astype(storage_dtype(target), copy=False)
+
+
+def has_nonfinite(data: np.ndarray, dtype: str) -> bool:
+    """Returns whether a storage array holds NaN or infinity. Makes no copy."""
+    infinity = _INFINITY.get(dtype)
+    if infinity is None or not data.size:
+        return False
+    # Their exponent bits are all ones, so their bits are the largest integers of either sign.
+    size = data.itemsize
+    sign = 1 << (8 * size - 1)
+    return bool(data.view(f"i{size}").max() >= infinity or data.view(f"u{size}").max() >= sign | infinity)
 
 
 def overflows(source: np.ndarray, source_dtype: str, result: np.ndarray, result_dtype: str) -> bool:

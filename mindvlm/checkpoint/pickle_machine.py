@@ -1,25 +1,54 @@
 """Reads torch pickles without the ability to execute code.
 
-A pickle is a program for a stack machine. This machine has only the instructions that build plain data: a global is an
-inert name, a call looks up a short table of functions that return plain data, and everything else is refused. Limits on
-the length and number of instructions bound the memory; instructions that allocate memory up front (large memo indices,
-byte arrays) are missing.
+A pickle is a program for a stack machine. This machine has only the instructions that build plain data. A global is an
+inert name, and so is its attribute. A call looks up a short table of functions that return plain data; an object of
+any other class becomes an `Opaque` without its state. Calls of other functions, and names of the standard library that
+are not on a list, are refused: weights do not need them, attacks do. Limits on the length and number of instructions
+bound the memory; instructions that allocate memory up front (large memo indices, byte arrays) are missing.
 
 Source: the instruction set of the Python standard library's `pickletools`, protocols 2 to 5.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from mindvlm.checkpoint.untrusted import quoted
 
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_INSTRUCTIONS = 2_000_000
+_MAX_NAME = 1024
 _MARK = object()
+_STANDARD_LIBRARY = sys.stdlib_module_names | {"__builtin__", "copy_reg"}
+_BUILTINS = (
+    "bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice|str|tuple|long|unicode|xrange"
+    r"|[A-Z]\w*|enumerate|filter|iter|map|reduce|reversed|type|zip"
+)
+_INERT = re.compile(
+    rf"(builtins|__builtin__)\.({_BUILTINS})"
+    r"|(copyreg|copy_reg)\._reconstructor|_codecs\.encode|_?functools\.(partial|reduce)"
+    r"|types\.(SimpleNamespace|GenericAlias)|typing\.\w+|re\.(_compile|RegexFlag)"
+    r"|argparse\.Namespace|collections\.\w+|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID"
+    r"|pathlib(\._local)?\.\w+|_?io\.(BytesIO|StringIO)|logging\.(Logger|getLogger)|random\.Random"
+    r"|operator\.(itemgetter|attrgetter|methodcaller)|itertools\.\w+|array\.(array|_array_reconstructor)|enum\.\w+"
+    r"|zoneinfo\.ZoneInfo(\._unpickle)?|time\.struct_time|string\.Template|(dataclasses|inspect|ipaddress)\.\w+"
+    r"|(http|urllib\.parse)\.[A-Z]\w*"
+    r"|numpy\.(\w*int\d+|float\d+|bool_?|dtype|ndarray|_?core\.(multiarray|numeric)\.(_reconstruct|scalar|_frombuffer))"
+    r"|numpy\.random\._pickle\.\w+"
+)
+"""Names whose calls only build data."""
+_NAMED = re.compile(
+    r"(builtins|__builtin__)\.(abs|all|any|ascii|bin|callable|chr|unichr|divmod|format|hash|hex|id"
+    r"|isinstance|issubclass|len|max|min|next|oct|ord|pow|print|property|repr|round|sorted|sum"
+    rf"|({_BUILTINS})\.[a-z]\w*)|(math|operator|_operator)\.\w+"
+)
+"""Names that may stand in settings and are not called."""
+_ATTRIBUTE = ("builtins.getattr", "__builtin__.getattr")
 
 
 class PickleRefused(Exception):
@@ -33,23 +62,51 @@ class Global:
     name: str
 
 
+@dataclass(slots=True)
+class Opaque:
+    """An object of a class that this machine does not know.
+
+    Attributes:
+        name: name of the class.
+        entries: the entries of a kind of dict; lists, sets and attributes are dropped.
+    """
+
+    name: str
+    entries: dict[Any, Any] = field(default_factory=dict)
+
+
 class Machine:
     """Runs one pickle from `file`, leaving the file position behind its end.
 
-    `calls` maps the dotted name of a global to the function that handles its calls; `storage` resolves a persistent id.
-    Containers become dict, list and tuple; state set on objects is dropped.
+    Containers become dict, list and tuple. State set on objects is dropped, and so are entries of tables whose keys are
+    neither names nor small numbers.
+
+    Args:
+        file: contains the pickle.
+        calls: dotted name of a global -> the function that handles its calls.
+        storage: resolves a persistent id.
+        known: names of further globals, which cannot be called.
+        reserved: modules of which all other names are refused.
     """
 
     def __init__(
-        self, file: BinaryIO, *, calls: Mapping[str, Callable[..., Any]], storage: Callable[[Any], Any], known: set[str]
+        self,
+        file: BinaryIO,
+        *,
+        calls: Mapping[str, Callable[..., Any]],
+        storage: Callable[[Any], Any],
+        known: set[str],
+        reserved: Collection[str],
     ):
         self._file = file
-        self._calls = calls
+        self._calls = {**calls, **dict.fromkeys(_ATTRIBUTE, self._attribute)}
         self._storage = storage
-        self._known = known | set(calls)
+        self._known = known | set(self._calls)
+        self._reserved = reserved
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._left = _MAX_BYTES
+        self._is_attribute_read = True
 
     def run(self) -> Any:
         """Returns the object that the pickle describes.
@@ -61,6 +118,8 @@ class Machine:
             for _ in range(_MAX_INSTRUCTIONS):
                 opcode = self._take(1)
                 if opcode == b".":
+                    if not self._is_attribute_read:
+                        raise PickleRefused(f"uses {quoted(_ATTRIBUTE[0])}, which weights do not need")
                     return self._pop()
                 step = _STEPS.get(opcode)
                 if step is None:
@@ -106,7 +165,10 @@ class Machine:
         return values
 
     def _container(self, kind: type) -> Any:
+        """Returns the container on top of the stack, a new one for an `Opaque` whose elements are dropped."""
         value = self._stack[-1]
+        if type(value) is Opaque:
+            return value.entries if kind is dict else kind()
         if type(value) is not kind:
             raise PickleRefused("holds a damaged pickle")
         return value
@@ -118,33 +180,65 @@ class Machine:
         values = [self._pop() for _ in range(count)]
         self._push(tuple(reversed(values)))
 
-    def _push_global(self, module: str, name: str) -> None:
+    def _global(self, module: str, name: str) -> Global:
+        if len(module) + len(name) > _MAX_NAME:
+            raise PickleRefused("holds a damaged pickle")
         full = f"{module}.{name}"
-        if full not in self._known:
+        is_reserved = module in self._reserved or module.partition(".")[0] in _STANDARD_LIBRARY
+        if is_reserved and full not in self._known and not _INERT.fullmatch(full) and not _NAMED.fullmatch(full):
             raise PickleRefused(f"uses {quoted(full)}, which weights do not need")
-        self._push(Global(full))
+        self._is_attribute_read &= full not in _ATTRIBUTE
+        return Global(full)
+
+    def _attribute(self, owner: Any = None, name: Any = None) -> Global | Opaque:
+        """Returns the name of a nested class or of a method; no attribute is read."""
+        if not isinstance(name, str):
+            raise PickleRefused(f"calls {quoted(_ATTRIBUTE[0])} with something that is not a name")
+        self._is_attribute_read = True
+        return self._global(owner.name, name) if isinstance(owner, Global) else Opaque(name)
 
     def _stack_global(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleRefused("holds a damaged pickle")
-        self._push_global(module, name)
+        self._push(self._global(module, name))
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
-        answer = self._calls.get(function.name) if isinstance(function, Global) else None
-        if answer is None or not isinstance(arguments, tuple):
+        if not isinstance(function, Global | Opaque) or not isinstance(arguments, tuple):
             raise PickleRefused("calls something that is not a tensor constructor")
-        self._push(answer(*arguments))
+        self._push(Opaque(function.name) if type(function) is Opaque else self.call(function.name, arguments))
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        """Returns the result of a known function, or the `Opaque` of a class."""
+        known = self._calls.get(name)
+        if known is not None:
+            return known(*arguments)
+        is_class = name.rpartition(".")[2].lstrip("_")[:1].isupper()
+        if name in self._known or not (is_class or _INERT.fullmatch(name)):
+            raise PickleRefused(f"calls something that is not a tensor constructor, {quoted(name)}")
+        return Opaque(name)
+
+    def _new_object(self, num_arguments: int) -> None:
+        for _ in range(num_arguments):
+            self._pop()
+        kind = self._pop()
+        if not isinstance(kind, Global) or kind.name in self._known:
+            what = quoted(kind.name) if isinstance(kind, Global) else "something"
+            raise PickleRefused(f"uses the pickle instruction of a new object for {what}, which is not a class")
+        self._push(Opaque(kind.name))
+
+    def set_items(self, table: dict[Any, Any], values: list[Any]) -> None:
+        """Adds entries to a table; keys and values alternate."""
+        for index in range(0, len(values), 2):
+            key = values[index]
+            # Only flat keys: hashing a deeply nested tuple would overflow the C stack. Only small numbers: large ones
+            # can be chosen so that all fall into one slot of the table, which then takes hours to fill.
+            if type(key) in (str, bytes) or type(key) is int and abs(key) < 1 << 31:
+                table[key] = values[index + 1]
 
     def _set_items(self, values: list[Any]) -> None:
-        table = self._container(dict)
-        # Only flat keys: hashing a deeply nested tuple would overflow the C stack. Only small numbers: large ones can
-        # be chosen so that all fall into one slot of the table, which then takes hours to fill.
-        if not all(type(key) in (str, bytes) or type(key) is int and abs(key) < 1 << 31 for key in values[::2]):
-            raise PickleRefused("uses a table with keys that are not names")
-        for index in range(0, len(values), 2):
-            table[values[index]] = values[index + 1]
+        self.set_items(self._container(dict), values)
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()
@@ -212,9 +306,14 @@ _STEPS: dict[bytes, Callable[[Machine], None]] = {
     b"\x94": lambda m: m._memoize(len(m._memo)),
     b"h": lambda m: m._push(m._memo[m._number("B")]),
     b"j": lambda m: m._push(m._memo[m._number("I")]),
-    b"c": lambda m: m._push_global(m._line(), m._line()),
+    b"c": lambda m: m._push(m._global(m._line(), m._line())),
     b"\x93": lambda m: m._stack_global(),
     b"R": lambda m: m._reduce(),
+    b"\x81": lambda m: m._new_object(1),
+    b"\x92": lambda m: m._new_object(2),
+    b"\x8f": lambda m: m._push(Opaque("builtins.set")),
+    b"\x90": lambda m: m._pop_to_mark() and None,
+    b"\x91": lambda m: m._pop_to_mark() and None or m._push(Opaque("builtins.frozenset")),
     b"b": lambda m: m._pop() and None,
     b"Q": lambda m: m._push(m._storage(m._pop())),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.checkpoint.dtypes import storage_dtype
+from mindvlm.checkpoint.dtypes import cast_storage, has_nonfinite, storage_dtype
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.strided import StridedReader
 from mindvlm.core.errors import UserError
@@ -48,19 +48,33 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+class NonFiniteError(UserError):
+    """A tensor holds NaN or infinity."""
+
+
 class Checkpoint(TensorSource):
     """A checkpoint on disk, made by `open_checkpoint`; only names, dtypes and shapes are read up front.
 
     `pread` fills the caller's array, so resident memory grows by the requested elements and never by the whole file.
+
+    Attributes:
+        nonfinite: names of tensors in which NaN or infinity was read so far.
     """
 
-    def __init__(self, path: Path, contents: Contents):
+    def __init__(self, path: Path, contents: Contents, *, require_finite: bool = False):
         self.path = path
+        self.nonfinite: set[str] = set()
+        self._require_finite = require_finite
         self.metadata = dict(contents.metadata)
         self.tensors = dict(contents.tensors)
         self.infos = {name: tensor.info for name, tensor in self.tensors.items()}
         self._files: dict[Path, int] = {}
         self._strided_reader: StridedReader | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the weights, with the config.json that describes them, if any."""
+        return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -72,17 +86,27 @@ class Checkpoint(TensorSource):
 
         Raises:
             UserError: the file cannot be read or ends too early; the message names the tensor.
+            NonFiniteError: an element is NaN or infinite, and the checkpoint was opened with `require_finite`.
         """
         tensor = self.tensors[name]
         if tensor.strides is not None:
-            return self._strided(tensor).read_range(start, stop)
+            result = self._strided(tensor).read_range(start, stop)
+        else:
+            result = self._read_row_major(tensor, start, stop)
+        if has_nonfinite(result, tensor.info.dtype):
+            self.nonfinite.add(name)
+            if self._require_finite:
+                raise _nonfinite_error(tensor, result)
+        return result
+
+    def _read_row_major(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
         result = np.empty(stop - start, dtype=storage_dtype(tensor.info.dtype))
         target = memoryview(result.view(np.uint8))
         skip = start * result.itemsize
         for segment in tensor.segments:
             count = min(max(segment.num_bytes - skip, 0), len(target))
             if count:
-                self._read_into(name, segment.path, segment.offset + skip, target[:count])
+                self._read_into(tensor.info.name, segment.path, segment.offset + skip, target[:count])
                 target = target[count:]
             skip = max(skip - segment.num_bytes, 0)
         return result
@@ -124,3 +148,14 @@ class Checkpoint(TensorSource):
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return self._files[path]
+
+
+def _nonfinite_error(tensor: StoredTensor, data: np.ndarray) -> NonFiniteError:
+    name, dtype = tensor.info.name, tensor.info.dtype
+    has_nan = bool(np.isnan(cast_storage(data, dtype, "float32")).any())
+    if dtype == "float16" and not has_nan:
+        remedy = "its values exceeded the range of float16, take the weights in bfloat16 or float32"
+    else:
+        remedy = "the file is damaged or its training diverged, download it again or take an earlier checkpoint"
+    what = "NaN" if has_nan else "infinity"
+    return NonFiniteError(f"{tensor.segments[0].path}: tensor {name} holds {what}; {remedy}")

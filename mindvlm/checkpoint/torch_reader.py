@@ -1,8 +1,9 @@
 """PyTorch files (`.bin`, `.pt`, `.pth`), the zip format and the one before torch 1.6, without torch and without
 executing the pickle inside.
 
-The result is the location of each tensor in the file. Shared storages, strides and offsets stay as they are: two names
-may refer to the same bytes. Source of the formats: torch/serialization.py.
+The result is the location of each tensor in the file. Other objects, such as settings of a trainer, are ignored. Shared
+storages, strides and offsets stay as they are: two names may refer to the same bytes. Source of the formats:
+torch/serialization.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mindvlm.checkpoint.dtypes import DTYPES, item_size
-from mindvlm.checkpoint.pickle_machine import Global, Machine, PickleRefused
+from mindvlm.checkpoint.pickle_machine import Global, Machine, Opaque, PickleRefused
 from mindvlm.checkpoint.source import TensorInfo
 from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
 from mindvlm.checkpoint.untrusted import quoted
@@ -46,6 +47,15 @@ _DTYPES = {
     "torch.int": "int32",
     "torch.short": "int16",
 }
+# Every other name in these modules is refused: a tensor could not be told from a setting.
+_RESERVED = ("torch", "torch._utils", "torch._tensor", "torch.storage")
+_OTHER_NAMES = {
+    f"torch.{name}"
+    for name in (
+        *("Tensor", "dtype", "strided", "sparse_coo", "complex32", "complex64", "complex128", "cfloat", "cdouble"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "qint8", "quint8"),
+    )
+}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_PICKLE_BYTES = 16 * 1024 * 1024
@@ -53,6 +63,8 @@ _MAX_REPEATED_BYTES = 64 * 1024 * 1024
 _MAX_ITEMS = 500_000
 _MAX_AXES = 32
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
+_OPTIMIZER = ("optimizer_state_dict", "param_groups", "optimizer_states", "optimizer")
+_MAX_TABLES, _MAX_ENTRIES = 3, 32
 _DAMAGED = "the file is truncated or damaged, copy or download it again"
 
 
@@ -72,10 +84,11 @@ class _Tensor:
 
 
 def read_torch(path: Path) -> Contents:
-    """Finds the tensors of a file that `torch.save` wrote.
+    """Finds the tensors of a file that `torch.save` wrote; none in an empty table.
 
     The file holds a table of tensors, or a table with such a table under `state_dict`, `model`, `module` or
-    `model_state_dict`. Entries that are not tensors, such as a step counter, are ignored.
+    `model_state_dict`, or under another key if there is only one. Entries that are not tensors, such as a step counter,
+    are ignored.
 
     Raises:
         UserError: the file is truncated, damaged, not a torch file, or its pickle would run code.
@@ -145,7 +158,12 @@ def _read_legacy(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]
 
 
 def _run(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
-    def storage(identifier: Any) -> _Storage:
+    def storage(identifier: Any) -> _Storage | Global:
+        # the old format stores the class of a module with its source code
+        if isinstance(identifier, tuple) and identifier[:1] == ("module",) and len(identifier) == 4:
+            if not isinstance(identifier[1], Global):
+                raise PickleRefused("holds a damaged pickle")
+            return identifier[1]
         if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or identifier[0] != "storage":
             raise PickleRefused("refers to something that is not a storage")
         _, kind, key, _, num_elements = identifier[:5]
@@ -164,19 +182,34 @@ def _run(file: BinaryIO, storages: dict[str, _Storage] | None = None) -> Any:
     def table(items: Any = ()) -> dict[str, Any]:
         nonlocal left
         left -= len(items)
-        if left < 0 or not all(type(item) in (list, tuple) and type(item[0]) is str for item in items):
-            raise PickleRefused("uses a table that is too large or has keys that are not names")
-        return {key: value for key, value in items}
+        if left < 0 or not all(type(item) in (list, tuple) and len(item) == 2 for item in items):
+            raise PickleRefused("uses a table that is too large or damaged")
+        entries: dict[str, Any] = {}
+        machine.set_items(entries, [value for item in items for value in item])
+        return entries
+
+    def rebuild_subclass(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
+        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+            raise PickleRefused("describes a tensor in an unknown way")
+        return machine.call(function.name, arguments)
 
     calls = {
         "collections.OrderedDict": table,
+        "collections.defaultdict": lambda *_: {},
+        "torch.Size": lambda *_: Opaque("torch.Size"),
+        "torch.device": lambda *_: Opaque("torch.device"),
+        "torch.serialization._get_layout": lambda *_: Opaque("torch.layout"),
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_tensor": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v3": _rebuild_untyped,
+        "torch._tensor._rebuild_from_type_v2": rebuild_subclass,
+        "torch._utils._rebuild_wrapper_subclass": _refuse_class,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     }
-    return Machine(file, calls=calls, storage=storage, known={*_KINDS, *_DTYPES}).run()
+    known = {*_KINDS, *_DTYPES, *_OTHER_NAMES}
+    machine = Machine(file, calls=calls, storage=storage, known=known, reserved=_RESERVED)
+    return machine.run()
 
 
 def _rebuild_tensor(
@@ -194,11 +227,20 @@ def _rebuild_tensor(
 def _rebuild_untyped(
     storage: Any, first: Any, shape: Any, strides: Any, grad: Any, hooks: Any, kind: Any, flags: Any = None
 ) -> _Tensor:
-    dtype = _DTYPES.get(kind.name) if isinstance(kind, Global) else None
-    if dtype is None or not isinstance(storage, _Storage):
+    if not isinstance(kind, Global) or not isinstance(storage, _Storage):
         raise PickleRefused("describes a tensor in an unknown way")
+    dtype = _DTYPES.get(kind.name)
+    if dtype is None:
+        raise PickleRefused(f"holds a tensor of dtype {quoted(kind.name)}, save it as torch.bfloat16")
     num_elements = storage.num_elements * item_size(storage.dtype) // item_size(dtype)
     return _rebuild_tensor(_Storage(storage.key, dtype, num_elements), first, shape, strides, grad, hooks, flags)
+
+
+def _refuse_class(kind: Any = None, *_: Any) -> None:
+    name = quoted(kind.name) if isinstance(kind, Global) else "an unknown class"
+    raise PickleRefused(
+        f"holds quantized or divided tensors of {name}, give the same model in float16, bfloat16 or float32"
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -206,14 +248,51 @@ def _is_count(value: Any) -> bool:
 
 
 def _tensor_table(path: Path, pickled: Any) -> dict[str, _Tensor]:
+    if pickled == {}:
+        return {}
+    found = _find_tensors(pickled, _MAX_TABLES)
+    if not found:
+        raise UserError(f"{path}: holds no table of named tensors but {_describe(pickled)}")
+    return found
+
+
+def _find_tensors(value: Any, depth: int) -> dict[str, _Tensor]:
+    """Returns the tensors of the first table that has some: under a usual key, this one, or the only one inside it."""
+    entries = _entries(value)
+    if not depth or not entries:
+        return {}
     # the inner table first: tensors beside it are training state, such as a step counter
-    tables = [pickled[key] for key in _WRAPPERS if isinstance(pickled, dict) and key in pickled] + [pickled]
-    for table in tables:
-        if isinstance(table, dict):
-            found = {k: v for k, v in table.items() if isinstance(k, str) and isinstance(v, _Tensor)}
-            if found:
-                return found
-    raise UserError(f"{path}: holds no table of named tensors; save model.state_dict()")
+    for key in _WRAPPERS:
+        if key in entries and (found := _find_tensors(entries[key], depth - 1)):
+            return found
+    if found := {k: v for k, v in entries.items() if isinstance(k, str) and isinstance(v, _Tensor)}:
+        return found
+    if len(entries) > _MAX_ENTRIES or "param_groups" in entries:
+        return {}
+    names = [key for key in entries if isinstance(key, str) and key not in _OPTIMIZER]
+    others = [found for name in names if (found := _find_tensors(entries[name], depth - 1))]
+    return others[0] if len(others) == 1 else {}
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    """Returns the entries of any kind of dict; none for another value."""
+    if isinstance(value, Opaque):
+        return value.entries
+    return value if isinstance(value, dict) else {}
+
+
+def _describe(pickled: Any) -> str:
+    """Returns what a file without a table of tensors holds, and the remedy."""
+    entries = _entries(pickled)
+    if isinstance(pickled, Opaque) and not entries:
+        return f"an object of the class {quoted(pickled.name)}; save model.state_dict()"
+    if any(key in entries for key in _OPTIMIZER):
+        return "the state of an optimizer; give the file of the model's weights"
+    if any(entries.get(key) == {} for key in _WRAPPERS):
+        return "an empty one; it was saved without weights, save model.state_dict() again"
+    if entries:
+        return f"one with {', '.join(map(quoted, list(entries)[:3]))}; save model.state_dict()"
+    return f"a {type(pickled).__name__.strip('_').lower()}; save model.state_dict()"
 
 
 def _locate(path: Path, name: str, tensor: _Tensor, segments: Mapping[str, Segment]) -> StoredTensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterable
@@ -25,6 +26,12 @@ def quoted(value: object) -> str:
     if not isinstance(value, str):
         return repr(value) if type(value) in (int, float, bool, type(None)) else f"a {type(value).__name__}"
     return repr(value) if len(value) <= 80 else f"{value[:80]!r}..."
+
+
+def refuse_lfs_pointer(path: str | Path, head: bytes) -> None:
+    """Raises UserError if a file that begins with `head` is a Git LFS pointer."""
+    if head.startswith(b"version http"):
+        raise UserError(f"{path}: a Git LFS pointer, not the file itself; run `git lfs pull` in its repository")
 
 
 def check_info(path: Path, info: TensorInfo) -> None:
@@ -58,13 +65,16 @@ def parse_json_table(path: Path, encoded: bytes, *, what: str, remedy: str) -> d
             table[key] = value
         return table
 
+    refuse_lfs_pointer(path, encoded)
     brackets = encoded.count(b"[") + encoded.count(b"{")
     if len(encoded) > MAX_JSON_BYTES or brackets * _MIN_BYTES_PER_BRACKET > len(encoded) + 1024:
         raise UserError(f"{path}: {what} has {len(encoded)} bytes and {brackets} tables or lists, too many; {remedy}")
     try:
-        table = json.loads(encoded.decode("utf-8"), object_pairs_hook=unique)
+        table = json.loads(encoded.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_pairs_hook=unique)
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {what} is not UTF-8 text; {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {what} is not JSON; {remedy}") from error
     if not isinstance(table, dict):

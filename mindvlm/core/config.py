@@ -1,8 +1,10 @@
 """Typed configs from YAML. Unknown keys, wrong types and invalid values are errors that name the key."""
 
+import codecs
 import contextlib
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -111,13 +113,15 @@ def wrong_type(where: str, value: Any, expected: str) -> UserError:
 
 
 def read_yaml(path: Path) -> dict:
-    """Reads one YAML file.
+    """Reads one YAML file. Editors of Windows may begin it with a byte order mark.
 
     Raises:
         UserError: the file is missing or unreadable, is not valid YAML, or contains no mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b":" in content
+        data = yaml.safe_load(content.decode("utf-16" if is_utf16 else "utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"config {path} does not exist; check the path, nothing is downloaded") from None
     except IsADirectoryError:
@@ -135,18 +139,33 @@ def read_yaml(path: Path) -> dict:
     return data
 
 
+def kind_of_config(data: dict) -> str:
+    """Returns what a mapping read from a file configures, "" if unknown: for messages about a wrong file."""
+    if "model_config" in data or "base" in data:
+        return "a training job"
+    if "model_type" in data or "architectures" in data:
+        return "the config.json of a checkpoint"
+    if "model" in data or "processor" in data:
+        return "the config of a model"
+    is_registry = data and all(isinstance(value, dict) and "annotations" in value for value in data.values())
+    return "a registry of data sets" if is_registry else ""
+
+
 def resolve_path(value: str | None, config_path: Path) -> str | None:
     """Returns the absolute path of a path in a config file.
 
-    The path is relative to the config file, or to the working folder if it exists only there.
+    The path is relative to the config file, or to the working folder if it exists only there; `~` is the home folder.
     """
     if not value:
         return value
+    value = os.path.expanduser(value)
     beside = (config_path.resolve().parent / value).resolve()
     return str(beside if beside.exists() or not Path(value).exists() else Path(value).resolve())
 
 
 MAX_NGRAM_SIZE = 64
+NUM_REPETITIONS = 4
+"""Number of times that the tail of an answer repeats a sequence before it may end the answer."""
 
 
 @dataclass(kw_only=True)
@@ -155,7 +174,9 @@ class GenerationConfig:
 
     `top_k` 0 keeps all tokens and `top_p` 1 all probability mass. `repetition_penalty` 1 and `no_repeat_ngram_size` 0
     are off; both rules consider the tokens of the prompt and the answer, never padding. `stop_strings` end the answer
-    and are not part of it; the template's end token always stops. `seed` None uses the run's seed.
+    and are not part of it; the template's end mark always stops, as a token and as text. An answer ends if its last
+    `max_repeated_tokens` tokens repeat one sequence at least four times, 0 for off; the default is longer than the
+    equal cells of a table. `seed` None uses the run's seed.
     """
 
     max_new_tokens: int = 1024
@@ -165,6 +186,7 @@ class GenerationConfig:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    max_repeated_tokens: int = 1000
     stop_strings: list[str] = field(default_factory=list)
     seed: int | None = None
 
@@ -177,6 +199,9 @@ class GenerationConfig:
         # each token of the n-gram adds an operator to the graph
         size = self.no_repeat_ngram_size
         check(0 <= size <= MAX_NGRAM_SIZE, "no_repeat_ngram_size", size, f"0 (off) to {MAX_NGRAM_SIZE}")
+        tail = self.max_repeated_tokens
+        expected = f"0 (off) or at least {NUM_REPETITIONS}"
+        check(tail == 0 or tail >= NUM_REPETITIONS, "max_repeated_tokens", tail, expected)
         check(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
         check(all(self.stop_strings), "stop_strings", self.stop_strings, "no empty text")
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
+
+from mindvlm.core.config import NUM_REPETITIONS
 from mindvlm.core.errors import UserError
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.request import Slot
@@ -17,7 +20,8 @@ class Answer(str):
         generated: the text with surrounding white space.
         ids: generated ids, including the stop token.
         num_prompt_tokens: length of the prompt, including image placeholders.
-        stop_reason: 'stop_token', 'stop_string', 'max_new_tokens', 'context_full' or 'interrupted'.
+        stop_reason: 'stop_token', 'stop_string', 'repetition', 'max_new_tokens', 'context_full', 'error' or
+            'interrupted'.
         seconds: time per stage: 'compile', 'vision', 'prefill', 'decode'.
         history: the conversation including this turn; pass it as `history` to the next `chat`.
     """
@@ -47,8 +51,24 @@ class Answer(str):
         return (len(self.ids) - 1) / seconds if seconds > 0 and len(self.ids) > 1 else 0.0
 
 
+class RepeatedTail:
+    """Detects a loop: the last `length` ids of an answer repeat one sequence at least `NUM_REPETITIONS` times."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.periods = np.arange(1, length // NUM_REPETITIONS + 1)
+        # entry p - 1 is the id p places back, and for how many ids that was the same id
+        self.recent, self.num_equal = np.full((2, len(self.periods)), -1)
+
+    def is_reached_with(self, token: int) -> bool:
+        """Takes the next id."""
+        self.num_equal = np.where(self.recent == token, self.num_equal + 1, 0)
+        self.recent = np.concatenate(([token], self.recent[:-1]))
+        return bool((self.num_equal + self.periods >= self.length).any())
+
+
 class AnswerText:
-    """The growing text of one answer, which ends at a stop id or stop string.
+    """The growing text of one answer, which ends at a stop id, a stop string or in a loop.
 
     Text that may be the beginning of a stop string is held back. White space around an answer is removed, as in the
     original programs; the template adds its own.
@@ -57,12 +77,21 @@ class AnswerText:
         stop_ids: ids that end the answer and are not part of its text.
         stop_strings: texts that end the answer and are not part of it.
         decoder: converts ids to text.
+        max_repeated_tokens: see `GenerationConfig`.
 
     Attributes:
         text: the text so far, including surrounding white space.
     """
 
-    def __init__(self, stop_ids: Collection[int], stop_strings: Sequence[str], decoder: TextDecoder):
+    def __init__(
+        self,
+        stop_ids: Collection[int],
+        stop_strings: Sequence[str],
+        decoder: TextDecoder,
+        *,
+        max_repeated_tokens: int = 0,
+    ):
+        self.tail = RepeatedTail(max_repeated_tokens) if max_repeated_tokens else None
         self.stop_ids = frozenset(stop_ids)
         self.stop_strings = [text for text in stop_strings if text]
         self.decoder = decoder
@@ -71,26 +100,29 @@ class AnswerText:
         self.ended = False
 
     def reason_after(self, token: int) -> str | None:
-        """Takes the next generated id; returns 'stop_token' or 'stop_string' if it ends the answer, else None."""
+        """Takes the next generated id; returns the stop reason if it ends the answer, else None."""
         if token in self.stop_ids:
             self.end()
             return "stop_token"
-        self.text += self.decoder.push(token)
-        cut = self.first_stop_string()
-        if cut is None:
-            return None
-        self.text = self.text[:cut]
-        self.ended = True
-        return "stop_string"
+        if self.is_stopped_by(self.decoder.push(token)):
+            return "stop_string"
+        if self.tail and self.tail.is_reached_with(token):
+            self.end()
+            return "repetition"
+        return None
 
-    def first_stop_string(self) -> int | None:
+    def is_stopped_by(self, added: str) -> bool:
+        """Appends text, up to the first stop string if there is one; returns whether there is."""
+        self.text += added
         starts = [start for start in (self.text.find(text) for text in self.stop_strings) if start >= 0]
-        return min(starts, default=None)
+        if starts:
+            self.text, self.ended = self.text[: min(starts)], True
+        return bool(starts)
 
     def end(self) -> None:
         """Completes the text after the last id."""
         if not self.ended:
-            self.text += self.decoder.flush()
+            self.is_stopped_by(self.decoder.flush())
             self.ended = True
 
     @property
@@ -121,7 +153,8 @@ class AnswerText:
 class AnswerStream:
     """An iterator over the pieces of an answer as they are generated; `answer` is the whole.
 
-    Ending the loop early, by Ctrl-C or `close`, ends the answer with the text so far.
+    Ending the loop early, by Ctrl-C or `close`, ends the answer with the text so far. A model whose logits contain NaN
+    or infinity raises UserError after the text so far.
 
     Args:
         engine: generates the tokens.
@@ -155,6 +188,8 @@ class AnswerStream:
             while self.finished is None:
                 if piece := self.text.take():
                     return piece
+                if self.slot.error and self.text.ended:
+                    raise self.slot.error
                 if self.slot.stop_reason and self.text.ended:
                     self.close()
                 elif self.slot.stop_reason:

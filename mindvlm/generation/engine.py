@@ -21,7 +21,7 @@ from mindvlm.generation.graphs import (
     padded_ids,
 )
 from mindvlm.generation.request import Request, Slot
-from mindvlm.generation.sampling import Sampler
+from mindvlm.generation.sampling import NOT_FINITE, Sampler
 from mindvlm.nn.rotary import decoder_frequencies, ntk_alpha
 from mindvlm.nn.splice import splice_sources
 
@@ -118,15 +118,36 @@ class Engine:
         return new
 
     def step(self) -> list[Slot]:
-        """Appends the next token to `new_ids` of every running slot; returns these slots."""
+        """Appends the next token to `new_ids` of every running slot; returns these slots.
+
+        A slot whose logits contain NaN or infinity ends with an `error`; the other slots continue.
+        """
         running = [slot for slot in self.slots if slot and slot.is_running]
         if not running:
             return []
         self.run_decode(running)
         ids = self.sampler.choose(self.next_logits, running)
         for slot in running:
-            slot.take(int(ids[slot.row]), self.max_length)
+            token = int(ids[slot.row]) if slot.forced_id is None else slot.forced_id
+            if token == NOT_FINITE:
+                self.fail(slot)
+            else:
+                slot.take(token, self.max_length)
         return running
+
+    def fail(self, slot: Slot) -> None:
+        """Ends an answer whose logits contain NaN or infinity."""
+        dtype = str(self.model.language_model.dtype).lower()
+        remedy = (
+            "values beyond its range overflow; set dtype to bfloat16 or float32"
+            if dtype == "float16"
+            else "the weights are damaged; convert the original checkpoint again with mindvlm-convert --verify"
+        )
+        step = f"token {len(slot.new_ids) + 1} of the answer"
+        slot.fail(UserError(f"the logits of {step} contain NaN or infinity in {dtype}: {remedy}"))
+        # attention multiplies hidden positions by zero, which does not hide NaN from the next request
+        for cache in self.caches:
+            cache.clear_row(slot.row)
 
     def release(self, slot: Slot) -> None:
         """Frees the row of a slot; does nothing if it is already released."""
@@ -192,7 +213,8 @@ class Engine:
         if length > self.max_length:
             raise UserError(
                 f"the prompt has {length} tokens but the context holds {self.max_length}; "
-                "shorten it or raise model.max_length (tokenizer_model_max_length in a folder's config.json)"
+                "shorten it or raise model.max_length (in a folder's config.json tokenizer_model_max_length, or else "
+                "max_position_embeddings)"
             )
 
     def free_row(self) -> int:

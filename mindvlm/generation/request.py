@@ -7,8 +7,9 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvlm.core.config import GenerationConfig
+from mindvlm.core.errors import UserError
 
-MAX_NEW_TOKENS, CONTEXT_FULL = "max_new_tokens", "context_full"
+MAX_NEW_TOKENS, CONTEXT_FULL, ERROR = "max_new_tokens", "context_full", "error"
 
 
 @dataclass(kw_only=True)
@@ -18,7 +19,8 @@ class Request:
     Attributes:
         ids: the prompt, at least one id, with one placeholder per row of `features`.
         features: feature rows of the pictures in the order of the placeholders, (..., hidden); None without pictures.
-        options: generation options; `stop_strings` and `seed` are ignored here in favour of `stop` and `seed`.
+        options: generation options; `stop_strings`, `max_repeated_tokens` and `seed` are ignored here in favour of
+            `stop` and `seed`.
         stop: called with each new id; returns the stop reason, or None to continue. None ends the answer by length
             only.
         seed: seed for sampling.
@@ -41,8 +43,9 @@ class Slot:
         cached: ids whose keys and values are in the cache.
         alpha: dynamic NTK factor of the rotated keys.
         new_ids: generated ids, including the stop token. The last one is not in the cache yet.
-        stop_reason: None while the answer is incomplete; then the result of `Request.stop`, 'max_new_tokens' or
-            'context_full'.
+        stop_reason: None while the answer is incomplete; then the result of `Request.stop`, 'max_new_tokens',
+            'context_full' or 'error'.
+        error: the error that ended the answer; None without one.
         is_released: whether the row was freed.
     """
 
@@ -51,6 +54,7 @@ class Slot:
         self.cached: list[int] = list(request.ids)
         self.new_ids: list[int] = []
         self.stop_reason: str | None = None
+        self.error: UserError | None = None
         self.is_released = False
         self.random = np.random.default_rng(request.seed)
 
@@ -68,11 +72,19 @@ class Slot:
         pairs = zip(self.cached, ids, strict=False)
         return next((i for i, (mine, other) in enumerate(pairs) if mine != other), min(len(self.cached), len(ids)))
 
+    @property
+    def forced_id(self) -> int | None:
+        """The next id if the request forces it."""
+        forced = self.request.forced_ids
+        return None if forced is None or len(self.new_ids) >= len(forced) else int(forced[len(self.new_ids)])
+
+    def fail(self, error: UserError) -> None:
+        """Ends the answer with an error. Nothing in the cache is used again."""
+        self.error, self.stop_reason, self.cached = error, ERROR, []
+
     def take(self, token: int, max_length: int) -> None:
         """Appends an id to the answer and sets `stop_reason` if the answer ends with it."""
         request = self.request
-        if request.forced_ids is not None and len(self.new_ids) < len(request.forced_ids):
-            token = int(request.forced_ids[len(self.new_ids)])
         self.new_ids.append(token)
         self.stop_reason = request.stop(token) if request.stop else None
         if self.stop_reason is None and len(self.new_ids) >= request.options.max_new_tokens:

@@ -16,20 +16,25 @@ from mindvlm.nn.layout import widen
 # Sampling among the top few tokens avoids sorting the vocabulary.
 FEW_CANDIDATES = 128
 
+NOT_FINITE = -1
+"""The id of a row whose logits contain NaN or infinity."""
+
 
 class GreedyGraph(nn.Cell):
-    """Logits (B, V) -> ids of the maxima, (B,) int32."""
+    """Logits (B, V) -> ids of the maxima, (B,) int32; `NOT_FINITE` for rows with NaN or infinity."""
 
     def __init__(self):
         super().__init__()
         self.argmax = ops.Argmax(axis=-1, output_type=ms.int32)
 
     def construct(self, logits):
-        return self.argmax(logits.astype(ms.float32))
+        logits = logits.astype(ms.float32)
+        return where_finite(logits, self.argmax(logits))
 
 
 class SamplingGraph(nn.Cell):
-    """Logits (B, V) -> next ids (B,) int32. Options are inputs, so their values never trigger a compilation.
+    """Logits (B, V) -> next ids (B,) int32; `NOT_FINITE` for rows with NaN or infinity. Options are inputs, so their
+    values never trigger a compilation.
 
     The order of the rules is that of Hugging Face: repetition penalty (arXiv 1909.05858), no repeated n-gram,
     temperature, top-k, top-p (arXiv 1904.09751). Each row samples with one uniform number from the host, so a seed
@@ -59,12 +64,13 @@ class SamplingGraph(nn.Cell):
             top_k: (B, 1) int32 from 1 to K.
             uniform: (B, 1) float32 in [0, 1).
         """
-        logits = self.penalised(logits.astype(ms.float32), seen, penalty)
+        given = logits.astype(ms.float32)
+        logits = self.penalised(given, seen, penalty)
         logits = ops.select(marked(banned, logits), ops.full_like(logits, -1e30), logits)
         ids = self.argmax(logits)
-        if self.num_candidates == 0:
-            return ids
-        return ops.select(do_sample, self.draw(logits, temperature, top_k, top_p, uniform), ids)
+        if self.num_candidates > 0:
+            ids = ops.select(do_sample, self.draw(logits, temperature, top_k, top_p, uniform), ids)
+        return where_finite(given, ids)
 
     def penalised(self, logits, seen, penalty):
         """Applies the repetition penalty to the logits of the ids in `seen`."""
@@ -87,6 +93,11 @@ class SamplingGraph(nn.Cell):
         last = (weights > 0).astype(ms.int32).sum(-1) - 1
         choice = ops.minimum(passed, last).reshape((-1, 1))
         return ops.gather_elements(ids, 1, choice).reshape((-1,)).astype(ms.int32)
+
+
+def where_finite(logits, ids):
+    """Returns the ids (B,), and `NOT_FINITE` for rows of the logits (B, V) float32 that contain NaN or infinity."""
+    return ops.select(ops.isfinite(logits.sum(-1)), ids, ops.full_like(ids, NOT_FINITE))
 
 
 def marked(ids, logits):
@@ -114,7 +125,7 @@ class Sampler:
         self.graphs = {count: SamplingGraph(count) for count in (0, few, vocab_size)}
 
     def choose(self, logits: Tensor, slots: Sequence[Slot]) -> np.ndarray:
-        """Returns the next ids (B,) for logits (B, V); values of rows without a slot are undefined."""
+        """Returns the next ids (B,) for logits (B, V), or `NOT_FINITE`; values of rows without a slot are undefined."""
         options = [slot.request.options for slot in slots]
         if all(map(is_plain, options)):
             return self.run("decode", self.greedy, logits).asnumpy()

@@ -18,7 +18,8 @@ from mindvlm.nn.linear_plan import choose_products
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
 from mindvlm.weights.cache import kept_weights
-from mindvlm.weights.lora.merging import adapted_view
+from mindvlm.weights.lora.adapter import chosen_adapter
+from mindvlm.weights.lora.merging import adapted_view, held_adapters
 from mindvlm.weights.rules.findings import ConversionError
 
 logger = logging.getLogger(__name__)
@@ -71,16 +72,20 @@ def open_weights(
         cache: whether to keep converted weights for the next start; see `kept_weights`.
 
     Raises:
-        UserError: the checkpoint, the tower or the adapter cannot be used.
+        UserError: the checkpoint, the tower or the adapter cannot be used; while reading, also NaN or infinity.
     """
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint))
+        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint, require_finite=True))
         part_paths = separate_parts(config, family)
-        parts = {key: stack.enter_context(open_checkpoint(path)) for key, path in part_paths.items()}
+        parts = {
+            key: stack.enter_context(open_checkpoint(path, require_finite=True)) for key, path in part_paths.items()
+        }
         try:
             weights = family.native_view(checkpoint, target_infos=expected, **parts)
         except ConversionError as error:
+            if error.remedy:
+                raise
             if Path(config.checkpoint).is_dir() and family.sizes_remedy:
                 remedy = family.sizes_remedy(config, error.findings)
             else:
@@ -89,13 +94,18 @@ def open_weights(
         if cache and weights.recipe:
             files = (file for source in (checkpoint, *parts.values()) for file in (source.path, *source.files))
             weights = stack.enter_context(kept_weights(weights, files))
-        sources = (str(weights.path), *part_paths.values(), config.adapter)
-        logger.info(f"loading {' with '.join(filter(None, sources))}")
-        if config.adapter:
-            weights = stack.enter_context(adapted_view(weights, config.adapter, family.models))
+        adapter = chosen_adapter((checkpoint, *parts.values()), config.adapter)
+        logger.info(f"loading {' with '.join(map(str, filter(None, (weights.path, *part_paths.values(), adapter))))}")
+        if adapter:
+            held = held_adapters(checkpoint.metadata)
+            weights = stack.enter_context(adapted_view(weights, adapter, family.models, held))
         yield weights
 
 
 def separate_parts(config: Any, family: Family) -> dict[str, str]:
-    """Returns the paths of parts outside `config.checkpoint`, by their key."""
-    return {key: path for key in family.separate_parts if (path := getattr(config, key))}
+    """Returns the paths of parts outside `config.checkpoint`, by their key. Raises UserError if one does not exist."""
+    paths = {key: path for key in family.separate_parts if (path := getattr(config, key))}
+    for key, path in paths.items():
+        if not Path(path).exists():
+            raise UserError(f"{key} {path}: no such file or folder; set {key} to the weights of that part")
+    return paths

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.weights.recognise import ConvertibleModel
 
 if TYPE_CHECKING:
@@ -15,7 +17,8 @@ FAMILIES = {
     "vary": "mindvlm.models.vary",
     "tinyllava": "mindvlm.models.tinyllava",
 }
-"""Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS."""
+"""Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS; `<package>.records`, if
+there is one, defines RECORD_FORMATS."""
 
 
 def get_family(name: str) -> Family:
@@ -32,6 +35,16 @@ def get_family(name: str) -> Family:
 def separate_parts() -> dict[str, str]:
     """Returns key -> help text of the run config keys that name separate checkpoints of parts, of all families."""
     return {key: text for model in convertible_models() for key, text in model.separate_parts.items()}
+
+
+def record_formats() -> dict[str, RecordFormat]:
+    """Returns name -> format of training records, of all families. Any model may train on any of them.
+
+    Does not import MindSpore.
+    """
+    modules = [f"{package}.records" for package in FAMILIES.values()]
+    formats = [import_module(module).RECORD_FORMATS for module in modules if find_spec(module)]
+    return {name: format for of_family in formats for name, format in of_family.items()}
 
 
 def convertible_models() -> tuple[ConvertibleModel, ...]:

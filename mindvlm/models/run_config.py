@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import typing
 from pathlib import Path
 from typing import Any
 
-from mindvlm.core.config import read_yaml
+from mindvlm.core.config import convert_value, kind_of_config, read_yaml
 from mindvlm.core.errors import UserError
 from mindvlm.models.base import Family
+from mindvlm.models.hf.tower_folder import require_model
 from mindvlm.models.registry import FAMILIES, convertible_models, get_family
 from mindvlm.weights import config_json
 
@@ -22,12 +26,21 @@ def read_config(config_path: str | Path, overrides: dict[str, Any] | None = None
     Raises:
         UserError: the file cannot be read, belongs to no family, or has a wrong key or value.
     """
-    path = Path(config_path)
+    path = Path(os.path.expanduser(config_path))
     path = path.parent if path.name == "config.json" else path
-    overrides = {key: str(value) if isinstance(value, Path) else value for key, value in (overrides or {}).items()}
+    overrides = {
+        key: os.path.expanduser(str(value)) if isinstance(value, str | Path) else value
+        for key, value in (overrides or {}).items()
+    }
     if path.is_dir():
         return read_folder(path, overrides)
-    data = {**read_yaml(path), **overrides}
+    data = read_yaml(path)
+    if (kind := kind_of_config(data)) in ("a training job", "a registry of data sets"):
+        named = f", here {data['model_config']}" if "model_config" in data else ""
+        raise UserError(
+            f"config {path} is {kind}; give the YAML of a model (model_config of a job{named}), or a folder"
+        )
+    data |= overrides
     return family_of_yaml(data).parse_config(data, path)
 
 
@@ -60,6 +73,27 @@ def read_folder(folder: Path, overrides: dict[str, Any]) -> Any:
         claiming = [family for family in families if family.reads and family.reads(data)]
         families = claiming or [family for family in families if not family.reads]
     if len(families) != 1:
-        shown = ", ".join(map(config_json.shown_name, types[:3])) or "nothing"
+        if not types:
+            what = "names no model_type" if data else "is an empty table"
+            raise UserError(f"{folder}/config.json: {what}; take the config.json of the model, or give a YAML")
+        shown = ", ".join(map(config_json.shown_name, types[:3]))
         raise UserError(f"{folder}/config.json: model type {shown} is not read from a folder; give a YAML for it")
-    return families[0].read_folder(folder, overrides)
+    try:
+        return families[0].read_folder(folder, overrides)
+    except UserError:
+        # what a training saves beside a connector or an adapter lacks other files of a model, such as the tokenizer
+        require_model(folder)
+        raise
+
+
+def replace_keys(config: Any, overrides: dict[str, Any], folder: Path) -> None:
+    """Replaces runtime keys in the run config of a folder.
+
+    Raises:
+        UserError: a key is unknown or belongs to the model, or its value is wrong.
+    """
+    known = {field.name for field in dataclasses.fields(config)} - {"family", "model", "processor", "generation"}
+    for key, value in overrides.items():
+        if key not in known:
+            raise UserError(f"config key {key!r} cannot replace a value of {folder}; expected one of {sorted(known)}")
+        setattr(config, key, convert_value(typing.get_type_hints(type(config))[key], value, key))

@@ -4,7 +4,7 @@ N images, T tokens per image, B batch, L length, V vocabulary.
 """
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindvlm.nn.loss import NextTokenLoss
 from mindvlm.nn.parameters import trains
@@ -14,14 +14,22 @@ class ImageTextModel(nn.Cell):
     """Base class of a family's model.
 
     A subclass sets `language_model` (a `CausalLM`) and defines `encode_images` and `towers`, the Cells that pass no
-    gradient if `freeze_vision_tower` is set. For training with recomputation it also defines `recomputed_tower` (with
-    `embed`, `blocks` and `parameters_before_blocks`), `recomputed_pixels`, the index of this tower's pixels among the
-    arguments of `encode_images`, and `features_behind_blocks`, which computes the result of `encode_images` from the
-    output of the last block and the pixels. `freezing_keys` are the keys of its config that freeze parameters.
+    gradient if `freeze_vision_tower` is set. A tower may have `unused_parameters`. For training with recomputation it
+    also defines `recomputed_tower` (with `embed`, `blocks` and `parameters_before_blocks`), `recomputed_pixels`, the
+    index of this tower's pixels among the arguments of `encode_images`, and `features_behind_blocks`, which computes
+    the result of `encode_images` from the output of the last block and the pixels. `freezing_keys` are the keys of
+    its config that freeze parameters. `rows_depend_on_text` says whether `picture_rows` depends on the prompt.
     """
 
+    rows_depend_on_text: bool = False
     recomputed_pixels: int = 0
     freezing_keys: tuple[str, ...] = ()
+
+    @property
+    def unused_parameters(self) -> list[Parameter]:
+        """The parameters that no output depends on, such as those of a tower's layers after the selected one."""
+        towers = (tower for tower in self.towers if hasattr(tower, "unused_parameters"))
+        return [parameter for tower in towers for parameter in tower.unused_parameters()]
 
     def stop_at_frozen_parts(self) -> None:
         """Skips the gradients of the towers and of the head's matrix if they are frozen."""
@@ -37,7 +45,7 @@ class ImageTextModel(nn.Cell):
     def picture_rows(self, features, layout, context):
         """Returns the feature rows of a picture in the order of its placeholders, (R, hidden).
 
-        Runs outside of graphs. A family whose rows depend on the question overrides this method.
+        Runs outside of graphs. A family whose rows depend on the prompt overrides it and `rows_depend_on_text`.
 
         Args:
             features: (V, T, hidden), features of the picture's views.

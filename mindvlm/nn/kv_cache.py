@@ -38,6 +38,12 @@ class LayerKVCache(nn.Cell):
             return keys, values
         return ops.gather(keys, rows, 0), ops.gather(values, rows, 0)
 
+    def clear_row(self, row: int) -> None:
+        """Fills one row with zeros."""
+        for cache in (self.key, self.value):
+            is_row = ops.arange(cache.shape[0]).reshape((-1, 1, 1, 1)) == row
+            cache.set_data(ops.select(ops.broadcast_to(is_row, cache.shape), ops.zeros_like(cache), cache))
+
     def copy_from(self, smaller: "LayerKVCache") -> None:
         """Copies the contents of a cache with the same rows and less capacity, on the device."""
         for target, source in ((self.key, smaller.key), (self.value, smaller.value)):

@@ -181,6 +181,13 @@ class VisionTransformer(nn.Cell):
         """Returns the Cells with parameters in the checkpoint that do not affect the feature."""
         return [*list(self.encoder.layers)[self.num_feature_layers :], self.post_layernorm]
 
+    def unused_parameters(self) -> list[Parameter]:
+        """Returns the parameters of `unused_cells`, and a class token that is dropped before any layer reads it."""
+        parameters = [parameter for cell in self.unused_cells() for parameter in cell.get_parameters()]
+        if isinstance(self.embeddings, ClipEmbeddings) and self.num_dropped_tokens and not self.num_feature_layers:
+            parameters.append(self.embeddings.class_embedding)
+        return parameters
+
 
 class SiglipTransformer(VisionTransformer):
     """SigLIP's vision tower without its pooling head."""

@@ -1,6 +1,6 @@
 """Conversion of questions and earlier turns to ids, shared by the processors of all families."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +46,7 @@ class ChatProcessor:
 
     Attributes:
         cuts_samples: whether `training_sample` cuts long samples itself.
+        templates: the family's templates by name.
         max_pixels: limit of width x height of a picture.
 
     Raises:
@@ -53,6 +54,7 @@ class ChatProcessor:
     """
 
     cuts_samples: bool = False
+    templates: Mapping[str, ChatTemplate] = {}
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, image_span: ImageSpan, *, image_joint: str):
@@ -63,16 +65,22 @@ class ChatProcessor:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer: the end of text, and the closing mark of the template if it is a token."""
+        """Ids that end an answer: those of `stop_strings` that are tokens."""
         special_ids = self.tokenizer.special_ids
-        marks = dict.fromkeys((self.template.answer_separator, self.tokenizer.end_token))
-        return tuple(special_ids[mark] for mark in marks if mark in special_ids)
+        return tuple(special_ids[mark] for mark in self.stop_strings if mark in special_ids)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The closing mark of the template if it is not a token."""
-        mark = self.template.answer_separator
-        return () if mark in self.tokenizer.special_ids else (mark,)
+        """Texts that end an answer: the closing mark of the template and the end of text.
+
+        They stop as ordinary letters too, because a model trained without the token spells it.
+        """
+        return tuple(dict.fromkeys((self.template.answer_separator, self.tokenizer.end_token)))
+
+    @property
+    def shows_system(self) -> bool:
+        """Whether training samples have a place for a record's system message."""
+        return self.template.style not in ("caption", "plain") and not self.cuts_samples
 
     @property
     def picture_lengths(self) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from mindvlm.training.job_file import lay_over
 from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
 from mindvlm.training.rendered_text import RenderedTextData
-from mindvlm.training.run_tensors import DTYPE_NAMES, full_shape
+from mindvlm.training.run_tensors import DTYPE_NAMES, ParameterSource, full_shape
 from mindvlm.training.trainable import (
     check_optimizer_patterns,
     choose_trainable,
@@ -37,6 +37,7 @@ from mindvlm.training.trainable import (
 )
 from mindvlm.weights.lora.saving import AdapterFiles
 from mindvlm.weights.recognise import native_model
+from mindvlm.weights.rules.findings import ConversionError
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def build_model(
         UserError: weights or sizes cannot be used, or a pattern matches nothing.
     """
     model, divided = loading.build_model(family, model_config.model, context, mesh=mesh)
+    require_loadable(model, family, config.model_config)
     made: set[str] = set()
     if is_new or config.lora:
         made = fill_weights(
@@ -123,6 +125,19 @@ def build_model(
         logger.info(line)
     model.set_train()
     return model, divided
+
+
+def require_loadable(model: nn.Cell, family: Family, origin: str) -> None:
+    """Raises UserError if a checkpoint of the model could not be loaded, because no layout has all its tensors."""
+    source = ParameterSource(dict(model.parameters_and_names()))
+    try:
+        family.native_view(source, target_infos=source.infos)
+    except UserError as error:
+        reason = f"{error.rows[0].status} {error.rows[0].label}" if isinstance(error, ConversionError) else str(error)
+        raise UserError(
+            f"{origin}: checkpoints of this model could not be loaded, because no {family.name} model has this form "
+            f"({reason}); correct model.language_model, such as tie_word_embeddings"
+        ) from None
 
 
 def require_base_in_files(model: nn.Cell, made: set[str]) -> None:

@@ -102,8 +102,8 @@ class TrainConfig(RuntimeConfig):
         lora: trains adapters and the parameters that match `train` or `lora.modules_to_save`; the rest is frozen.
         accumulation: passes per optimizer step; default 1.
         rows_per_step: rows per optimizer step over all devices and passes, instead of `accumulation`.
-        averages_passes: the loss of a step is the mean of the means of its passes on each device, as in transformers'
-            Trainer up to 4.45, instead of the mean over all labels of the step.
+        averages_passes: the loss of a step is the mean of the means of its passes on each device, of those with labels,
+            as in transformers' Trainer up to 4.45, instead of the mean over all labels of the step.
         loss_scale: dynamic loss scale of float16.
         recompute: keeps only the input of every block and computes the block again in the backward pass: less memory,
             more time.
@@ -111,7 +111,7 @@ class TrainConfig(RuntimeConfig):
         log_every, evaluate_every, save_every: in steps; the last step is always evaluated and saved.
         keep_checkpoints: number of newest checkpoints to keep, beside the best one.
         best: evaluation figure that selects the best checkpoint; null for none.
-        max_nan_steps: consecutive steps without a finite loss after which the run stops.
+        max_nan_steps: consecutive steps without a finite loss, or without labels, after which the run stops.
         tensorboard: also write event files.
     """
 

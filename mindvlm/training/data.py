@@ -3,6 +3,7 @@
 B rows, L tokens, N images, C channels, H and W of a branch.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from mindvlm.training.datasets.config import DatasetsConfig, make_collator, sample_options
+from mindvlm.training.datasets.inspection import inspect_data
 from mindvlm.training.datasets.loader import BatchLoader, Share, merge_states
 from mindvlm.training.datasets.skip_log import SkipLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class AnnotatedData:
         skip_list: file that lists skipped samples; None only counts them.
 
     Raises:
-        UserError: see `sample_options`.
+        UserError: see `sample_options` and `inspect_data`.
     """
 
     def __init__(
@@ -95,8 +99,10 @@ class AnnotatedData:
     ):
         make_processor = partial(processor_type, processor_config)
         self.config, self.share = config, share
-        self.collator = make_collator(config, make_processor())
+        processor = make_processor()
+        self.collator = make_collator(config, processor)
         self.options = sample_options(config, make_processor, seed=seed, num_shards=share.num_shards)
+        self.findings = inspect_data(self.options, processor, stops=config.inspection == "stop")
         self.rows_per_epoch = self.options.mixture.epoch_size
         mixture = self.options.mixture
         self.identity = {f"records of {name}": size for name, size in zip(mixture.names, mixture.sizes, strict=True)}
@@ -108,6 +114,8 @@ class AnnotatedData:
         self.loader: BatchLoader | None = None
 
     def start(self, step: int, state: dict[str, Any] | None) -> None:
+        for line in self.findings:
+            logger.info(line)
         skip_log = SkipLog(self.skip_list)
         options = {"skip_log": skip_log, "state": state}
         self.loader = BatchLoader(self.options, self.collator, self.config, self.share, **options)

@@ -21,7 +21,7 @@ from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.config import EvaluationConfig
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
-from mindvlm.training.datasets.samples import Sample, SampleMaker
+from mindvlm.training.datasets.samples import Sample, SampleMaker, Skipped
 from mindvlm.training.rendered_text import RenderedTextData
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Reader:
         try:
             features = self.features(prompts, pixels)
             options = GenerationConfig(max_new_tokens=max_new_tokens)
-            self.engine.complete(
+            slots = self.engine.complete(
                 [
                     Request(ids=ids, features=rows, options=options, stop=stop.reason_after)
                     for ids, rows, stop in zip(prompts, features, stops, strict=True)
@@ -97,6 +97,9 @@ class Reader:
             self.model.set_train(True)
         for stop in stops:
             stop.end()
+        errors = [slot.error for slot in slots if slot.error]
+        if errors:
+            logger.info(f"evaluation: {len(errors)} of {len(slots)} answers are not complete, {errors[0]}")
         return [stop.answer for stop in stops]
 
     def features(self, prompts: list[list[int]], pixels: tuple[np.ndarray, ...]) -> list[Tensor | None]:
@@ -190,7 +193,7 @@ class DatasetsEvaluator:
         """Raises UserError if most samples cannot be used."""
         readings, skipped = [], []
         for first in range(0, self.num_samples, self.config.batch_size):
-            made = [self.maker.make(n) for n in range(first, min(first + self.config.batch_size, self.num_samples))]
+            made = [self.make(n) for n in range(first, min(first + self.config.batch_size, self.num_samples))]
             samples = [sample for sample in made if isinstance(sample, Sample)]
             skipped += [sample for sample in made if not isinstance(sample, Sample)]
             if samples:
@@ -200,6 +203,15 @@ class DatasetsEvaluator:
         if skipped:
             logger.info(f"evaluation: {len(skipped)} of {self.num_samples} samples cannot be used, {skipped[0]}")
         return measured(readings)
+
+    def make(self, number: int) -> Sample | Skipped:
+        """Makes a sample; one whose answer no original rule finds cannot be used."""
+        made = self.maker.make(number)
+        if isinstance(made, Skipped) or (made.labels != IGNORED_LABEL).any():
+            return made
+        place = self.maker.options.mixture[number]
+        line = self.maker.indexes[place.dataset].place(place.record).line
+        return Skipped(number, made.dataset, made.record, line, "has no label; choose the template of the tokenizer")
 
     def read(self, samples: list[Sample]) -> list[Reading]:
         """Answers of at most one batch."""

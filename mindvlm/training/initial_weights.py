@@ -24,6 +24,7 @@ from mindvlm.training.config import InitConfig
 from mindvlm.training.run_tensors import full_shape
 from mindvlm.training.trainable import fold_numbers
 from mindvlm.weights.opened import Opened, open_native
+from mindvlm.weights.rules.table import CONNECTORS
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ INITIAL_RULES = (
     InitialRule(r"", "fan_in", 0.7),
 )
 """Rules for all families. With these scales Vary-nano learns to find the text in its images: position tables are
-visible beside the patches, and branches start small beside the residual stream."""
+visible beside the patches, branches start small beside the residual stream, and the logits are of order 1."""
+
+TIED_EMBEDDINGS = InitialRule(r"embed_tokens\.weight$", "width", 0.5)
+"""Scale of token embeddings that are also the head."""
 
 
 def fill_weights(
@@ -66,11 +70,13 @@ def fill_weights(
         Names of parameters whose values are in no checkpoint: random and adapted ones.
 
     Raises:
-        UserError: a checkpoint cannot be used or contributes nothing, or a parameter is in no checkpoint and does not
-            match `config.random`.
+        UserError: a checkpoint cannot be used, holds NaN or infinity, or contributes nothing, or a parameter is in no
+            checkpoint and does not match `config.random`.
     """
     shapes = {name: full_shape(name, parameter, specs) for name, parameter in model.parameters_and_names()}
     norms = norm_weights(model)
+    if not any(name.endswith("lm_head.weight") for name in shapes):
+        rules = (*rules, TIED_EMBEDDINGS)
     with contextlib.ExitStack() as stack:
         places = lay_checkpoints(stack, config.weights, shapes)
         if config.weights:
@@ -110,11 +116,19 @@ def lay_checkpoints(stack: contextlib.ExitStack, paths: list[str], shapes: Mappi
     """Returns, for each parameter in any checkpoint, the last checkpoint that has it."""
     places: dict[str, Opened] = {}
     for path in paths:
-        opened = stack.enter_context(open_native([path], convertible_models()))
+        opened = stack.enter_context(open_native([path], convertible_models(), require_finite=True))
         used = [name for name in opened.source.infos if name in shapes]
         unused = [name for name in opened.source.infos if name not in shapes]
         if not used:
-            raise UserError(f"init.weights: {path} has no tensor of this model; leave it out")
+            raise UserError(
+                f"init.weights: {path} has no tensor of this model, it has {summarize(unused)}; leave it out, or "
+                "correct the section model"
+            )
+        connector = [name for name in used if opened.model.parts_of([name]) == {CONNECTORS}]
+        if half := opened.model.native.rest_of_units(connector, shapes):
+            raise UserError(
+                f"init.weights: {path} has half of a connector, without {summarize(half)}; give the whole connector"
+            )
         places |= dict.fromkeys(used, opened)
         left_out = f", left out: {summarize(unused)}" if unused else ""
         logger.info(f"weights from {path}: {summarize(used)}{left_out}")

@@ -1,12 +1,13 @@
 """Reads the YAML of a training job: its base, the overrides of the command line, its paths."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mindvlm.core.config import build_config, read_yaml, resolve_path
+from mindvlm.core.config import build_config, kind_of_config, read_yaml, resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import separate_parts
 from mindvlm.training.config import TrainConfig
@@ -34,13 +35,14 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     Raises:
         UserError: the file is missing or malformed, or a key or value is invalid.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     data = read_with_base(path)
     for key, value in (overrides or {}).items():
         set_dotted(data, key, value)
     config = build_config(TrainConfig, data)
     config.num_passes  # noqa: B018 (refuses rows that cannot be divided before anything is built)
     written = asdict(config)
+    config.output_dir = os.path.expanduser(config.output_dir)
     config.model_config = resolve_path(config.model_config, path)
     parts = {key: value for key in separate_parts() if isinstance(value := config.model_changes.get(key), str)}
     config.model_changes = config.model_changes | {key: resolve_path(part, path) for key, part in parts.items()}
@@ -62,6 +64,11 @@ def read_with_base(path: Path) -> dict[str, Any]:
             meaning of its paths.
     """
     data = read_yaml(path)
+    if (kind := kind_of_config(data)) not in ("", "a training job"):
+        key = "data.registry" if kind == "a registry of data sets" else "model_config"
+        raise UserError(
+            f"config {path} is {kind}; give a training job that names it as {key}, see configs/*/train_*.yaml"
+        )
     name = data.pop("base", None)
     if name is None:
         return data

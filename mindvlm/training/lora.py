@@ -1,20 +1,23 @@
 """Adds low-rank adapters to a model before training."""
 
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from mindvlm.core.errors import UserError
 from mindvlm.nn.dropout import RowDropout, dropout_counter, new_counter
+from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.lora import LoraConfig, adapt, first_values
 from mindvlm.nn.parameters import name_by_place
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.sharding import ShardSpec
-from mindvlm.training.trainable import found_names
+from mindvlm.training.trainable import found_names, names_of
 
 
-def add_lora(model: nn.Cell, config: LoraConfig, *, seed: int, divided: ParallelModel, mesh: Mesh) -> None:
+def add_lora(model: ImageTextModel, config: LoraConfig, *, seed: int, divided: ParallelModel, mesh: Mesh) -> None:
     """Adapts the Linears that match `config.targets` and initializes the new parameters.
+
+    Linears that no output depends on get no adapter.
 
     If tensor parallelism divides the outputs of a Linear, it also divides B, and every rank has the whole A. If it
     divides the inputs, it also divides A, and every rank has the whole B. The gradient of the whole factor is a sum
@@ -28,10 +31,16 @@ def add_lora(model: nn.Cell, config: LoraConfig, *, seed: int, divided: Parallel
         mesh: the mesh of this process.
 
     Raises:
-        UserError: a target matches no Linear, or the weights of an adapted Linear also train.
+        UserError: a target matches no Linear that an output depends on, or the weights of an adapted Linear also train.
     """
     linears = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, Linear)}
-    targets = {name for pattern in config.targets for name in found_names("lora.targets", pattern, linears)}
+    unused = names_of(model.unused_parameters, model)
+    targets = set()
+    for pattern in config.targets:
+        found = [name for name in found_names("lora.targets", pattern, linears) if f"{name}.weight" not in unused]
+        if not found:
+            raise UserError(f"lora.targets: {pattern!r} matches only layers that no output depends on; remove it")
+        targets.update(found)
     counter = dropout_counter(model)
     if counter is None:
         counter = new_counter()

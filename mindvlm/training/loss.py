@@ -67,7 +67,7 @@ def state(name: str, value: float) -> Parameter:
 class MeanLoss(nn.Cell):
     """*batch -> the mean of the token losses of the pass, and 1, so that all passes of a step weigh the same.
 
-    A pass without labels has the loss 0.
+    A pass without labels returns 0 and 0: it is no part of the mean.
 
     Args:
         model: *batch -> sum of the token losses, number of labels.
@@ -94,6 +94,6 @@ class ScaledLoss(nn.Cell):
 
 
 def mean_loss(loss, num_labels):
-    """Sum of the losses and number of labels, float32 scalars -> their mean, and 1."""
+    """Sum of the losses and number of labels, float32 scalars -> their mean, and 1; 0 and 0 without labels."""
     one = Tensor(1.0, ms.float32)
-    return loss / ops.maximum(num_labels, one), one
+    return loss / ops.maximum(num_labels, one), ops.minimum(num_labels, one)

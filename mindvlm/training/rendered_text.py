@@ -66,6 +66,12 @@ class RenderedTextBatches:
         self.batch_size = batch_size
         self.max_answer_tokens = max_answer_tokens
         self.seed = seed
+        if len(self.processor.stop_ids) != 2:
+            template = self.processor.template
+            raise UserError(
+                f"rendered_text: template {template.name!r} closes an answer with {template.answer_separator!r}, which "
+                "is no token besides the end of text; set model_changes.processor.template to another one"
+            )
         self.end_id, self.fill_id = self.processor.stop_ids
         self.length = max(map(len, self.prompts)) + max_answer_tokens
 

@@ -35,6 +35,7 @@ FREE_KEYS = {
     "data.num_workers",
     "data.look_ahead",
     "data.index_folder",
+    "data.inspection",
     "rendered_text.batch_size",
     "rendered_text.num_workers",
     "rendered_text.num_evaluation_images",

@@ -25,7 +25,8 @@ class StepResult(NamedTuple):
     Attributes:
         loss: mean over the step, float32.
         norm: norm of the gradient of that mean, before clipping.
-        num_labels: number of labels, float32; the number of passes if these are averaged.
+        num_labels: number of labels, float32; the number of passes with labels if these are averaged. If it is 0,
+            nothing was updated.
         is_finite: false if the loss or a gradient was not finite; then nothing was updated.
     """
 
@@ -52,7 +53,7 @@ class TrainStep:
         mesh: the mesh of this process.
         divided: the parts of the divided model.
         recompute: see `RecomputedGradients`; the model must be an `ImageTextModel`.
-        averages_passes: every pass of every replica has the same weight, whatever its number of labels.
+        averages_passes: every pass of every replica that has labels has the same weight, whatever their number.
 
     Attributes:
         optimizer: an `AdamW`, or a `ShardedAdamW` with ZeRO.
@@ -170,6 +171,8 @@ class Update(nn.Cell):
             loss, num_labels, norm = self.sync.total(loss), self.sync.total(num_labels), self.sync.norm(gradients)
         else:
             norm = ops.sqrt(ops.addn(self.for_all(square, gradients)))
+        # a copy: accumulated numbers are reset after the update
+        num_labels = ops.abs(num_labels)
         divisor = ops.maximum(num_labels, ops.ones_like(num_labels))
         scale = 1.0 / divisor if self.scale is None else 1.0 / (divisor * self.scale.value)
         norm = norm * scale
@@ -177,7 +180,8 @@ class Update(nn.Cell):
         if self.max_grad_norm is not None:
             scale = scale * ops.minimum(self.max_grad_norm / (norm + 1e-6), ops.ones_like(norm))
         result = norm
-        if is_finite:
+        # without labels, weight decay and the moments would still change the parameters
+        if ops.logical_and(is_finite, num_labels > 0):
             result = ops.depend(norm, self.optimizer(gradients, learning_rate, scale))
         if self.scale is not None:
             result = ops.depend(result, self.scale(ops.depend(is_finite, result)))

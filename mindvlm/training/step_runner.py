@@ -25,12 +25,19 @@ class Outcome:
         norm: norm of the gradients before clipping.
         is_finite: false if a gradient was not finite; then nothing was updated.
         is_overflow: whether the loss scale was too large; it has been lowered.
+        has_labels: false if no row of any rank had a label; then nothing was updated, and loss and norm are 0.
     """
 
     loss: float
     norm: float
     is_finite: bool = True
     is_overflow: bool = False
+    has_labels: bool = True
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether loss and norm are figures of the run."""
+        return self.is_finite and self.has_labels
 
 
 def model_arguments(inputs: PassInputs, inv_freq: Tensor, dtype) -> tuple[Tensor, ...]:
@@ -92,9 +99,9 @@ class StepRunner:
         return self.outcome(result)
 
     def outcome(self, result: StepResult) -> Outcome:
-        loss, norm, _, is_finite = (value.asnumpy().item() for value in result)
+        loss, norm, num_labels, is_finite = (value.asnumpy().item() for value in result)
         is_overflow = self.has_loss_scale and not is_finite and math.isfinite(loss) and not self.scale_is_lowest()
-        return Outcome(loss, norm, is_finite, is_overflow)
+        return Outcome(loss, norm, is_finite, is_overflow, has_labels=num_labels > 0)
 
     def scale_is_lowest(self) -> bool:
         """Whether the loss scale has its minimum value."""

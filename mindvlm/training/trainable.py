@@ -9,18 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from mindspore import Parameter, nn
 
 from mindvlm.core.errors import UserError
+from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.optimizer import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
 MAX_NEAR = 3
+TRAINED, UNUSED = "trained", "frozen: no output depends on it"
 
 
 def choose_trainable(
-    model: nn.Cell, *, freeze: Sequence[str], train: Mapping[str, Sequence[str]], freezes_all: bool = False
+    model: ImageTextModel, *, freeze: Sequence[str], train: Mapping[str, Sequence[str]], freezes_all: bool = False
 ) -> None:
     """Sets `requires_grad` of every parameter: freezes the matches of `freeze`, then unfreezes those of `train`.
+
+    Parameters that no output depends on never train; weight decay would change them.
 
     Args:
         model: some parameters may already be frozen; `train` applies to them too.
@@ -29,9 +33,13 @@ def choose_trainable(
         freezes_all: freezes everything before `train` applies.
 
     Raises:
-        UserError: a pattern matches nothing, or a pattern of `train` matches only parameters that train anyway.
+        UserError: a pattern matches nothing, or a pattern of `train` matches only parameters that train anyway or
+            cannot train.
     """
     parameters = dict(model.parameters_and_names())
+    unused = names_of(model.unused_parameters, model)
+    for name in unused:
+        parameters[name].requires_grad = False
     for pattern in freeze:
         for name in found_names("freeze", pattern, parameters):
             parameters[name].requires_grad = False
@@ -41,7 +49,9 @@ def choose_trainable(
     chosen = {}
     for key, patterns in train.items():
         for pattern in patterns:
-            names = found_names(key, pattern, parameters)
+            names = [name for name in found_names(key, pattern, parameters) if name not in unused]
+            if not names:
+                raise UserError(f"{key}: {pattern!r} matches only parameters that no output depends on; remove it")
             if all(parameters[name].requires_grad for name in names):
                 raise UserError(
                     f"{key}: {pattern!r} matches only parameters that train anyway, such as {names[0]}; remove it, or "
@@ -50,6 +60,12 @@ def choose_trainable(
             chosen |= dict.fromkeys(names)
     for name in chosen:
         parameters[name].requires_grad = True
+
+
+def names_of(parameters: Iterable[Parameter], model: nn.Cell) -> set[str]:
+    """Returns the names of some of the model's parameters."""
+    ids = set(map(id, parameters))
+    return {name for name, parameter in model.parameters_and_names() if id(parameter) in ids}
 
 
 def found_names(key: str, pattern: str, names: Iterable[str]) -> list[str]:
@@ -113,26 +129,25 @@ def check_optimizer_patterns(model: nn.Cell, config: OptimizerConfig) -> None:
             logger.info(f"optimizer.no_decay: {pattern!r} matches no name and has no effect; some names are {near}")
 
 
-def trainable_table(model: nn.Cell, specs: Mapping[str, ShardSpec]) -> list[str]:
+def trainable_table(model: ImageTextModel, specs: Mapping[str, ShardSpec]) -> list[str]:
     """Returns the lines of the table of trained parameters: folded names, numbers of tensors and parameters, totals.
 
     Args:
         specs: this rank's parts of divided parameters; they count in full size.
     """
-    groups: dict[tuple[str, bool], list[int]] = {}
+    unused = names_of(model.unused_parameters, model)
+    groups: dict[tuple[str, str], list[int]] = {}
     for name, parameter in model.parameters_and_names():
-        groups.setdefault((fold_numbers(name), parameter.requires_grad), []).append(full_size(name, parameter, specs))
-    rows = [
-        (name, f"{len(sizes)}", f"{sum(sizes):,}", "trained" if trains else "frozen")
-        for (name, trains), sizes in groups.items()
-    ]
+        state = TRAINED if parameter.requires_grad else UNUSED if name in unused else "frozen"
+        groups.setdefault((fold_numbers(name), state), []).append(full_size(name, parameter, specs))
+    rows = [(name, f"{len(sizes)}", f"{sum(sizes):,}", state) for (name, state), sizes in groups.items()]
     rows = [("parameters", "tensors", "numbers", ""), *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
         f"{name:<{widths[0]}}  {tensors:>{widths[1]}}  {numbers:>{widths[2]}}  {state}".rstrip()
         for name, tensors, numbers, state in rows
     ]
-    trained = [size for (_, trains), sizes in groups.items() if trains for size in sizes]
+    trained = [size for (_, state), sizes in groups.items() if state == TRAINED for size in sizes]
     every = [size for sizes in groups.values() for size in sizes]
     share = 100 * sum(trained) / sum(every)
     lines.append(

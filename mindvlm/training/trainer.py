@@ -61,6 +61,7 @@ class Trainer:
         state = self.read_state(accept_changes)
         self.data_state = state.get("source")
         self.schedule = config.schedule.resolved(self.data.rows_per_epoch, config.num_rows)
+        self.companions = family.companions(model_config) if family.companions else {}
         is_new = self.resumed_from is None
         self.model, divided = building.build_model(config, model_config, family, self.mesh, context, is_new=is_new)
         inv_freq = Tensor(decoder_frequencies(model_config.model.language_model))
@@ -75,7 +76,6 @@ class Trainer:
             host=self.ranks.host,
             adapter=building.adapter_files(self.model, config, family, divided),
         )
-        self.companions = family.companions(model_config) if family.companions else {}
         self.evaluator = building.open_evaluator(config, model_config, family, self.data, self.model)
         self.progress = Progress(self.schedule.total_steps)
         self.step: int = state.get("step", 0)
@@ -83,7 +83,9 @@ class Trainer:
         self.window: list[float] = state.get("window", [])
         self.num_overflows: int = state.get("num_overflows", 0)
         self.num_skipped_before: int = state.get("num_skipped", 0)
-        self.nan_steps = 0
+        self.num_bad_steps = 0
+        # the first checkpoint is written after a step that learned
+        self.has_learned = self.step > 0
         self.seen_shapes: set = set()
         self.runner.start_at(self.step)
         if is_new:
@@ -145,13 +147,19 @@ class Trainer:
         outcome = self.run_step(passes)
         self.step += 1
         is_end = self.step == self.schedule.total_steps
-        if not outcome.is_finite and not outcome.is_overflow:
-            self.meet_nan(outcome, passes)
+        self.has_learned |= outcome.is_measured
+        if not outcome.is_measured and not outcome.is_overflow:
+            self.meet_bad_step(outcome, passes, is_last=is_end and not self.has_learned)
             if not is_end:
                 return
         else:
-            self.nan_steps = 0
+            self.num_bad_steps = 0
             self.num_overflows += outcome.is_overflow
+            if is_end and not self.has_learned:
+                raise UserError(
+                    f"no step learned anything, the gradients overflowed up to the last step, {self.step}; train more "
+                    "steps (schedule.total_steps), which lower the loss scale, or set dtype to float32 or bfloat16"
+                )
             self.window.append(outcome.loss)
             news = self.data.observe(outcome.loss)
             if news:
@@ -184,18 +192,26 @@ class Trainer:
         """The learning rate of the current step."""
         return self.config.optimizer.learning_rate * self.schedule.factor(self.step)
 
-    def meet_nan(self, outcome: Outcome, passes: list[PassInputs]) -> None:
-        """Handles a loss that is not finite: saves the batch; too many in a row are an error."""
-        self.nan_steps += 1
-        path = building.save_batch(self.checkpoints.folder, self.step, passes, self.mesh)
-        what = f"the loss is {outcome.loss} and the norm of the gradients {outcome.norm}"
-        logger.info(f"step {self.step}: {what}; nothing was updated, the batch is in {path}")
-        if self.nan_steps >= self.config.max_nan_steps:
+    def meet_bad_step(self, outcome: Outcome, passes: list[PassInputs], *, is_last: bool) -> None:
+        """Handles a step without labels or finite loss, whose batch is saved.
+
+        Too many in a row are an error, and so is the last of a run in which no step learned (`is_last`).
+        """
+        self.num_bad_steps += 1
+        if outcome.has_labels:
+            what = f"the loss is {outcome.loss} and the norm of the gradients {outcome.norm}"
+            path = building.save_batch(self.checkpoints.folder, self.step, passes, self.mesh)
+            where = f"the batch is in {path}"
+            remedy = "lower optimizer.learning_rate (and resume with --accept_changes) or fix the data"
+        else:
+            what, where = "no row has a label", f"the first row is {passes[0].origins[0]}"
+            remedy = "choose the template of the tokenizer, raise data.max_length, or fix the data"
+        logger.info(f"step {self.step}: {what}; nothing was updated, {where}")
+        if is_last or self.num_bad_steps >= self.config.max_nan_steps:
             last = self.checkpoints.latest()
             kept = f"the last checkpoint, {last}, is kept" if last else "no checkpoint was written yet"
             raise UserError(
-                f"{what} after {self.nan_steps} such steps, at step {self.step}; the last batch is in {path}; {kept}: "
-                "lower optimizer.learning_rate (and resume with --accept_changes) or fix the data"
+                f"{what} after {self.num_bad_steps} such steps, at step {self.step}; {where}; {kept}: {remedy}"
             )
 
     def log(self, outcome: Outcome) -> None:
@@ -203,7 +219,7 @@ class Trainer:
         means = {"loss": sum(self.window) / len(self.window)} if self.window else {}
         figures = {
             **means,
-            **({"norm": outcome.norm} if outcome.is_finite else {}),
+            **({"norm": outcome.norm} if outcome.is_measured else {}),
             "learning_rate": self.config.optimizer.learning_rate * self.schedule.factor(self.step - 1),
             **self.data.figures,
             **self.progress.speed,

@@ -21,7 +21,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 import mindvlm
-from mindvlm.checkpoint import Checkpoint, TensorSource, bytes_bar, open_checkpoint, staging_folder, write_safetensors
+from mindvlm.checkpoint import (
+    Checkpoint,
+    NonFiniteError,
+    TensorSource,
+    bytes_bar,
+    open_checkpoint,
+    staging_folder,
+    write_safetensors,
+)
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import is_progress_shown
 
@@ -72,6 +80,9 @@ def kept_weights(weights: TensorSource, files: Iterable[Path]) -> TensorSource:
     Args:
         weights: converted while they are read.
         files: the files that they are read from, the one that the user names first.
+
+    Raises:
+        NonFiniteError: a tensor holds NaN or infinity, and the files were opened with `require_finite`.
     """
     files = tuple(dict.fromkeys(files))
     try:
@@ -81,6 +92,8 @@ def kept_weights(weights: TensorSource, files: Iterable[Path]) -> TensorSource:
             return kept
         make_entry(entry, manifest, weights)
         return weights
+    except NonFiniteError:
+        raise
     except UserError as error:
         reason = str(error)
     except OSError as error:
@@ -111,7 +124,7 @@ def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkp
     """Returns the tensors in `entry`, None if they are not those of `weights` or have another manifest."""
     kept = None
     with suppress(UserError, OSError, UnicodeDecodeError):
-        kept = open_checkpoint(entry / WEIGHTS)
+        kept = open_checkpoint(entry / WEIGHTS, require_finite=True)
         if kept.infos == dict(weights.infos):
             # opens the file before the manifest is read, since another process may replace both
             kept.read_range(next(iter(kept.infos)), 0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mindvlm.checkpoint import atomic_file
@@ -45,14 +45,20 @@ def read_companions(source: Path, extra: Sequence[str] = ()) -> dict[str, bytes]
     return found
 
 
-def copy_companions(source: Path, target: Path, extra: Sequence[str] = ()) -> tuple[Path, ...]:
-    """Copies the companion files in `source` into the folder `target`; returns the copies. See `read_companions`.
+def copy_companions(
+    source: Path, target: Path, extra: Sequence[str] = (), *, without: Collection[str] = ()
+) -> tuple[Path, ...]:
+    """Copies the companion files in `source` into the folder `target`, except those in `without`; returns the copies.
+
+    See `read_companions`.
 
     Raises:
         UserError: a file cannot be read or written.
     """
     copied = []
     for name, content in read_companions(source, extra).items():
+        if name in without:
+            continue
         with atomic_file(target / name) as opened:
             opened.write(content)
         copied.append(target / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from mindvlm.checkpoint import TensorInfo, TensorSource
 from mindvlm.core.errors import UserError
 from mindvlm.weights.config_json import Config, named_types, shown_name
+from mindvlm.weights.foreign import require_plain_weights
+from mindvlm.weights.remedies import remedy_for
 from mindvlm.weights.rules.consistency import require_consistent_sizes
 from mindvlm.weights.rules.findings import ConversionError
 from mindvlm.weights.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of, total_fit
@@ -17,6 +19,7 @@ from mindvlm.weights.rules.overlaid import FirstRows
 from mindvlm.weights.rules.plan import Plan
 from mindvlm.weights.rules.planning import make_plan
 from mindvlm.weights.rules.table import RuleTable
+from mindvlm.weights.wrappers import without_wrappers
 
 Infos = Mapping[str, TensorInfo]
 
@@ -70,9 +73,21 @@ class ConvertibleModel:
         """Returns the tables of `hf_tables` that name all of these native tensors, or else `hf`."""
         return [table for table in self.hf_tables if all(map(table.part_of, infos))] or [self.hf]
 
+    def parts_of(self, names: Iterable[str]) -> set[str]:
+        """Returns the keys of the parts that these native tensors belong to."""
+        return {self.native.part_of(name).key for name in names}
+
     def detect_table(self, infos: Infos, origin: str = "the checkpoint") -> RuleTable:
         """Returns the table of the tensor names; see `choose_table` for the errors."""
         return choose_table(self.tables, infos, model=self.name, origin=origin)
+
+    def plan(self, table: RuleTable, infos: Infos, target_infos: Infos | None = None, **options: Any) -> Plan:
+        """Returns the plan of `make_plan`, whose errors get a remedy where the cause is known."""
+        try:
+            return make_plan(table, infos, target_infos, **options)
+        except ConversionError as error:
+            remedy = remedy_for(error.findings, table, infos, target_infos, self.row_tables)
+            raise ConversionError(error.what, error.findings, remedy) from None
 
     def require_own_names(self, table: RuleTable, infos: Infos, origin: str = "the checkpoint") -> None:
         """Raises UserError if `table` takes one part of another model but the tensors contain more of it."""
@@ -106,7 +121,7 @@ def detect_model(
 
     The tensor names determine the model. If several models match, as for a part that they share, the choice is the
     model that config.json names; else the models for which these are not the names of another model; else, if all
-    produce the same native tensors, the first complete one; else the only one that fits.
+    produce the same native tensors, the one with most complete sources and parts; else the only one that fits.
 
     Args:
         models: candidate models.
@@ -145,12 +160,14 @@ def _recognise(
     candidates = [model for model in candidates if not fits[model].table.takes_only] or candidates
     if len(candidates) == 1:
         return candidates[0]
-    failures = {model: _failure(tables[model], sources) for model in candidates}
-    complete = [model for model in candidates if failures[model] is None]
+    failures = {model: _failures(tables[model], sources) for model in candidates}
+    complete = [model for model in candidates if not failures[model]]
     if _agree([tables[model] for model in candidates], sources):
-        return (complete or candidates)[0]
+        return min(
+            candidates, key=lambda model: (len(failures[model]), _num_incomplete(model, tables[model], failures))
+        )
     if len(complete) != 1:
-        why = "; ".join(f"{model.name}: {failure or 'it fits'}" for model, failure in failures.items())
+        why = "; ".join(f"{model.name}: {found[0] if found else 'it fits'}" for model, found in failures.items())
         raise UserError(f"{origin}: the model is ambiguous ({why}); specify it with --model")
     return complete[0]
 
@@ -175,12 +192,15 @@ def native_view(
 
     Raises:
         ConversionError: the tensors do not form the model.
-        UserError: the checkpoint belongs to none of the models, or to another model that shares a part.
+        UserError: the checkpoint belongs to none of the models, or to another model that shares a part, or its tensors
+            are not plain weights.
     """
     origin = str(source.path)
+    require_plain_weights(source.infos, origin)
     meant = [model for model in models if target_infos and all(model.native.part_of(name) for name in target_infos)]
     if len(meant) > 1:
-        meant = [model for model in meant if _failure([model.native], [target_infos]) is None] or meant
+        meant = [model for model in meant if not _failures([model.native], [target_infos])] or meant
+    source = without_wrappers(source, tables_of(meant or models))
     model = meant[0] if len(meant) == 1 else _recognise(meant or models, [source.infos], None, origin)
     table = model.detect_table(source.infos, origin)
     model.require_own_names(table, source.infos, origin)
@@ -188,7 +208,12 @@ def native_view(
     source = FirstRows.of(
         source, {sources[0]: info for name, info in wanted.items() if (sources := table.sources_of(name))}
     )
-    return make_plan(table, source.infos, target_infos, origin=origin, partial=partial, left_out=left_out).view(source)
+    return model.plan(table, source.infos, target_infos, origin=origin, partial=partial, left_out=left_out).view(source)
+
+
+def tables_of(models: Iterable[ConvertibleModel]) -> list[RuleTable]:
+    """Returns the namings of all models."""
+    return [table for model in models for table in model.tables]
 
 
 def native_model(infos: Infos, models: Sequence[ConvertibleModel]) -> ConvertibleModel:
@@ -199,7 +224,7 @@ def native_model(infos: Infos, models: Sequence[ConvertibleModel]) -> Convertibl
     """
     meant = [model for model in models if all(model.native.part_of(name) for name in infos)]
     if len(meant) > 1:
-        meant = [model for model in meant if _failure([model.native], [infos]) is None]
+        meant = [model for model in meant if not _failures([model.native], [infos])]
     if len(meant) != 1:
         names = ", ".join(model.name for model in models)
         raise UserError(f"the tensors fit {len(meant)} of the models {names}; give those of one whole model")
@@ -224,13 +249,25 @@ def _agree(tables: Sequence[Sequence[RuleTable]], sources: Sequence[Infos]) -> b
     )
 
 
-def _failure(tables: Sequence[RuleTable], sources: Sequence[Infos]) -> str | None:
-    try:
-        for table, infos in zip(tables, sources, strict=True):
+def _num_incomplete(
+    model: ConvertibleModel,
+    tables: Sequence[RuleTable],
+    failures: Mapping[ConvertibleModel, Sequence[ConversionError]],
+) -> int:
+    """Returns the number of the model's parts that findings are about."""
+    names = {finding.name for error in failures[model] for finding in error.findings}
+    return len(model.parts_of(target for name in names for table in tables for target in targets_of(table, name)))
+
+
+def _failures(tables: Sequence[RuleTable], sources: Sequence[Infos]) -> list[ConversionError]:
+    """Returns the errors of the sources that are incomplete under the table of each."""
+    failures = []
+    for table, infos in zip(tables, sources, strict=True):
+        try:
             make_plan(table, infos)
-    except ConversionError as error:
-        return str(error)
-    return None
+        except ConversionError as error:
+            failures.append(error)
+    return failures
 
 
 def _reasons(fits: Mapping[ConvertibleModel, Fit], config: Config | None) -> str:
@@ -249,7 +286,7 @@ def _reasons(fits: Mapping[ConvertibleModel, Fit], config: Config | None) -> str
 
 
 def _first_unknown(models: Sequence[ConvertibleModel], sources: Sequence[Infos]) -> str:
-    tables = [table for model in models for table in model.tables]
+    tables = tables_of(models)
     names = (name for infos in sources for name in infos)
     first = next((name for name in names if not any(table.claims(name) for table in tables)), None)
     return f"the first unknown tensor is {first}" if first else "give a file that holds weights of one model"

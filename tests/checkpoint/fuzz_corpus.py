@@ -1,9 +1,11 @@
 """Small valid files of every format, the starting points of the fuzzer."""
 
-from collections import OrderedDict
+import argparse
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import mindspore
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -22,6 +24,10 @@ def write_corpus(folder: Path) -> None:
     torch.save(every, folder / "every.bin")
     torch.save(views, folder / "views.pt")
     torch.save(wrapped, folder / "wrapped.pth", pickle_protocol=4)
+    settings = argparse.Namespace(dtype=torch.bfloat16, names={"a"}, path=Path("x"), table=defaultdict(list, a=[1]))
+    state = {"module": few, "shapes": [base.shape], "args": settings, 0.5: np.arange(3)}
+    for protocol in (2, 4):
+        torch.save(state, folder / f"state{protocol}.pt", pickle_protocol=protocol)
     torch.save(views, folder / "legacy.pt", _use_new_zipfile_serialization=False)
     torch.save(every, folder / "legacy_every.bin", _use_new_zipfile_serialization=False)
     save_file(every, folder / "every.safetensors", metadata={"format": "pt"})

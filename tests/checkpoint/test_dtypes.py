@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindvlm.checkpoint.dtypes import bfloat16_to_float32, cast_storage, float32_to_bfloat16, overflows
+from mindvlm.checkpoint.dtypes import (
+    FLOAT_DTYPES,
+    bfloat16_to_float32,
+    cast_storage,
+    float32_to_bfloat16,
+    has_nonfinite,
+    overflows,
+)
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -61,3 +68,15 @@ def test_scalars_keep_their_shape():
 def test_overflow_is_told_from_infinity(value, dtype, expected):
     data = np.array([0.0, value], np.float32)
     assert overflows(data, "float32", cast_storage(data, "float32", dtype), dtype) is expected
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_nonfinite_values_are_found_in_every_float(dtype):
+    largest = {"float16": 65504.0, "bfloat16": 3.3e38}.get(dtype, float(np.finfo(np.float32).max))
+    finite = np.float64([0.0, -0.0, 1e-40, -3.0, largest, -largest])
+    assert not has_nonfinite(cast_storage(finite, "float64", dtype), dtype)
+    assert not has_nonfinite(finite[:0], dtype)
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        data = cast_storage(np.append(finite, value), "float64", dtype)
+        assert has_nonfinite(data, dtype)
+    assert not has_nonfinite(np.int64([-1, 2**62]), "int64") and not has_nonfinite(np.bool_([True]), "bool")

@@ -33,6 +33,21 @@ def test_shards(tmp_path):
             assert {file.name for file in checkpoint.files} == set(SHARDS)
 
 
+def test_an_index_with_a_byte_order_mark(tmp_path):
+    write_shards(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    assert set(open_checkpoint(tmp_path).infos) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("name", [*SHARDS, "model.safetensors.index.json"])
+def test_a_shard_or_index_that_is_a_git_lfs_pointer_is_named(tmp_path, name):
+    write_shards(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 493443\n")
+    with pytest.raises(UserError, match=f"{name}: a Git LFS pointer, not the file itself; run `git lfs pull`"):
+        open_checkpoint(tmp_path)
+
+
 def test_torch_shards(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-00001-of-00002.bin")
     torch.save({"b": torch.ones(3)}, tmp_path / "pytorch_model-00002-of-00002.bin")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mindspore.train import serialization
 
-from mindvlm.checkpoint import open_checkpoint
+from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.core.errors import UserError
 from tests.checkpoint.samples import DTYPES, WRITERS, random_tensor, state_dicts, storage
 
@@ -90,6 +90,28 @@ def test_mindspore_file(crc_check, tmp_path, monkeypatch):
             assert np.array_equal(checkpoint.read_range(name, 100, 1100), array.reshape(-1)[100:1100])
         assert np.array_equal(checkpoint.read("bfloat16").data, storage(halves))
         assert checkpoint.read("scalar").data.shape == () and checkpoint.read("scalar").data == 2.5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("model.gguf", b"GGUF\3\0\0\0", "a GGUF file, quantized for llama.cpp"),
+        ("model.bin", b"<!DOCTYPE html><html>", "an HTML page, such as a failed download leaves"),
+        ("model.safetensors", b"<html>", "an HTML page"),
+        ("lightning.ckpt", "model.bin", "a zip file, such as torch.save writes; rename it to lightning.pt"),
+        ("model.safetensors", "model.bin", "rename it to model.pt"),
+        ("model.bin", "model.safetensors", "a safetensors file; rename it to model.safetensors"),
+        ("model", "model.safetensors", "a safetensors file; rename it to model.safetensors"),
+    ],
+)
+def test_a_file_under_the_name_of_another_kind_is_named_as_what_it_is(name, content, expected, tmp_path):
+    (tmp_path / "source").mkdir()
+    if isinstance(content, str):
+        write_checkpoint(tmp_path / "source" / content, MemorySource({"a": np.ones(2, np.float32)}))
+        content = (tmp_path / "source" / content).read_bytes()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: .*{expected}"):
+        open_checkpoint(tmp_path / name)
 
 
 def test_a_missing_file_and_an_unknown_ending(tmp_path):

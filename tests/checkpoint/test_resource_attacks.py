@@ -40,6 +40,10 @@ def pickle_bomb(name: str) -> bytes:
         "nested tuples": head + b")" + b"\x85" * 2_100_000 + b".",
         "marks": head + b"(" * 2_100_000 + b"t.",
         "references": head + b"]q\x00" + b"h\x00h\x00\x86q\x00" * 2_100_000 + b".",
+        "objects": head + b"cvanished\nA\nq\x00" + b"h\x00)\x81" * 700_000 + b".",
+        "tables of objects": head + b"cvanished\nA\nq\x00" + b"h\x00)\x81K\x00Ns" * 400_000 + b".",
+        "objects in objects": head + b"cvanished\nA\nq\x00" + b"h\x00(" * 500_000 + b"t\x81" * 500_000 + b".",
+        "sets": head + b"\x8f" * 2_100_000 + b".",
         "long number": head + b"\x8b" + struct.pack("<I", 15_000_000) + b"\x7f" * 15_000_000 + b".",
     }[name]  # fmt: skip
 
@@ -48,7 +52,8 @@ def pickle_bomb(name: str) -> bytes:
     "kind",
     ["lists in a header", "tables in a header", "texts in a header", "tensors in a header", "an index", "zip directory",
      "protobuf fields", "protobuf values", "protobuf texts", "protobuf slices", "tables from one list",
-     "colliding keys", "memo", "tables", "nested tuples", "marks", "references", "long number"],
+     "colliding keys", "memo", "tables", "nested tuples", "marks", "references", "long number",
+     "objects", "tables of objects", "objects in objects", "sets"],
 )  # fmt: skip
 def test_attacks_on_memory_and_time(kind, tmp_path):
     if "header" in kind:

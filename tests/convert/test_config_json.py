@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mindvlm.convert import convert_weight
 from mindvlm.convert.parity.tinyllava.inputs import parity_config
@@ -134,6 +134,15 @@ def test_the_config_of_a_separate_tower_goes_with_the_folder(tmp_path):
     read_config(source)
 
 
+def test_json_files_with_a_byte_order_mark_are_read(tmp_path):
+    source = write_tiny_tinyllava(tmp_path)
+    expected = read_config(source)
+    for file in source.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_config(source) == expected
+    assert convert(source, tmp_path / "out.ckpt") == 0
+
+
 def test_an_unreadable_config_has_one_remedy(tmp_path, capsys):
     source = write_tiny_tinyllava(tmp_path)
     config = hf_config("llama")
@@ -144,6 +153,16 @@ def test_an_unreadable_config_has_one_remedy(tmp_path, capsys):
         "is not a valid tinyllava_llama config (lacks 'vocab_size'); move it away or give the folder of tinyllava_llama"
         in capsys.readouterr().err
     )
+
+
+def test_verify_logits_refuses_weights_with_nan(tmp_path, capsys):
+    source = write_tiny_tinyllava(tmp_path)
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.inf)
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    assert convert(source, tmp_path / "out.ckpt", "--verify", "logits") == 2
+    assert "safetensors: tensor model.norm.weight holds NaN or infinity; --verify logits" in capsys.readouterr().err
+    assert not (tmp_path / "out.ckpt").exists()
 
 
 def test_verify_logits_refuses_in_one_line(tmp_path, capsys):

@@ -107,6 +107,19 @@ def test_values_beyond_float16_are_an_error_that_names_the_tensor(tensors, tmp_p
     assert os.listdir(tmp_path) == ["in.safetensors"]
 
 
+def test_nan_is_kept_and_the_summary_names_it(tensors, tmp_path, capsys):
+    names = [f"transformer.h.{layer}.ln_1.weight" for layer in range(2)]
+    ruined = tensors | {name: tensors[name].clone() for name in names}
+    ruined[names[0]][3], ruined[names[1]][0] = float("nan"), float("-inf")
+    write_source(tmp_path / "model.safetensors", ruined)
+    assert run("--source", tmp_path / "model.safetensors", "--target", tmp_path / "out.ckpt", "--verify") == 0
+    what = "kept as it is: transformer.h.{}.ln_1.weight (2 tensors)"
+    assert f"NaN or infinity in {tmp_path / 'model.safetensors'}, {what}\n" in capsys.readouterr().out
+    with open_checkpoint(tmp_path / "out.ckpt") as checkpoint:
+        values = checkpoint.read("language_model.layers.0.input_layernorm.weight").to_float32()
+    assert np.flatnonzero(np.isnan(values)).tolist() == [3]
+
+
 def test_converting_twice_is_converting_once(tensors, tmp_path, capsys):
     write_source(tmp_path / "in.bin", tensors)
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"

@@ -10,8 +10,10 @@ from mindvlm.convert.random_weights import random_tensor
 from mindvlm.convert.reference.clip import build_tower
 from mindvlm.convert.reference.connectors import build_connector
 from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
+from mindvlm.convert.reference.tinyllava_stages import bench_name
 from mindvlm.models.hf.towers import read_tower
 from mindvlm.models.tinyllava.hf_config import connector_config, from_hf_config
+from mindvlm.models.tinyllava.names import KINDS
 from mindvlm.models.tinyllava.released import legacy_config, llama_config, phi_config
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from mindvlm.weights.config_json import ConfigTable
@@ -199,3 +201,15 @@ def test_recorded_connectors():
         own = {name.split("/", 1)[1]: value.float() for name, value in weights.items() if name.startswith(f"{kind}/")}
         connector.load_state_dict({name.removeprefix("model.mm_projector."): value for name, value in own.items()})
         assert_close(connector(torch.from_numpy(inputs["x"])), outputs[f"{kind}.output"])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_names_of_every_layout_lead_to_those_of_the_reference(kind):
+    """The reference knows them by prefixes of its own."""
+    unused = ("language_model.lm_head.bias", "image_newline")
+    infos = {name: info for name, info in kind.example_infos().items() if name not in unused}
+    bench = kind.tables[1]
+    for table in kind.tables[1:]:
+        for name in filter(table.part_of, infos):
+            published = table.sources_of(name)[0]
+            assert bench_name(published) == bench.sources_of(name)[0], (table.name, published)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindvlm.core.config import GenerationConfig, build_config, read_yaml, resolve_path
+from mindvlm.core.config import GenerationConfig, build_config, kind_of_config, read_yaml, resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.models.vary.config import parse_config
 from tests.tiny_vary import tiny_config
@@ -124,6 +124,12 @@ def test_unreadable_yaml(tmp_path):
         read_yaml(tmp_path / "binary.yaml")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_content(tmp_path, encoding):
+    (tmp_path / "a.yaml").write_text("seed: 3\r\nname: 页\r\n", encoding=encoding)
+    assert read_yaml(tmp_path / "a.yaml") == {"seed": 3, "name": "页"}
+
+
 def test_a_relative_path_is_beside_the_file_first(tmp_path, monkeypatch):
     beside, working = tmp_path / "configs", tmp_path / "here"
     beside.mkdir()
@@ -182,6 +188,7 @@ LM, VIT, SAM = "model__language_model__", "model__vision_tower__", "model__visio
         ({"generation__top_k": -1}, "generation.top_k is -1"),
         ({"generation__top_p": 1.5}, "generation.top_p is 1.5"),
         ({"generation__repetition_penalty": 0}, "generation.repetition_penalty is 0.0"),
+        ({"generation__max_repeated_tokens": 3}, "generation.max_repeated_tokens is 3; expected 0 (off) or at least 4"),
         ({"generation__no_repeat_ngram_size": -1}, "generation.no_repeat_ngram_size is -1"),
         ({"generation__stop_strings": [""]}, "generation.stop_strings is ['']"),
     ],
@@ -194,3 +201,19 @@ def test_a_grid_that_is_no_multiple_of_four_is_rounded_up(tmp_path):
     # 7 x 13 patches -> 4 x 7 -> 2 x 4
     change = {"model__vision_vocabulary__image_size": [28, 52], "processor__high__size": [28, 52]}
     assert parse_config(tiny_config(**change), tmp_path / "tiny.yaml").model.image_token_len == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("model_config: a.yaml\ndata: {}\n", "a training job"),
+        ("base: a.yaml\n", "a training job"),
+        ("model: {}\nprocessor: {}\n", "the config of a model"),
+        ('{"model_type": "llama"}', "the config.json of a checkpoint"),
+        ("a: {annotations: a.json}\nb: {annotations: b.json}\n", "a registry of data sets"),
+        ("a: 1\n", ""),
+    ],
+)
+def test_what_a_file_configures(tmp_path, text, kind):
+    (tmp_path / "a.yaml").write_text(text)
+    assert kind_of_config(read_yaml(tmp_path / "a.yaml")) == kind

@@ -15,7 +15,7 @@ from transformers import (
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.request import Request, Slot
-from mindvlm.generation.sampling import FEW_CANDIDATES, Sampler, SamplingGraph, repeating_ids
+from mindvlm.generation.sampling import FEW_CANDIDATES, NOT_FINITE, Sampler, SamplingGraph, repeating_ids
 
 VOCAB_SIZE, NUM_SLOTS = 23, 16
 ROWS = [[3, 4, 5, 3, 4], [7, 7, 7, 7, 7, 7], [1, 2, 1, 3, 1, 2, 0, 1], [22]]
@@ -184,6 +184,16 @@ def test_greedy_takes_the_largest_and_draws_nothing():
     for value in (0.0, 0.99):
         ids = choose(logits, slots_of(temperature=9.0, top_k=5), [value] * len(ROWS))
         np.testing.assert_array_equal(ids, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"no_repeat_ngram_size": 2}, {"do_sample": True}])
+def test_logits_that_are_not_finite_give_no_id(value, options):
+    logits = random_logits()
+    expected = choose(logits, slots_of(**options))
+    logits[1, 5] = value
+    ids = choose(logits, slots_of(**options))
+    assert ids[1] == NOT_FINITE and (np.delete(ids, 1) == np.delete(expected, 1)).all()
 
 
 def test_rows_with_rules_of_their_own():

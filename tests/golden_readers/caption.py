@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
-from mindvlm.models.vary.original_samples import original_sample
 from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
 from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
-from mindvlm.processing.samples.chat_samples import TrainingSample, collate
+from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.text.chat_template import get_template
 from tests.golden_readers.case import Case
+from tests.golden_readers.original_samples import collate, original_sample
 from tests.golden_readers.report import Report
 
 Entry = dict

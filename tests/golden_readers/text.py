@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mindvlm.models.vary.original_samples import original_sample
 from mindvlm.models.vary.processor import VaryProcessor, VaryProcessorConfig
 from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.models.vary.tokenizer import open_tokenizer
 from mindvlm.processing.images.image_span import ImageSpan
-from mindvlm.processing.samples.chat_samples import TrainingSample, collate
+from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.text.chat_template import get_template, prompt_text, render
 from mindvlm.processing.text.tokenizer import END_OF_TEXT
 from tests.golden_readers.case import Case
+from tests.golden_readers.original_samples import collate, original_sample
 from tests.golden_readers.report import Report
 
 Entry = dict

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mindvlm.models.tinyllava.records import RECORD_FORMATS
 from mindvlm.models.tinyllava.templates import TEMPLATES
 from mindvlm.training.datasets.grouping import group_by_modality, modality_length
 from mindvlm.training.job_file import Job, read_job
@@ -14,6 +15,7 @@ from tests.golden_readers.case import Case
 
 Arguments = dict[str, str]
 # what the original takes for a version that it does not know
+LLAVA = RECORD_FORMATS["llava"]
 DEFAULT_TEMPLATE = "vicuna_v1"
 NO_DECAY = ["bias$", r"(norm[^.]*|feed_forward\.0)\.weight$"]
 # their value means that none of the tower's layers learns
@@ -145,7 +147,7 @@ def policy(arguments: Arguments, num_layers: int) -> dict[str, Any]:
 def epochs_of(arguments: Arguments, records: list[dict], permutations: list[list[int]]) -> list[list[int]]:
     """Returns the records of every epoch in order, from the permutations that the original drew."""
     drawn = iter(permutations)
-    lengths = list(map(modality_length, records))
+    lengths = [modality_length(record, LLAVA) for record in records]
     options = {"batch_size": int(arguments["per_device_train_batch_size"]), "num_shards": 1}
     found = []
     for _ in range(int(arguments["num_train_epochs"])):

@@ -11,20 +11,23 @@ import numpy as np
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.processor import IMAGE_END, IMAGE_START, image_marks, siglip_branch
+from mindvlm.models.tinyllava.records import RECORD_FORMATS
 from mindvlm.models.tinyllava.templates import LABEL_RULES, TEMPLATES, image_turns
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.images.loading import load_image
-from mindvlm.processing.samples.chat_samples import TrainingSample, collate
+from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.samples.llava_samples import image_to_front, llava_sample
 from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render, render_turn
 from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.training.datasets.grouping import group_by_length, group_by_modality, modality_length
 from tests.golden_readers.case import Case
+from tests.golden_readers.original_samples import collate
 from tests.golden_readers.report import PIXEL_BOUND, Report, relative_error
 from tests.golden_readers.tinyllava_vocabularies import Vocabularies
 from tests.golden_readers.verdicts import ends_there, is_refused
 
 Entry = dict
+LLAVA = RECORD_FORMATS["llava"]
 MASKS = "masks.jsonl"
 STYLES = {
     "SINGLE": "colon_single",
@@ -213,7 +216,7 @@ class TinyLlavaTextReader:
         self.report.same("sampler.json errors", refused)
 
     def compare_lengths(self, recorded: Entry) -> None:
-        lengths = [modality_length(record) for record in self.samples.values()]
+        lengths = [modality_length(record, LLAVA) for record in self.samples.values()]
         plain = [length + PICTURE_WORDS if length > 0 else -length for length in lengths]
         pairs = [("modality_lengths", lengths, recorded["modality_lengths"]), ("lengths", plain, recorded["lengths"])]
         self.report.same("lengths.json", pairs)

@@ -121,3 +121,5 @@ def test_the_layouts_learn_something(single):
     moved = [np.abs(values).max() for name, values in single["qwen"]["tensors"].items() if name.startswith("moment1.")]
     assert min(moved) > 1e-6
     assert len(set(single["qwen"]["results"][:, 0].tolist())) == NUM_STEPS
+    # one step has no label
+    assert single["qwen"]["tensors"]["num_updates"] == NUM_STEPS - 1

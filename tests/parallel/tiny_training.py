@@ -24,6 +24,7 @@ from mindvlm.training.optimizer import AdamW, OptimizerConfig
 from mindvlm.training.step import TrainStep
 
 BATCH_SIZE, LENGTH, LEARNING_RATE = 4, 12, 2e-3
+UNLABELLED_ROWS = {12: slice(2, None), 14: slice(None)}
 # several buckets, though the model is tiny
 buckets.MAX_BUCKET_ELEMENTS = 1000
 SIZES = dict(vocab_size=44, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, head_dim=4)
@@ -171,9 +172,14 @@ def full_weights(parameters, specs: dict, host: HostGather) -> dict[str, np.ndar
 
 
 def batch(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and labels of step `number`; the rows have 2, 4, 7 and 11 labels, so that replicas must be weighted."""
+    """Ids and labels of step `number`; the rows have 2, 4, 7 and 11 labels, so that replicas must be weighted.
+
+    In one step a replica has no labels, and in another one nobody has any.
+    """
     ids = np.random.default_rng(number).integers(0, SIZES["vocab_size"], (BATCH_SIZE, LENGTH)).astype(np.int32)
     labels = ids.copy()
     for row, num_labels in enumerate((2, 4, 7, 11)):
         labels[row, : LENGTH - num_labels] = IGNORED_LABEL
+    if number in UNLABELLED_ROWS:
+        labels[UNLABELLED_ROWS[number]] = IGNORED_LABEL
     return ids, labels

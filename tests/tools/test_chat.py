@@ -69,6 +69,17 @@ def test_a_question_that_looks_like_a_command(talk, line):
     assert out == f"{tiny_model().chat(line, max_new_tokens=3)}\n" and "unknown" not in err
 
 
+def test_logits_with_nan_do_not_end_the_chat(talk, images, monkeypatch):
+    engine = tiny_model().engine
+    encode = engine.encode_images
+    tiny_model().encoder.cache.clear()
+    monkeypatch.setattr(engine, "encode_images", lambda *pixels: encode(*pixels) * float("nan"))
+    status, out, err, rest = talk(f"/image {images / 'a.png'}", "read", "/reset", "hello")
+    tiny_model().encoder.cache.clear()
+    assert (status, out, rest) == (0, f"{tiny_model().chat('hello', max_new_tokens=3)}\n", [])
+    assert err.count("error: the logits of token 1 of the answer contain NaN") == 1
+
+
 def test_a_bad_picture_in_the_chat_is_forgotten(talk, images):
     _, out, err, _ = talk(f"/image {images / 'b.png'}", "/image", "/image no.png", "hello")
     assert out == f"{tiny_model().chat('hello', max_new_tokens=3)}\n"

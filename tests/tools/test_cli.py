@@ -105,3 +105,21 @@ def test_the_help_of_make_data_names_the_command(capsys):
 def test_the_help_of_predict_says_what_its_statuses_mean():
     text = " ".join(predict_llm.build_parser().format_help().split())
     assert "1: some of several pictures failed" in text
+
+
+@pytest.mark.parametrize("tool", ["predict_llm", "check_model", "make_data", "plot", "train", "convert_weight"])
+def test_path_options_expand_the_home_folder(tool, monkeypatch):
+    """A shell leaves the `~` of `--output=~/x` and of a quoted path alone."""
+    monkeypatch.setenv("HOME", "/home/user")
+    module = importlib.import_module(f"mindvlm.{'convert' if tool == 'convert_weight' else 'tools'}.{tool}")
+    parser = module._parser() if tool == "convert_weight" else module.build_parser()
+    groups = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    paths = [
+        action
+        for one in (parser, *(one for group in groups for one in group))
+        for action in one._actions
+        if action.metavar in ("PATH", "FILE", "FOLDER", "YAML", "RUN", "FILE.png", "FILE.json")
+    ]
+    assert paths
+    for action in paths:
+        assert action.type and action.type("~/x") == "/home/user/x", action.option_strings

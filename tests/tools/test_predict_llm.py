@@ -1,14 +1,18 @@
 """The command line: what it prints where, exit statuses, JSON lines, chat, and every error as one line."""
 
+import base64
 import io
 import json
 import os
 import subprocess
 import sys
 
+import pytest
+from PIL import Image
+
 from mindvlm.tools import predict_llm
 from tests.tiny_tinyllava import write_tiny_tinyllava
-from tests.tiny_vary import tiny_model
+from tests.tiny_vary import picture, tiny_model
 
 QUICK = ["--mode", "pynative", "--max_new_tokens", "2"]
 
@@ -116,6 +120,35 @@ def test_a_folder_with_one_broken_picture_is_recorded_too(loaded, images, run, t
     assert "error" in json_lines(tmp_path / "out.jsonl")[0]
 
 
+@pytest.mark.parametrize(("ending", "file_format"), [("jfif", "JPEG"), ("JP2", "JPEG2000"), ("avif", "AVIF")])
+def test_other_endings_in_a_folder_are_read(loaded, run, tmp_path, ending, file_format):
+    Image.init()
+    if file_format not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {file_format}")
+    picture(0).save(tmp_path / f"a.{ending}", file_format)
+    status, out, err = run("--image_dir", tmp_path, "--max_new_tokens", 2)
+    assert (status, err) == (0, "") and out
+
+
+def test_what_pillow_does_not_read_in_a_folder_is_named(loaded, images, run, tmp_path):
+    (images / "b.png").unlink()
+    (images / "b.HEIC").write_bytes(b"\0\0\0\x24ftypheic" + bytes(50))
+    (images / "d.pdf").write_bytes(b"%PDF-1.7")
+    output = tmp_path / "out.jsonl"
+    status, _, err = run("--image_dir", images, "--output", output, "--max_new_tokens", 2)
+    errors = [record.get("error", "") for record in json_lines(output)]
+    assert status == 1 and ["HEIC" in error for error in errors] == [False, True, False]
+    assert f"{images}: left out d.pdf" in err
+
+
+def test_sources_of_one_picture(loaded, images, run, monkeypatch):
+    monkeypatch.setenv("HOME", str(images))
+    data = base64.b64encode((images / "a.png").read_bytes()).decode()
+    expected = run("--image_dir", images / "a.png", "--max_new_tokens", 2)[1]
+    for source in ("~/a.png", (images / "a.png").as_uri(), f"data:image/png;base64,{data}"):
+        assert run("--image_dir", source, "--max_new_tokens", 2)[:2] == (0, expected)
+
+
 def test_text_only(loaded, run):
     status, out, _ = run("--query", "hello", "--max_new_tokens", 2)
     assert (status, out) == (0, f"{tiny_model().chat('hello', max_new_tokens=2)}\n")
@@ -130,7 +163,7 @@ def test_options_reach_model_and_generation(loaded, run, monkeypatch, tmp_path):
     options = ["--do_sample", "no", "--temperature", "0.5", "--top_k", "3", "--top_p", "0.9", "--seed", "4"]
     options += ["--repetition_penalty", "1.2", "--no_repeat_ngram_size", "3", "--stop", "x", "--stop", "yz"]
     options += ["--max_new_tokens", "2", "--checkpoint", "w.ckpt", "--device", "cpu", "--dtype", "float32"]
-    options += ["--no_cache"]
+    options += ["--no_cache", "--max_repeated_tokens", "9"]
     assert run("--query", "hello", "--config_path", "my.yaml", *options)[0] == 0
     ((path, overrides),) = loaded
     assert (path, overrides) == (
@@ -140,6 +173,7 @@ def test_options_reach_model_and_generation(loaded, run, monkeypatch, tmp_path):
     assert asked == {
         "stream": True, "do_sample": False, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4,
         "repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "stop_strings": ["x", "yz"], "max_new_tokens": 2,
+        "max_repeated_tokens": 9,
     }  # fmt: skip
 
 

@@ -78,7 +78,10 @@ def test_an_unknown_template_lists_the_known_ones(model, run, tmp_path):
         ({"num_hidden_layers": 3}, ["missing model.layers.2.input_layernorm.weight"]),
         ({"num_hidden_layers": 1}, ["unexpected model.layers.1.", "the model has no such parameter"]),
         ({"num_key_value_heads": 4}, ["self_attn.k_proj.weight", "[16, 32], the model has [32, 32]"]),
-        ({"mm_projector_type": "linear"}, ["model.mm_projector.weight"]),
+        (
+            {"mm_projector_type": "linear"},
+            ["model.mm_projector.weight", "(MLP of 2 layers) than the model's (linear connector)", "mm_projector_type"],
+        ),
         (
             {"vision_config": {**TOWER, "image_size": 42}},
             ["position_embedding.weight", "[4, 16], the model has [9, 16]"],
@@ -90,5 +93,6 @@ def test_a_config_that_the_weights_contradict(run, tmp_path, changes, expected):
     folder = write_tiny_tinyllava(tmp_path)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    remedy = [] if "vocab_size" in changes else [f"correct the sizes in {path}, or use the weights that match it"]
+    has_own_remedy = {"vocab_size", "mm_projector_type"} & set(changes)
+    remedy = [] if has_own_remedy else [f"correct the sizes in {path}, or use the weights that match it"]
     assert_refused(run("--config_path", folder, "--query", "the cup"), str(folder), *expected, *remedy)

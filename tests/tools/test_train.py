@@ -19,6 +19,7 @@ from tests.training.test_trainer import ROOT
         (["--set", "data.datasets=pages"], "unknown data set 'pages'"),
         (["--set", "parallel.dp=2"], "2 processes but only this one runs"),
         (["--set", "init.weights=[absent]"], "absent"),
+        (["--set", "model_changes.processor.template=v1"], "template 'v1' closes an answer with '</s>'"),
     ],
 )
 def test_errors_are_one_line_and_status_2(tmp_path, capsys, arguments, message):

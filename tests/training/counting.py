@@ -8,7 +8,7 @@ from mindvlm.training.step_runner import Outcome
 
 
 class CountingStepRunner:
-    """Adds 1 to a state at each step; the loss is `1 / (step + 1)`, or what `bad` says for a step."""
+    """Adds 1 to a state at each step; the loss is `1 / (step + 1)`, or what `bad` says for a step (0: no labels)."""
 
     bad: dict[int, float] = {}
     stop_at: int | None = None
@@ -26,7 +26,7 @@ class CountingStepRunner:
         self.count.set_data(Tensor(step + 1, ms.int32))
         self.seen.append([origin for one in passes for origin in one.origins])
         loss = self.bad.get(step, 1 / (step + 1))
-        return Outcome(loss, learning_rate, is_finite=np.isfinite(loss))
+        return Outcome(loss, learning_rate, is_finite=np.isfinite(loss), has_labels=loss != 0)
 
     def fill_masters(self):
         pass

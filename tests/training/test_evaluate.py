@@ -1,5 +1,7 @@
 """Reading held-out records with the live model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -59,6 +61,28 @@ def test_it_reads_with_the_weights_of_the_moment(make):
     head = model.language_model.lm_head.weight
     head.set_data(Tensor(np.roll(head.asnumpy(), 1, axis=0)))
     assert [one.text for one in evaluator.evaluate().readings] != [one.text for one in before.readings]
+
+
+def test_answers_with_nan_are_said(make, said):
+    evaluator, model = make(evaluation={"datasets": "words", "num_samples": 4, "batch_size": 4, "max_new_tokens": 2})
+    bias = model.mm_projector.bias
+    bias.set_data(Tensor(np.full_like(bias.asnumpy(), np.nan)))
+    readings = evaluator.evaluate().readings
+    assert [bool(one.text) for one in readings] == [False, False, False, True]
+    assert len(said) == 1 and said[0].startswith("evaluation: 3 of 4 answers are not complete, the logits of token 1")
+
+
+def test_samples_without_labels_are_left_out(make, monkeypatch):
+    evaluator, _ = make(evaluation={"datasets": "words", "num_samples": 4, "batch_size": 4, "max_new_tokens": 2})
+    made = evaluator.maker.make
+
+    def unlabelled(number):
+        sample = made(number)
+        return sample if number == 0 else replace(sample, labels=np.full_like(sample.labels, -100))
+
+    monkeypatch.setattr(evaluator.maker, "make", unlabelled)
+    with pytest.raises(UserError, match=r"3 of 4 samples cannot be used, .*record 1 \(line \d+\): has no label"):
+        evaluator.evaluate()
 
 
 def test_samples_that_cannot_be_used_are_left_out_and_said(make, tmp_path, said):

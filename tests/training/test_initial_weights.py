@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from mindspore import Tensor, ops
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.core.errors import UserError
@@ -11,11 +12,21 @@ from mindvlm.core.progress import progress_to
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.models.vary.names import HF
+from mindvlm.nn.config import DecoderConfig
+from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.loss import IGNORED_LABEL
 from mindvlm.nn.norm import norm_weights
+from mindvlm.nn.resize_tables import keep_shape
+from mindvlm.nn.rotary import decoder_frequencies
 from mindvlm.training.config import InitConfig
 from mindvlm.training.initial_weights import fill_weights, initial_values, summarize
+from mindvlm.training.trainer import Trainer
 from mindvlm.weights.rules.planning import make_plan
+from tests import tiny_tinyllava, tiny_vary
+from tests.models.vary.vary_names import transformers_sam_name
+from tests.processing.text.small_bpe import small_vocabulary
 from tests.tiny_vary import tiny_config, tiny_opt_config, tiny_weights, write_tiny_opt, write_tiny_vary
+from tests.training.small_job import losses, small_job
 
 
 @pytest.fixture
@@ -63,6 +74,28 @@ def test_later_checkpoints_lie_over_earlier_ones_and_the_rest_is_random(fill, tm
         np.testing.assert_array_equal(value, expected, err_msg=name)
     assert len(said) == 3 and str(layer) in said[1]
     assert said[2].startswith("initialized at random: 4 tensors (mm_projector")
+
+
+def test_nan_in_a_checkpoint_is_found_before_the_first_step(fill, tmp_path):
+    weights = tiny_weights(tiny_config(), seed=1)
+    weights["language_model.norm.weight"][-1] = np.nan
+    path = save(tmp_path / "ruined.safetensors", weights)
+    with pytest.raises(UserError, match=f"{path}: tensor language_model.norm.weight holds NaN; .*earlier checkpoint"):
+        fill([path])
+
+
+def test_the_vocabulary_starts_from_either_published_sam(fill, tmp_path):
+    weights = tiny_weights(tiny_config(), seed=1)
+    vocabulary = {n.replace("vision_vocabulary", "image_encoder"): v for n, v in weights.items() if "vocabulary." in n}
+    raw = {name: value for name, value in vocabulary.items() if ".net_" not in name}
+    base = save(tmp_path / "base.safetensors", tiny_weights(tiny_config(), seed=2))
+    sam = save(tmp_path / "sam_vit_b.safetensors", raw)
+    same = save(tmp_path / "model.safetensors", {transformers_sam_name(name): value for name, value in raw.items()})
+    expected, _ = fill([base, sam])
+    values, said = fill([base, same])
+    assert f"weights from {same}: {len(raw)} tensors" in said[1]
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 def test_names_of_published_files_are_understood(fill, tmp_path):
@@ -116,6 +149,54 @@ def test_what_no_checkpoint_has_must_be_named(fill, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="'mm_projector' matches no parameter"):
         fill([path], random=["vision_tower", "mm_projector"])
+
+
+VOCAB_SIZES = {"toy": tiny_vary.VOCAB_SIZE, "tiny": len(small_vocabulary()) + 3, "tinyllava": tiny_tinyllava.VOCAB_SIZE}
+DIALECTS = {
+    "qwen1": {},
+    "opt": {
+        "norm": "layer_norm", "position": "learned", "max_position_embeddings": 64, "mlp": "plain",
+        "hidden_act": "relu", "o_bias": True,
+    },
+    "llama": {"qkv_bias": False, "num_key_value_heads": 2},
+    "phi": {
+        "norm": "layer_norm", "partial_rotary_factor": 0.5, "residual": "parallel", "mlp": "plain",
+        "hidden_act": "gelu_new", "o_bias": True, "head_bias": True,
+    },
+    "stablelm": {"norm": "layer_norm", "partial_rotary_factor": 0.25},
+    "internlm": {"o_bias": True},
+    "qwen2": {"num_key_value_heads": 2, "rope_theta": 1e6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden_size", [32, 256])
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_random_decoder_starts_at_the_logarithm_of_its_vocabulary(dialect, is_tied, hidden_size):
+    """The first rows are a picture's features, the rest is text in which tokens repeat."""
+    vocab_size, length = 600, 40
+    config = DecoderConfig(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=2, num_attention_heads=4,
+        head_dim=hidden_size // 4, intermediate_size=2 * hidden_size, tie_word_embeddings=is_tied, **DIALECTS[dialect],
+    )  # fmt: skip
+    model = CausalLM(config).set_train()
+    fill_weights(model, InitConfig(), seed=3, fit=keep_shape, rules=(), specs={})
+    rng = np.random.default_rng(0)
+    ids = rng.choice(rng.integers(0, vocab_size, 25), (4, length)).astype(np.int32)
+    features = 0.7 * rng.standard_normal((4, 8, hidden_size)).astype(np.float32)
+    embeds = ops.concat((Tensor(features), model.embed_tokens(Tensor(ids[:, 8:]))), 1)
+    ids[:, :8] = IGNORED_LABEL
+    states = model(embeds, Tensor(decoder_frequencies(config)))
+    loss, num_labels = (value.asnumpy() for value in model.lm_head.loss_sum(states, Tensor(ids)))
+    assert loss / num_labels == pytest.approx(np.log(vocab_size), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["toy", "tiny", "tinyllava"])
+def test_the_first_loss_of_every_family(tmp_path, kind):
+    changes = {"data__max_length": 192, "data__lengths": [192]}
+    Trainer(small_job(tmp_path, kind=kind, schedule={"total_steps": 1}, **changes)).train()
+    ((_, loss, _),) = losses(tmp_path / "run")
+    assert loss == pytest.approx(np.log(VOCAB_SIZES[kind]), rel=0.1)
 
 
 def test_names_are_folded():

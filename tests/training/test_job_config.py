@@ -7,6 +7,7 @@ import yaml
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.run_config import read_config
+from mindvlm.training.datasets.registry import read_registry
 from mindvlm.training.job_file import parse_overrides, read_job
 from mindvlm.training.resume import fingerprint, require_same_job
 from tests.training.small_job import write_job
@@ -44,6 +45,20 @@ def test_impossible_jobs_are_refused_in_one_line(path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         read_job(path, changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_job_a_model_and_a_registry_in_the_place_of_another_are_named(path, tmp_path):
+    model, registry = tmp_path / "tiny.yaml", tmp_path / "registry.yaml"
+    with pytest.raises(UserError, match="tiny.yaml is the config of a model; give a training job that names it as"):
+        read_job(model)
+    with pytest.raises(UserError, match="registry.yaml is a registry of data sets; .*names it as data.registry"):
+        read_job(registry)
+    with pytest.raises(UserError, match=r"job.yaml is a training job; give the YAML of a model .*, here tiny.yaml\)"):
+        read_config(path)
+    with pytest.raises(UserError, match="registry.yaml is a registry of data sets; give the YAML of a model"):
+        read_config(registry)
+    with pytest.raises(UserError, match="data.registry .*job.yaml is a training job; give a YAML of {NAME"):
+        read_registry(path)
 
 
 def test_values_of_the_command_line_are_yaml():
@@ -176,3 +191,11 @@ def test_a_resume_from_another_config_lists_the_differing_keys(path, tmp_path):
     ):
         assert text in str(error.value)
     assert "batch_size" not in str(error.value)
+
+
+def test_paths_in_the_home_folder(path, tmp_path, monkeypatch):
+    """The folder of a run must not become one of the name `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    job = read_job(f"~/{path.relative_to(tmp_path)}", {"output_dir": "~/run", "init.weights": ["~/model"]})
+    assert job.config.output_dir == f"{tmp_path}/run" and job.config.init.weights == [f"{tmp_path}/model"]
+    assert job.written["output_dir"] == "~/run"

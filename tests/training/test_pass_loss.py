@@ -30,8 +30,8 @@ def same_mode():
 
 @pytest.mark.parametrize(
     ("averages", "expected"),
-    # 6 over 3 labels, 1 over one, nothing over none
-    [(False, 7 / 4), (True, (2 + 1 + 0) / 3)],
+    # 6 over 3 labels, 1 over one; a pass without labels has no mean
+    [(False, 7 / 4), (True, (2 + 1) / 2)],
 )
 @pytest.mark.parametrize("loss_scale", [None, LossScaleConfig(initial=64.0)])
 def test_what_a_step_is_the_mean_of(averages, expected, loss_scale):
@@ -48,3 +48,22 @@ def test_what_a_step_is_the_mean_of(averages, expected, loss_scale):
     result = step.update(Tensor(1e-3, ms.float32))
     np.testing.assert_allclose(result.loss.asnumpy(), 2 * expected, rtol=1e-6)
     np.testing.assert_allclose(result.norm.asnumpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("averages", [False, True])
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_a_step_without_labels_changes_nothing(averages, accumulates):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    model = Product()
+    config = OptimizerConfig(learning_rate=1e-1, weight_decay=0.5)
+    step = TrainStep(model, config, accumulates=accumulates, averages_passes=averages)
+    rate, values = Tensor(1e-1, ms.float32), []
+    for x, num_labels in ((6.0, 3.0), (0.0, 0.0)):
+        batch = Tensor([x], ms.float32), Tensor(num_labels, ms.float32)
+        if accumulates:
+            step.accumulate(*batch)
+        result = step.update(rate) if accumulates else step(rate, *batch)
+        assert result.num_labels.asnumpy() == (min(num_labels, 1) if averages else num_labels)
+        values.append((model.weight.asnumpy().item(), *(one.asnumpy().tolist() for one in step.state.values())))
+    assert values[0] == values[1] and values[0][0] != 2.0
+    assert result.is_finite.asnumpy()

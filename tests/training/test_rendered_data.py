@@ -1,5 +1,7 @@
 """Batches of a process: from any step on, for any share of the rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,9 +22,10 @@ def open_data():
     opened = []
     processor = read_config(read_job(CONFIGS / "train_nano.yaml").config.model_config).processor
 
-    def make(batch_size=2, *, step=0, state=None, **share):
+    def make(batch_size=2, *, step=0, state=None, template=processor.template, **share):
         config = RenderedTextConfig(batch_size=batch_size, curriculum_threshold=100.0)
-        opened.append(RenderedTextData(config, VaryProcessor, processor, seed=3, share=Share(**share)))
+        used = replace(processor, template=template)
+        opened.append(RenderedTextData(config, VaryProcessor, used, seed=3, share=Share(**share)))
         opened[-1].start(step, state)
         return opened[-1]
 
@@ -62,6 +65,11 @@ def test_replicas_and_passes_share_the_pictures(open_data):
     assert len({text for share in seen for text in share}) == 2 * 2 * 4
     whole = open_data(batch_size=8)
     assert sorted(texts(whole.take())) == sorted(seen[0] + seen[1])
+
+
+def test_a_template_without_a_closing_token_is_refused(open_data):
+    with pytest.raises(UserError, match="template 'simple' closes an answer with '###', which is no token besides"):
+        open_data(template="simple")
 
 
 def test_both_towers_share_one_array(open_data):

@@ -89,6 +89,21 @@ def test_evaluation_reads_with_pictures(tmp_path):
     assert trainer.best and 0 <= trainer.best["cer"]
 
 
+def test_a_run_without_labels_is_refused_or_stops_and_changes_nothing(tmp_path, said):
+    changes = {"model_changes": {"processor": {"template": "phi", "original_parse": True}}}
+    with pytest.raises(UserError, match="template 'phi' closes an answer with .* data.inspection: warn"):
+        Trainer(llava_job(tmp_path, **changes))
+    changes |= dict(data__inspection="warn", max_nan_steps=2, schedule__total_steps=9, optimizer__weight_decay=0.5)
+    trainer = Trainer(llava_job(tmp_path, **changes))
+    before = {name: parameter.asnumpy().copy() for name, parameter in trainer.model.parameters_and_names()}
+    with pytest.raises(UserError, match="no row has a label after 2 such steps, at step 2; .*no checkpoint was"):
+        trainer.train()
+    for name, parameter in trainer.model.parameters_and_names():
+        np.testing.assert_array_equal(parameter.asnumpy(), before[name], err_msg=name)
+    assert any("12 of 12 records have no label" in line for line in said)
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
 def trained(model, inputs, **settings) -> dict[str, np.ndarray]:
     """Losses and weights after two steps."""
     step = TrainStep(model.set_train(), OptimizerConfig(learning_rate=1e-2), **settings)

@@ -20,6 +20,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.training import trainer as trainer_module
 from mindvlm.training.evaluate import Evaluation, Reading
 from mindvlm.training.job_file import read_job
+from mindvlm.training.step_runner import Outcome
 from mindvlm.training.trainer import Trainer
 from tests.tiny_vary import picture
 from tests.training.counting import CountingStepRunner
@@ -204,6 +205,29 @@ def test_a_loss_that_is_not_finite_in_the_last_step_ends_no_run(counted, tmp_pat
     assert [name for name in entries(tmp_path / "run") if name.startswith("step")] == ["step-6"]
     assert "loss" in metrics(tmp_path / "run")[-2] and "loss" not in metrics(tmp_path / "run")[-1]
     assert sum("nothing was updated" in line for line in said) == 2
+
+
+def test_a_step_without_labels_has_no_loss_and_many_in_a_row_stop_the_run(counted, tmp_path, monkeypatch, said):
+    monkeypatch.setattr(CountingStepRunner, "bad", {1: 0.0, 4: 0.0, 5: 0.0})
+    job = small_job(tmp_path, schedule__total_steps=20, save_every=1, max_nan_steps=2)
+    message = "no row has a label after 2 such steps, at step 6; .*step-4, is kept: choose the template of"
+    with pytest.raises(UserError, match=message):
+        counted(job).train()
+    assert [line[0] for line in losses(tmp_path / "run")] == [1, 3, 4]
+    assert sum("no row has a label; nothing was updated, the first row is sample" in line for line in said) == 3
+    assert not list((tmp_path / "run").glob("nan-step*"))
+
+
+def test_a_run_in_which_no_step_learned_is_an_error_and_saves_nothing(counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(CountingStepRunner, "bad", {0: 0.0, 1: 0.0})
+    message = "no row has a label after 2 such steps, at step 2; .*no checkpoint was written yet: .*data.max_length"
+    with pytest.raises(UserError, match=message):
+        counted(small_job(tmp_path, schedule__total_steps=2)).train()
+    assert not list((tmp_path / "run").glob("step*"))
+    overflow = Outcome(1.0, 1.0, is_finite=False, is_overflow=True)
+    monkeypatch.setattr(CountingStepRunner, "run", lambda *inputs: overflow)
+    with pytest.raises(UserError, match="no step learned anything, the gradients overflowed .*, 2; train more steps"):
+        counted(small_job(tmp_path, schedule__total_steps=2)).train()
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(counted, tmp_path):

@@ -24,6 +24,8 @@ from tests.models.vary.vary_names import (
     sam_file_shapes,
     sam_shapes,
     tiny_shapes,
+    transformers_sam_name,
+    transformers_sam_shapes,
 )
 
 
@@ -74,6 +76,7 @@ FILES = {
     "CLIP": ("vary_toy", "CLIP", clip_file_shapes(SMALL)),
     "CLIP under vision_tower": ("vary_toy", "CLIP under vision_tower", renamed(CLIP, "", "vision_tower.")),
     "SAM": ("vary_toy", "SAM", sam_file_shapes(SMALL)),
+    "SAM of transformers": ("vary_toy", "SAM of transformers", transformers_sam_shapes(SMALL)),
     "vocabulary of Vary-toy": ("vary_toy", "Hugging Face", only(TOY, "transformer.vision_tower_high.")),
     "vocabulary of Vary-tiny": ("vary_tiny", "Hugging Face", only(TINY, "model.vision_tower_2.")),
     "vocabulary of Vary-tiny of the other repository": (
@@ -158,9 +161,10 @@ class TestVocabularyHandover:
         assert names == set(sam_shapes(SMALL, "vision_vocabulary."))
         assert len(plan.dropped) == len(hf_shapes(SMALL)) - len(names)
 
+    @pytest.mark.parametrize("shapes", [sam_file_shapes(SMALL), transformers_sam_shapes(SMALL)])
     @pytest.mark.parametrize("model", ["vary_toy", "vary_tiny"])
-    def test_sam_lacks_the_convolutions_and_the_plan_says_so(self, model):
-        names, plan = self.names(model, sam_file_shapes(SMALL))
+    def test_sam_lacks_the_convolutions_and_the_plan_says_so(self, model, shapes):
+        names, plan = self.names(model, shapes)
         assert names == {n for n in sam_shapes(SMALL, "vision_vocabulary.") if ".net_" not in n}
         assert plan.absent_parts == ("vocabulary convolutions",)
         again = make_plan(MODELS[model].native, plan.infos, partial=True)
@@ -186,9 +190,12 @@ class TestVocabularyHandover:
             }
             view = native_view(MemorySource(tensors), VARY)
             results.append({name: view.read(name).data.tobytes() for name in view.infos})
+        tensors = {transformers_sam_name(name): tensor for name, tensor in tensors.items()}
+        view = native_view(MemorySource(tensors), VARY)
+        results.append({name: view.read(name).data.tobytes() for name in view.infos})
         for result in results[1:]:
             assert all(results[0][name] == value for name, value in result.items())
-        assert [len(result) for result in results] == [len(tower)] * 3 + [len(tower) - 2]
+        assert [len(result) for result in results] == [len(tower)] * 3 + [len(tower) - 2] * 2
 
 
 class TestDetection:

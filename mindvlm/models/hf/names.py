@@ -65,40 +65,46 @@ def _layer_names(dialect: str) -> dict[str, str]:
 
 
 def decoder_parts(
-    dialect: str, prefix: str = "", *, keeps_head_bias: bool = False, is_tied: bool = False
+    dialect: str,
+    model: str = "model.",
+    lm_head: str = "lm_head.",
+    *,
+    keeps_head_bias: bool = False,
+    is_tied: bool = False,
 ) -> tuple[Part, ...]:
     """Returns the rules for the transformers names of a decoder.
 
     Args:
         dialect: a key of `mindvlm.models.hf.decoders.READERS`.
-        prefix: prefix of the names, with the dot.
+        model: prefix of the names without the head, with the dot.
+        lm_head: prefix of the head, with the dot.
         keeps_head_bias: whether to keep the bias of Phi's head or to drop it.
         is_tied: whether the head shares the weight of the token embeddings.
     """
     native = "language_model."
-    table, head = f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight"
+    table, head = f"{model}embed_tokens.weight", f"{lm_head}weight"
     ends: tuple[Rule, ...] = (Rename(table, f"{native}embed_tokens.weight"), Rename(head, f"{native}lm_head.weight"))
     if is_tied:
         ends = (Tie((table, head), f"{native}embed_tokens.weight"),)
     rules: list[Rule] = [
         ends[0],
-        *renames(f"{prefix}model.layers.{{}}.", f"{native}layers.{{}}.", _layer_names(dialect)),
+        *renames(f"{model}layers.{{}}.", f"{native}layers.{{}}.", _layer_names(dialect)),
         *ends[1:],
-        Drop(f"{prefix}model.layers.{{}}.self_attn.rotary_emb.inv_freq", COMPUTED),
-        Drop(f"{prefix}model.rotary_emb.inv_freq", COMPUTED),
+        Drop(f"{model}layers.{{}}.self_attn.rotary_emb.inv_freq", COMPUTED),
+        Drop(f"{model}rotary_emb.inv_freq", COMPUTED),
     ]
-    norm = f"{prefix}model.{'final_layernorm' if dialect == 'phi' else 'norm'}"
+    norm = f"{model}{'final_layernorm' if dialect == 'phi' else 'norm'}"
     has_norm_bias = dialect in ("phi", "stablelm")
     rules += rename_all(norm, f"{native}norm", ("weight", "bias") if has_norm_bias else ("weight",))
     if dialect == "phi" and not keeps_head_bias:
-        rules.append(Drop(f"{prefix}lm_head.bias", _NO_BIAS))
+        rules.append(Drop(f"{lm_head}bias", _NO_BIAS))
     parts = [Part("language model", tuple(rules), "language_model")]
     if dialect == "stablelm":
         biases = unchanged(f"{name}.bias" for name in _ATTENTION)
-        biases = tuple(renames(f"{prefix}model.layers.{{}}.", f"{native}layers.{{}}.", biases))
+        biases = tuple(renames(f"{model}layers.{{}}.", f"{native}layers.{{}}.", biases))
         parts.append(Part("attention biases", biases, "language_model", choice="language model"))
     if dialect == "phi" and keeps_head_bias:
-        bias = Rename(f"{prefix}lm_head.bias", f"{native}lm_head.bias")
+        bias = Rename(f"{lm_head}bias", f"{native}lm_head.bias")
         parts.append(Part("head bias", (bias,), "language_model", choice="language model"))
     return tuple(parts)
 

@@ -1,5 +1,7 @@
 """Reads the config.json of a vision tower (CLIP, SigLIP) and writes it back."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from mindvlm.nn.config import VitConfig, height_and_width
@@ -45,6 +47,12 @@ def published_tower(name: str) -> dict[str, Any] | None:
     if "clip" in low and "large" in low and "14" in low:
         return CLIP_224
     return None
+
+
+def tower_places(folder: Path, name: str) -> list[Path]:
+    """Returns where a tower's folder is searched: relative to the weights and to the working directory."""
+    path = Path(os.path.expanduser(name))
+    return list(dict.fromkeys((folder / path, path.absolute())))
 
 
 def is_tower(config: Config) -> bool:

@@ -3,6 +3,7 @@ Factory, the tokenizer's files, and files of single parts."""
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from mindvlm.models.hf.decoders import decoder_keys, dialect_of_decoder
 from mindvlm.models.hf.towers import CLIP_336, SIGLIP_384, tower_keys
 from mindvlm.models.tinyllava.config import TinyLlavaConfig
 from mindvlm.models.tinyllava.folder import SYSTEM_KEY, TEMPLATE_KEY, TEMPLATES_OF_DIALECTS
+from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
 from mindvlm.models.tinyllava.names import MODELS
 from mindvlm.models.tinyllava.processor import make_tokenizer
 from mindvlm.nn.config import VitConfig
 from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.weights.companions import read_companions
-from mindvlm.weights.config_json import read_config
+from mindvlm.weights.config_json import read_config, shown
 from mindvlm.weights.recognise import native_model
 from mindvlm.weights.rules.overlaid import SelectedSource
 from mindvlm.weights.rules.planning import make_plan
@@ -38,12 +40,13 @@ def companions(config: TinyLlavaConfig) -> dict[str, bytes]:
     """Returns name -> content of the files that turn trained weights into a model folder.
 
     Raises:
-        UserError: the tokenizer's files cannot be read.
+        UserError: the tokenizer's files cannot be read, or no config.json can describe the model.
     """
     path = Path(config.processor.tokenizer)
     files = read_companions(path) if path.is_dir() else {path.name: path.read_bytes()}
     source = (read_config(path) or {}) if path.is_dir() else {}
     description = hf_config(config, make_tokenizer(config.processor), source=source)
+    require_described(config.model, description)
     return {**files, "config.json": (json.dumps(description, indent=2) + "\n").encode()}
 
 
@@ -58,13 +61,15 @@ def hf_config(
         source: config.json of the model, or of the decoder, that training started from.
 
     Raises:
-        UserError: the model has no decoder or no tower.
+        UserError: the model has no decoder or no tower, or a decoder that no TinyLLaVA has.
     """
     model = config.model
     decoder, tower = model.language_model, model.vision_tower
     if decoder is None or tower is None:
         raise UserError("config.json describes a whole TinyLLaVA; the model lacks a decoder or a tower")
     dialect, end_id = dialect_of_decoder(decoder), tokenizer.special_id(tokenizer.end_token)
+    if dialect not in TYPES:
+        raise _not_described("language_model.qkv_bias", decoder.qkv_bias, not decoder.qkv_bias)
     text = (source or {}).get("text_config") or source or {}
     text_keys = {
         **decoder_keys(decoder),
@@ -84,6 +89,36 @@ def hf_config(
     if is_factory(model):
         return {**factory_source(source or {}), **factory_keys(model, {**text_keys, "model_type": dialect}), **both}
     return {**bench_keys(config, dialect), **text_keys, **both}
+
+
+def require_described(model: TinyLlavaModelConfig, description: dict[str, Any]) -> None:
+    """Raises UserError if a config.json does not describe the model, so that its checkpoints would be another model."""
+    try:
+        found = from_hf_config(description)
+    except UserError as error:
+        raise UserError(
+            f"checkpoints of this model could not be loaded, because no config.json describes it ({error}); correct "
+            "the section model, or model_changes.model"
+        ) from None
+    expected, described = _flat(asdict(model)), _flat(asdict(found))
+    for key, value in expected.items():
+        if described[key] != value:
+            raise _not_described(key, value, described[key])
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that make a model by dotted key, without those of training and of the tokenizer."""
+    flat = {key: value for key, value in config.items() if key not in ("tune", "padding_token_id")}
+    for part in ("language_model", "vision_tower", "connector"):
+        flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
+    return flat
+
+
+def _not_described(key: str, value: Any, described: Any) -> UserError:
+    return UserError(
+        f"model.{key} is {shown(value)}, but the config.json of a checkpoint can only say {shown(described)}, so "
+        f"checkpoints of this model could not be loaded; set it to {shown(described)}"
+    )
 
 
 def bench_keys(config: TinyLlavaConfig, dialect: str) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """The TinyLLaVA family (3.1B, 2.0B, 1.5B and the legacy 1.4B) and the memory estimate of its towers."""
 
+from functools import partial
+
 from mindvlm.models.base import Family, InitialRule
+from mindvlm.models.hf.tower_folder import sizes_remedy, view_with_tower
 from mindvlm.models.tinyllava.config import parse_config
 from mindvlm.models.tinyllava.export import companions, write_trained_parts
-from mindvlm.models.tinyllava.folder import folder_config, sizes_remedy, view_with_parts
+from mindvlm.models.tinyllava.folder import folder_config
 from mindvlm.models.tinyllava.model import build_model
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
 from mindvlm.models.tinyllava.names import MODELS
@@ -55,7 +58,7 @@ FAMILY = Family(
     initial_rules=(InitialRule(r"image_newline$", "width", 1.0),),
     read_folder=folder_config,
     sizes_remedy=sizes_remedy,
-    view_with_parts=view_with_parts,
+    view_with_parts=partial(view_with_tower, models=MODELS),
     companions=companions,
     write_trained_parts=write_trained_parts,
 )

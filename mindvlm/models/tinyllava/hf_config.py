@@ -3,12 +3,13 @@ language model, or a tower."""
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf import decoders
 from mindvlm.models.hf.decoders import read_decoder
-from mindvlm.models.hf.towers import is_tower, published_tower, read_tower
+from mindvlm.models.hf.towers import is_tower, published_tower, read_tower, tower_places
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
 from mindvlm.nn.config import DecoderConfig, VitConfig
 from mindvlm.weights.config_json import SIZE, TEXT, WHOLE, Config, ConfigTable, shown, without_nulls
@@ -82,9 +83,10 @@ def from_hf_config(
     if tower is None and name:
         published = published_tower(name)
         if published is None:
+            places = " or ".join(str(place / "config.json") for place in tower_places(Path(path).parent, name))
             raise UserError(
-                f"{path}: mm_vision_tower is {shown(name)}, which is not a known tower; give the folder of the tower "
-                "with its config.json"
+                f"{path}: mm_vision_tower is {shown(name)}, which is not a known tower, and there is no {places}; give "
+                "the folder of the tower as vision_tower (--vision_tower)"
             )
         tower = ConfigTable(published, path)
     lm = decoder_config(table, dialect or dialect_of(table))

@@ -158,8 +158,8 @@ def freeze_parts(model: TinyLlavaModel, tune: TuneConfig) -> None:
     if first is None:
         freeze(tower)
         return
-    for cell in tower.unused_cells():
-        freeze(cell)
+    for parameter in tower.unused_parameters():
+        parameter.requires_grad = False
     if first >= 0:
         for parameter in tower.get_parameters():
             parameter.requires_grad = parameter.requires_grad and ".encoder." in f".{parameter.name}"

@@ -16,10 +16,10 @@ from typing import Any
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf.names import decoder_parts, renames, tower_parts, unchanged
+from mindvlm.models.hf.tower_folder import BESIDE, with_tower_config
 from mindvlm.models.tinyllava import released
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model_config import MAX_MLP_LAYERS, TinyLlavaModelConfig, model_shapes
-from mindvlm.models.tinyllava.tower_folder import BESIDE, deleted_layer, with_tower_config
 from mindvlm.weights.config_json import Config, ConfigTable, named_types, read_config
 from mindvlm.weights.recognise import ConvertibleModel
 from mindvlm.weights.rules.operations import Rename, Rule
@@ -32,6 +32,9 @@ FACTORY, LLAVA = "TinyLLaVA Factory", "transformers llava"
 ROW_TABLES = ("language_model.embed_tokens.weight", "language_model.lm_head.weight", "language_model.lm_head.bias")
 """Tensors with one row per token. Published files have more rows than the tokenizer has tokens."""
 
+_LAYERS = "vision_tower.encoder.layers."
+_SIGLIP_ONLY = "vision_tower.embeddings.patch_embedding.bias"
+_DELETED = "SigLIP's last layer; TinyLLaVABench deletes it"
 _FACTORY_TYPES = ("TinyLlavaForConditionalGeneration", "tinyllava")
 _RESAMPLER = (
     "queries",
@@ -72,6 +75,18 @@ def connector_parts(
     )
 
 
+def deleted_layer(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Returns the layer of the published SigLIP that a model with these native tensors lacks.
+
+    The result maps the prefix of the layer's native names to the reason for its removal. It is empty if the tower is
+    not SigLIP.
+    """
+    if _SIGLIP_ONLY not in infos:
+        return {}
+    numbers = [int(name.removeprefix(_LAYERS).split(".")[0]) for name in infos if name.startswith(_LAYERS)]
+    return {f"{_LAYERS}{max(numbers, default=-1) + 1}.": _DELETED}
+
+
 def config_naming(config: Config) -> str | None:
     """Returns the naming of the checkpoint beside a config.json, or None for TinyLLaVABench's."""
     if not isinstance(config.get("text_config"), Mapping):
@@ -85,29 +100,50 @@ def tables_of(dialect: str, name: str) -> tuple[RuleTable, ...]:
     def table(title: str, *parts: Part) -> RuleTable:
         return RuleTable(title, FAMILY, parts, name)
 
-    bench = table(
-        "Hugging Face",
-        *decoder_parts(dialect),
-        *tower_parts("model.vision_tower.vision_tower."),
-        *connector_parts("model.mm_projector", newline="model.image_newline"),
-    )
-    factory = table(
-        FACTORY,
-        *decoder_parts(dialect, "language_model.", keeps_head_bias=True),
-        *tower_parts("vision_tower._vision_tower."),
-        *connector_parts("connector._connector", newline="image_newline"),
-    )
-    tables = [factory.identity("native"), bench, factory]
+    decoder = decoder_parts(dialect)
+    inner = decoder_parts(dialect, "language_model.model.", "language_model.lm_head.", keeps_head_bias=True)
+    # title -> decoder, prefix of the tower, connector
+    layouts = {
+        "Hugging Face": (
+            decoder,
+            "model.vision_tower.vision_tower.",
+            connector_parts("model.mm_projector", newline="model.image_newline"),
+        ),
+        FACTORY: (
+            inner,
+            "vision_tower._vision_tower.",
+            connector_parts("connector._connector", newline="image_newline"),
+        ),
+    }
     if dialect == "llama":
-        linears = {"linear_1": "0", "linear_2": "2"}
-        for title, model in ((LLAVA, "vision_model."), ("transformers 5 llava", "")):
-            decoder = decoder_parts(dialect, "language_model.")
-            connector = connector_parts("multi_modal_projector", linears)
-            tables.append(table(title, *decoder, *tower_parts("vision_tower.", model=model), *connector))
-    tables.append(table("tower repository", *tower_parts("", drops_text=True)))
-    tables.append(table("transformers 5 tower", *tower_parts("", model="")))
-    tables.append(table("connector beside an adapter", *connector_parts("base_model.model.model.mm_projector")))
-    return tuple(tables)
+        mlp = {"linear_1": "0", "linear_2": "2"}
+        text = decoder_parts(dialect, "model.language_model.")
+        layouts[LLAVA] = (
+            decoder_parts(dialect, "language_model.model.", "language_model.lm_head."),
+            "vision_tower.",
+            connector_parts("multi_modal_projector", mlp),
+        )
+        # what a model holds in memory since transformers 4.52: raw state dicts and adapters have these names
+        layouts[f"{LLAVA} in memory"] = (
+            text,
+            "model.vision_tower.",
+            connector_parts("model.multi_modal_projector", mlp),
+        )
+    # the sub-folders of a training's output; `open_checkpoint` puts their names before those of the tensors
+    layouts[f"{FACTORY} in sub-folders"] = (inner, "vision_tower.", connector_parts("connector._connector"))
+    # transformers 5 omits `vision_model.` in a tower's names
+    tables = [
+        table(before + title, *decoder, *tower_parts(tower, model=model), *connector)
+        for before, model in (("", "vision_model."), ("transformers 5, ", ""))
+        for title, (decoder, tower, connector) in layouts.items()
+    ]
+    return (
+        next(table for table in tables if table.name == FACTORY).identity("native"),
+        *tables,
+        table("tower repository", *tower_parts("", drops_text=True)),
+        table("transformers 5 tower", *tower_parts("", model="")),
+        table("connector of TinyLLaVA Factory", *connector_parts("_connector")),
+    )
 
 
 @dataclass(frozen=True)

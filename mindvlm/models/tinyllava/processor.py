@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,8 @@ from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.samples.llava_samples import expand_images, image_to_front, llava_sample
 from mindvlm.processing.text.chat_template import ChatTemplate, get_template
 from mindvlm.processing.text.tokenizer import Tokenizer
-from mindvlm.processing.text.tokenizer_files import open_tokenizer
+from mindvlm.processing.text.tokenizer_files import find_tokenizer, open_tokenizer
+from mindvlm.processing.text.tokenizer_settings import file_of_added_token
 
 QUICK_START_MARKER = "<image-placeholder>"
 """The image marker in questions of the original quick start."""
@@ -106,9 +108,11 @@ class TinyLlavaProcessor(ChatProcessor):
         UserError: the tokenizer is missing or has more tokens than the model, or the template is unknown.
     """
 
+    templates = TEMPLATES
+
     def __init__(self, config: TinyLlavaProcessorConfig):
         self.config, self.max_pixels = config, config.max_pixels
-        template = get_template(config.template, TEMPLATES)
+        template = get_template(config.template, self.templates)
         span = image_span(config)
         super().__init__(
             make_tokenizer(config),
@@ -263,12 +267,15 @@ def make_tokenizer(config: TinyLlavaProcessorConfig) -> Tokenizer:
     more = [IMAGE_PATCH] if config.use_im_patch_token else []
     more += [IMAGE_START, IMAGE_END] if config.use_im_start_end else []
     tokenizer = open_tokenizer(config.tokenizer, more_special_tokens=more)
-    tokenizer.add_placeholder(IMAGE_MARKER)
     if config.vocab_size is not None and tokenizer.vocab_size > config.vocab_size:
+        file = find_tokenizer(Path(config.tokenizer))
+        beyond = [token for token, token_id in tokenizer.special_ids.items() if token_id >= config.vocab_size]
+        added = f" ({beyond[0]!r} is beyond, see {file_of_added_token(beyond[0], file).name})" if beyond else ""
         raise UserError(
             f"tokenizer {config.tokenizer}: {tokenizer.vocab_size} tokens, but the model has embeddings for "
-            f"{config.vocab_size}; use the tokenizer of the model"
+            f"{config.vocab_size}{added}; use the tokenizer of the model"
         )
+    tokenizer.add_placeholder(IMAGE_MARKER)
     return tokenizer
 
 

@@ -41,7 +41,7 @@ from mindvlm.models.vary.tower_names import (
     clip_tables,
     handover_table,
     projectors_part,
-    sam_table,
+    sam_tables,
     vocabulary_parts,
 )
 from mindvlm.weights.buffers import COMPUTED
@@ -163,7 +163,7 @@ MINDOCR = RuleTable(
     TOY_NAME,
 )
 PROJECTORS = RuleTable("projector file", FAMILY, (projectors_part("model.", _TOY_PROJECTORS),), TOY_NAME)
-HF_TABLES = (HF, *clip_tables(TOY_NAME), sam_table(TOY_NAME), PROJECTORS)
+HF_TABLES = (HF, *clip_tables(TOY_NAME), *sam_tables(TOY_NAME), PROJECTORS)
 _OF_VARY_TINY = ("model.decoder.*", "model.mm_projector.*", "lm_head.weight")
 TABLES = (
     HF.identity("native"),
@@ -256,7 +256,7 @@ def _tiny_table(name: str, tower: str) -> RuleTable:
 TINY_HF = _tiny_table("Hugging Face", "vision_tower_2")
 TINY_HF_VISION_TOWER = _tiny_table("Hugging Face with vision_tower", "vision_tower")
 OPT = RuleTable("OPT", FAMILY, (_opt("decoder."),), TINY_NAME)
-TINY_HF_TABLES = (TINY_HF, TINY_HF_VISION_TOWER, OPT, sam_table(TINY_NAME))
+TINY_HF_TABLES = (TINY_HF, TINY_HF_VISION_TOWER, OPT, *sam_tables(TINY_NAME))
 _OF_VARY_TOY = (
     *(f"transformer.{name}.*" for name in ("wte", "h", "ln_f", "rotary_emb", "vision_tower")),
     "transformer.mm_projector.*",

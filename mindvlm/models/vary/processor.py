@@ -91,12 +91,14 @@ class VaryProcessor(ChatProcessor):
         UserError: the tokenizer file is wrong, the template is unknown, or the vocabulary lacks a required token.
     """
 
+    templates = TEMPLATES
+
     def __init__(self, config: VaryProcessorConfig):
         self.config, self.max_pixels = config, config.max_pixels
         tokenizer = open_tokenizer(
             config.vocab_file, special_tokens=config.special_tokens, expected_vocab_size=config.vocab_size
         )
-        template = get_template(config.template, TEMPLATES)
+        template = get_template(config.template, self.templates)
         image_span = ImageSpan(
             num_tokens=config.num_image_tokens,
             start=config.image_start_token,

@@ -6,6 +6,7 @@ from pathlib import Path
 from mindvlm.core.errors import UserError
 from mindvlm.processing.text.tokenizer import END_OF_TEXT, TURN_END, TURN_START, Tokenizer
 from mindvlm.processing.text.tokenizer_files import find_tokenizer
+from mindvlm.processing.text.tokenizer_settings import refuse_gap
 from mindvlm.processing.text.vocabulary import byte_level_vocabulary, rank_vocabulary, read_definition, read_rank_file
 
 QWEN_SPECIAL_TOKENS: tuple[str, ...] = (
@@ -42,6 +43,7 @@ def open_tokenizer(
     file = find_tokenizer(Path(path))
     tokenizer = rank_tokenizer(file, special_tokens) if file.suffix != ".json" else opt_tokenizer(file, special_tokens)
     if expected_vocab_size not in (None, len(tokenizer)):
+        refuse_gap(tokenizer.vocabulary.ids, file)
         num_added = len(tokenizer) - tokenizer.num_file_tokens
         raise UserError(
             f"tokenizer file {file}: {tokenizer.num_file_tokens} tokens, expected {expected_vocab_size - num_added} "

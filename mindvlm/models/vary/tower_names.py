@@ -1,12 +1,13 @@
 """Tensor names of the parts that Vary-toy and Vary-tiny share: CLIP tower, vision vocabulary and projectors.
 
 The weights are part of a model, or separate files of their first publisher (OpenAI's CLIP on Hugging Face, Meta's
-`sam_vit_b`).
+`sam_vit_b`, and the same SAM as transformers has it, such as facebook/sam-vit-base).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from mindvlm.models.hf.names import CLIP_NAMES, TOWER_NAMES, renames, unchanged, with_parameters
 from mindvlm.weights.buffers import COMPUTED
@@ -30,6 +31,26 @@ _SAM_LAYERS = (
 )
 _SAM_TENSORS = ("pos_embed", "blocks.{}.attn.rel_pos_h", "blocks.{}.attn.rel_pos_w", "neck.0.weight", "neck.2.weight")
 _CONVOLUTIONS = ("net_2.weight", "net_3.weight")
+_SAM_OF_TRANSFORMERS = {
+    "pos_embed": "pos_embed",
+    **{f"layers.{{}}.attn.rel_pos_{axis}": f"blocks.{{}}.attn.rel_pos_{axis}" for axis in "hw"},
+    **with_parameters(
+        {
+            "patch_embed.projection": "patch_embed.proj",
+            "layers.{}.layer_norm1": "blocks.{}.norm1",
+            "layers.{}.layer_norm2": "blocks.{}.norm2",
+            **{
+                f"layers.{{}}.{name}": f"blocks.{{}}.{name}"
+                for name in ("attn.qkv", "attn.proj", "mlp.lin1", "mlp.lin2")
+            },
+            "neck.layer_norm1": "neck.1",
+            "neck.layer_norm2": "neck.3",
+        }
+    ),
+    "neck.conv1.weight": "neck.0.weight",
+    "neck.conv2.weight": "neck.2.weight",
+}
+"""Names of transformers' SAM -> those of Meta's."""
 
 EXAMPLE_VOCABULARY = {
     "embed_dim": 228,
@@ -100,10 +121,16 @@ def clip_tables(model: str) -> tuple[RuleTable, ...]:
     )
 
 
-def sam_table(model: str) -> RuleTable:
-    """Returns the table of a published SAM, which lacks Vary's two convolutions."""
-    extra = tuple(Drop(name, _SAM_PROMPTS) for name in ("prompt_encoder.*", "mask_decoder.*"))
-    return RuleTable("SAM", FAMILY, vocabulary_parts("image_encoder.", extra=extra), model)
+def sam_tables(model: str) -> tuple[RuleTable, ...]:
+    """Returns the tables of a published SAM, Meta's and that of transformers, which lacks Vary's two convolutions."""
+    others = ("prompt_encoder.*", "mask_decoder.*", "shared_image_embedding.positional_embedding")
+    extra = tuple(Drop(name, _SAM_PROMPTS) for name in others)
+    rules = (*renames("vision_encoder.", "vision_vocabulary.", _SAM_OF_TRANSFORMERS), *extra)
+    part, convolutions = vocabulary_parts("image_encoder.", extra=extra)
+    return (
+        RuleTable("SAM", FAMILY, (part, convolutions), model),
+        RuleTable("SAM of transformers", FAMILY, (replace(part, rules=rules), convolutions), model),
+    )
 
 
 def handover_table(name: str, model: str, prefix: str, others: Iterable[str]) -> RuleTable:

@@ -1,35 +1,50 @@
 """Loading of pictures from files, bytes, PIL images and arrays."""
 
 import io
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.images.sources import EncodedSource, encoded_picture, what_it_is
 
 DEFAULT_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 """Default limit of decoded pixels: that of Pillow."""
 
-ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+ImageSource = EncodedSource | Image.Image | np.ndarray
+
+_ORIENTATION = 0x0112
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> the operation that makes the picture upright."""
 
 
-def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, *, folder: str = "", max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Loads a picture as upright RGB with 8 bits per channel.
 
     Applies the EXIF orientation and takes the first frame of an animation. Alpha is dropped, as in the original
     programs, unless all pixels have the same colour: such a picture is drawn on white, or on black if its colour is
-    light. 16-bit, 32-bit and floating-point grey is scaled to 8 bits, not clipped.
+    light. 16-bit, 32-bit and floating-point grey is scaled to 8 bits, not clipped. The values of a CMYK JPEG are
+    read as Photoshop writes them, 255 for no ink, with an Adobe marker or without, as Pillow and browsers do.
 
     Args:
-        source: path, bytes of an image file, PIL image, or array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8,
-            uint16, bool, or floats in 0..1.
+        source: a path, a `file://` or data URL, the bytes of an image file, a file open for reading bytes, a PIL image,
+            or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16, bool, or floats in 0..1.
+        folder: folder of relative paths.
         max_pixels: limit of width x height, checked before decoding.
 
     Raises:
-        UserError: the file is missing, empty, damaged, not an image or over the limit, or the array is unsupported.
+        UserError: the file is missing, empty, damaged, not an image or over the limit, the URL is not local, or the
+            array is unsupported.
     """
     if isinstance(source, np.ndarray):
         image = _image_of_array(source)
@@ -37,36 +52,31 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         return _to_rgb(image)
     if isinstance(source, Image.Image):
         return _decode(source, "the image", max_pixels)
-    if not isinstance(source, str | os.PathLike | bytes):
-        raise UserError(f"image {source!r:.80}: is not a picture; give a path, bytes, a PIL image or an array")
-    name = "the image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
+    name, file = encoded_picture(source, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _open(source, name) as image:
+        with _open(file, name) as image:
             return _decode(image, name, max_pixels)
 
 
-def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
-    if isinstance(source, bytes):
-        size, stream = len(source), io.BytesIO(source)
-    else:
-        path = Path(source)
-        try:
-            if not path.exists():
-                raise UserError(f"{name}: no such file; check the path")
-            if not path.is_file():
-                raise UserError(f"{name}: not a file; give an image file")
-            size, stream = path.stat().st_size, path
-        except OSError as error:  # the name is too long, or the folder is not accessible
-            raise UserError(f"{name}: cannot be read ({error.strerror}); check the path") from error
+def _open(file: bytes | Path, name: str) -> Image.Image:
+    try:
+        if isinstance(file, Path) and not file.exists():
+            raise UserError(f"{name}: no such file; check the path")
+        if isinstance(file, Path) and not file.is_file():
+            raise UserError(f"{name}: not a file; give an image file")
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    except OSError as error:  # the name is too long, or the folder is not accessible
+        hint = "a picture as base64 is given as data:image/png;base64,..." if len(str(file)) > 255 else "check the path"
+        raise UserError(f"{name}: cannot be read ({error.strerror}); {hint}") from error
     if size == 0:
         raise UserError(f"{name}: the file is empty (0 bytes); copy it again")
     try:
-        return Image.open(stream)
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {_one_line(error)}; make it smaller first") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not an image, or in a format that Pillow cannot read; convert it to PNG") from error
+        raise UserError(f"{name}: {what_it_is(file)}") from error
     except Exception as error:  # Pillow may raise any exception for damaged files
         raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
 
@@ -75,13 +85,22 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(name, image.size, max_pixels)
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         _check_size(name, upright.size, max_pixels)
         return _to_rgb(upright)
     except UserError:
         raise
     except Exception as error:  # see _open
         raise UserError(f"{name}: damaged or not supported ({_one_line(error)}); save it again as PNG") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose also rewrites the EXIF data, which fails for valid pictures: GPS values 0/0 in Pillow 11.0
+    try:
+        operation = _TO_UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # damaged EXIF data say nothing about the pixels
+        operation = None
+    return image if operation is None else image.transpose(operation)
 
 
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.picture import NEWLINE
+from mindvlm.processing.images.transforms import resize
 
 Size = tuple[int, int]
 Merge = Literal["flat", "spatial", "spatial_unpad"]
@@ -110,15 +111,15 @@ def choose_resolution(size: Size, resolutions: Sequence[Size]) -> Size:
     return tuple(max(resolutions, key=fit))
 
 
-def fit_on_black(image: Image.Image, size: Size) -> Image.Image:
-    """Scales a picture to fit and centres it on a black one of the given size."""
+def fit_on_black(image: Image.Image, size: Size, *, rows_first: bool = False) -> Image.Image:
+    """Scales a picture to fit and centres it on a black one of the given size; `rows_first` as in `resize`."""
     scale_x, scale_y = size[0] / image.width, size[1] / image.height
     if scale_x < scale_y:
         fitted = (size[0], min(math.ceil(image.height * scale_x), size[1]))
     else:
         fitted = (min(math.ceil(image.width * scale_y), size[0]), size[1])
     black = Image.new("RGB", size)
-    resized = image.resize(fitted)
+    resized = resize(image, fitted, rows_first=rows_first)
     black.paste(resized, ((size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2))
     return black
 

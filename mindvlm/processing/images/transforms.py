@@ -25,8 +25,26 @@ MAX_RESIZED_PIXELS = 64 * 2**20
 MAX_SQUARE_PIXELS = 256 * 2**20
 
 
-def resize_shortest_edge(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shortest edge to `size` and the other in proportion, rounded down.
+def resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    *,
+    rows_first: bool = False,
+) -> Image.Image:
+    """Resizes to (width, height).
+
+    Args:
+        rows_first: whether to resize along rows first, as Pillow does before version 13. Later versions choose the
+            order, which changes the rounding between the two passes. A very long picture is resized as Pillow chooses.
+    """
+    if rows_first and size[0] * image.height <= MAX_RESIZED_PIXELS:
+        image = image.resize((size[0], image.height), resample)
+    return image.resize(size, resample)
+
+
+def resize_shortest_edge(image: Image.Image, size: int, *, rows_first: bool = False) -> Image.Image:
+    """Resizes the shortest edge to `size` and the other in proportion, rounded down; `rows_first` as in `resize`.
 
     Raises:
         UserError: the result would exceed MAX_RESIZED_PIXELS, for a long and narrow picture.
@@ -36,7 +54,7 @@ def resize_shortest_edge(image: Image.Image, size: int) -> Image.Image:
     if size * longest > MAX_RESIZED_PIXELS:
         raise UserError(f"image of {width} x {height}: too narrow to become {size} x {longest}; crop it")
     new_size = (size, longest) if width <= height else (longest, size)
-    return image.resize(new_size, Image.Resampling.BICUBIC)
+    return resize(image, new_size, rows_first=rows_first)
 
 
 def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -55,9 +73,9 @@ def squash_bilinear(image: Image.Image, height: int, width: int) -> Image.Image:
     return Image.fromarray(resize_bilinear(np.asarray(image), height, width))
 
 
-def crop_to_square(image: Image.Image, size: int) -> Image.Image:
+def crop_to_square(image: Image.Image, size: int, *, rows_first: bool = False) -> Image.Image:
     """Resizes the shortest edge to `size`, then crops the centre square (option `square` of LLaVA)."""
-    return centre_crop(resize_shortest_edge(image, size), size, size)
+    return centre_crop(resize_shortest_edge(image, size, rows_first=rows_first), size, size)
 
 
 def keep_aspect(image: Image.Image, size: int) -> Image.Image:

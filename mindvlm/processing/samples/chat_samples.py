@@ -1,11 +1,11 @@
-"""Training samples: conversion of records to token ids and labels, and of samples to batches.
+"""Training samples: conversion of records to token ids and labels.
 
 A record is `{"image": "page.png", "conversations": [{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", "value":
-"A"}]}`. The labels are the tokens of each answer and of its closing mark. In a caption template the images replace the
-question, and a sample that is cut still ends with the closing mark.
+"A"}]}`; the key `system` replaces the system message of the template. The labels are the tokens of each answer and of
+its closing mark. In a caption template the images replace the question, and a sample that is cut still ends with the
+closing mark.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,8 @@ def build_sample(
     """
     _, turns, images = read_record(record)
     template = training_template(template)
+    if isinstance(record, dict) and record.get("system"):
+        template = replace(template, system=str(record["system"]))
     is_caption = template.style == "caption"
     if is_caption:
         if not images or len(turns) != 2:
@@ -120,28 +122,6 @@ def with_image_in_front(question: str, template: ChatTemplate, image_span: Image
         Piece(template.separator + template.roles[0], control=True),
         Piece(rest),
     ]
-
-
-def collate(samples: Sequence[TrainingSample], *, pad_id: int, pads_are_text: bool = False) -> dict[str, np.ndarray]:
-    """Pads samples on the right to the length of the longest one.
-
-    Args:
-        pads_are_text: whether the pad id also occurs as a token of the samples, such as the end of text.
-
-    Returns:
-        `input_ids` (batch, length), `labels` (batch, length) and `attention_mask` (batch, length), all int32. The mask
-        is 0 in the padding and, unless `pads_are_text`, at every pad id, as in the original programs.
-    """
-    length = max(len(sample.input_ids) for sample in samples)
-    input_ids = np.full((len(samples), length), pad_id, dtype=np.int32)
-    labels = np.full((len(samples), length), IGNORED_LABEL, dtype=np.int32)
-    for row, sample in enumerate(samples):
-        input_ids[row, : len(sample.input_ids)] = sample.input_ids
-        labels[row, : len(sample.labels)] = sample.labels
-    mask = input_ids != pad_id
-    if pads_are_text:
-        mask = np.arange(length) < np.array([[len(sample.input_ids)] for sample in samples])
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask.astype(np.int32)}
 
 
 def read_record(

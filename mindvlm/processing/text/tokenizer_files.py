@@ -12,6 +12,7 @@ from mindvlm.processing.text.tokenizer import END_OF_TEXT, TURN_END, TURN_START,
 from mindvlm.processing.text.tokenizer_settings import (
     RANK_PATTERNS,
     TokenizerSettings,
+    check_ids_of_added_tokens,
     read_settings,
     wrong_value,
 )
@@ -74,6 +75,9 @@ def open_tokenizer(path: str | Path, *, more_special_tokens: Sequence[str] = ())
         return byte_level_tokenizer(definition, settings, more_special_tokens, name=name)
     style = "continuous" if settings.legacy is False and not settings.is_fast else "fast"
     vocabulary = piece_definition(definition, name)
+    if style == "continuous":
+        # SentencePiece, which that class runs, adds its space whatever the text begins with
+        vocabulary = replace(vocabulary, adds_second_space=True)
     return llama_tokenizer(vocabulary, settings, style, more_special_tokens, definition=definition, name=name)
 
 
@@ -113,12 +117,15 @@ def llama_tokenizer(
         name: name of the file, for messages.
 
     Raises:
-        UserError: the vocabulary lacks a token of the settings, or the definition has invalid values.
+        UserError: the vocabulary lacks a token of the settings, an added token has the id of another one, or the
+            definition has invalid values.
     """
     definition = definition or {}
     roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = replace(settings, **{role: getattr(settings, role) or token for role, token in roles.items()})
-    ids = {token: token_id for token, (token_id, _) in settings.added_tokens.items()} | dict(vocabulary.ids)
+    added = {token: token_id for token, (token_id, _) in settings.added_tokens.items() if token not in vocabulary.ids}
+    check_ids_of_added_tokens(added, vocabulary.ids, name)
+    ids = added | dict(vocabulary.ids)
     control = [*settings.named_tokens, *settings.added_tokens]
     lacking = [token for token in control if token not in ids]
     if lacking:

@@ -1,17 +1,21 @@
 """Settings from the JSON files of a Hugging Face tokenizer. Errors name the file and key of an invalid value."""
 
+import codecs
 import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mindvlm.checkpoint.untrusted import refuse_lfs_pointer
 from mindvlm.core.errors import UserError
 
 RANK_PATTERNS = ("*.tiktoken", "*.tiktoken.txt")
 """File names of tiktoken ranks."""
 
+ADDED_TOKENS = "added_tokens.json"
 MAX_FILE_BYTES = 64 * 2**20
 MAX_ID = 2**31 - 1
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -62,7 +66,7 @@ def read_settings(folder: Path) -> TokenizerSettings:
         UserError: a file is not a JSON mapping, or a value has the wrong type.
     """
     config_file, map_file, added_file = (
-        folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+        folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", ADDED_TOKENS)
     )
     own, special_map, added_ids = (
         read_mapping(file) if file.is_file() else {} for file in (config_file, map_file, added_file)
@@ -86,29 +90,52 @@ def read_settings(folder: Path) -> TokenizerSettings:
 
 
 def read_file(path: Path, remedy: str = "copy it again") -> bytes:
-    """Reads a tokenizer file. Raises UserError if it is missing, empty, too large or unreadable."""
+    """Reads a tokenizer file without a byte order mark.
+
+    Raises:
+        UserError: the file is missing, empty, too large, unreadable or a Git LFS pointer.
+    """
     if not path.is_file():
         raise UserError(f"tokenizer file {path}: not found; {remedy}")
     try:
         size = path.stat().st_size
         if not 0 < size <= MAX_FILE_BYTES:
             raise UserError(f"tokenizer file {path}: {size} bytes, expected 1 to {MAX_FILE_BYTES}; copy it again")
-        return path.read_bytes()
+        contents = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise UserError(f"tokenizer file {path}: cannot be read ({error.strerror})") from None
+    refuse_lfs_pointer(f"tokenizer file {path}", contents[:12])
+    return contents
 
 
 def read_mapping(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
-    """Reads a JSON mapping. Raises UserError as `read_file` does, or if the file is not a JSON mapping."""
+    """Reads a JSON mapping.
+
+    Raises:
+        UserError: as in `read_file`, the file is not a JSON mapping, or one of added tokens has a token twice.
+    """
+    encoded = read_file(path, remedy)
     try:
-        contents = json.loads(read_file(path, remedy).decode())
+        pairs = partial(_unique, path) if path.name == ADDED_TOKENS else None
+        contents = json.loads(encoded.decode(), object_pairs_hook=pairs)
     except UnicodeDecodeError as error:
-        raise UserError(f"tokenizer file {path}: cannot be read ({error}); copy it again") from None
+        raise UserError(f"tokenizer file {path}: cannot be read as UTF-8 ({error}); save it so") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"tokenizer file {path}: not JSON ({' '.join(str(error).split())}); copy it again") from None
     if not isinstance(contents, dict):
         raise UserError(f"tokenizer file {path}: not a JSON mapping; {remedy}")
     return contents
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    for token, value in pairs:
+        if table[token] != value:
+            what = f"gives {reprlib.repr(token)} the ids {reprlib.repr(value)} and {reprlib.repr(table[token])}"
+            raise wrong_value(path, what, "one id for a token")
+    return table
 
 
 def wrong_value(file: str | Path, what: str, expected: str) -> UserError:
@@ -149,6 +176,52 @@ def check_added_tokens(tokens: Any, file: Path) -> None:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise wrong_value(file, f"added_tokens[{number}] is {reprlib.repr(token)}", "a mapping with content and id")
         check_id(token["content"], token.get("id"), file)
+
+
+def check_ids_of_added_tokens(added: Mapping[str, int], vocabulary: Mapping[str, int], name: str) -> None:
+    """Checks the ids of added tokens against each other and the vocabulary.
+
+    Args:
+        added: id of each added token.
+        vocabulary: id of each other token.
+        name: name of the tokenizer file, for messages.
+
+    Raises:
+        UserError: two tokens have one id, or an id is so large that most ids would be unused.
+    """
+    owners = {token_id: token for token, token_id in vocabulary.items()}
+    num_tokens = len({*vocabulary, *added})
+    for token, token_id in added.items():
+        what = f"gives {reprlib.repr(token)} the id {token_id}"
+        owner = owners.setdefault(token_id, token)
+        if owner != token:
+            what += f", which is that of {reprlib.repr(owner)}"
+            raise wrong_value(file_of_added_token(token, Path(name)), what, "one token for an id")
+        if token_id >= 2 * num_tokens:
+            expected = f"ids that follow the {len(vocabulary)} tokens of the vocabulary"
+            raise wrong_value(file_of_added_token(token, Path(name)), what, expected)
+
+
+def refuse_gap(ids: Mapping[str, int], file: Path) -> None:
+    """Raises UserError if ids before that of an added token belong to no token.
+
+    Args:
+        ids: id of each token, added ones too.
+        file: the tokenizer file.
+    """
+    owners = {token_id: token for token, token_id in ids.items()}
+    for missing, token_id in enumerate(sorted(owners)):
+        if missing != token_id:
+            what = f"gives {reprlib.repr(owners[token_id])} the id {token_id}, but no token has the id {missing}"
+            raise wrong_value(file_of_added_token(owners[token_id], file), what, "ids without gaps")
+
+
+def file_of_added_token(token: str, file: Path) -> Path:
+    """Returns the file beside a tokenizer file that adds a token, or the tokenizer file."""
+    config, added = file.with_name("tokenizer_config.json"), file.with_name(ADDED_TOKENS)
+    if config.is_file() and token in _decoder_tokens(read_mapping(config).get("added_tokens_decoder"), config):
+        return config
+    return added if added.is_file() and token in read_mapping(added) else file
 
 
 def _check_settings(contents: Mapping[str, Any], file: Path) -> None:

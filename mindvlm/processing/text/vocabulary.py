@@ -24,9 +24,11 @@ import tokenizers
 from mindvlm.core.errors import UserError
 from mindvlm.processing.text.text_decoders import WORD_SPACE
 from mindvlm.processing.text.tokenizer_settings import (
+    ADDED_TOKENS,
     check_added_tokens,
     check_id,
     check_ids,
+    check_ids_of_added_tokens,
     read_file,
     read_mapping,
 )
@@ -123,7 +125,7 @@ def read_definition(path: Path) -> dict[str, Any]:
     if isinstance(contents.get("model"), dict):
         check_added_tokens(contents.get("added_tokens"), path)
         return contents
-    merges_path, added_path = path.with_name("merges.txt"), path.with_name("added_tokens.json")
+    merges_path, added_path = path.with_name("merges.txt"), path.with_name(ADDED_TOKENS)
     try:
         merges = read_file(merges_path, remedy).decode().splitlines()
     except UnicodeDecodeError as error:
@@ -161,7 +163,9 @@ def byte_level_vocabulary(definition: Mapping[str, Any], name: str, *, control: 
     if not (model.get("type") == "BPE" and isinstance(model.get("vocab"), dict) and is_byte_level):
         raise UserError(f"tokenizer file {name}: not a byte-level BPE; give the tokenizer that belongs to the model")
     check_ids(model["vocab"], name)
-    ids = model["vocab"] | {token["content"]: token["id"] for token in added}
+    added_ids = {token["content"]: token["id"] for token in added}
+    check_ids_of_added_tokens(added_ids, model["vocab"], name)
+    ids = model["vocab"] | added_ids
     numbers = sorted(ids.values())
     if numbers[0] != 0 or len(set(numbers)) != len(numbers) or numbers[-1] >= 2 * len(numbers):
         raise UserError(f"tokenizer file {name}: its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")

@@ -77,7 +77,8 @@ class AnnotationIndex:
             self._file = os.open(self.annotations, os.O_RDONLY)
         place = self.place(number)
         try:
-            return json.loads(os.pread(self._file, place.length, place.start).decode())
+            # files joined to one may have a byte order mark at each joint
+            return json.loads(os.pread(self._file, place.length, place.start).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             if _stamp(self.annotations) != self._stamp:
                 raise UserError(f"{self.annotations}: has changed since it was opened; start again") from None

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mindvlm.core.config import resolve_path
 from mindvlm.core.errors import UserError
+from mindvlm.models.registry import record_formats
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig
 from mindvlm.training.datasets.collate import Collator
@@ -35,6 +36,8 @@ class DatasetsConfig:
         long_answers: "cut" truncates a first answer that is too long, "skip" skips its sample.
         lengths: padded lengths in rising order, with one graph each; empty for multiples of `pad_multiple`.
         image_slots: the number of images is padded to multiples of this; null is `batch_size`, 0 does not pad.
+        inspection: "stop" refuses a template that does not fit the tokenizer, and a data set of whose records most
+            cannot be used, have no label or lose their picture; "warn" only says so. See `inspect_data`.
         bad_samples: "skip" lists samples that cannot be used, "stop" ends the run.
         num_workers: processes that make samples; 0 makes them in the trainer.
         look_ahead: batches made ahead of their use.
@@ -52,6 +55,7 @@ class DatasetsConfig:
     lengths: list[int] = field(default_factory=list)
     pad_multiple: int = 64
     image_slots: int | None = None
+    inspection: Literal["stop", "warn"] = "stop"
     bad_samples: Literal["skip", "stop"] = "skip"
     num_workers: int = 2
     look_ahead: int = 4
@@ -98,17 +102,19 @@ def sample_options(
         UserError: see `read_registry`, `choose_datasets`, `AnnotationIndex`, `Mixture`.
     """
     entries = choose_datasets(read_registry(config.registry), config.datasets, weights=config.weights)
+    formats = [record_formats()[entry.format] for entry in entries]
     indexes = [AnnotationIndex(entry.annotations, folder=config.index_folder) for entry in entries]
     arguments = [entry.name for entry in entries], list(map(len, indexes)), [entry.weight for entry in entries]
     if config.group_by_modality and shuffle:
         logger.info(f"counting the words of {sum(map(len, indexes))} records")
-        lengths = list(map(record_lengths, indexes))
+        lengths = list(map(record_lengths, indexes, formats))
         grouping = {"lengths": lengths, "batch_size": config.batch_size, "num_shards": num_shards}
         mixture = GroupedMixture(*arguments, seed=seed, **grouping)
     else:
         mixture = Mixture(*arguments, seed=seed, shuffle=shuffle)
     return SampleOptions(
         entries=entries,
+        formats=formats,
         mixture=mixture,
         make_processor=make_processor,
         max_length=config.max_length,

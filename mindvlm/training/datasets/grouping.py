@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.mixture import Mixture, SamplePlace, derive_key
 
@@ -125,7 +126,7 @@ class GroupedMixture(Mixture):
         return np.array(group_by_modality(lengths, permute=rng.permutation, **options), dtype=np.int64)
 
 
-def record_lengths(index: AnnotationIndex) -> np.ndarray:
+def record_lengths(index: AnnotationIndex, format: RecordFormat) -> np.ndarray:
     """Returns the words of every record of an annotation file (int32), negative for records without an image.
 
     An unreadable record counts as one word; the loader skips it later.
@@ -136,22 +137,18 @@ def record_lengths(index: AnnotationIndex) -> np.ndarray:
             record = index.read(number)
         except UserError:
             record = None
-        lengths[number] = modality_length(record)
+        lengths[number] = modality_length(record, format)
     return lengths
 
 
-def modality_length(record: object) -> int:
+def modality_length(record: object, format: RecordFormat) -> int:
     """Returns the words of all messages of a record (at least 1), negative if it has no image."""
-    if isinstance(record, list):
-        record = {"conversations": record}
-    if not isinstance(record, dict):
+    try:
+        parts = format.read(record)
+    except UserError:
         return -1
-    turns = record.get("conversations")
-    if not isinstance(turns, list):
-        turns = [{"value": record.get(key, "")} for key in ("question", "caption")]
-    texts = [str(turn.get("value", "")) for turn in turns if isinstance(turn, dict)]
-    num_words = max(1, sum(len(text.split()) for text in texts))
-    return num_words if record.get("image") else -num_words
+    num_words = max(1, sum(len(str(turn.text).split()) for turn in parts.turns))
+    return num_words if parts.images else -num_words
 
 
 def _cut(order: Iterable[int], size: int) -> list[list[int]]:

@@ -39,6 +39,8 @@ def find_records(path: Path) -> Iterator[RecordPlace]:
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError(f"{path}: is UTF-16; save the file as UTF-8")
             offset = len(_UTF8_BOM) if start.startswith(_UTF8_BOM) else 0
             file.seek(offset)
             if path.suffix.lower() in LINE_ENDINGS or start[offset:].lstrip().startswith(b"{"):

@@ -1,103 +1,103 @@
-"""Converts the annotation formats to one form: alternating turns of human and gpt, and the images they show."""
+"""Matches the pictures of a record with their marks in its questions."""
 
+import re
 from typing import Any
 
 from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.samples.chat_samples import SPEAKERS
 from mindvlm.processing.samples.llava_samples import image_to_front
+from mindvlm.processing.samples.record_formats import Record, RecordFormat
 
-LINE_BREAK_MARK = "<lb>"
+# `<Image>`, `<image-placeholder>`, `<image_1>`, `<image/>`, `<img></img>`, `[IMG]`,
+# `<|vision_start|><|image_pad|><|vision_end|>` ...
+_TAG = r"<\|?\s*(?:image|img|picture)[-_ ]?(?:placeholder|pad|here|token)?[-_ ]?(\d*)\s*[/|]?>"
+_START = r"(?:<\|?(?:vision|image|img|im)_start\|?>\s*)?"
+_END = r"(?:\s*(?:<\|?(?:vision|image|img|im)_end\|?>|</(?:image|img|picture)>))?"
+_MARK = rf"(?:{_START}{_TAG}{_END}|\[(?:image|img)\])"
+MARKS = re.compile(_MARK, re.IGNORECASE)
+"""`<image>` and its other spellings."""
+
+_ENCLOSED = re.compile(rf"{_START}{IMAGE_MARKER}{_END}", re.IGNORECASE)
+_OF_LOST_PICTURE = re.compile(rf"^\s*{_MARK}\s*(?:\n|$)|<img>[^<\n]+</img>", re.IGNORECASE)
+ALONE_MARKS = re.compile(rf"{_OF_LOST_PICTURE.pattern}|\n\s*{_MARK}\s*$", re.IGNORECASE)
+"""Marks that are the first or last line. Elsewhere a mark without a picture is text, as in a question about HTML."""
 
 
-def read_conversation(record: Any, format: str, *, images_in_front: bool = False) -> dict[str, Any]:
+def read_conversation(record: Any, format: RecordFormat, *, images_in_front: bool = False) -> dict[str, Any]:
     """Returns a record as `{"image": [names], "conversations": [turns]}`, the form of training samples.
 
-    "vary": unchanged; a bare list is a conversation without images, and a leading turn of gpt is dropped.
-    "llava": the same; if a question has several markers of the only image, the image comes once, in front; an image
-    without a marker is dropped.
-    "vary_tiny_600k": image and question form the question, the caption is the answer; `<lb>` becomes a newline.
+    A leading answer is dropped, and a `system` message is kept under that key. Other spellings of `<image>` count if
+    the record has pictures and no `<image>`. The only picture keeps the first of its marks in several questions.
 
     Args:
         images_in_front: puts images without a marker before the first question, as caption templates do.
 
     Raises:
-        UserError: a key is missing or has another type, turns do not alternate, there is no answer, or the numbers of
-            images and `<image>` markers in the questions differ.
+        UserError: see `RecordFormat.read`; turns do not alternate, there is no answer, or the numbers of images and of
+            `<image>` markers in the questions differ.
     """
-    if format == "vary_tiny_600k":
-        images, turns = _caption(record)
-    else:
-        images, turns = _conversation(record)
-    if format == "llava" and len(images) == 1:
-        images, turns = _one_picture(images, turns)
-    is_marked = any(IMAGE_MARKER in str(turn["value"]) for turn in turns[::2])
-    if images_in_front and not is_marked:
-        turns = [{**turns[0], "value": IMAGE_MARKER * len(images) + str(turns[0]["value"])}, *turns[1:]]
-    num_markers = sum(str(turn["value"]).count(IMAGE_MARKER) for turn in turns[::2])
-    if num_markers != len(images):
+    read = format.read(record)
+    images, turns = read.images, alternating(read)
+    questions = [str(turn["value"]) for turn in turns[::2]]
+    if images:
+        questions = with_marks(questions, len(images), collapses=format.follows_llava)
+    num_markers = sum(question.count(IMAGE_MARKER) for question in questions)
+    if not images and not format.follows_llava and any(map(_OF_LOST_PICTURE.search, questions)):
+        raise UserError(
+            f"{counted(len(images), 'picture')} for {counted(max(1, num_markers), f'{IMAGE_MARKER} marker')} in the "
+            "questions; name a picture for each"
+        )
+    if images and not num_markers:
+        if images_in_front or format.answer:
+            joint = "" if images_in_front else "\n"
+            questions[0] = (IMAGE_MARKER + joint) * len(images) + questions[0]
+            num_markers = len(images)
+        elif format.follows_llava and len(images) == 1:
+            images = []
+    if images and num_markers != len(images):
         remedy = "name a picture for each" if num_markers > len(images) else f"mark its place with {IMAGE_MARKER}"
         markers = counted(num_markers, f"{IMAGE_MARKER} marker")
         raise UserError(f"{counted(len(images), 'picture')} for {markers} in the questions; {remedy}")
-    return {"image": images, "conversations": turns}
+    if read.images:
+        turns = [turn if i % 2 else {**turn, "value": questions[i // 2]} for i, turn in enumerate(turns)]
+    system = {"system": read.system} if read.system else {}
+    return {"image": images, "conversations": turns, **system}
 
 
-def _one_picture(images: list[str], turns: list[dict]) -> tuple[list[str], list[dict]]:
-    counts = [str(turn["value"]).count(IMAGE_MARKER) for turn in turns[::2]]
-    if not any(counts):
-        return [], turns
-    if max(counts) == 1:
-        return images, turns
-    questions = [{**turn, "value": image_to_front(str(turn["value"]))} for turn in turns[::2]]
-    return images, [questions[i // 2] if i % 2 == 0 else turn for i, turn in enumerate(turns)]
-
-
-def _caption(record: Any) -> tuple[list[str], list[dict]]:
-    if not isinstance(record, dict) or not isinstance(record.get("caption"), str):
-        raise UserError(
-            "expected {'image': name, 'question': text, 'caption': text}; is the format of the registry right?"
-        )
-    images = _image_names(record.get("image"))
-    question = str(record.get("question") or "")
-    markers = "" if IMAGE_MARKER in question else (IMAGE_MARKER + "\n") * len(images)
-    answer = record["caption"].replace(LINE_BREAK_MARK, "\n")
-    return images, [
-        {"from": SPEAKERS[0], "value": markers + question},
-        {"from": SPEAKERS[1], "value": answer},
-    ]
-
-
-def _conversation(record: Any) -> tuple[list[str], list[dict]]:
-    record = {"conversations": record} if isinstance(record, list) else record
-    turns = record.get("conversations") if isinstance(record, dict) else None
-    if not isinstance(turns, list) or not turns:
-        raise UserError("expected {'image': name, 'conversations': [{'from', 'value'}, ...]} with at least one turn")
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict) or turn.get("from") not in SPEAKERS or _is_no_text(turn.get("value")):
-            raise UserError(
-                f"turn {number}: expected {{'from': 'human' or 'gpt', 'value': text}}, found {_short(turn)}"
-            )
-    first = 0 if turns[0]["from"] == SPEAKERS[0] else 1
+def alternating(record: Record) -> list[dict[str, Any]]:
+    """Returns the turns from the first question on. Raises UserError if they do not alternate or have no answer."""
+    turns = record.turns
+    first = 0 if turns and turns[0].speaker == SPEAKERS[0] else 1
     for number, turn in enumerate(turns[first:]):
-        if turn["from"] != SPEAKERS[number % 2]:
-            speakers = f"spoken by {turn['from']!r}, expected {SPEAKERS[number % 2]!r}"
+        if turn.speaker != SPEAKERS[number % 2]:
+            speakers = f"spoken by {turn.speaker!r}, expected {SPEAKERS[number % 2]!r}"
             raise UserError(f"turn {number + first}: {speakers}; turns must alternate")
     if len(turns) - first < 2:
         raise UserError("no answer of 'gpt' to a question of 'human' in it; nothing to learn")
-    return _image_names(record.get("image")), turns[first:]
+    return [{"from": turn.speaker, "value": turn.text} for turn in turns[first:]]
 
 
-def _image_names(value: Any) -> list[str]:
-    names = [] if value is None or value == "" else [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"'image' is {_short(value)}; expected the name of a picture, or a list of names")
-    return names
+def with_marks(questions: list[str], num_images: int, *, collapses: bool) -> list[str]:
+    """Returns the questions of a record with pictures, their marks spelled `<image>`.
 
+    Args:
+        collapses: the only picture moves to the front of a question that marks it several times.
 
-def _is_no_text(value: Any) -> bool:
-    return not isinstance(value, str | int | float) or isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    Raises:
+        UserError: numbered marks are not in the order of the pictures.
+    """
+    if not any(IMAGE_MARKER in question for question in questions):
+        numbers = [int(number) for number in MARKS.findall("\n".join(questions)) if number]
+        if numbers != sorted(numbers):
+            raise UserError(f"numbered image marks are in the order {numbers}; name the pictures in that order")
+        questions = [MARKS.sub(IMAGE_MARKER, question) for question in questions]
+    questions = [_ENCLOSED.sub(IMAGE_MARKER, question) for question in questions]
+    if num_images > 1:
+        return questions
+    shown: list[str] = []
+    for question in questions:
+        if any(IMAGE_MARKER in earlier for earlier in shown):
+            question = question.replace(IMAGE_MARKER, "").strip()
+        shown.append(image_to_front(question) if collapses and question.count(IMAGE_MARKER) > 1 else question)
+    return shown

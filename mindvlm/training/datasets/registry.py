@@ -1,12 +1,13 @@
 """The registry of training data: a YAML with the name, images, annotation file and weight of each data set."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from mindvlm.core.config import build_config, read_yaml, unknown_key
+from mindvlm.core.config import build_config, kind_of_config, read_yaml, unknown_key
 from mindvlm.core.errors import UserError
+from mindvlm.models.registry import record_formats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +17,14 @@ class DatasetEntry:
     Attributes:
         annotations: JSON list, or one JSON record a line; relative to the registry file, like `images`.
         images: folder of the image names in the records; None for text alone.
-        format: "vary": `{"image": name, "conversations": [{"from": "human" or "gpt", "value": text}, ...]}`.
-            "llava": the same, with the variations in LLaVA's data sets, see `read_conversation`.
-            "vary_tiny_600k": `{"image": name, "question": text, "caption": text}`.
+        format: name in `record_formats`.
         weight: passes over the data set in an epoch; 0.5 takes one half, and the other half in the next epoch.
         name: the key in the registry.
     """
 
     annotations: str
     images: str | None = None
-    format: Literal["vary", "llava", "vary_tiny_600k"] = "vary"
+    format: str = "vary"
     weight: float = 1.0
     name: str = ""
 
@@ -36,10 +35,15 @@ def read_registry(path: str | Path) -> dict[str, DatasetEntry]:
     Raises:
         UserError: the file is missing or not YAML, or an entry has an unknown key or an invalid value.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     folder = path.resolve().parent
     entries = {}
-    for name, values in read_yaml(path).items():
+    data = read_yaml(path)
+    if (kind := kind_of_config(data)) not in ("", "a registry of data sets"):
+        raise UserError(
+            f"data.registry {path} is {kind}; give a YAML of {{NAME: {{images: FOLDER, annotations: FILE}}}}"
+        )
+    for name, values in data.items():
         where = f"{path}, data set {name!r}"
         if not isinstance(values, dict):
             raise UserError(f"{where}: is {values!r}; expected {{images: FOLDER, annotations: FILE}}")
@@ -48,8 +52,11 @@ def read_registry(path: str | Path) -> dict[str, DatasetEntry]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         _check_weight(entry.weight, where)
-        images = str(folder / entry.images) if entry.images is not None else None
-        entries[str(name)] = replace(entry, annotations=str(folder / entry.annotations), images=images)
+        if entry.format not in (known := record_formats()):
+            raise UserError(f"{where}: format is {entry.format!r}; expected {' or '.join(map(repr, known))}")
+        annotations = folder / os.path.expanduser(entry.annotations)
+        images = str(folder / os.path.expanduser(entry.images)) if entry.images is not None else None
+        entries[str(name)] = replace(entry, annotations=str(annotations), images=images)
     return entries
 
 

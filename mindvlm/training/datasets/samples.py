@@ -3,20 +3,19 @@
 C channels, H and W of a branch of the processor.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.images.loading import load_image
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, TrainingSample
+from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig, augment
 from mindvlm.training.datasets.mixture import Mixture, derive_key
@@ -86,6 +85,7 @@ class SampleOptions:
 
     Attributes:
         entries: data sets in the order of the mixture.
+        formats: format of each data set's records.
         mixture: maps a number to a record.
         make_processor: called without arguments in each worker, such as `partial(family.processor, config)`.
         max_length: in tokens; longer samples end earlier, see `fit_sample`.
@@ -94,6 +94,7 @@ class SampleOptions:
     """
 
     entries: Sequence[DatasetEntry]
+    formats: Sequence[RecordFormat]
     mixture: Mixture
     make_processor: Callable[[], Processor]
     max_length: int
@@ -116,8 +117,11 @@ class SampleMaker:
         """Returns the record of sample `number` from `read_conversation`. Raises UserError if it cannot be used."""
         place = self.options.mixture[number]
         record = self.indexes[place.dataset].read(place.record)
-        format = self.options.entries[place.dataset].format
-        return read_conversation(record, format, images_in_front=self.images_in_front)
+        return self.read(place.dataset, record)
+
+    def read(self, dataset: int, record: Any) -> dict[str, Any]:
+        """Returns a record of a data set from `read_conversation`."""
+        return read_conversation(record, self.options.formats[dataset], images_in_front=self.images_in_front)
 
     def make(self, number: int) -> Sample | Skipped:
         """Makes sample `number`, or says why it cannot be used."""
@@ -132,33 +136,49 @@ class SampleMaker:
         return Sample(number, fitted.input_ids, fitted.labels, pixels, entry.name, place.record)
 
     def fitted(self, conversation: dict[str, Any]) -> TrainingSample:
-        """Returns ids and labels of at most `max_length` tokens."""
+        """Returns ids and labels of at most `max_length` tokens.
+
+        Raises:
+            UserError: the sample does not fit, has no label (only an original rule keeps such a sample in its batch),
+                or the template shows another number of pictures.
+        """
         if self.processor.cuts_samples:
-            return self.processor.training_sample(conversation, max_length=self.options.max_length)
-        return fit_sample(
-            conversation,
-            self.processor.training_sample,
-            max_length=self.options.max_length,
-            count_images=self.count_images,
-            long_answers=self.options.long_answers,
-        )
+            sample = self.processor.training_sample(conversation, max_length=self.options.max_length)
+        else:
+            sample = fit_sample(
+                conversation,
+                self.processor.training_sample,
+                max_length=self.options.max_length,
+                count_images=self.count_images,
+                long_answers=self.options.long_answers,
+            )
+            if not (sample.labels[1:] != IGNORED_LABEL).any():
+                raise UserError("has no token to learn; give it an answer")
+        num_places = self.count_images(sample.input_ids)
+        if num_places != len(sample.images):
+            pictures = counted(len(sample.images), "picture")
+            raise UserError(f"{pictures}, but the template shows {num_places}; keep one <image> for each")
+        return sample
 
     def pixels(self, entry: DatasetEntry, names: Sequence[str], number: int) -> dict[str, np.ndarray]:
         """Returns the pixels of the images by branch. Raises UserError for an image that cannot be used."""
-        if not names:
-            return {}
-        if entry.images is None:
-            raise UserError(f"names the picture {names[0]!r}, but the registry gives the data set no images folder")
+        require_folder(entry, names)
         branches: dict[str, list[np.ndarray]] = {}
         rng = np.random.Generator(np.random.PCG64(derive_key(self.options.mixture.seed, "augment", number)))
         for name in names:
-            image = load_image(Path(os.path.join(entry.images, name)), max_pixels=self.processor.max_pixels)
+            image = load_image(name, folder=entry.images, max_pixels=self.processor.max_pixels)
             if self.options.augment is not None:
                 image = augment(image, self.options.augment, rng)
             for branch, array in vars(self.processor.pixels(image)).items():
                 if array is not None:
                     branches.setdefault(branch, []).append(array)
         return {branch: np.stack(arrays) for branch, arrays in branches.items()}
+
+
+def require_folder(entry: DatasetEntry, names: Sequence[str]) -> None:
+    """Raises UserError for pictures of a data set without images folder."""
+    if names and entry.images is None:
+        raise UserError(f"names the picture {names[0]!r}, but the registry gives the data set no images folder")
 
 
 def fit_sample(
@@ -197,4 +217,4 @@ def fit_sample(
         )
     turns = conversation["conversations"][:2]
     images = conversation["image"][: str(turns[0]["value"]).count(IMAGE_MARKER)]
-    return make_sample({"image": images, "conversations": turns}, max_length=max_length)
+    return make_sample({**conversation, "image": images, "conversations": turns}, max_length=max_length)

@@ -1,69 +1,31 @@
-"""A LoRA adapter in the layout of PEFT: which tensors of the base model it changes, and by which of its own.
-
-The keys of an adapter file, with M for the name of a module in the base model:
-
-- base_model.model.M.lora_A.weight (rank, in) and .lora_B.weight (out, rank): M.weight gets scaling * B @ A.
-- base_model.model.M.lora_B.bias (out): M.bias gets scaling times it (`lora_bias`).
-- base_model.model.M.lora_embedding_A (rank, rows) and .lora_embedding_B (columns, rank): M.weight gets its transpose.
-- anything else, base_model.model.M.weight: replaces that tensor (`modules_to_save`, trained biases).
-
-Names in files of a whole training state also contain `default`, `modules_to_save` or `base_layer`. The LLaVA programs
-save parts that were trained completely, such as a connector, in a second file beside the adapter.
-Source: peft/utils/save_and_load.py and peft/tuners/lora/layer.py; llava/train/train.py.
-"""
+"""An opened LoRA adapter of PEFT, and the files that belong to it."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from mindvlm.checkpoint import TensorInfo, TensorSource, open_checkpoint
-from mindvlm.checkpoint.dtypes import is_float
+from mindvlm.checkpoint import TensorInfo, TensorSource, holds_weights, open_checkpoint
+from mindvlm.checkpoint.opening import find_weights, part_folders
 from mindvlm.core.errors import UserError
+from mindvlm.weights.foreign import require_values
 from mindvlm.weights.lora.config import CONFIG_NAME, AdapterConfig, read_adapter_config
-from mindvlm.weights.rules.findings import ConversionError, Finding
-from mindvlm.weights.rules.overlaid import OverlaidSource
+from mindvlm.weights.lora.keys import BiasShift, Draft, LowRank
+from mindvlm.weights.rules.findings import ConversionError
+
+T = TypeVar("T")
+NUM_COMPARED = 64
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_TRAINED_WHOLE = "non_lora_trainables.bin"
-_PREFIX = "base_model.model."
-_MAX_CHARACTERS = 256
-_FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.(weight|bias)")
-_EMBEDDING_FACTOR = re.compile(r"(.+)\.lora_embedding_([AB])(?:\.default)?")
-_SAVED_MODULE = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
-_UNKNOWN_KIND = re.compile(r"\.(lora_[^.]+|token_adapter|trainable_tokens[^.]*|original_module)(\.|$)")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A weight of the base model that gets scaling * B @ A added, or the transpose of that.
-
-    Attributes:
-        module: name of the module in the base model; its tensor is `module.weight`.
-        key_a, key_b: the adapter's tensors, (rank, in, ...) and (out, rank, ...).
-        scaling: alpha / rank or alpha / sqrt(rank).
-        is_embedding: whether the factors are those of an embedding, whose weight is (in, out).
-    """
-
-    module: str
-    key_a: str
-    key_b: str
-    scaling: float
-    is_embedding: bool
-
-    @property
-    def target(self) -> str:
-        return f"{self.module}.weight"
-
-
-@dataclass(frozen=True)
-class BiasShift:
-    """A bias of the base model that gets scaling * tensor added."""
-
-    key: str
-    scaling: float
+_TRAINED_WHOLE = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
+_CONNECTORS = ("mm_projector.safetensors", "mm_projector.bin")
+_PARTS = ("vision_tower", "connector")
+_BASE_LAYER = re.compile(r"(^|\.)base_layer\.")
 
 
 @dataclass(frozen=True)
@@ -72,28 +34,28 @@ class Adapter:
 
     Attributes:
         config: its settings.
+        path: the folder, or the file of what was trained completely; for messages.
         checkpoint: its tensors.
-        weight_files: the files of the tensors.
+        weights: the file of the tensors.
         low_rank, shifts, replaced: the changes, by the name of the changed tensor in the base model; the values of
             `replaced` are names in `checkpoint`.
+        trained_whole: the replaced tensors in the files beside it, later files over earlier ones; their names may have
+            other layouts.
     """
 
     config: AdapterConfig
+    path: Path
     checkpoint: TensorSource
-    weight_files: tuple[Path, ...]
+    weights: Path
     low_rank: Mapping[str, LowRank]
     shifts: Mapping[str, BiasShift]
     replaced: Mapping[str, str]
-
-    @property
-    def path(self) -> Path:
-        """The folder."""
-        return self.config.path.parent
+    trained_whole: tuple[Adapter, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The weights and the config."""
-        return (*self.weight_files, self.config.path)
+        return (self.weights, *(whole.weights for whole in self.trained_whole), self.config.path)
 
     @property
     def targets(self) -> Mapping[str, tuple[str, ...]]:
@@ -105,12 +67,36 @@ class Adapter:
             targets[target] = (*targets.get(target, ()), pair.key_a, pair.key_b)
         return targets
 
+    def without_prefix(self, prefix: str) -> Adapter:
+        """Returns the adapter of a base whose names lack `prefix`."""
+
+        def renamed(changes: Mapping[str, T]) -> dict[str, T]:
+            return {name.removeprefix(prefix): change for name, change in changes.items()}
+
+        low_rank = [replace(pair, module=pair.module.removeprefix(prefix)) for pair in self.low_rank.values()]
+        return replace(
+            self,
+            low_rank={pair.target: pair for pair in low_rank},
+            shifts=renamed(self.shifts),
+            replaced=renamed(self.replaced),
+        )
+
+    def digest(self) -> str:
+        """Returns a digest of its settings and of some values of each tensor, which identifies the adapter."""
+        digest = hashlib.sha256(f"{self.config.rank} {self.config.alpha}".encode())
+        for key, info in sorted(self.checkpoint.infos.items()):
+            digest.update(f"{key} {info.dtype} {info.shape}\n".encode())
+            digest.update(self.checkpoint.read_range(key, 0, min(info.num_elements, NUM_COMPARED)).tobytes())
+        return digest.hexdigest()[:16]
+
     def fits(self, infos: Mapping[str, TensorInfo]) -> bool:
         """Tells whether all tensors that it changes are in `infos`, whatever their shapes."""
         return all(target in infos for target in self.targets)
 
     def close(self) -> None:
         self.checkpoint.close()
+        for whole in self.trained_whole:
+            whole.close()
 
     def __enter__(self) -> Adapter:
         return self
@@ -122,29 +108,127 @@ class Adapter:
 def open_adapter(path: str | Path) -> Adapter:
     """Opens a PEFT LoRA adapter by its folder or its weights file, with `adapter_config.json` beside the weights.
 
-    `non_lora_trainables.bin` in the folder belongs to the adapter. Only headers and the config are read.
+    A folder without an adapter but with one sub-folder that holds one stands for that. Parts that were trained
+    completely belong to the adapter if they lie beside it or in the folder that was given: the files
+    `non_lora_trainables` and `mm_projector`, and TinyLLaVA Factory's folders `connector` and `vision_tower` unless the
+    whole model is there. Only headers and the config are read.
 
     Raises:
         UserError: a missing or damaged file, or an adapter of a kind that cannot be merged.
         ConversionError: keys of an unknown kind, a factor without its partner, or ranks that are not the config's.
     """
-    weights = _find_weights(Path(path))
+    path = Path(os.path.expanduser(path))
+    weights = _find_weights(path)
     config = read_adapter_config(weights.parent / CONFIG_NAME)
-    whole = weights.with_name(_TRAINED_WHOLE)
-    files = (weights, whole) if weights.name in _WEIGHTS and whole.is_file() else (weights,)
-    checkpoint = OverlaidSource([(str(file), open_checkpoint(file)) for file in files])
-    draft = _Draft(config, checkpoint.infos)
-    for key in checkpoint.infos:
-        draft.sort_key(key)
+    places = (weights.parent, path) if weights.name in _WEIGHTS else ()
+    wholes = tuple(filter(None, (_open_trained_whole(file, config) for file in _trained_beside(places))))
+    checkpoint = _open_weights(weights)
+    draft = Draft(config, checkpoint.infos)
+    draft.sort_keys()
     low_rank = draft.pairs()
-    draft.check_saved_modules()
+    draft.check_saved_modules([name for whole in wholes for name in whole.replaced])
     if draft.findings:
         checkpoint.close()
         raise ConversionError(f"{weights} is not a complete LoRA adapter", draft.findings)
-    return Adapter(config, checkpoint, files, low_rank, draft.shifts, draft.replaced)
+    return Adapter(config, weights.parent, checkpoint, weights, low_rank, draft.shifts, draft.replaced, wholes)
+
+
+def chosen_adapter(sources: Sequence[TensorSource], given: str | Path | None) -> str | Path | None:
+    """Returns the adapter to merge: the given one, or else the one in the folder of a base in sub-folders.
+
+    TinyLLaVA Factory saves an adapter beside the parts of its base; both together are the trained model. The names of
+    adapted tensors contain `base_layer`, so the adapter is also found from a part alone.
+
+    Args:
+        sources: the base and further sources.
+        given: the user's adapter, or None.
+
+    Raises:
+        UserError: another adapter is given for such a base, an adapter with the whole model around it is given for
+            another base, or a base whose names contain `base_layer` is without its adapter.
+    """
+    path = sources[0].path
+    own = path if path.is_dir() and (path / CONFIG_NAME).is_file() else None
+    if given is None and own is None:
+        return _adapter_of_base_layers(sources)
+    if own and given and not Path(given).resolve().is_relative_to(own.resolve()):
+        raise UserError(
+            f"{own}: holds an adapter of its own, and {given} is another; convert {own} first, which merges its own, "
+            "and give the result"
+        )
+    if given and not own:
+        folder = Path(os.path.expanduser(given))
+        folder = folder.resolve() if folder.is_dir() else folder.parent.resolve()
+        if part_folders(folder) and not any(one.path.resolve().is_relative_to(folder) for one in sources):
+            raise UserError(
+                f"{given}: holds the whole model that was trained, an adapter and {_listed(part_folders(folder))}; "
+                f"give it without another base: mindvlm-convert --torch_ckpt_path {given}, or mindvlm-predict "
+                f"--config_path {given}"
+            )
+    return given or own
+
+
+def _adapter_of_base_layers(sources: Sequence[TensorSource]) -> Path | None:
+    """Returns the folder of the adapter that tensors named `base_layer` belong to; None if there are no such tensors.
+
+    Raises:
+        UserError: it lies neither beside these tensors nor in the folder above.
+    """
+    for source in sources:
+        name = next(filter(_BASE_LAYER.search, source.infos), None)
+        if name is None:
+            continue
+        path = source.path.absolute()
+        places = [*([path] if path.is_dir() else ()), *path.parents][:2]
+        for place in places:
+            if (place / CONFIG_NAME).is_file():
+                return place
+        raise UserError(
+            f"{source.path}: the base of a LoRA adapter, without what was trained (tensor {name}), and no "
+            f"{CONFIG_NAME} lies in {' or '.join(map(str, places))}; give the adapter's folder with --merge_lora or "
+            "--adapter, or save the model after PEFT's merge_and_unload()"
+        )
+    return None
+
+
+def _trained_beside(places: Sequence[Path]) -> Iterator[Path]:
+    """Yields the files of what was trained completely, in the order in which they override each other."""
+    if not any(map(part_folders, places)):
+        folders = [place / part for part in _PARTS for place in places]
+        yield from dict.fromkeys(
+            find_weights(folder) for folder in folders if folder.is_dir() and holds_weights(folder)
+        )
+    for names in (_CONNECTORS, _TRAINED_WHOLE):
+        files = [place / name for place in places for name in names if (place / name).is_file()]
+        yield from files[:1]
+
+
+def _open_trained_whole(file: Path, config: AdapterConfig) -> Adapter | None:
+    checkpoint = _open_weights(file)
+    if not checkpoint.infos:
+        return None
+    draft = Draft(config, checkpoint.infos, is_adapter=False)
+    draft.sort_keys()
+    if draft.findings:
+        checkpoint.close()
+        raise ConversionError(f"{file} does not hold parts that were trained completely", draft.findings)
+    return Adapter(config, file, checkpoint, file, {}, {}, draft.replaced)
+
+
+def _open_weights(file: Path) -> TensorSource:
+    # LLaVA writes the second file also if there is nothing in it
+    checkpoint = open_checkpoint(file, require_finite=True, may_be_empty=file.name in _TRAINED_WHOLE)
+    require_values(checkpoint.infos, str(file))
+    return checkpoint
 
 
 def _find_weights(path: Path) -> Path:
+    if path.name in (*_TRAINED_WHOLE, *_CONNECTORS):
+        raise UserError(
+            f"{path}: holds parts that were trained completely, not an adapter; give the folder of the adapter that it "
+            "belongs to, or, if it has none, this file after the base's weights: mindvlm-convert --torch_ckpt_path "
+            f"BASE {path}"
+        )
     if path.is_file():
         if path.name == CONFIG_NAME:
             return _find_weights(path.parent)
@@ -154,75 +238,13 @@ def _find_weights(path: Path) -> Path:
     for name in _WEIGHTS:
         if (path / name).is_file():
             return path / name
+    inside = sorted({file.parent for name in _WEIGHTS for file in path.glob(f"*/{name}")})
+    if len(inside) == 1:
+        return _find_weights(inside[0])
+    if inside:
+        raise UserError(f"{path}: holds {len(inside)} adapters, in {_listed(inside)}; give the folder of one of them")
     raise UserError(f"{path}: holds no adapter; expected {' or '.join(_WEIGHTS)} with {CONFIG_NAME} beside it")
 
 
-@dataclass
-class _Draft:
-    """The keys of an adapter file, sorted by their effect, and the problems found."""
-
-    config: AdapterConfig
-    infos: Mapping[str, TensorInfo]
-    factors: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)
-    shifts: dict[str, BiasShift] = field(default_factory=dict)
-    replaced: dict[str, str] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    def sort_key(self, key: str) -> None:
-        name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
-        factor, embedding = _FACTOR.fullmatch(name), _EMBEDDING_FACTOR.fullmatch(name)
-        if not key.startswith(_PREFIX):
-            self._add("unexpected", key, f"keys of a PEFT adapter start with {_PREFIX}")
-        elif len(key) > _MAX_CHARACTERS:
-            self._add("unexpected", key[:_MAX_CHARACTERS], f"a name of {len(key)} characters")
-        elif embedding:
-            self._put(self.factors.setdefault((embedding[1], True), {}), embedding[2], key)
-        elif factor and factor[3] == "weight":
-            self._put(self.factors.setdefault((factor[1], False), {}), factor[2], key)
-        elif factor and factor[2] == "B":
-            self._put(self.shifts, f"{factor[1]}.bias", BiasShift(key, self.config.scaling_of(factor[1])))
-        elif _UNKNOWN_KIND.search(f".{name}"):
-            self._add("unexpected", key, "a kind of adapter tensor that cannot be merged")
-        else:
-            self._put(self.replaced, _SAVED_MODULE.sub("", name), key)
-        if not is_float(self.infos[key].dtype):
-            self._add("dtype", key, f"{self.infos[key].dtype}, expected a floating-point type")
-
-    def pairs(self) -> dict[str, LowRank]:
-        """Joins each A with its B."""
-        low_rank: dict[str, LowRank] = {}
-        for (module, is_embedding), keys in self.factors.items():
-            present = next(iter(keys.values()))
-            for here, absent in (("A", "B"), ("B", "A")):
-                if absent not in keys:
-                    partner = present.replace(f".lora_{here}", f".lora_{absent}")
-                    partner = partner.replace(f".lora_embedding_{here}", f".lora_embedding_{absent}")
-                    self._add("missing", partner, f"the partner of {here}")
-            if len(keys) == 2:
-                self._check_rank(module, keys["A"], keys["B"])
-                pair = LowRank(module, keys["A"], keys["B"], self.config.scaling_of(module), is_embedding)
-                if pair.target in low_rank:
-                    self._add("duplicate", pair.key_a, f"{pair.target} has other factors as well")
-                low_rank[pair.target] = pair
-        return low_rank
-
-    def check_saved_modules(self) -> None:
-        for module in self.config.modules_to_save:
-            if not any(f".{module}." in f".{target}" for target in self.replaced):
-                self._add("missing", module, "the config lists it in modules_to_save")
-
-    def _check_rank(self, module: str, key_a: str, key_b: str) -> None:
-        shape_a, shape_b = self.infos[key_a].shape, self.infos[key_b].shape
-        if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != shape_b[1]:
-            self._add("shape", key_a, f"{list(shape_a)} does not multiply with B of {list(shape_b)}")
-        elif shape_a[0] != self.config.rank_of(module):
-            self._add("shape", key_a, f"rank {shape_a[0]}, the config says {self.config.rank_of(module)}")
-
-    def _put(self, table: dict, name: str, value: object) -> None:
-        if name in table:
-            key = value.key if isinstance(value, BiasShift) else str(value)
-            self._add("duplicate", key, "another key has the same meaning")
-        table[name] = value
-
-    def _add(self, status: str, name: str, detail: str) -> None:
-        self.findings.append(Finding(status, name, detail))
+def _listed(folders: list[Path]) -> str:
+    return ", ".join(folder.name for folder in folders[:3]) + (", ..." if len(folders) > 3 else "")

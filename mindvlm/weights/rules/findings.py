@@ -45,15 +45,22 @@ class Row:
 
 
 class ConversionError(UserError):
-    """A checkpoint does not fit the model. The message is one line; `table()` shows everything, folded."""
+    """A checkpoint does not fit the model. The message is one line; `table()` shows everything, folded.
 
-    def __init__(self, what: str, findings: Sequence[Finding]):
-        self.findings = tuple(findings)
+    Attributes:
+        what: the checkpoint and the model.
+        findings: the problems.
+        remedy: the remedy if the cause is known, else empty.
+    """
+
+    def __init__(self, what: str, findings: Sequence[Finding], remedy: str = ""):
+        self.what, self.findings, self.remedy = what, tuple(findings), remedy
         self.rows = fold(findings)
         counts = {status: sum(f.status == status for f in findings) for status in _MEANING}
         summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         first = self.rows[0]
-        super().__init__(f"{what}: {summary}; first: {first.status} {first.label} ({first.detail})")
+        message = f"{what}: {summary}; first: {first.status} {first.label} ({first.detail})"
+        super().__init__(f"{message}; {remedy}" if remedy else message)
 
     def table(self) -> str:
         """Returns one line per kind of finding and name pattern, with a legend."""

@@ -31,9 +31,12 @@ class Pattern:
         self.text = text
         self.num_layers = text.count("{}")
         self.is_open = text.endswith(_REST)
-        fixed = text.removesuffix("*") if self.is_open else text
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        fixed = self.text.removesuffix("*") if self.is_open else self.text
         regex = _NUMBER.join(re.escape(part) for part in fixed.split("{}"))
-        self._regex = re.compile(regex + (".+" if self.is_open else ""))
+        return re.compile(regex + (".+" if self.is_open else ""))
 
     def match(self, name: str) -> tuple[int, ...] | None:
         """Returns the layer numbers in `name`, None if it does not match."""

@@ -23,7 +23,8 @@ Groups = dict[tuple[Rule, tuple[int, ...]], dict[int, TensorInfo]]
 class _Draft:
     """A plan in progress and the problems found so far.
 
-    `found` has the layer numbers that were seen for each source pattern.
+    `found` has the layer numbers that were seen for each source pattern. `free_roots` are the first words of targets
+    that the target description leaves open.
     """
 
     infos: dict[str, TensorInfo] = field(default_factory=dict)
@@ -33,6 +34,10 @@ class _Draft:
     uses: Counter[Rule] = field(default_factory=Counter)
     found: dict[str, set[tuple[int, ...]]] = field(default_factory=dict)
     findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+    free_roots: frozenset[str] = frozenset()
+
+    def is_free(self, target: str) -> bool:
+        return target.partition(".")[0] in self.free_roots
 
     def add(self, status: str, name: str, detail: str) -> None:
         self.findings.setdefault((status, name), Finding(status, name, detail))
@@ -55,27 +60,28 @@ def make_plan(
         target_infos: the tensors there must be afterwards (dtypes may differ between floating types). Without it
             every part of the table that is present at all must be complete.
         origin: name of the source in messages.
-        partial: accept that whole parts are missing, even if `target_infos` has them.
+        partial: accept that whole parts are missing, even if `target_infos` has them, and parts of which it has none.
         left_out: prefixes of targets that are dropped if they are there, each with the reason.
 
     Raises:
         ConversionError: keys missing, unexpected, duplicated or misshapen; all of them, in one folded table.
     """
-    draft = _Draft()
+    draft = _Draft(free_roots=_free_roots(table, target_infos) if partial else frozenset())
     for (rule, layers), sources in _group_by_rule(table, source_infos, draft).items():
         _apply(rule, layers, sources, target_infos, left_out or {}, draft)
     _require_aliases_in_all_layers(table.rules, draft)
     present = [part for part in table.parts if any(rule.targets and rule in draft.uses for rule in part.rules)]
-    if target_infos is None:
-        for part in present:
+    for part in present:
+        if target_infos is None or any(draft.is_free(name) and part.produces(name) for name in draft.infos):
             _require_whole(part, source_infos, draft)
-    else:
+    if target_infos is not None:
         wanted = target_infos.values()
         if partial:
-            wanted = [info for info in wanted if table.part_of(info.name) in present]
+            units = {table.unit_of(name) for name in draft.infos}
+            wanted = [info for info in wanted if (unit := table.unit_of(info.name)) and unit in units]
         _require_targets(table, source_infos, wanted, draft)
         for name in draft.infos:
-            if name not in target_infos:
+            if name not in target_infos and not draft.is_free(name):
                 draft.add("unexpected", draft.slices[name][0].source, _NO_PARAMETER)
     if draft.findings:
         what = f"{origin} does not fit the {table.model or table.family} model"
@@ -90,6 +96,18 @@ def make_plan(
         absent_parts=table.absent(draft.infos),
         aliases=tuple(name for name in table.aliases if name in draft.found),
     )
+
+
+def _free_roots(table: RuleTable, target_infos: Mapping[str, TensorInfo] | None) -> frozenset[str]:
+    """Returns the first words of targets of which `target_infos` has none, nor any of their part."""
+    described = {name.partition(".")[0] for name in target_infos or ()}
+    keys = {part.key for name in target_infos or () if (part := table.part_of(name))}
+    free = set()
+    if target_infos is not None:
+        for part in table.parts:
+            roots = {target.partition(".")[0] for rule in part.rules for target in rule.targets}
+            free |= roots - described if part.key not in keys else set()
+    return frozenset(free)
 
 
 def _group_by_rule(table: RuleTable, source_infos: Mapping[str, TensorInfo], draft: _Draft) -> Groups:
@@ -128,7 +146,7 @@ def _apply(
             draft.found[rule.sources[index]].discard(layers)
         return
     draft.uses[rule] += 1
-    if target_infos is not None and not any(name in target_infos for name in names):
+    if target_infos is not None and not any(name in target_infos or draft.is_free(name) for name in names):
         for info in ordered:
             draft.add("unexpected", info.name, _NO_PARAMETER)
         for index in sources:

@@ -16,6 +16,9 @@ from mindvlm.weights.rules.operations import Pattern, Rename, Rule, Tie
 
 T = TypeVar("T")
 
+CONNECTORS = "projectors"
+"""The key of the parts that connect a tower to the decoder."""
+
 
 class PatternIndex(Generic[T]):
     """Values by pattern, found through the name with its numbers folded, without trying all patterns."""
@@ -104,6 +107,16 @@ class RuleTable:
         """Returns the part that the target tensor belongs to, None if no rule produces it."""
         found = self._targets.find(target)
         return found[0][0][1] if found else None
+
+    def unit_of(self, target: str) -> tuple[str, str] | None:
+        """Returns what must come from one source with the target tensor: the parts of one choice under one name."""
+        part = self.part_of(target)
+        return (part.choice or part.name, target.partition(".")[0]) if part else None
+
+    def rest_of_units(self, targets: Collection[str], others: Iterable[str]) -> list[str]:
+        """Returns those of the target tensors `others` that must come from one source with any of `targets`."""
+        units = {self.unit_of(target) for target in targets}
+        return [name for name in others if name not in targets and self.unit_of(name) in units]
 
     def reverse(self) -> RuleTable:
         """Returns the inverse table; dropped tensors do not come back."""

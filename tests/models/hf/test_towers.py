@@ -3,8 +3,8 @@
 import pytest
 
 from mindvlm.core.errors import UserError
+from mindvlm.models.hf.tower_folder import with_tower_config
 from mindvlm.models.hf.towers import CLIP_224, CLIP_336, SIGLIP_384, published_tower, read_tower, tower_keys
-from mindvlm.models.tinyllava.tower_folder import with_tower_config
 from mindvlm.weights.config_json import ConfigTable
 
 

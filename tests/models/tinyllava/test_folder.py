@@ -6,8 +6,8 @@ import pytest
 
 from mindvlm.api import load, read_config
 from mindvlm.core.errors import UserError
+from mindvlm.models.hf.tower_folder import tower_config
 from mindvlm.models.tinyllava.released import llama_config, phi_config
-from mindvlm.models.tinyllava.tower_folder import tower_config
 from mindvlm.weights.config_json import ConfigTable
 from tests.tiny_tinyllava import write_tiny_tinyllava
 
@@ -27,9 +27,15 @@ def test_its_config_json_stands_for_the_folder(tmp_path):
     assert read_config(folder / "config.json") == read_config(folder)
 
 
-@pytest.mark.parametrize("config", [{"model_type": "mmgpt"}, {"model_type": "mixtral"}, {}])
+@pytest.mark.parametrize("config", [{"model_type": "mmgpt"}, {"model_type": "mixtral"}])
 def test_a_folder_of_another_model(tmp_path, config):
     with pytest.raises(UserError, match="is not read from a folder; give a YAML for it"):
+        load(folder_with(tmp_path, config))
+
+
+@pytest.mark.parametrize(("config", "what"), [({}, "is an empty table"), ({"hidden_size": 8}, "names no model_type")])
+def test_a_config_of_no_model(tmp_path, config, what):
+    with pytest.raises(UserError, match=f"config.json: {what}; take the config.json of the model, or give a YAML"):
         load(folder_with(tmp_path, config))
 
 

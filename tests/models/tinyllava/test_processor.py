@@ -130,10 +130,10 @@ def test_marks_around_pictures(make):
 
 
 def test_answers_end_with_the_template(make, make_phi):
-    assert (make().stop_ids, make().stop_strings) == ((2,), ())
+    assert (make().stop_ids, make().stop_strings) == ((2,), ("</s>",))
     end_id = make_phi().tokenizer.special_id("<|endoftext|>")
-    assert (make_phi().stop_ids, make_phi().stop_strings) == ((end_id,), ())
-    assert (make(template="llava_v0").stop_ids, make(template="llava_v0").stop_strings) == ((2,), ("###",))
+    assert (make_phi().stop_ids, make_phi().stop_strings) == ((end_id,), ("<|endoftext|>",))
+    assert (make(template="llava_v0").stop_ids, make(template="llava_v0").stop_strings) == ((2,), ("###", "</s>"))
 
 
 @pytest.mark.parametrize("fixture", ["make", "make_phi"])

@@ -11,14 +11,19 @@ from mindspore import Tensor
 
 from mindvlm.checkpoint import MemorySource
 from mindvlm.convert.random_weights import RandomSource
+from mindvlm.models.registry import convertible_models
 from mindvlm.models.vary.config import parse_config
 from mindvlm.models.vary.hf_config import from_hf_config
 from mindvlm.models.vary.model import VaryModel
+from mindvlm.models.vary.model_config import VisionVocabularyConfig
+from mindvlm.models.vary.vision_vocabulary import VisionVocabulary
 from mindvlm.nn.config import VitConfig
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.nn.splice import splice_sources
 from mindvlm.nn.vit import VisionTransformer
+from mindvlm.weights.opened import open_native
+from mindvlm.weights.rules.overlaid import OverlaidSource
 from tests.models.vary.vary_names import TOY, hf_shapes
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_config
 
@@ -137,6 +142,33 @@ def test_the_clip_tower_equals_transformers(select_layer):
     with torch.no_grad():
         states = theirs(torch.from_numpy(x), output_hidden_states=True).hidden_states
     np.testing.assert_allclose(ours(Tensor(x)).asnumpy(), states[select_layer][:, 1:].numpy(), atol=1e-5)
+
+
+def test_the_vision_vocabulary_equals_the_sam_of_transformers(tmp_path):
+    vision = transformers.SamVisionConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=2, mlp_dim=96, image_size=40, patch_size=8,
+        window_size=3, global_attn_indexes=[1], output_channels=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.SamModel(transformers.SamConfig(vision_config=vision)).eval()
+    with torch.no_grad():
+        for parameter in theirs.vision_encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    theirs.save_pretrained(tmp_path)
+    config = VisionVocabularyConfig(
+        embed_dim=24, depth=3, num_heads=2, global_attn_indexes=[1], window_size=3, image_size=40, patch_size=8,
+        out_chans=12, net_2_channels=8, net_3_channels=8,
+    )  # fmt: skip
+    ours = VisionVocabulary(config)
+    shapes = parameter_shapes(ours)
+    convolutions = {f"vision_vocabulary.net_{n}.weight": noise(*shapes[f"net_{n}.weight"]) for n in (2, 3)}
+    with open_native([tmp_path], convertible_models()) as opened:
+        weights = OverlaidSource([("SAM", opened.source), ("Vary", MemorySource(convolutions))])
+        fill_parameters(ours, weights, prefix="vision_vocabulary.")
+    x = noise(2, 3, 40, 40)
+    with torch.no_grad():
+        neck = theirs.vision_encoder(torch.from_numpy(x)).last_hidden_state.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(ours.stages(Tensor(x))[config.depth + 1].asnumpy(), neck, atol=2e-5)
 
 
 def test_parts_can_be_left_out():

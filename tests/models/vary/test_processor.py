@@ -142,8 +142,8 @@ def test_stop_marks(make):
     processor = make()
     special_id = processor.tokenizer.special_id
     assert processor.stop_ids == (special_id("<|im_end|>"), special_id("<|endoftext|>"))
-    assert processor.stop_strings == ()
-    assert make(template="v1").stop_strings == ("</s>",)
+    assert processor.stop_strings == ("<|im_end|>", "<|endoftext|>")
+    assert make(template="v1").stop_strings == ("</s>", "<|endoftext|>")
 
 
 def test_the_margins_are_cut_for_both_towers(make):

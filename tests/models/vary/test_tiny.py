@@ -174,7 +174,7 @@ def test_a_conversation_continues_its_cache(loaded):
 
 
 def test_answers_stop_at_the_end_token(loaded):
-    assert loaded.processor.stop_ids == (2,) and loaded.processor.stop_strings == ()
+    assert loaded.processor.stop_ids == (2,) and loaded.processor.stop_strings == ("</s>",)
 
 
 def test_the_caption_template_shows_the_picture_and_asks_nothing(tmp_path):

@@ -118,6 +118,30 @@ def sam_file_shapes(c: dict) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def transformers_sam_name(name: str) -> str:
+    """Returns the name in transformers' SamModel of a tensor of Meta's SAM."""
+    pieces = {
+        "image_encoder.blocks.": "vision_encoder.layers.",
+        "image_encoder.patch_embed.proj.": "vision_encoder.patch_embed.projection.",
+        "image_encoder.neck.0.": "vision_encoder.neck.conv1.",
+        "image_encoder.neck.1.": "vision_encoder.neck.layer_norm1.",
+        "image_encoder.neck.2.": "vision_encoder.neck.conv2.",
+        "image_encoder.neck.3.": "vision_encoder.neck.layer_norm2.",
+        "image_encoder.": "vision_encoder.",
+        ".norm1.": ".layer_norm1.",
+        ".norm2.": ".layer_norm2.",
+    }
+    for old, new in pieces.items():
+        name = name.replace(old, new)
+    return name
+
+
+def transformers_sam_shapes(c: dict) -> dict[str, tuple[int, ...]]:
+    """The same SAM as transformers has it."""
+    shapes = {transformers_sam_name(name): shape for name, shape in sam_file_shapes(c).items()}
+    return shapes | {"shared_image_embedding.positional_embedding": (2, 4)}
+
+
 def clip_file_shapes(c: dict) -> dict[str, tuple[int, ...]]:
     """A whole CLIP as Hugging Face publishes it."""
     tower = "transformer.vision_tower."

@@ -1,8 +1,10 @@
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.loading import load_image
@@ -57,6 +59,52 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert (pixels(encoded(stored, "PNG", exif=exif)) == GRADIENT).all()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+def test_gps_values_of_zero_by_zero_leave_the_picture_upright(file_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x8825] = {1: "N", 2: (IFDRational(7919, 104729),) * 3, 6: IFDRational(7919, 104729)}
+    stored = encoded(Image.new("RGB", (16, 24), (200, 30, 30)), file_format, exif=exif)
+    number = struct.pack(">II", 7919, 104729)  # Pillow 11.0 does not write 0/0
+    assert stored.count(number) == 4
+    assert load_image(stored.replace(number, bytes(8))).size == (24, 16)
+
+
+def test_damaged_exif_data_do_not_matter():
+    raw = encoded(Image.new("RGB", (24, 16), (200, 30, 30)), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
+    assert load_image(raw).size == (24, 16)
+
+
+def jpeg_of_inks(inks: tuple[int, int, int, int], *, marker: bool, transform: int = 0) -> bytes:
+    """Returns a CMYK JPEG that stores these values, with or without the Adobe marker."""
+    # Pillow inverts while it writes
+    raw = encoded(Image.new("CMYK", (16, 16), tuple(255 - value for value in inks)), "JPEG", quality=95)
+    begin = raw.index(b"\xff\xee")
+    end = begin + 2 + int.from_bytes(raw[begin + 2 : begin + 4], "big")
+    assert raw[begin + 4 : begin + 9] == b"Adobe" and raw[end - 1] == 0
+    marked = raw[begin : end - 1] + bytes([transform])
+    return raw[:begin] + (marked if marker else b"") + raw[end:]
+
+
+@pytest.mark.parametrize("marker", [True, False])
+@pytest.mark.parametrize(
+    ("inks", "colour"),
+    [((255, 255, 255, 255), (255, 255, 255)), ((0, 255, 255, 255), (0, 255, 255)), ((255, 128, 0, 128), (128, 64, 0))],
+)
+def test_a_cmyk_jpeg_stores_255_for_no_ink_with_a_marker_or_without(marker, inks, colour):
+    assert abs(pixels(jpeg_of_inks(inks, marker=marker))[8, 8].astype(int) - colour).max() <= 3
+
+
+def test_ycck_has_the_same_polarity():
+    # luma 255 and neutral chroma are the inks 0 after the transform of libjpeg: all inks printed in a Photoshop file
+    paper = jpeg_of_inks((0, 128, 128, 255), marker=True, transform=2)
+    assert abs(pixels(paper)[8, 8].astype(int) - 255).max() <= 3
+
+
+def test_cmyk_elsewhere_stores_0_for_no_ink():
+    assert (pixels(encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "TIFF")) == 255).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped():

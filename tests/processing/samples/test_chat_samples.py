@@ -4,14 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
-from mindvlm.models.vary.original_samples import original_sample
 from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.models.vary.tokenizer import open_tokenizer
 from mindvlm.processing.images.image_span import ImageSpan
-from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, build_sample, collate
+from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, build_sample
 from mindvlm.processing.text.chat_template import get_template
 from mindvlm.processing.text.tokenizer import Tokenizer
 from tests.golden_files import golden_json, golden_path
+from tests.golden_readers.original_samples import collate, original_sample
 from tests.processing.text.small_vocabulary import small_tokenizer
 
 TOKENIZER = small_tokenizer()

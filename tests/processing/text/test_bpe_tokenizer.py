@@ -138,6 +138,21 @@ def test_a_file_of_another_model_is_refused(tmp_path):
         open_tokenizer(str(folder / "vocab.json"), expected_vocab_size=50268)
 
 
+@pytest.mark.parametrize(
+    ("ids", "token", "missing"),
+    [({"<imgpad>": 0, "<img>": 1, "</img>": 4}, "</img>", 2), ({"<a>": 3}, "<a>", 0)],
+)
+def test_a_gap_in_the_added_tokens_is_named(tmp_path, ids, token, missing):
+    folder = write_bpe_files(tmp_path)
+    first = NUM_FILE_TOKENS
+    (folder / "added_tokens.json").write_text(json.dumps({name: first + id_ for name, id_ in ids.items()}))
+    message = (
+        f"added_tokens.json: gives '{token}' the id {first + ids[token]}, but no token has the id {first + missing}"
+    )
+    with pytest.raises(UserError, match=message):
+        open_tokenizer(str(folder), expected_vocab_size=first + 3)
+
+
 def test_special_tokens_must_be_distinct(tmp_path):
     file = write_bpe_files(tmp_path) / "vocab.json"
     with pytest.raises(UserError, match="special_tokens"):

@@ -96,6 +96,63 @@ def test_a_vocabulary_of_the_wrong_kind(tmp_path):
     assert "vocab.json: the id of 'a' is [0]; expected a whole number" in refusal(folder)
 
 
+@pytest.mark.parametrize("write", [write_bpe_files, write_piece_files])
+@pytest.mark.parametrize(
+    ("name", "tokens", "expected"),
+    [
+        (ADDED, {"<x>": 5}, "gives '<x>' the id 5, which is that of "),
+        (ADDED, {"<x>": 340, "<y>": 340}, "gives '<y>' the id 340, which is that of '<x>'; expected one token"),
+        (ADDED, {"<x>": 99_999}, "gives '<x>' the id 99999; expected ids that follow the "),
+        (CONFIG, {"<x>": 5}, "gives '<x>' the id 5, which is that of "),
+    ],
+)
+def test_ids_of_added_tokens(tmp_path, write, name, tokens, expected):
+    folder = write(tmp_path / "model")
+    contents = tokens
+    if name == CONFIG:
+        contents = NAMES | {"added_tokens_decoder": {str(n): {"content": token} for token, n in tokens.items()}}
+    (folder / name).write_text(json.dumps(contents))
+    assert f"tokenizer file {folder / name}: {expected}" in refusal(folder)
+
+
+def test_an_added_token_with_two_ids(tmp_path):
+    folder = write_piece_files(tmp_path / "model")
+    (folder / ADDED).write_text('{"<x>": 330, "<y>": 331, "<x>": 332}')
+    assert f"{folder / ADDED}: gives '<x>' the ids 330 and 332; expected one id for a token" in refusal(folder)
+    (folder / ADDED).write_text('{"<x>": 330, "<x>": 330}')
+    assert open_tokenizer(folder).vocab_size == 331
+
+
+def test_a_settings_file_that_is_a_git_lfs_pointer_is_named(tmp_path):
+    folder = write_piece_files(tmp_path / "model")
+    (folder / CONFIG).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 493443\n")
+    assert refusal(folder).startswith(f"tokenizer file {folder / CONFIG}: a Git LFS pointer")
+
+
+@pytest.mark.parametrize("write", [write_bpe_files, write_piece_files])
+def test_a_git_lfs_pointer_is_named(tmp_path, write):
+    folder = write(tmp_path / "model")
+    for file in folder.iterdir():
+        contents = file.read_bytes()
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 493443\n")
+        assert f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull`" in refusal(folder)
+        file.write_bytes(contents)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    write_bpe_files(tmp_path, added_tokens={"<x>": 300}, tokenizer_config=NAMES, special_tokens_map=NAMES)
+    expected = open_tokenizer(tmp_path)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    tokenizer = open_tokenizer(tmp_path)
+    text = "the user's <x> a"
+    assert tokenizer.encode(text) == expected.encode(text) and tokenizer.special_ids == expected.special_ids
+    write_piece_files(tmp_path / "pieces")
+    config = tmp_path / "pieces" / CONFIG
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert open_tokenizer(tmp_path / "pieces").vocab_size == 330
+
+
 @pytest.mark.parametrize("name", [CONFIG, DEFINITION])
 def test_nested_too_deep(tmp_path, name):
     folder = write_piece_files(tmp_path / "model")

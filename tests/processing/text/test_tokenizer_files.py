@@ -91,7 +91,7 @@ def test_added_tokens_keep_ids_that_do_not_follow(phi):
     assert tokenizer.encode("a    b  c")[1::2] == [269, 275] and tokenizer.vocab_size == 276
     assert tokenizer.decode([269, 270, 275, 268], skip_special=True).strip() == ""
     (phi / "added_tokens.json").write_text(json.dumps({"  ": 5}))
-    with pytest.raises(UserError, match="do not have the ids 0 to"):
+    with pytest.raises(UserError, match="added_tokens.json: gives '  ' the id 5, which is that of '\"'; expected one"):
         open_tokenizer(phi)
 
 

@@ -93,6 +93,19 @@ def test_a_broken_line_is_an_error_of_that_record_alone(tmp_path):
         index.read(1)
 
 
+def test_joined_files_have_a_byte_order_mark_at_each_joint(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(2 * (b"\xef\xbb\xbf" + b'{"a": 1}\n{"a": 2}\n'))
+    index = AnnotationIndex(tmp_path / "a.jsonl")
+    assert [index.read(number)["a"] for number in range(4)] == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_utf_16_is_named(tmp_path, name):
+    (tmp_path / name).write_text('[{"a": 1}]', encoding="utf-16")
+    with pytest.raises(UserError, match=f"{name}: is UTF-16; save the file as UTF-8"):
+        AnnotationIndex(tmp_path / name)
+
+
 def test_the_index_is_written_once_and_again_after_a_change(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}]')

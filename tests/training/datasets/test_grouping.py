@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
+from mindvlm.models.registry import record_formats
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.grouping import (
@@ -19,6 +20,7 @@ from mindvlm.training.datasets.grouping import (
 from tests.training.datasets.conftest import conversation
 from tests.training.datasets.opened_loader import open_loader
 
+FORMATS = record_formats()
 permute = np.random.default_rng(0).permutation
 lengths_of_both = st.lists(st.integers(-40, 40).filter(bool), min_size=1, max_size=50)
 
@@ -60,6 +62,7 @@ def test_devices_get_even_sums():
     ("record", "length"),
     [
         (conversation("two words", "x"), -3),
+        ({"messages": [{"role": "user", "content": "two words"}], "images": ["a.png"]}, 2),
         (conversation("<image>\ntwo words", "x", image="a.png"), 4),
         ([{"from": "human", "value": "hi"}], -1),
         ({"image": "a.png", "question": "", "caption": "a b c"}, 3),
@@ -69,13 +72,13 @@ def test_devices_get_even_sums():
     ],
 )
 def test_length_of_a_record(record, length):
-    assert modality_length(record) == length
+    assert modality_length(record, FORMATS["vary_tiny_600k" if "caption" in record else "llava"]) == length
 
 
 def test_lengths_of_a_file(tmp_path):
     lines = [json.dumps(conversation("a b", "c")), "{", json.dumps(conversation("<image>", "c", image="a.png"))]
     (tmp_path / "a.jsonl").write_text("\n".join(['{"first": 1}', *lines]))
-    assert record_lengths(AnnotationIndex(tmp_path / "a.jsonl")).tolist() == [-1, -3, -1, 2]
+    assert record_lengths(AnnotationIndex(tmp_path / "a.jsonl"), FORMATS["vary"]).tolist() == [-1, -3, -1, 2]
 
 
 def test_a_grouped_epoch_has_the_records_of_a_plain_one():

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
+from mindvlm.models.registry import record_formats
 from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.models.vary.tokenizer import open_tokenizer
 from mindvlm.processing.images.image_span import ImageSpan
@@ -17,6 +18,7 @@ from tests.golden_files import golden_json, golden_path
 from tests.processing.text.small_vocabulary import small_tokenizer
 from tests.training.datasets.conftest import conversation
 
+FORMATS = record_formats()
 TOKENIZER = small_tokenizer()
 SPAN = ImageSpan(4)
 count_images = partial(SPAN.count, tokenizer=TOKENIZER)
@@ -28,13 +30,13 @@ def turns(*speakers_and_values) -> list[dict]:
 
 def test_a_caption_becomes_a_conversation():
     record = {"image": "a b.png", "question": "OCR: ", "caption": "one<lb>two"}
-    read = read_conversation(record, "vary_tiny_600k")
+    read = read_conversation(record, FORMATS["vary_tiny_600k"])
     assert read["image"] == ["a b.png"]
     assert read["conversations"] == turns(("human", "<image>\nOCR: "), ("gpt", "one\ntwo"))
 
 
 def test_a_bare_list_and_a_leading_answer_are_accepted():
-    read = read_conversation(turns(("gpt", "Hello"), ("human", "1+1?"), ("gpt", 2)), "vary")
+    read = read_conversation(turns(("gpt", "Hello"), ("human", "1+1?"), ("gpt", 2)), FORMATS["vary"])
     assert read == {"image": [], "conversations": turns(("human", "1+1?"), ("gpt", 2))}
 
 
@@ -60,7 +62,7 @@ def test_a_bare_list_and_a_leading_answer_are_accepted():
 )
 def test_bad_records_are_explained(record, message):
     with pytest.raises(UserError, match=message):
-        read_conversation(record, "vary")
+        read_conversation(record, FORMATS["vary"])
 
 
 @pytest.mark.parametrize(
@@ -72,15 +74,15 @@ def test_bad_records_are_explained(record, message):
     ],
 )
 def test_llava_marks_its_only_picture_as_it_likes(values, images, question):
-    read = read_conversation(conversation(*values, image="a.png"), "llava")
+    read = read_conversation(conversation(*values, image="a.png"), FORMATS["llava"])
     assert (read["image"], read["conversations"][0]["value"]) == (images, question)
     with pytest.raises(UserError, match="2 pictures for 1"):
-        read_conversation({**conversation("<image>", "x"), "image": ["a.png", "b.png"]}, "llava")
+        read_conversation({**conversation("<image>", "x"), "image": ["a.png", "b.png"]}, FORMATS["llava"])
 
 
 def test_a_caption_needs_its_text():
     with pytest.raises(UserError, match="is the format of the registry right"):
-        read_conversation(conversation("a", "b"), "vary_tiny_600k")
+        read_conversation(conversation("a", "b"), FORMATS["vary_tiny_600k"])
 
 
 def make_sample(record, *, max_length):
@@ -95,7 +97,7 @@ def make_sample(record, *, max_length):
 
 def fitted(values, max_length, image=None, long_answers="cut"):
     return fit_sample(
-        read_conversation(conversation(*values, image=image), "vary"),
+        read_conversation(conversation(*values, image=image), FORMATS["vary"]),
         make_sample,
         max_length=max_length,
         count_images=count_images,
@@ -150,9 +152,9 @@ def test_a_first_answer_that_is_too_long_is_cut_without_its_end():
 
 def test_pictures_without_marker_can_stand_in_front():
     record = conversation("Read.", "x", image="a.png")
-    read = read_conversation(record, "vary", images_in_front=True)
+    read = read_conversation(record, FORMATS["vary"], images_in_front=True)
     assert read["conversations"][0]["value"] == "<image>Read."
-    assert read_conversation(read, "vary", images_in_front=True) == read
+    assert read_conversation(read, FORMATS["vary"], images_in_front=True) == read
     assert record["conversations"][0]["value"] == "Read."
 
 
@@ -168,7 +170,7 @@ def test_captions_are_those_of_the_original():
     cases = [case for case in golden_json("vary/opt_prompts/cases.json")["labels"] if "image" in case["record"]]
     for case in cases:
         kept = fit_sample(
-            read_conversation(case["record"], "vary", images_in_front=True),
+            read_conversation(case["record"], FORMATS["vary"], images_in_front=True),
             make_caption,
             max_length=case["model_max_length"],
             count_images=partial(ImageSpan(256).count, tokenizer=tokenizer),
@@ -196,7 +198,7 @@ def test_labels_are_those_of_the_original():
         if case["warning"] or case["name"] in differing:
             continue
         kept = fit_sample(
-            read_conversation(case["record"], "vary"),
+            read_conversation(case["record"], FORMATS["vary"]),
             make_qwen_sample,
             max_length=case["model_max_length"],
             count_images=partial(ImageSpan(256).count, tokenizer=tokenizer),
@@ -207,3 +209,177 @@ def test_labels_are_those_of_the_original():
         assert all(label == -100 for label in case["labels"][length:]), case["name"]
         compared += 1
     assert compared >= 13
+
+
+ONE_PICTURE = ["a.png"]
+ASKED = turns(("human", "<image>\nRead."), ("gpt", "x"))
+
+
+def said(*roles_and_contents) -> list[dict]:
+    return [{"role": role, "content": content} for role, content in roles_and_contents]
+
+
+@pytest.mark.parametrize("format", ["vary", "llava"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": "a.png", "conversations": ASKED},
+        {"images": ["a.png"], "conversations": ASKED},
+        {"image": "a.png", "images": ["a.png"], "messages": said(("user", "<image>\nRead."), ("assistant", "x"))},
+        {"image_path": "a.png", "conversation": said(("User", "<Image>\nRead."), ("Assistant", "x"))},
+        {"image": {"path": "a.png", "bytes": None}, "messages": said(("human", "<IMAGE>\nRead."), ("gpt", "x"))},
+        {"image": "a.png", "conversations": turns(("user", "<image-placeholder>\nRead."), ("assistant", "x"))},
+        {"image": "a.png", "conversations": turns(("human", "<image_1>\nRead."), ("gpt", "x"))},
+        {"image": "a.png", "conversations": turns(("human", "<|image|>\nRead."), ("gpt", "x"))},
+        {"image": "a.png", "conversations": turns(("human", "[IMG]\nRead."), ("gpt", "x"))},
+        {"image": "a.png", "conversations": turns(("human", "<image/>\nRead."), ("gpt", "x"))},
+        {
+            "image": "a.png",
+            "conversations": turns(("human", "<|vision_start|><|image_pad|><|vision_end|>\nRead."), ("gpt", "x")),
+        },
+        {
+            "images": [{"bytes": None, "path": "a.png"}],
+            "messages": said(
+                (
+                    "user",
+                    [{"index": 0, "text": None, "type": "image"}, {"index": None, "text": "Read.", "type": "text"}],
+                ),
+                ("assistant", [{"index": None, "text": "x", "type": "text"}]),
+            ),
+        },
+        {"image": "a.png", "video": None, "conversations": ASKED},
+        {
+            "images": ["a.png"],
+            "messages": said(
+                ("user", [{"type": "image"}, {"type": "text", "text": "Read."}]),
+                ("assistant", [{"type": "text", "text": "x"}]),
+            ),
+        },
+        {"messages": said(("user", [{"type": "image", "image": "a.png"}, "Read."]), ("assistant", "x"))},
+        {
+            "messages": said(
+                ("user", [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "Read."}]),
+                ("assistant", "x"),
+            )
+        },
+    ],
+)
+def test_the_usual_spellings_are_the_same_record(record, format):
+    assert read_conversation(record, FORMATS[format]) == {"image": ONE_PICTURE, "conversations": ASKED}
+
+
+@pytest.mark.parametrize("format", ["vary", "llava"])
+def test_a_picture_marked_in_two_turns_is_shown_in_the_first(format):
+    record = conversation("hi", "x", "<image>\nRead.", "y", "And in\n<image>", "z", image="a.png")
+    read = read_conversation(record, FORMATS[format])
+    assert [turn["value"] for turn in read["conversations"][::2]] == ["hi", "<image>\nRead.", "And in"]
+    assert read["image"] == ONE_PICTURE
+
+
+@pytest.mark.parametrize("format", ["vary", "llava"])
+@pytest.mark.parametrize("image", [{}, {"image": ""}, {"images": []}, {"image": None}])
+def test_a_mark_in_a_text_without_picture_is_text(format, image):
+    record = conversation("What does <image> mean in HTML?", "a picture: <image>") | image
+    read = read_conversation(record, FORMATS[format])
+    assert (read["image"], read["conversations"]) == ([], record["conversations"])
+
+
+def test_llava_takes_every_mark_without_picture_as_text():
+    record = conversation("<image>\nRead.", "x")
+    assert read_conversation(record, FORMATS["llava"]) == {"image": [], **record}
+    record = conversation("<Image>\nRead.", "x")
+    with pytest.raises(UserError, match="0 pictures for 1 <image> marker .*; name a picture for each"):
+        read_conversation(record, FORMATS["vary"])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": turns(("system", "Be brief."), ("human", "1+1?"), ("gpt", "2"))},
+        {"messages": said(("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"))},
+        {"system": "Be brief.", "conversations": turns(("human", "1+1?"), ("gpt", "2"))},
+        {"system": "Be brief.", "messages": said(("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"))},
+        turns(("system", "Be brief."), ("gpt", "Hello"), ("human", "1+1?"), ("gpt", "2")),
+    ],
+)
+def test_the_system_message_of_a_record_replaces_that_of_the_template(record):
+    read = read_conversation(record, FORMATS["vary"])
+    assert read == {"image": [], "conversations": turns(("human", "1+1?"), ("gpt", "2")), "system": "Be brief."}
+    text = TOKENIZER.decode(make_sample(read, max_length=999).input_ids)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\n1+1?")
+    cut = fit_sample(read, make_sample, max_length=len(text.encode()), count_images=count_images)
+    assert "Be brief." in TOKENIZER.decode(cut.input_ids)
+
+
+@pytest.mark.parametrize(
+    "more", [{"image_id": "7"}, {"photo": {"width": 4, "format": "png"}}, {"pictures": []}, {"tags": ["a", {"b": 1}]}]
+)
+def test_keys_that_name_no_picture(more):
+    record = {**conversation("What is in a.png?", "logo.png"), **more}
+    assert read_conversation(record, FORMATS["llava"])["image"] == []
+    answered = {"question": "What file?", "caption": "logo.png", **more}
+    assert read_conversation(answered, FORMATS["vary_tiny_600k"])["conversations"][1]["value"] == "logo.png"
+
+
+@pytest.mark.parametrize(
+    "mark", ["<img></img>", "<image></image>", "<im_start><image><im_end>", "<|image_start|><|image|><|image_end|>"]
+)
+def test_enclosed_marks_leave_no_letters(mark):
+    read = read_conversation(conversation(f"{mark} What?", "x", image="a"), FORMATS["llava"])
+    assert read["conversations"][0]["value"] == "<image> What?"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({**conversation("<video>\nWhat?", "x"), "video": "a.mp4"}, "'video' is 'a.mp4'; training uses pictures only"),
+        (conversation("What?\n<video>", "x"), "shows <video>; training uses pictures only"),
+        (
+            {**conversation("Read.", "x"), "photo": "b.JPG"},
+            "'photo' is the picture 'b.JPG', but .* from 'image'; rename",
+        ),
+        (
+            {**conversation("Read.", "x"), "image_url": "https://a.org/7"},
+            "'image_url' is the picture 'https://a.org/7'",
+        ),
+        ({**conversation("Read.", "x"), "file": ["b.png"]}, "'file' is the picture 'b.png'"),
+        ({**conversation("Read.", "x"), "file": "b.HEIC"}, "'file' is the picture 'b.HEIC'"),
+        ({**conversation("Read.", "x"), "media": "https://a.org/b.avif?size=1"}, "'media' is the picture 'https"),
+        ({**conversation("Read.", "x"), "media": "data:image/png;base64,AA=="}, "'media' is the picture 'data"),
+        ({**conversation("Read.", "x"), "pictures": [{"path": "b"}]}, "'pictures' is the picture 'b'"),
+        ({**conversation("Read.", "x"), "photo": {"bytes": None, "path": "b"}}, "'photo' is the picture 'b'"),
+        ({**conversation("Read.", "x"), "extra": {"files": ["b.txt", "b.jp2"]}}, "'files' is the picture 'b.jp2'"),
+        ({**conversation("Read.", "x"), "meta": {"photo": "b"}}, "'photo' is the picture 'b'"),
+        (
+            {"messages": [{"role": "user", "content": "a", "images": ["b"]}, {"role": "assistant", "content": "c"}]},
+            "'images' of a turn is the picture 'b', .* of the record; move it there",
+        ),
+        ({**conversation("<image>", "x"), "image": "a", "images": ["b"]}, "different pictures under 'image' and"),
+        (conversation("Picture 1: <img>a.png</img>", "x"), "name a picture for each"),
+        ({**conversation("<image>", "x"), "images": ["a", "b"]}, "2 pictures for 1 <image> marker .*; mark its place"),
+        ({**conversation("<image_2> <image_1>", "x"), "images": ["a", "b"]}, r"are in the order \[2, 1\]"),
+        (turns(("human", "a"), ("system", "b"), ("gpt", "c")), "turn 1: a system message, which can only be the first"),
+        ({"system": "a", "conversations": turns(("system", "b"), *[("human", "c")] * 2)}, "two different system"),
+        (said(("user", "a"), ("tool", "b")), "turn 1: expected .*found {'role': 'tool'"),
+        (said(("user", [{"type": "video"}]), ("assistant", "b")), "turn 0: part {'type': 'video'}; expected"),
+        ({"query": "a", "response": "b"}, r"or 'messages' of .*; found \['query', 'response'\]"),
+        ({**conversation("a", "b"), "system": 5}, "'system' is 5; expected a text"),
+    ],
+)
+def test_what_cannot_be_used_is_named(record, message):
+    for format in ("vary", "vary" if "<img>" in str(record) else "llava"):
+        with pytest.raises(UserError, match=message):
+            read_conversation(record, FORMATS[format])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *({key: "none"} for key in ("image_source", "has_image", "image_size", "image_caption", "photographer")),
+        {"metadata": {"file": "a.png", "picture_type": "none"}, "video": False, "audio": [None]},
+        {"source": "coco/a.png", "source_file": "a.jpg", "url": "https://a.org/a.png", "image_id": "a.png"},
+        {"prompt": "describe a.jpg", "text": "run convert a.jpg b.png", "license": "see a.svg", "tags": ["b.png"]},
+    ],
+)
+def test_provenance_names_no_picture(extra):
+    assert read_conversation({**conversation("Read.", "x"), **extra}, FORMATS["llava"])["image"] == []

@@ -21,7 +21,7 @@ def test_paths_are_relative_to_the_registry(registry):
         ("pages: {images: x}", "lacks the key 'annotations'"),
         ("pages: {annotations: a.json, weight: 0}", "weight is 0.0; expected a number above 0"),
         ("pages: {annotations: a.json, weight: .nan}", "weight is nan"),
-        ("pages: {annotations: a.json, format: coco}", "'coco'; expected 'vary' or 'llava' or 'vary_tiny_600k'"),
+        ("pages: {annotations: a.json, format: coco}", "'coco'; expected 'vary' or 'vary_tiny_600k' or 'llava'"),
         ("pages: {annotations: [", "not valid YAML at line 1"),
     ],
 )
@@ -56,3 +56,10 @@ def test_missing_files_are_named(registry):
         choose_datasets(entries, "a")
     with pytest.raises(UserError, match="data set 'b': images folder .*none not found"):
         choose_datasets(entries, "b")
+
+
+def test_paths_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "registry.yaml").write_text("a: {images: ~/images, annotations: ~/a.json}")
+    entry = read_registry(tmp_path / "registry.yaml")["a"]
+    assert (entry.images, entry.annotations) == (f"{tmp_path}/home/images", f"{tmp_path}/home/a.json")

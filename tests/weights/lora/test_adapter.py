@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from mindvlm.core.errors import UserError
 from mindvlm.weights.lora.adapter import open_adapter
@@ -30,18 +31,44 @@ def test_folder_file_or_config(tmp_path, weights):
             assert adapter.low_rank["e.weight"].is_embedding and not adapter.low_rank["m.weight"].is_embedding
 
 
-def test_what_the_llava_programs_trained_whole(tmp_path):
+def test_nothing_was_trained_whole(tmp_path):
+    folder = write_adapter(tmp_path, {"a.lora_A.weight": torch.ones(2, 4), "a.lora_B.weight": torch.ones(3, 2)})
+    torch.save({}, folder / "non_lora_trainables.bin")
+    with open_adapter(folder) as adapter:
+        assert adapter.trained_whole == () and set(adapter.targets) == {"a.weight"}
+    torch.save({}, folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="adapter_model.bin: holds no tensors; it was saved without weights"):
+        open_adapter(folder)
+
+
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+@pytest.mark.parametrize("prefix", [PREFIX, "", "module.", f"module.{PREFIX}", f"_orig_mod.{PREFIX}"])
+def test_what_the_llava_programs_trained_whole(tmp_path, prefix, ending):
     """It lies in a file of its own beside the adapter."""
     folder = write_adapter(tmp_path / "a", PAIR, weights="adapter_model.bin")
-    torch.save({f"{PREFIX}c.weight": torch.full((3,), 7.0)}, folder / "non_lora_trainables.bin")
+    second = folder / f"non_lora_trainables{ending}"
+    (torch.save if ending == ".bin" else save_file)({f"{prefix}c.weight": torch.full((3,), 7.0)}, second)
     with open_adapter(folder) as adapter:
-        assert set(adapter.targets) == {"m.weight", "c.weight"}
-        assert adapter.checkpoint.read(adapter.replaced["c.weight"]).data.tolist() == [7.0] * 3
-        assert [file.name for file in adapter.files] == [
-            "adapter_model.bin",
-            "non_lora_trainables.bin",
-            "adapter_config.json",
-        ]
+        (whole,) = adapter.trained_whole
+        assert set(adapter.targets) == {"m.weight"} and set(whole.targets) == {"c.weight"}
+        assert whole.checkpoint.read(whole.replaced["c.weight"]).data.tolist() == [7.0] * 3
+        assert [file.name for file in adapter.files] == ["adapter_model.bin", second.name, "adapter_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "detail"),
+    [
+        ({"c.weight": torch.ones(3, dtype=torch.int32)}, "int32, expected a floating-point type"),
+        (PAIR, "a factor of an adapter"),
+        ({"c.weight": torch.ones(3), "module.c.weight": torch.ones(3)}, "another key has the same meaning"),
+    ],
+)
+def test_errors_in_the_second_file_name_it(tmp_path, tensors, detail):
+    folder = write_adapter(tmp_path / "a", PAIR)
+    torch.save(tensors, folder / "non_lora_trainables.bin")
+    with pytest.raises(ConversionError, match=f"non_lora_trainables.bin does not hold parts .*{detail}"):
+        open_adapter(folder)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +86,59 @@ def test_keys_of_replacements(tmp_path, key, target):
         assert adapter.replaced == {target: PREFIX + key}
 
 
-def test_keys_with_the_name_of_the_adapter(tmp_path):
+@pytest.mark.parametrize("name", ["default", "ocr", "weight"])
+def test_keys_with_the_name_of_the_adapter(tmp_path, name):
     older = {
-        "m.lora_A.default.weight": torch.ones(2, 5),
-        "m.lora_B.default.weight": torch.ones(6, 2),
-        "m.lora_B.default.bias": torch.ones(6),
-        "e.lora_embedding_A.default": torch.ones(2, 7),
-        "e.lora_embedding_B.default": torch.ones(4, 2),
+        f"m.lora_A.{name}.weight": torch.ones(2, 5),
+        f"m.lora_B.{name}.weight": torch.ones(6, 2),
+        f"m.lora_B.{name}.bias": torch.ones(6),
+        f"e.lora_embedding_A.{name}": torch.ones(2, 7),
+        f"e.lora_embedding_B.{name}": torch.ones(4, 2),
+        f"head.modules_to_save.{name}.0.weight": torch.ones(3),
     }
     with open_adapter(write_adapter(tmp_path, older)) as adapter:
         assert set(adapter.low_rank) == {"m.weight", "e.weight"} and set(adapter.shifts) == {"m.bias"}
+        assert set(adapter.replaced) == {"head.0.weight"}
+
+
+def test_keys_of_two_adapters(tmp_path):
+    second = {key.replace(".weight", ".other.weight"): tensor for key, tensor in PAIR.items()}
+    first = {
+        f"n.{key.replace('.weight', '.ocr.weight')}": tensor
+        for key, tensor in [
+            *PAIR.items(),
+            ("k.lora_A.weight", PAIR["m.lora_A.weight"]),
+            ("k.lora_B.weight", PAIR["m.lora_B.weight"]),
+        ]
+    }
+    folder = write_adapter(tmp_path, first | second)
+    with pytest.raises(ConversionError, match="of another adapter than 'ocr'"):
+        open_adapter(folder)
+
+
+@pytest.mark.parametrize("start", ["module.", "_orig_mod.", ""])
+def test_keys_inside_a_wrapper(tmp_path, start):
+    folder = write_adapter(tmp_path, PAIR)
+    save_file({f"{start}{PREFIX}{key}": tensor for key, tensor in PAIR.items()}, folder / "adapter_model.safetensors")
+    with open_adapter(folder) as adapter:
+        assert set(adapter.low_rank) == {"m.weight"}
+
+
+def test_keys_with_words_of_wrappers_inside(tmp_path):
+    pair = {f"h.0._orig_mod.{key}": tensor for key, tensor in PAIR.items()}
+    with open_adapter(write_adapter(tmp_path, pair)) as adapter:
+        assert set(adapter.low_rank) == {"h.0.m.weight"}
+
+
+def test_the_parent_folder_of_one_named_adapter(tmp_path):
+    """As peft's save_pretrained writes an adapter that is not called `default`."""
+    write_adapter(tmp_path / "ocr", PAIR)
+    torch.save({"c.weight": torch.ones(3)}, tmp_path / "non_lora_trainables.bin")
+    with open_adapter(tmp_path) as adapter:
+        assert adapter.path == tmp_path / "ocr" and set(adapter.trained_whole[0].targets) == {"c.weight"}
+    write_adapter(tmp_path / "tables", PAIR)
+    with pytest.raises(UserError, match="holds 2 adapters, in ocr, tables; give the folder of one of them"):
+        open_adapter(tmp_path)
 
 
 def findings(folder):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.core.errors import UserError
-from mindvlm.weights.lora import merging
+from mindvlm.weights.lora import merged_source
 from mindvlm.weights.lora.adapter import open_adapter
-from mindvlm.weights.lora.merging import MergedSource
+from mindvlm.weights.lora.merged_source import MergedSource
 from mindvlm.weights.rules.findings import ConversionError
 from tests.checkpoint.samples import DTYPES
 from tests.weights.lora.adapters import PREFIX, random_weight, read_tensor, source_of, whole_numbers, write_adapter
@@ -63,7 +63,7 @@ def test_a_merge_is_what_torch_computes(
     product = b.to(compute) @ a.to(compute)
     expected = weight.to(compute) + (product if kind == "linear" else product.T) * scaling
     other = random_weight(3, 2, seed=5, dtype=DTYPES[base_dtype])
-    with mock.patch.object(merging, "_BLOCK_BYTES", block_bytes):
+    with mock.patch.object(merged_source, "_BLOCK_BYTES", block_bytes):
         merged = merge({"m.weight": weight, "other.weight": other}, folder)
         assert torch.equal(read_tensor(merged, "m.weight"), expected.to(weight.dtype))
         assert torch.equal(read_tensor(merged, "m.weight", chunk_bytes), expected.to(weight.dtype))
@@ -81,7 +81,7 @@ def test_an_element_does_not_depend_on_the_range_it_is_read_in(tmp_path_factory,
     write_adapter(folder, factors)
     start = data.draw(st.integers(0, rows * columns))
     stop = data.draw(st.integers(start, rows * columns))
-    with mock.patch.object(merging, "_BLOCK_BYTES", data.draw(st.integers(1, 1000))):
+    with mock.patch.object(merged_source, "_BLOCK_BYTES", data.draw(st.integers(1, 1000))):
         base = {"m.weight": random_weight(rows, columns)}
         whole = merge(base, folder).read("m.weight").data.reshape(-1)
         assert np.array_equal(merge(base, folder).read_range("m.weight", start, stop), whole[start:stop])
@@ -269,3 +269,35 @@ def test_a_layer_that_the_adapter_leaves_out_is_named(tmp_path):
         merge(base, write_adapter(tmp_path / "b", tensors, target_modules=["q"], **chosen))
     for targets in (".*q", ["h.0.q", "h.1.q", "h.3.q"], None):
         merge(base, write_adapter(tmp_path / "c", tensors, target_modules=targets))
+
+
+def test_a_merged_base_is_noticed(tmp_path):
+    """Under rounding to 16 bits too; a base that it was not merged into has a share near zero."""
+    modules = [f"h.{layer}.q" for layer in range(8)]
+    factors = {}
+    for seed, module in enumerate(modules):
+        factors[f"{module}.lora_A.weight"] = 0.2 * random_weight(2, 48, seed=seed)
+        factors[f"{module}.lora_B.weight"] = 0.2 * random_weight(32, 2, seed=seed + 9)
+    for dtype in (torch.float32, torch.bfloat16):
+        base = {
+            f"{module}.weight": random_weight(32, 48, seed=seed + 20, dtype=dtype)
+            for seed, module in enumerate(modules)
+        }
+        for alpha in (4, -4):
+            merged = merge(base, write_adapter(tmp_path / "a", factors, lora_alpha=alpha))
+            assert not merged.holds_adapter()
+            once = {name: read_tensor(merged, name) for name in base}
+            assert merge(once, tmp_path / "a").holds_adapter()
+            # another adapter of the same shapes
+            assert not merge(
+                once, write_adapter(tmp_path / "b", {k: v.flip(-1) for k, v in factors.items()})
+            ).holds_adapter()
+
+
+def test_nan_in_an_adapter_is_an_error_that_names_it(tmp_path):
+    b = torch.zeros(3, 2)
+    b[2, 1] = torch.nan
+    write_adapter(tmp_path, {"m.lora_A.weight": torch.ones(2, 4), "m.lora_B.weight": b})
+    merged = merge({"m.weight": torch.ones(3, 4)}, tmp_path)
+    with pytest.raises(UserError, match="adapter_model.safetensors: tensor base_model.model.m.lora_B.weight holds NaN"):
+        merged.read("m.weight")

@@ -1,10 +1,11 @@
-"""Training samples of the original Vary programs, to reproduce their runs.
+"""Training samples of the original Vary programs, and batches as the original programs make them.
 
-They have three faults that `build_sample` avoids: control tokens in a record's text act as control tokens; an empty
-answer leaves its turn open; and labels come from splitting the prompt at the closing marks, so that all labels of a
-sample with mismatched counts are ignored.
+The samples have three faults that `build_sample` avoids: control tokens in a record's text act as control tokens; an
+empty answer leaves its turn open; and labels come from splitting the prompt at the closing marks, so that all labels of
+a sample with mismatched counts are ignored.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,25 @@ def _caption_labels(ids: np.ndarray, pieces: list[Piece], tokenizer: Tokenizer) 
     labels[: len(tokenizer.prefix_ids) + len(tokenizer.encode(first_question, allow_special=True))] = IGNORED_LABEL
     ids[-1] = labels[-1] = tokenizer.special_id(tokenizer.end_token)
     return labels
+
+
+def collate(samples: Sequence[TrainingSample], *, pad_id: int, pads_are_text: bool = False) -> dict[str, np.ndarray]:
+    """Pads samples on the right to the length of the longest one.
+
+    Args:
+        pads_are_text: whether the pad id also occurs as a token of the samples, such as the end of text.
+
+    Returns:
+        `input_ids` (batch, length), `labels` (batch, length) and `attention_mask` (batch, length), all int32. The mask
+        is 0 in the padding and, unless `pads_are_text`, at every pad id, as in the original programs.
+    """
+    length = max(len(sample.input_ids) for sample in samples)
+    input_ids = np.full((len(samples), length), pad_id, dtype=np.int32)
+    labels = np.full((len(samples), length), IGNORED_LABEL, dtype=np.int32)
+    for row, sample in enumerate(samples):
+        input_ids[row, : len(sample.input_ids)] = sample.input_ids
+        labels[row, : len(sample.labels)] = sample.labels
+    mask = input_ids != pad_id
+    if pads_are_text:
+        mask = np.arange(length) < np.array([[len(sample.input_ids)] for sample in samples])
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": mask.astype(np.int32)}
