@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "vary": "mindvlm.models.vary",
     "tinyllava": "mindvlm.models.tinyllava",
+    "slime": "mindvlm.models.slime",
 }
 """Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS; `<package>.records`, if
 there is one, defines RECORD_FORMATS."""

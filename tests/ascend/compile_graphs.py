@@ -94,13 +94,18 @@ def predict_graphs(config, model, dtype) -> dict:
     of_rows = blank(BATCH_SIZE, sizes.rotary_dim // 2, dtype=ms.float32)
     row, of_row = blank(1, dtype=ms.int32), blank(1, sizes.rotary_dim // 2, dtype=ms.float32)
     bucket, positions = blank(1, LENGTH, hidden, dtype=dtype), blank(1, LENGTH, dtype=ms.int32)
-    features = (NUM_IMAGES, config.model.image_token_len, hidden)
+    num_rows = getattr(config.model, "num_global_tokens", config.model.image_token_len)
+    features = (NUM_IMAGES, num_rows, hidden)
     logits = (BATCH_SIZE, vocab_size)
     ids, column = blank(BATCH_SIZE, CAPACITY, dtype=ms.int32), blank(BATCH_SIZE, 1, dtype=ms.float32)
     rules = [ids, ids, column, blank(BATCH_SIZE, dtype=ms.bool_), column, blank(BATCH_SIZE, 1, dtype=ms.int32)]
     rules += [column, column]
+    views = pixels(config.model, dtype)
+    # a bucket of two crops in place of a whole picture
+    crops = [blank(NUM_IMAGES, 2, *view.shape[1:], dtype=dtype) for view in views]
     return {
-        "vision": (Checked(VisionGraph(model), features, dtype), pixels(config.model, dtype)),
+        "vision": (Checked(VisionGraph(model), features, dtype), views),
+        "crops": (Checked(VisionGraph(model), features, dtype), crops),
         "merge": (
             Checked(MergeGraph(model), embeds.shape, dtype),
             [tokens, blank(BATCH_SIZE * LENGTH, hidden, dtype=dtype), tokens],

@@ -53,6 +53,15 @@ def test_predict_with_fused_attention(tmp_path, config, dtype, num_in_vision):
     assert num_fused["merge"] == num_fused["greedy"] == num_fused["sample"] == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.ci)])
+def test_predict_with_global_views_and_crops(tmp_path, dtype):
+    num_fused = compile_graphs(tmp_path, "slime/slime_8b.yaml", dtype, "fused", [*PREDICT, "crops"])
+
+    # a layer of the tower and a resampler
+    assert num_fused["vision"] == num_fused["crops"] == [2, 0]
+    assert num_fused["prefill"] == num_fused["decode"] == num_fused["score"] == [2, 0]
+
+
 @pytest.mark.ci
 def test_predict_with_eager_attention(tmp_path):
     num_fused = compile_graphs(tmp_path, "vary/vary_toy.yaml", "bfloat16", "eager", ["prefill", "decode"])

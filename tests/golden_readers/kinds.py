@@ -16,6 +16,9 @@ from tests.golden_readers import (
     caption,
     language,
     preprocess,
+    slime,
+    slime_files,
+    slime_text,
     text,
     tinyllava,
     tinyllava_connectors,
@@ -82,6 +85,7 @@ KINDS = (
         lambda case: is_tower(case, config_key="vision_high_config", pixels="pixel_values_high"),
         lambda case, report, mode: towers.read_vocabulary(case, report),
     ),
+    Kind("SliME pixels", slime_files.is_pixels, lambda case, report, mode: slime_files.read_pixels(case, report)),
     Kind(
         "image preprocessing",
         is_preprocess,
@@ -109,6 +113,10 @@ KINDS = (
         tinyllava_runs.is_training_runs,
         lambda case, report, mode: tinyllava_runs.read_training_runs(case, report),
     ),
+    Kind("SliME", slime.is_slime_case, slime.read_slime),
+    Kind("SliME text", slime_text.is_slime_text, lambda case, report, mode: slime_text.read_slime_text(case, report)),
+    Kind("SliME tiling", slime_files.is_tiling, lambda case, report, mode: slime_files.read_tiling(case, report)),
+    Kind("SliME tables", slime_files.is_tables, lambda case, report, mode: slime_files.read_tables(case, report)),
     Kind("text", is_text, lambda case, report, mode: text.read_text(case, report)),
 )
 

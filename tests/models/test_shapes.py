@@ -2,6 +2,9 @@
 
 import pytest
 
+from mindvlm.models.slime.model import SlimeModel
+from mindvlm.models.slime.model_config import RouterConfig, SlimeModelConfig
+from mindvlm.models.slime.model_config import model_shapes as slime_shapes
 from mindvlm.models.tinyllava import model as tinyllava
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
 from mindvlm.models.tinyllava.model_config import model_shapes as tinyllava_shapes
@@ -46,3 +49,17 @@ def test_tinyllava(connector, tower, decoder):
         image_newline=decoder is not None,
     )
     assert tinyllava_shapes(config) == parameter_shapes(tinyllava.build_model(config))
+
+
+@pytest.mark.parametrize("gate", ["learned", "mlp", "resampler"])
+def test_slime(gate):
+    tower = VitConfig(**SIZES | {"hidden_size": 128}, image_size=28, patch_size=7)
+    config = SlimeModelConfig(
+        language_model=DecoderConfig(**DECODER, num_key_value_heads=2),
+        vision_tower=tower,
+        num_local_tokens=4,
+        gate=gate,
+        separator_id=3,
+        router=RouterConfig(),
+    )
+    assert slime_shapes(config) == parameter_shapes(SlimeModel(config))

@@ -1,0 +1,116 @@
+"""SliME: a CLIP tower, a gated adapter for the global view, a compression and a router for local crops, and a decoder
+(arXiv 2406.08487).
+
+N pictures, V views of a picture, C crops of a view, T tokens of a view, Q tokens of a crop, W width of the tower, R
+rows of a picture.
+"""
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindvlm.core.interruption import uninterrupted
+from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
+from mindvlm.models.slime.adapter import ADAPTERS, QueryResampler
+from mindvlm.models.slime.model_config import SlimeModelConfig
+from mindvlm.models.slime.router import kept_rows, router_scores, text_direction
+from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.image_text import ImageTextModel
+from mindvlm.nn.parameters import freeze
+from mindvlm.nn.vit import VisionTransformer
+
+# text is padded to a multiple of this many tokens, so that few graphs are compiled
+TEXT_UNIT = 64
+
+
+class SlimeModel(ImageTextModel):
+    """The tower, which does not train, the adapters and the decoder.
+
+    The tower's input decides the path: a global view goes through the adapter, a bucket of crops through the local
+    compression.
+
+    Args:
+        config: sizes of the parts, and the use of the views.
+        context: dtype and attention.
+    """
+
+    def __init__(self, config: SlimeModelConfig, context: BuildContext = EAGER_FLOAT32):
+        super().__init__()
+        self.config = config
+        width, num_tokens = config.vision_tower.hidden_size, config.num_global_tokens
+        self.language_model = CausalLM(config.language_model, context)
+        self.vision_tower = VisionTransformer(
+            config.vision_tower, context, select_layer=config.vision_select_layer, num_dropped_tokens=1
+        )
+        adapter = ADAPTERS[config.gate]
+        self.mm_projector = adapter(width, config.language_model.hidden_size, num_tokens, context)
+        self.sampler = QueryResampler(width, config.num_local_tokens, num_tokens, context)
+        freeze(self.vision_tower)
+
+    @property
+    def rows_depend_on_text(self) -> bool:
+        """Whether there are local rows, among which the router chooses."""
+        return self.config.use != "global"
+
+    @property
+    def towers(self) -> list[nn.Cell]:
+        """The vision tower."""
+        return [self.vision_tower]
+
+    def tower_features(self, pixels):
+        """Returns the features of the tower: pixels (N, 3, height, width) -> (N, T, W)."""
+        return ops.stop_gradient(self.vision_tower(pixels))
+
+    def encode_images(self, pixels):
+        """Returns feature rows of views as decoder inputs, (N, T, hidden).
+
+        Args:
+            pixels: (N, 3, height, width), global views, or (N, C, 3, height, width), buckets of crops. The rows of a
+                bucket are the C * Q rows of its crops, then zeros.
+        """
+        if pixels.ndim == 4:
+            return self.mm_projector(self.tower_features(pixels))
+        num_views, num_crops = pixels.shape[:2]
+        rows = self.encode_crops(pixels.reshape((num_views * num_crops,) + pixels.shape[2:]))
+        rows = rows.reshape((num_views, -1, rows.shape[-1]))
+        missing = self.config.num_global_tokens - rows.shape[1]
+        if missing == 0:
+            return rows
+        return ops.concat((rows, ops.zeros((num_views, missing, rows.shape[-1]), rows.dtype)), 1)
+
+    def encode_crops(self, pixels):
+        """Returns the compressed features of crops: pixels (N, 3, height, width) -> (N, Q, hidden)."""
+        return self.mm_projector.projection(self.sampler(self.tower_features(pixels)))
+
+    def view_rows(self, features):
+        """Returns the feature rows of all views, then the row of the separator."""
+        separator = self.embed_text(np.array([[self.config.separator_id]], np.int32))
+        return ops.concat((super().view_rows(features), separator.astype(features.dtype)), 0)
+
+    def picture_rows(self, features, layout, context):
+        """Returns the global rows, the separator and the local rows that the router keeps for the text in `context`."""
+        rows = super().picture_rows(features, layout, context)
+        num_fixed = self.num_fixed_rows
+        if len(rows) <= num_fixed:
+            return rows
+        kept = kept_rows(self.scores(rows[num_fixed:], context).asnumpy(), self.config.router)
+        indices = np.concatenate((np.arange(num_fixed), num_fixed + kept)).astype(np.int32)
+        return rows if len(indices) == len(rows) else ops.gather(rows, Tensor(indices), 0)
+
+    @property
+    def num_fixed_rows(self) -> int:
+        """Number of rows of a picture that the router does not see: the global ones and the separator."""
+        return {"both": self.config.num_global_tokens + 1, "global": self.config.num_global_tokens, "local": 0}[
+            self.config.use
+        ]
+
+    def scores(self, rows, context):
+        """Returns the router's scores of local rows (R, hidden) for the ids of a text, (R,) float32."""
+        length = -(-max(len(context), 1) // TEXT_UNIT) * TEXT_UNIT
+        ids, mask = np.zeros((1, length), np.int32), np.zeros(length, np.float32)
+        ids[0, : len(context)], mask[: len(context)] = context, 1
+        return router_scores(rows, text_direction(self.embed_text(ids), Tensor(mask)))
+
+    def embed_text(self, ids):
+        """Returns the embeddings of ids (1, L) int32 outside of graphs, (L, hidden). It may compile a graph."""
+        with uninterrupted():
+            return self.embed(Tensor(ids))[0]

@@ -1,0 +1,63 @@
+"""The router: which rows are kept, and scores as sums of cosines."""
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from mindvlm.core.errors import UserError
+from mindvlm.models.slime.model_config import RouterConfig
+from mindvlm.models.slime.router import kept_rows, router_scores, text_direction
+
+
+def kept(scores, top_p=0.95, temperature=1.0):
+    return kept_rows(np.array(scores, np.float32), RouterConfig(top_p=top_p, temperature=temperature)).tolist()
+
+
+def test_the_row_that_exceeds_the_sum_is_kept():
+    # probabilities .644, .237, .087, .032
+    assert kept([2, 1, 0, -1]) == [0, 1, 2]
+    assert kept([-1, 0, 1, 2]) == [1, 2, 3]
+    assert kept([2, 1, 0, -1], top_p=0.6) == [0]
+    assert kept([2, 1, 0, -1], top_p=0.65) == [0, 1]
+
+
+def test_extremes_keep_one_row_or_all():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 0.1, 100)
+    assert kept(scores, top_p=1.0) == list(range(100))
+    assert kept(scores, top_p=0.0) == [int(scores.argmax())]
+    assert kept([5.0]) == [0]
+    assert kept([300, 0, 0], top_p=0.5) == [0]
+
+
+def test_equal_scores_are_taken_in_order():
+    assert kept([1, 1, 1, 1], top_p=0.4) == [0, 1]
+
+
+def test_the_temperature_flattens():
+    scores = [3, 2, 1, 0]
+    assert len(kept(scores, top_p=0.8, temperature=0.2)) < len(kept(scores, top_p=0.8, temperature=10))
+
+
+def test_scores_are_sums_of_cosines():
+    rng = np.random.default_rng(1)
+    rows, text = (rng.normal(size=(size, 16)).astype(np.float32) for size in (9, 5))
+    text[3] = 0
+    mask = np.array([1, 1, 0, 1, 1], np.float32)
+    norms = np.maximum(np.linalg.norm(text, axis=1), 1e-8)
+    cosines = rows @ (text / norms[:, None]).T / np.linalg.norm(rows, axis=1)[:, None]
+    scores = router_scores(Tensor(rows), text_direction(Tensor(text), Tensor(mask))).asnumpy()
+    np.testing.assert_allclose(scores, cosines @ mask, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_p": 1.5}, r"model.router.top_p is 1.5; expected 0 \(keeps one row\) to 1"),
+        ({"top_p": -0.1}, "model.router.top_p is -0.1"),
+        ({"temperature": 0.0}, "model.router.temperature is 0.0; expected a finite number above 0"),
+    ],
+)
+def test_wrong_values_are_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        RouterConfig(**changes)
