@@ -103,6 +103,7 @@ def test_buckets_hold_every_parameter_once_and_one_kind_each():
         assert 0 <= bucket.chunk_size * mesh.dp - sum(bucket.sizes) < mesh.dp
 
 
+@pytest.mark.ci
 def test_divided_parts_of_models_agree_with_whole_ones(tmp_path):
     job = start(Path(__file__).with_name("parts_job.py"), num_processes=2, log_dir=tmp_path)
     output, _ = job.communicate(timeout=300)

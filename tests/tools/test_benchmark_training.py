@@ -106,6 +106,7 @@ def test_both_frameworks_take_the_same_steps(tmp_path, monkeypatch, capsys):
     assert len(losses) == 3 and losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.ci
 def test_two_processes_take_the_steps_of_one():
     workload = smoke_training(seed=0, num_layers=1)
     one, two = (scaling.run_processes(workload, num_processes, num_threads=1, num_steps=2) for num_processes in (1, 2))
