@@ -209,3 +209,11 @@ class SiglipTower(VisionTower):
 def build_tower(config: VitConfig) -> VisionTower:
     """Returns the tower of the config's dialect."""
     return (SiglipTower if config.dialect == "siglip" else ClipTower)(config)
+
+
+class TowerHolder(nn.Module):
+    """The tower under one more level of names."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.vision_tower = build_tower(config)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mindvlm.convert.reference.clip import TowerHolder
+from mindvlm.convert.reference.hf_decoder import HfDecoder
 from mindvlm.convert.reference.image_text import ImageTextReference
-from mindvlm.convert.reference.tinyllava import TowerHolder
-from mindvlm.convert.reference.tinyllava_decoder import TinyLlavaDecoder
 from mindvlm.models.slime.model_config import SlimeModelConfig
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
@@ -80,7 +80,7 @@ class Sampler(nn.Module):
         self.post_qformer = QueryAttention(config.vision_tower.hidden_size, config.num_local_tokens)
 
 
-class SlimeBody(TinyLlavaDecoder):
+class SlimeBody(HfDecoder):
     """`model.*` of the original state dict, without the buffers `mean` and `std`."""
 
     def __init__(self, config: SlimeModelConfig) -> None:
@@ -98,7 +98,7 @@ class ReferenceSlime(ImageTextReference):
         self.lm_head = nn.Linear(config.language_model.hidden_size, config.language_model.vocab_size, bias=False)
 
     @property
-    def transformer(self) -> TinyLlavaDecoder:
+    def transformer(self) -> HfDecoder:
         """The decoder."""
         return self.model
 

@@ -8,24 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mindvlm.convert.reference.clip import build_tower
+from mindvlm.convert.reference.clip import TowerHolder
 from mindvlm.convert.reference.connectors import build_connector
+from mindvlm.convert.reference.hf_decoder import HfDecoder
 from mindvlm.convert.reference.image_text import ImageTextReference
-from mindvlm.convert.reference.tinyllava_decoder import TinyLlavaDecoder
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
-from mindvlm.nn.config import VitConfig
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
 
-class TowerHolder(nn.Module):
-    """The tower under one more level of names."""
-
-    def __init__(self, config: VitConfig) -> None:
-        super().__init__()
-        self.vision_tower = build_tower(config)
-
-
-class TinyLlavaBody(TinyLlavaDecoder):
+class TinyLlavaBody(HfDecoder):
     """`model.*` of the official state dict, without `image_newline`."""
 
     def __init__(self, config: TinyLlavaModelConfig) -> None:
@@ -47,7 +38,7 @@ class ReferenceTinyLlava(ImageTextReference):
         self.lm_head = nn.Linear(lm.hidden_size, lm.vocab_size, bias=lm.head_bias)
 
     @property
-    def transformer(self) -> TinyLlavaDecoder:
+    def transformer(self) -> HfDecoder:
         """The decoder."""
         return self.model
 

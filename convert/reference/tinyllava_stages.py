@@ -11,8 +11,9 @@ from torch import nn
 from mindvlm.checkpoint import CastSource, TensorSource
 from mindvlm.convert.parity.inputs import ParityRequest
 from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaInputs, TinyLlavaScope, parity_config, tinyllava_inputs
+from mindvlm.convert.reference.clip import TowerHolder
 from mindvlm.convert.reference.stages import Stages, fill, language_stages, start
-from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava, TowerHolder
+from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
 from mindvlm.models.registry import convertible_models
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.nn.config import VitConfig

@@ -140,7 +140,7 @@ LAYERS: dict[str, type[LlamaLayer] | type[PhiLayer]] = {
 }
 
 
-class TinyLlavaDecoder(RotaryDecoder):
+class HfDecoder(RotaryDecoder):
     """The `model` of transformers' class, without the head."""
 
     def __init__(self, config: DecoderConfig) -> None:
