@@ -27,18 +27,20 @@ FitTensor = Callable[..., np.ndarray]
 
 @dataclass(frozen=True)
 class InitialRule:
-    """The initial random values of parameters that no checkpoint contains.
+    """The initial values of parameters that no checkpoint contains.
 
     Attributes:
         pattern: regular expression searched in parameter names; the first matching rule applies.
         kind: "constant": all values are `scale`. Otherwise they are normal, and their standard deviation is `scale`
             ("absolute"), or `scale` over the root of the inputs of an output ("fan_in") or of a row's width ("width").
         scale: see `kind`.
+        compute: returns the values for a shape, in place of `kind` and `scale`. No checkpoint has to contain them.
     """
 
     pattern: str
-    kind: Literal["constant", "absolute", "fan_in", "width"]
-    scale: float
+    kind: Literal["constant", "absolute", "fan_in", "width"] = "constant"
+    scale: float = 0.0
+    compute: Callable[[tuple[int, ...]], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Family:
         tensor_parallel: rules for the Cells that tensor parallelism divides; a rule may match nothing.
         make_fit: returns a function that adapts a pretrained tensor to the model's shape; called with the run config.
             If None, all tensors must have the shape of the model.
-        initial_rules: scales of random weights; they take precedence over the general rules.
+        initial_rules: initial values of weights; they take precedence over the general rules.
         renders_text: whether the family can train on text rendered on the fly. Its processor must have two stop ids,
             the end token and the padding token.
         owns_yaml: returns whether a YAML without the key `family` belongs to this family.

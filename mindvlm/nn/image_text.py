@@ -31,6 +31,11 @@ class ImageTextModel(nn.Cell):
         towers = (tower for tower in self.towers if hasattr(tower, "unused_parameters"))
         return [parameter for tower in towers for parameter in tower.unused_parameters()]
 
+    @property
+    def constant_parameters(self) -> list[Parameter]:
+        """The parameters that never train although outputs depend on them, such as fixed positions."""
+        return []
+
     def stop_at_frozen_parts(self) -> None:
         """Skips the gradients of the towers and of the head's matrix if they are frozen."""
         self.freeze_vision_tower = not any(map(trains, self.towers))

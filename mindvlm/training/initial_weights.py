@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def fill_weights(
         specs: this rank's parts of divided parameters.
 
     Returns:
-        Names of parameters whose values are in no checkpoint: random and adapted ones.
+        Names of parameters whose values are in no checkpoint and are not computed: random and adapted ones.
 
     Raises:
         UserError: a checkpoint cannot be used, holds NaN or infinity, or contributes nothing, or a parameter is in no
@@ -79,8 +79,9 @@ def fill_weights(
         rules = (*rules, TIED_EMBEDDINGS)
     with contextlib.ExitStack() as stack:
         places = lay_checkpoints(stack, config.weights, shapes)
+        computed = {name for name in shapes if name not in norms and rule_of(name, rules).compute}
         if config.weights:
-            check_random(shapes, places, config)
+            check_random([name for name in shapes if name not in computed], places, config)
         made, fitted = set(), []
         for name, target in stored_tensors(model).items():
             if name in places:
@@ -91,7 +92,7 @@ def fill_weights(
                     fitted.append(name)
             else:
                 array = initial_values(name, shapes[name], seed, norm_weights=norms, rules=rules)
-                made.add(name)
+                made |= {name} - computed
             part = specs[name].take(array) if name in specs else array
             load_target(target, functools.partial(read_rows, MemorySource({name: part}), name))
     if fitted:
@@ -135,8 +136,8 @@ def lay_checkpoints(stack: contextlib.ExitStack, paths: list[str], shapes: Mappi
     return places
 
 
-def check_random(shapes: Mapping[str, Any], places: Mapping[str, Any], config: InitConfig) -> None:
-    missing = [name for name in shapes if name not in places]
+def check_random(names: Collection[str], places: Mapping[str, Any], config: InitConfig) -> None:
+    missing = [name for name in names if name not in places]
     for pattern in config.random:
         if not any(re.search(pattern, name) for name in missing):
             raise UserError(f"init.random: {pattern!r} matches no parameter that the checkpoints lack; remove it")
@@ -174,7 +175,9 @@ def initial_values(
     """
     if name in norm_weights:
         return np.ones(shape, dtype=np.float32)
-    rule = next(rule for rule in (*rules, *INITIAL_RULES) if re.search(rule.pattern, name))
+    rule = rule_of(name, rules)
+    if rule.compute:
+        return rule.compute(shape)
     kind, scale = rule.kind, rule.scale
     if kind == "constant":
         return np.full(shape, scale, dtype=np.float32)
@@ -184,3 +187,8 @@ def initial_values(
         scale /= math.sqrt(shape[-1])
     rng = np.random.Generator(np.random.PCG64([seed, *name.encode()]))
     return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def rule_of(name: str, rules: Sequence[InitialRule]) -> InitialRule:
+    """Returns the first rule for a parameter; `rules` take precedence over `INITIAL_RULES`."""
+    return next(rule for rule in (*rules, *INITIAL_RULES) if re.search(rule.pattern, name))

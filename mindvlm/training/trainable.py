@@ -16,7 +16,7 @@ from mindvlm.training.optimizer import OptimizerConfig
 logger = logging.getLogger(__name__)
 
 MAX_NEAR = 3
-TRAINED, UNUSED = "trained", "frozen: no output depends on it"
+TRAINED, UNUSED, CONSTANT = "trained", "no output depends on it", "it is constant"
 
 
 def choose_trainable(
@@ -24,7 +24,7 @@ def choose_trainable(
 ) -> None:
     """Sets `requires_grad` of every parameter: freezes the matches of `freeze`, then unfreezes those of `train`.
 
-    Parameters that no output depends on never train; weight decay would change them.
+    Constants, and parameters that no output depends on, never train; weight decay would change them.
 
     Args:
         model: some parameters may already be frozen; `train` applies to them too.
@@ -37,8 +37,8 @@ def choose_trainable(
             cannot train.
     """
     parameters = dict(model.parameters_and_names())
-    unused = names_of(model.unused_parameters, model)
-    for name in unused:
+    never = untrainable(model)
+    for name in never:
         parameters[name].requires_grad = False
     for pattern in freeze:
         for name in found_names("freeze", pattern, parameters):
@@ -49,9 +49,13 @@ def choose_trainable(
     chosen = {}
     for key, patterns in train.items():
         for pattern in patterns:
-            names = [name for name in found_names(key, pattern, parameters) if name not in unused]
+            found = found_names(key, pattern, parameters)
+            names = [name for name in found if name not in never]
             if not names:
-                raise UserError(f"{key}: {pattern!r} matches only parameters that no output depends on; remove it")
+                raise UserError(
+                    f"{key}: {pattern!r} matches only parameters that cannot train, such as {found[0]} "
+                    f"({never[found[0]]}); remove it"
+                )
             if all(parameters[name].requires_grad for name in names):
                 raise UserError(
                     f"{key}: {pattern!r} matches only parameters that train anyway, such as {names[0]}; remove it, or "
@@ -60,6 +64,12 @@ def choose_trainable(
             chosen |= dict.fromkeys(names)
     for name in chosen:
         parameters[name].requires_grad = True
+
+
+def untrainable(model: ImageTextModel) -> dict[str, str]:
+    """Returns name -> reason of the parameters that never train."""
+    constant = dict.fromkeys(names_of(model.constant_parameters, model), CONSTANT)
+    return constant | dict.fromkeys(names_of(model.unused_parameters, model), UNUSED)
 
 
 def names_of(parameters: Iterable[Parameter], model: nn.Cell) -> set[str]:
@@ -135,10 +145,10 @@ def trainable_table(model: ImageTextModel, specs: Mapping[str, ShardSpec]) -> li
     Args:
         specs: this rank's parts of divided parameters; they count in full size.
     """
-    unused = names_of(model.unused_parameters, model)
+    never = {name: f"frozen: {reason}" for name, reason in untrainable(model).items()}
     groups: dict[tuple[str, str], list[int]] = {}
     for name, parameter in model.parameters_and_names():
-        state = TRAINED if parameter.requires_grad else UNUSED if name in unused else "frozen"
+        state = TRAINED if parameter.requires_grad else never.get(name, "frozen")
         groups.setdefault((fold_numbers(name), state), []).append(full_size(name, parameter, specs))
     rows = [(name, f"{len(sizes)}", f"{sum(sizes):,}", state) for (name, state), sizes in groups.items()]
     rows = [("parameters", "tensors", "numbers", ""), *rows]

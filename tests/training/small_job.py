@@ -10,10 +10,16 @@ from PIL import Image, ImageDraw
 
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.training.job_file import Job, read_job
+from tests.tiny_slime import write_tiny_slime
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import write_tiny_opt, write_tiny_vary
 
-WRITERS = {"toy": write_tiny_vary, "tiny": write_tiny_opt, "tinyllava": write_tiny_tinyllava}
+WRITERS = {
+    "toy": write_tiny_vary,
+    "tiny": write_tiny_opt,
+    "tinyllava": write_tiny_tinyllava,
+    "slime": write_tiny_slime,
+}
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -46,7 +52,7 @@ def write_job(folder: Path, *, kind: str = "toy", **changes: Any) -> Path:
     model = WRITERS[kind](folder)
     registry = write_data(folder)
     data = {
-        "family": "tinyllava" if kind == "tinyllava" else "vary",
+        "family": kind if kind in ("tinyllava", "slime") else "vary",
         "model_config": model.name,
         "output_dir": str(folder / "run"),
         "device": "cpu",

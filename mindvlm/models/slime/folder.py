@@ -12,6 +12,7 @@ from mindvlm.models.slime.model_config import SlimeModelConfig
 from mindvlm.models.slime.processor import SlimeProcessorConfig, make_tokenizer
 from mindvlm.models.slime.templates import TURN_END
 from mindvlm.models.slime.views import Mode, ViewsConfig
+from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.weights.config_json import TEXT, ConfigTable, read_config, without_nulls
 
 TEMPLATE_KEY = "conversation_template"
@@ -74,6 +75,10 @@ def processor_config(table: ConfigTable, folder: Path, model: SlimeModelConfig) 
             num_local_tokens=model.num_local_tokens,
         )
     config = SlimeProcessorConfig(tokenizer=str(folder), vocab_size=model.language_model.vocab_size, views=views)
-    named = table.get(TEMPLATE_KEY, TEXT)
-    config.template = named or ("llama3" if TURN_END in make_tokenizer(config).special_ids else "v1")
+    config.template = table.get(TEMPLATE_KEY, TEXT) or default_template(make_tokenizer(config))
     return config
+
+
+def default_template(tokenizer: Tokenizer) -> str:
+    """Returns the template of the published models with this tokenizer."""
+    return "llama3" if TURN_END in tokenizer.special_ids else "v1"

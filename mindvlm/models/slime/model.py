@@ -6,7 +6,7 @@ rows of a picture.
 """
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindvlm.core.interruption import uninterrupted
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
@@ -55,6 +55,25 @@ class SlimeModel(ImageTextModel):
     def towers(self) -> list[nn.Cell]:
         """The vision tower."""
         return [self.vision_tower]
+
+    @property
+    def unused_parameters(self) -> list[Parameter]:
+        """As in the base class, with the parts of the adapters that the gate and the use of the views leave out."""
+        adapter, parts = self.mm_projector, []
+        uses_global = self.config.use != "local"
+        if not uses_global or self.config.gate == "mlp":
+            parts += [adapter.attn]
+        if not self.rows_depend_on_text:
+            parts += [self.sampler]
+        unused = [adapter.w_noise, *(one for part in parts for one in part.get_parameters())]
+        if not uses_global or self.config.gate != "learned":
+            unused += [adapter.w_gate]
+        return [*super().unused_parameters, *unused]
+
+    @property
+    def constant_parameters(self) -> list[Parameter]:
+        """The positions of both resamplers."""
+        return [self.mm_projector.attn.pos_embed, self.sampler.pos_embed]
 
     def tower_features(self, pixels):
         """Returns the features of the tower: pixels (N, 3, height, width) -> (N, T, W)."""

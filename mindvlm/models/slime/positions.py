@@ -3,6 +3,8 @@
 G edge of the queries' grid, K edge of the keys' grid, W width.
 """
 
+import math
+
 import numpy as np
 
 # a of the bicubic kernel, as in torch
@@ -25,6 +27,11 @@ def sine_table(width: int, grid: int) -> np.ndarray:
     columns = np.broadcast_to(along[None], (grid, grid, width // 2))
     lines = np.broadcast_to(along[:, None], (grid, grid, width // 2))
     return np.concatenate((columns, lines), 2).reshape(grid * grid, width).astype(np.float32)
+
+
+def fixed_positions(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the positions of queries, (G * G, W) float32, rounded to half precision as in the original program."""
+    return sine_table(shape[1], math.isqrt(shape[0])).astype(np.float16).astype(np.float32)
 
 
 def resize_matrix(old: int, new: int) -> np.ndarray:

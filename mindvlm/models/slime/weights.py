@@ -1,15 +1,12 @@
 """Opens the weights of a SliME whose files lack the fixed positions, as those of trained tensors do."""
 
-import math
 from collections.abc import Mapping
-
-import numpy as np
 
 from mindvlm.checkpoint import MemorySource, TensorInfo, TensorSource
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf.tower_folder import in_connector, view_with_tower
 from mindvlm.models.slime.names import MODELS
-from mindvlm.models.slime.positions import sine_table
+from mindvlm.models.slime.positions import fixed_positions
 from mindvlm.weights.rules.overlaid import OverlaidSource
 
 POSITIONS = {
@@ -47,10 +44,5 @@ def view_with_parts(
         if name in wanted and not any(found.endswith(endings) for found in source.infos)
     }
     view = view_with_tower(source, MODELS, target_infos=wanted or target_infos, **parts)
-    return OverlaidSource([(str(source.path), view), ("positions", positions(absent))]) if absent else view
-
-
-def positions(infos: Mapping[str, TensorInfo]) -> MemorySource:
-    """Returns fixed positions of these shapes, rounded to half precision as in the original program."""
-    tables = {name: sine_table(info.shape[1], math.isqrt(info.shape[0])) for name, info in infos.items()}
-    return MemorySource({name: table.astype(np.float16).astype(np.float32) for name, table in tables.items()})
+    computed = MemorySource({name: fixed_positions(info.shape) for name, info in absent.items()})
+    return OverlaidSource([(str(source.path), view), ("positions", computed)]) if absent else view

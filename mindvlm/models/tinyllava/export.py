@@ -1,39 +1,26 @@
-"""Writes what other programs read beside trained weights: a config.json in the form of TinyLLaVABench or TinyLLaVA
-Factory, the tokenizer's files, and files of single parts."""
+"""The config.json of a trained model, in the form of TinyLLaVABench or TinyLLaVA Factory."""
 
-import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from mindvlm.checkpoint import open_checkpoint, write_checkpoint
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf.decoders import decoder_keys, dialect_of_decoder
-from mindvlm.models.hf.towers import CLIP_336, SIGLIP_384, tower_keys
+from mindvlm.models.hf.export import folder_files, not_described, require_described, source_config, tower_name
+from mindvlm.models.hf.towers import tower_keys
 from mindvlm.models.tinyllava.config import TinyLlavaConfig
 from mindvlm.models.tinyllava.folder import SYSTEM_KEY, TEMPLATE_KEY, TEMPLATES_OF_DIALECTS
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
-from mindvlm.models.tinyllava.names import MODELS
 from mindvlm.models.tinyllava.processor import make_tokenizer
-from mindvlm.nn.config import VitConfig
 from mindvlm.processing.text.tokenizer import Tokenizer
-from mindvlm.weights.companions import read_companions
-from mindvlm.weights.config_json import read_config, shown
-from mindvlm.weights.recognise import native_model
-from mindvlm.weights.rules.overlaid import SelectedSource
-from mindvlm.weights.rules.planning import make_plan
 
 TYPES = {
     "phi": ("TinyLlavaPhiForCausalLM", "tiny_llava_phi"),
     "stablelm": ("TinyLlavaStablelmForCausalLM", "tiny_llava_stablelm"),
     "llama": ("TinyLlavaLlamaForCausalLM", "tiny_llava"),
 }
-PUBLISHED_TOWERS = {"siglip": "google/siglip-so400m-patch14-384", "clip": "openai/clip-vit-large-patch14-336"}
-CONNECTOR_FILE, TRAINED_WHOLE_FILE = "mm_projector.bin", "non_lora_trainables.bin"
-# parameters that a run of the connector alone may train
-_STAGE_ONE = ("mm_projector.", "image_newline", "language_model.embed_tokens.")
+TRAINED_FILES = {"mm_projector.bin": ("mm_projector.", "image_newline", "language_model.embed_tokens.")}
+"""The file of a run of the connector alone, for TinyLLaVABench's `pretrain_mm_mlp_adapter` -> what it may train."""
 
 
 def companions(config: TinyLlavaConfig) -> dict[str, bytes]:
@@ -42,12 +29,11 @@ def companions(config: TinyLlavaConfig) -> dict[str, bytes]:
     Raises:
         UserError: the tokenizer's files cannot be read, or no config.json can describe the model.
     """
-    path = Path(config.processor.tokenizer)
-    files = read_companions(path) if path.is_dir() else {path.name: path.read_bytes()}
-    source = (read_config(path) or {}) if path.is_dir() else {}
-    description = hf_config(config, make_tokenizer(config.processor), source=source)
-    require_described(config.model, description)
-    return {**files, "config.json": (json.dumps(description, indent=2) + "\n").encode()}
+    tokenizer = config.processor.tokenizer
+    description = hf_config(config, make_tokenizer(config.processor), source=source_config(tokenizer))
+    parts, others = ("language_model", "vision_tower", "connector"), ("tune", "padding_token_id")
+    require_described(config.model, description, read=from_hf_config, parts=parts, others=others)
+    return folder_files(tokenizer, description)
 
 
 def hf_config(
@@ -69,7 +55,7 @@ def hf_config(
         raise UserError("config.json describes a whole TinyLLaVA; the model lacks a decoder or a tower")
     dialect, end_id = dialect_of_decoder(decoder), tokenizer.special_id(tokenizer.end_token)
     if dialect not in TYPES:
-        raise _not_described("language_model.qkv_bias", decoder.qkv_bias, not decoder.qkv_bias)
+        raise not_described("language_model.qkv_bias", decoder.qkv_bias, not decoder.qkv_bias)
     text = (source or {}).get("text_config") or source or {}
     text_keys = {
         **decoder_keys(decoder),
@@ -89,36 +75,6 @@ def hf_config(
     if is_factory(model):
         return {**factory_source(source or {}), **factory_keys(model, {**text_keys, "model_type": dialect}), **both}
     return {**bench_keys(config, dialect), **text_keys, **both}
-
-
-def require_described(model: TinyLlavaModelConfig, description: dict[str, Any]) -> None:
-    """Raises UserError if a config.json does not describe the model, so that its checkpoints would be another model."""
-    try:
-        found = from_hf_config(description)
-    except UserError as error:
-        raise UserError(
-            f"checkpoints of this model could not be loaded, because no config.json describes it ({error}); correct "
-            "the section model, or model_changes.model"
-        ) from None
-    expected, described = _flat(asdict(model)), _flat(asdict(found))
-    for key, value in expected.items():
-        if described[key] != value:
-            raise _not_described(key, value, described[key])
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values that make a model by dotted key, without those of training and of the tokenizer."""
-    flat = {key: value for key, value in config.items() if key not in ("tune", "padding_token_id")}
-    for part in ("language_model", "vision_tower", "connector"):
-        flat |= {f"{part}.{key}": value for key, value in flat.pop(part).items()}
-    return flat
-
-
-def _not_described(key: str, value: Any, described: Any) -> UserError:
-    return UserError(
-        f"model.{key} is {shown(value)}, but the config.json of a checkpoint can only say {shown(described)}, so "
-        f"checkpoints of this model could not be loaded; set it to {shown(described)}"
-    )
 
 
 def bench_keys(config: TinyLlavaConfig, dialect: str) -> dict[str, Any]:
@@ -196,38 +152,3 @@ def picture_keys(config: TinyLlavaConfig) -> dict[str, Any]:
     merge = "spatial_unpad" if config.model.image_newline else "flat"
     is_padded = config.processor.image.padding == "centre"
     return {"image_aspect_ratio": "pad" if is_padded else "square", "mm_patch_merge_type": merge}
-
-
-def tower_name(tower: VitConfig) -> str:
-    """Returns the name of the published tower of these sizes, or its kind; the original picks the class by it."""
-    published = SIGLIP_384 if tower.dialect == "siglip" else CLIP_336
-    keys = tower_keys(tower, deletes_last_layer=True)
-    is_published = all(keys[key] == value for key, value in published.items())
-    return PUBLISHED_TOWERS[tower.dialect] if is_published else tower.dialect
-
-
-def write_trained_parts(folder: Path, trained: Collection[str]) -> None:
-    """Writes the files of single parts that TinyLLaVABench reads, from the weights in a checkpoint folder.
-
-    A run that trains only the connector gets `mm_projector.bin`, for `pretrain_mm_mlp_adapter`. A run with adapters
-    gets `non_lora_trainables.bin`, which TinyLLaVABench loads with the adapter.
-
-    Args:
-        folder: folder of the trained weights.
-        trained: native names of the trained parameters.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    adapter = folder / "adapter_model.safetensors"
-    if adapter.exists():
-        with open_checkpoint(adapter) as checkpoint:
-            whole = [name for name in checkpoint.infos if ".lora_" not in name]
-            if whole:
-                write_checkpoint(folder / TRAINED_WHOLE_FILE, SelectedSource(checkpoint, whole))
-    elif any(name.startswith("mm_projector.") for name in trained) and all(n.startswith(_STAGE_ONE) for n in trained):
-        with open_checkpoint(folder / "weights.safetensors") as checkpoint:
-            table = native_model(checkpoint.infos, MODELS).hf_tables_for(checkpoint.infos)[0].reverse()
-            plan = make_plan(table, checkpoint.infos, origin=str(checkpoint.path))
-            part = [name for name in plan.infos if set(plan.sources_of(name)) <= set(trained)]
-            write_checkpoint(folder / CONNECTOR_FILE, SelectedSource(plan.view(checkpoint), part))
