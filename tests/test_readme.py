@@ -20,7 +20,7 @@ PAGES = (
     *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 # the user lists data sets in these
-WRITTEN_BY_USERS = {"configs/vary/datasets.yaml", "configs/tinyllava/datasets.yaml"}
+WRITTEN_BY_USERS = {"configs/slime/data", "configs/vary/datasets.yaml", "configs/tinyllava/datasets.yaml"}
 MSRUN_OPTIONS = {
     *("--worker_num", "--local_worker_num", "--join", "--log_dir", "--node_rank"),
     *("--master_addr", "--master_port", "--cluster_time_out", "--rank_table_file"),
@@ -126,7 +126,7 @@ def test_documented_options_exist(capsys):
     options = {}
     for point in entry_points(group="console_scripts"):
         if point.name.startswith("mindvlm-"):
-            for words in (["pages"], ["charts"]) if point.name == "mindvlm-make-data" else ([],):
+            for words in (["pages"], ["charts"], ["slime-arxivqa"]) if point.name == "mindvlm-make-data" else ([],):
                 with pytest.raises(SystemExit):
                     point.load()([*words, "--help"])
             options[point.name] = set(re.findall(r"--\w+", capsys.readouterr().out))

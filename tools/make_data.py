@@ -1,8 +1,9 @@
-"""Makes pictures to train on: document pages with their text, or charts with their tables."""
+"""Makes data to train on: document pages with their text, charts with their tables, or records of public data sets."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 from mindvlm.core.errors import Parser
 
@@ -16,19 +17,26 @@ EXAMPLES = """examples:
     mindvlm-make-data pages --text book.txt --size 512 256 --max_characters 120 --output data/small
   charts in both languages:
     mindvlm-make-data charts --languages en zh --fonts FOLDER --output data/charts --num_images 1000
+  records of public data sets from local downloads, several in one folder; the help of each says where to get it:
+    mindvlm-make-data PUBLISHED --help
+    mindvlm-make-data PUBLISHED --source DOWNLOAD --output data/records --num_records 1000
 
 A training job reads OUTPUT/registry.yaml. The same command resumes an interrupted run; a larger --num_images adds
 pictures. Charts need matplotlib: pip install mindvlm[plots]"""
 
 
 def build_parser() -> argparse.ArgumentParser:
+    # imported here: worker processes import this file and need none of it
+    from mindvlm.models.registry import published_data
+
+    published = {f"{family}-{name}": (name, data) for (family, name), data in published_data().items()}
     parser = Parser(
         prog="mindvlm-make-data",
         description=__doc__,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace("PUBLISHED", next(iter(published))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="pages|charts")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     pages = kinds.add_parser("pages", help="document pages with the text on them")
     pages.add_argument(
         "--text", nargs="+", type=os.path.expanduser, required=True, metavar="FILE", help="UTF-8 text files of any size"
@@ -45,15 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     charts.add_argument("--languages", nargs="+", default=["en"], metavar="en|zh", help="to choose from (en)")
     charts.add_argument("--size", nargs=2, type=int, default=[800, 600], metavar=("WIDTH", "HEIGHT"), help="in pixels")
     for one in (pages, charts):
-        one.add_argument(
-            "--output",
-            type=os.path.expanduser,
-            required=True,
-            metavar="FOLDER",
-            help="of images, annotations and registry",
-        )
+        add_common_options(one)
         one.add_argument("--num_images", type=int, default=100, help="(default 100)")
-        one.add_argument("--seed", type=int, default=1, help="(default 1)")
         one.add_argument(
             "--fonts", type=os.path.expanduser, metavar="FOLDER", help="further fonts; the shipped ones lack Chinese"
         )
@@ -61,7 +62,34 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU's cores)"
         )
+    for kind, (name, data) in published.items():
+        needs = "\n".join(f"  {path:26}  {description}" for path, description in data.needs.items())
+        one = kinds.add_parser(
+            kind,
+            help=f"records of {data.title}",
+            description=f"Prepares {data.title} from a download of {data.page}:\n\n{needs}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.set_defaults(data=data, name=name)
+        one.add_argument(
+            "--source", type=os.path.expanduser, required=True, metavar="FOLDER", help="the download, see above"
+        )
+        add_common_options(one)
+        default = f"{data.num_records} at random; 0: all" if data.num_records else "all"
+        one.add_argument("--num_records", type=int, metavar="N", help=f"items to draw at random (default: {default})")
     return parser
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of all kinds."""
+    parser.add_argument(
+        "--output",
+        type=os.path.expanduser,
+        required=True,
+        metavar="FOLDER",
+        help="of images, annotations and registry",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="(default 1)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,17 +100,54 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make(argv: list[str] | None) -> int:
-    """Makes the pictures that are missing."""
+    """Makes the data that are missing."""
     arguments = build_parser().parse_args(argv)
     # imported here: worker processes import this file and need none of it
     from tqdm import tqdm
 
     from mindvlm.core.errors import UserError
-    from mindvlm.datagen.dataset import make_dataset
     from mindvlm.tools.cli import say
 
-    if arguments.num_images < 1 or arguments.workers < 1 or arguments.seed < 0:
-        raise UserError("--num_images and --workers must be at least 1, --seed at least 0")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; expected 0 or more")
+    bars: list[tqdm] = []
+
+    def progress(count: int, total: int) -> None:
+        # no bar before the first picture: an error in the options is then the only output
+        if not bars:
+            bars.append(tqdm(total=total, unit="item", desc=arguments.kind))
+        bars[0].update(count - bars[0].n)
+
+    try:
+        lines = (prepare_records if "data" in arguments else make_images)(arguments, progress)
+    finally:
+        for bar in bars:
+            bar.close()
+    for line in lines:
+        say(line)
+    return 0
+
+
+def prepare_records(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> list[str]:
+    """Prepares a public data set. Returns the lines that say what was made."""
+    from mindvlm.core.errors import UserError
+    from mindvlm.datagen.published import prepare
+
+    if arguments.num_records is not None and arguments.num_records < 0:
+        raise UserError(f"--num_records is {arguments.num_records}; expected 0 or more")
+    options = {"seed": arguments.seed, "num_records": arguments.num_records, "progress": progress}
+    made = prepare(arguments.data, arguments.name, arguments.source, arguments.output, **options)
+    where = f"{arguments.name}; data.registry: {arguments.output}/registry.yaml"
+    return [*made.lines(), f"wrote {made.num_records} of {made.num_items} items as data set {where}"]
+
+
+def make_images(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> list[str]:
+    """Draws pages or charts. Returns the line that says what was made."""
+    from mindvlm.core.errors import UserError
+    from mindvlm.datagen.dataset import make_dataset
+
+    if arguments.num_images < 1 or arguments.workers < 1:
+        raise UserError("--num_images and --workers must be at least 1")
     if arguments.kind == "pages":
         from mindvlm.datagen.pages import PageMaker, PageOptions
 
@@ -103,30 +168,17 @@ def make(argv: list[str] | None) -> int:
         options = ChartOptions(
             kinds=arguments.kinds, languages=arguments.languages, fonts=arguments.fonts, size=arguments.size
         )
-    bars: list[tqdm] = []
-
-    def progress(count: int) -> None:
-        # no bar before the first picture: an error in the options is then the only output
-        if not bars:
-            bars.append(tqdm(total=arguments.num_images, unit="image", desc=arguments.kind))
-        bars[0].update(count - bars[0].n)
-
-    try:
-        num_made = make_dataset(
-            maker,
-            options,
-            arguments.output,
-            num_images=arguments.num_images,
-            seed=arguments.seed,
-            image_format=arguments.image_format,
-            num_workers=arguments.workers,
-            progress=progress,
-        )
-    finally:
-        for bar in bars:
-            bar.close()
-    say(f"made {num_made} of {arguments.num_images} images; data.registry: {arguments.output}/registry.yaml")
-    return 0
+    num_made = make_dataset(
+        maker,
+        options,
+        arguments.output,
+        num_images=arguments.num_images,
+        seed=arguments.seed,
+        image_format=arguments.image_format,
+        num_workers=arguments.workers,
+        progress=lambda count: progress(count, arguments.num_images),
+    )
+    return [f"made {num_made} of {arguments.num_images} images; data.registry: {arguments.output}/registry.yaml"]
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.samples.published import PublishedData
 from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.weights.recognise import ConvertibleModel
 
@@ -18,8 +20,8 @@ FAMILIES = {
     "tinyllava": "mindvlm.models.tinyllava",
     "slime": "mindvlm.models.slime",
 }
-"""Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS; `<package>.records`, if
-there is one, defines RECORD_FORMATS."""
+"""Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS. Optional modules:
+`<package>.records` defines RECORD_FORMATS, `<package>.published` defines PUBLISHED."""
 
 
 def get_family(name: str) -> Family:
@@ -43,9 +45,19 @@ def record_formats() -> dict[str, RecordFormat]:
 
     Does not import MindSpore.
     """
-    modules = [f"{package}.records" for package in FAMILIES.values()]
-    formats = [import_module(module).RECORD_FORMATS for module in modules if find_spec(module)]
-    return {name: format for of_family in formats for name, format in of_family.items()}
+    return {name: format for module in _optional("records").values() for name, format in module.RECORD_FORMATS.items()}
+
+
+def published_data() -> dict[tuple[str, str], PublishedData]:
+    """Returns (family, name) -> public data set that a family trains on. Does not import MindSpore."""
+    modules = _optional("published").items()
+    return {(family, name): data for family, module in modules for name, data in module.PUBLISHED.items()}
+
+
+def _optional(name: str) -> dict[str, ModuleType]:
+    """Returns family -> its module of this name, for the families that have one."""
+    modules = {family: f"{package}.{name}" for family, package in FAMILIES.items()}
+    return {family: import_module(module) for family, module in modules.items() if find_spec(module)}
 
 
 def convertible_models() -> tuple[ConvertibleModel, ...]:
