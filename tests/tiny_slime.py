@@ -61,8 +61,29 @@ def write_tiny_slime(folder: Path, *, seed: int = 0, **changes) -> Path:
     """Writes config.json, weights, the tower's config and a Llama tokenizer to the folder `model`; returns its path."""
     model = folder / "model"
     write_piece_files(model)
-    (model / "vision_tower").mkdir()
+    (model / "vision_tower").mkdir(exist_ok=True)
     (model / "vision_tower" / "config.json").write_text(json.dumps(TOWER))
     (model / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     save_file(hf_tensors(seed), model / "model.safetensors", metadata={"format": "pt"})
     return model
+
+
+def write_tiny_parts(folder: Path, **changes) -> tuple[Path, Path]:
+    """Writes what the first run starts from: the folders `llm`, with a tokenizer, and `clip`; returns their paths."""
+    write_piece_files(folder / "llm")
+    (folder / "clip").mkdir()
+    tower = "model.vision_tower.vision_tower."
+    decoder = {key: value for key, value in CONFIG.items() if not key.startswith(("mm_", "image_"))}
+    decoder |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    tensors = hf_tensors(1, **changes)
+    parts = {
+        "llm": (
+            decoder,
+            {n: t for n, t in tensors.items() if "projector" not in n and "vision" not in n and "sampler" not in n},
+        ),
+        "clip": (TOWER, {n.removeprefix(tower): t for n, t in tensors.items() if n.startswith(tower)}),
+    }
+    for name, (config, part) in parts.items():
+        (folder / name / "config.json").write_text(json.dumps(config))
+        save_file(part, folder / name / "model.safetensors", metadata={"format": "pt"})
+    return folder / "llm", folder / "clip"

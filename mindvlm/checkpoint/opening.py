@@ -54,7 +54,9 @@ _SHARDED = (
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # copies of tensors in the weights beside them
 _PARTS = tuple(
-    f"{name}{ending}" for name in ("mm_projector", "non_lora_trainables") for ending in (".bin", ".safetensors")
+    f"{name}{ending}"
+    for name in ("mm_projector", "sampler", "non_lora_trainables")
+    for ending in (".bin", ".safetensors")
 )
 # sub-folders of a model that is saved in parts, and the one without which there is no model
 PART_FOLDERS = ("language_model", "vision_tower", "connector")

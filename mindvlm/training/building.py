@@ -146,7 +146,10 @@ def require_base_in_files(model: nn.Cell, made: set[str]) -> None:
     Args:
         made: names of parameters whose values are in no checkpoint.
     """
-    lost = [name for name, parameter in model.parameters_and_names() if name in made and not parameter.requires_grad]
+    # the adapter saves whole modules
+    saved = {parameter.name.rpartition(".")[0] for parameter in model.trainable_params()}
+    frozen = (name for name, parameter in model.parameters_and_names() if not parameter.requires_grad)
+    lost = [name for name in frozen if name in made and name.rpartition(".")[0] not in saved]
     if lost:
         raise UserError(
             f"lora: init.weights do not have {lost[0]} in the model's form, and the adapter would not save it"

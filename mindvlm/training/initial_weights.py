@@ -87,7 +87,13 @@ def fill_weights(
             if name in places:
                 place = places[name]
                 stored = place.source.read(name).to_float32()
-                array = fit(name, stored, shapes, seed=seed, description=place.config)
+                try:
+                    array = fit(name, stored, shapes, seed=seed, description=place.config)
+                except UserError as error:
+                    raise UserError(
+                        f"init.weights: {place.inputs[0].checkpoint.path}: {error}; give weights of these sizes, or "
+                        "correct the section model"
+                    ) from None
                 if array is not stored:
                     fitted.append(name)
             else:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mindvlm
+from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
 from mindvlm.models.slime.positions import sine_table
-from tests.tiny_slime import CONFIG, write_tiny_slime
+from mindvlm.training.run_tensors import write_parameters
+from tests.tiny_slime import CONFIG, write_tiny_parts, write_tiny_slime
 from tests.training.small_job import small_job
 from tests.training.test_tinyllava_job import built
 
@@ -49,8 +52,7 @@ def test_config_json_is_written_as_it_was_read(tmp_path, changes):
 
 def test_fresh_adapters_start_as_in_the_original(tmp_path):
     """The queries are small, the gate is even, the positions are fixed."""
-    job = slime_job(tmp_path, init={"weights": ["model"]}, model_changes={"vision_tower": "vision_tower"})
-    job.config.init.weights, job.config.model_changes = [], {}
+    job = slime_job(tmp_path, init={"weights": []})
     values = {name: parameter.asnumpy() for name, parameter in built(job)[0].parameters_and_names()}
     for part, grid in (("mm_projector.attn", 4), ("sampler", 2)):
         positions = sine_table(128, grid).astype(np.float16).astype(np.float32)
@@ -58,3 +60,121 @@ def test_fresh_adapters_start_as_in_the_original(tmp_path):
         assert 0.018 < values[f"{part}.query"].std() < 0.022
         np.testing.assert_array_equal(values[f"{part}.ln_kv.weight"], 1)
     assert not values["mm_projector.w_gate"].any() and not values["mm_projector.w_noise"].any()
+
+
+BASE = ["llm", "clip"]
+FRESH = [r"^mm_projector\.", r"^sampler\."]
+FIRST_RUN = dict(init={"weights": BASE, "random": FRESH}, freeze=["."], train=[r"^mm_projector\.projection\."])
+GLOBAL = {"model": {"use": "global"}, "processor": {"views": {"use": "global"}}}
+
+
+def leave_parts(folder: Path, job) -> tuple[Path, dict[str, np.ndarray]]:
+    """Writes what a run of the job leaves, without training; returns the folder and the weights."""
+    model, config = built(job)
+    parameters, step = dict(model.parameters_and_names()), folder / "step-1"
+    step.mkdir()
+    write_parameters(step / "weights.safetensors", parameters)
+    get_family("slime").write_trained_parts(step, [parameter.name for parameter in model.trainable_params()])
+    for name, content in get_family("slime").companions(config).items():
+        (step / name).write_bytes(content)
+    return step, {name: parameter.asnumpy() for name, parameter in parameters.items()}
+
+
+@pytest.fixture(scope="module")
+def handed_over(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    write_tiny_parts(folder)
+    step, values = leave_parts(folder, slime_job(folder, **FIRST_RUN))
+    return folder, step, values
+
+
+def test_a_later_run_starts_from_both_files(handed_over):
+    folder, step, values = handed_over
+    files = [str(step / "mm_projector.bin"), str(step / "sampler.bin")]
+    # the files of the decoder and of the tower may come later
+    for weights in ([*BASE, *files], [*files, *BASE], [str(step)]):
+        for name, parameter in built(slime_job(folder, init={"weights": weights}))[0].parameters_and_names():
+            np.testing.assert_array_equal(parameter.asnumpy(), values[name], err_msg=name)
+    # it does not stand in the way of the weights
+    assert mindvlm.load(step, device="cpu", mode="pynative", cache=False).chat("What?", max_new_tokens=1).ids
+
+
+def test_files_of_trained_tensors_lack_the_positions(handed_over):
+    folder, step, values = handed_over
+    kept = {}
+    for name in ("mm_projector.bin", "sampler.bin"):
+        kept |= torch.load(step / name, weights_only=True)
+    torch.save({name: one for name, one in kept.items() if "pos_embed" not in name}, folder / "trained.bin")
+    model, _ = built(slime_job(folder, init={"weights": [*BASE, "trained.bin"]}))
+    for name in ("mm_projector.attn.pos_embed", "sampler.pos_embed", "sampler.query"):
+        np.testing.assert_array_equal(dict(model.parameters_and_names())[name].asnumpy(), values[name])
+
+
+def changed(step: Path, name: str, change) -> Path:
+    """Writes a file of a run with changed tensors beside the run."""
+    path = step.with_name(f"changed-{name}")
+    torch.save(change(torch.load(step / name, weights_only=True)), path)
+    return path
+
+
+def wider(tensors: dict) -> dict:
+    sizes = {name: [64 if size == 32 else size for size in one.shape] for name, one in tensors.items()}
+    return {name: torch.zeros(size) if "projection" in name else tensors[name] for name, size in sizes.items()}
+
+
+def without_query_norm(tensors: dict) -> dict:
+    return {name: one for name, one in tensors.items() if not name.endswith("ln_q.bias")}
+
+
+@pytest.mark.parametrize(
+    ("projector", "message"),
+    [
+        (None, r"no values for 15 tensors \(sampler.query, .*add a checkpoint that has them"),
+        (wider, r"changed-mm_projector.bin: tensor mm_projector.projection.0.weight has shape \[64, 128\]; .* \[32"),
+        (without_query_norm, "changed-mm_projector.bin .*missing model.mm_projector.attn.ln_q.bias"),
+    ],
+)
+def test_parts_that_are_missing_or_do_not_fit_are_one_line(handed_over, projector, message):
+    folder, step, _ = handed_over
+    files = [step / "mm_projector.bin"] if projector is None else [step / "sampler.bin"]
+    files += [changed(step, "mm_projector.bin", projector)] if projector else []
+    with pytest.raises(UserError, match=message) as error:
+        built(slime_job(folder, init={"weights": [*BASE, *map(str, files)]}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(model_changes=GLOBAL, freeze=["."], train=[r"^sampler\."]), r"train: .* sampler.query \(no output"),
+        (dict(freeze=["."], train=["pos_embed"]), r"train: .* cannot train, .*pos_embed \(it is constant\)"),
+        (dict(freeze=["."], train=["w_noise"]), r"train: .* cannot train, .*w_noise \(no output"),
+        (dict(model_changes=GLOBAL, optimizer__learning_rate_factors={r"^sampler\.": 0.1}), "no parameter that trains"),
+        (dict(freeze=[r"^mm_"], optimizer__learning_rate_factors={r"^mm_": 0.1}), "matches no parameter that trains"),
+        (dict(model_changes={"model": {"use": "global"}}), "processor.views.use is both but model.use is global"),
+        (dict(init={"weights": BASE, "random": FRESH}, lora={}), r"w_gate .*\(36 such tensors\); add it to lora.mod"),
+    ],
+)
+def test_settings_without_effect_are_refused(handed_over, changes, message):
+    folder, step, _ = handed_over
+    with pytest.raises(UserError, match=message):
+        built(slime_job(folder, **({"init": {"weights": [str(step)]}} | changes)))
+
+
+@pytest.mark.parametrize(
+    ("use", "gate", "expected"),
+    [
+        ("both", "learned", {"projection", "w_gate", "attn", "sampler"}),
+        ("global", "mlp", {"projection"}),
+        ("global", "resampler", {"projection", "attn"}),
+        ("local", "learned", {"projection", "sampler"}),
+        ("both", "mlp", {"projection", "sampler"}),
+    ],
+)
+def test_only_what_an_output_depends_on_trains(handed_over, use, gate, expected):
+    folder, step, _ = handed_over
+    changes = {"model": {"use": use, "gate": gate}, "processor": {"views": {"use": use}}}
+    job = slime_job(folder, init={"weights": [str(step)]}, model_changes=changes, freeze=[r"^language_model\."])
+    names = [parameter.name for parameter in built(job)[0].trainable_params()]
+    assert {name.removeprefix("mm_projector.").split(".")[0] for name in names} == expected
+    assert not any(name.endswith(("pos_embed", "w_noise")) for name in names)

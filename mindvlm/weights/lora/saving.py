@@ -71,7 +71,9 @@ class AdapterFiles:
         targets = [target for name in adapted for target in self.plan.targets_of(f"{name}.weight")]
         self.fused = [self._fused(target, infos) for target in dict.fromkeys(targets)]
         trained = dict.fromkeys(target for name in whole for target in self.plan.targets_of(name))
-        self.modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in trained))
+        modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in trained))
+        # PEFT cannot save a module inside another one that it saves
+        self.modules = tuple(m for m in modules if not any(m.startswith(f"{other}.") for other in modules))
         self.saved = tuple(name for name in self.plan.infos if any(name.startswith(f"{m}.") for m in self.modules))
         for module in self.modules:
             inside = [fused.module for fused in self.fused if f"{fused.module}.".startswith(f"{module}.")]

@@ -7,12 +7,16 @@ import torch
 
 from mindvlm.checkpoint import MemorySource, RawTensor
 from mindvlm.core.errors import UserError
+from mindvlm.models.slime.hf_config import from_hf_config
+from mindvlm.models.slime.names import HF as SLIME
+from mindvlm.models.slime.names import infos_of as slime_infos
 from mindvlm.models.vary.names import HF
 from mindvlm.weights.lora.adapter import open_adapter
 from mindvlm.weights.lora.merging import adapted_view
 from mindvlm.weights.lora.saving import AdapterFiles
 from mindvlm.weights.rules.planning import make_plan
 from tests.known_models import MODELS, VARY
+from tests.tiny_slime import CONFIG, TOWER
 from tests.tiny_vary import tiny_config, tiny_weights
 
 TOY = MODELS["vary_toy"]
@@ -116,6 +120,31 @@ def test_dtypes_stay(base, tmp_path):
     np.testing.assert_array_equal(b[32:64, 2:4], trained[f"{ADAPTED[1]}.lora_B"].to_float32())
 
 
+def torch_module(source) -> torch.nn.Module:
+    """Returns modules with the names and values of published tensors, for PEFT."""
+    root = torch.nn.Module()
+    for name, info in source.infos.items():
+        *path, ending = name.split(".")
+        place = root
+        for part in path[:-1]:
+            if part not in dict(place.named_children()):
+                place.add_module(part, torch.nn.Module())
+            place = getattr(place, part)
+        if path[-1] not in dict(place.named_children()):
+            weight = source.infos[".".join((*path, "weight"))] if ending in ("weight", "bias") else None
+            is_matrix = weight is not None and len(weight.shape) == 2
+            has_bias = ".".join((*path, "bias")) in source.infos
+            if path[-1] in ("wte", "embed_tokens"):
+                place.add_module(path[-1], torch.nn.Embedding(*info.shape))
+            else:
+                linear = torch.nn.Linear(*weight.shape[::-1], bias=has_bias) if is_matrix else torch.nn.Module()
+                place.add_module(path[-1], linear)
+        place = getattr(place, path[-1])
+        setattr(place, ending, torch.nn.Parameter(torch.tensor(np.array(source.read(name).data))))
+    root.prepare_inputs_for_generation = None
+    return root
+
+
 def test_peft_merges_the_same(base, tmp_path):
     """PEFT itself, on modules with the names of the published files."""
     adapted = [name for name in ADAPTED if "vision" not in name]
@@ -126,27 +155,30 @@ def test_peft_merges_the_same(base, tmp_path):
         return make_plan(HF.reverse(), source.infos).view(source)
 
     before, wanted = published(base), published(expected(base, trained, adapted))
-    root = torch.nn.Module()
-    for name, info in before.infos.items():
-        *path, ending = name.split(".")
-        place = root
-        for part in path[:-1]:
-            if part not in dict(place.named_children()):
-                place.add_module(part, torch.nn.Module())
-            place = getattr(place, part)
-        if path[-1] not in dict(place.named_children()):
-            weight = before.infos[".".join((*path, "weight"))] if ending in ("weight", "bias") else None
-            is_matrix = weight is not None and len(weight.shape) == 2
-            has_bias = ".".join((*path, "bias")) in before.infos
-            if path[-1] == "wte":
-                place.add_module("wte", torch.nn.Embedding(*info.shape))
-            else:
-                linear = torch.nn.Linear(*weight.shape[::-1], bias=has_bias) if is_matrix else torch.nn.Module()
-                place.add_module(path[-1], linear)
-        place = getattr(place, path[-1])
-        setattr(place, ending, torch.nn.Parameter(torch.tensor(np.array(before.read(name).data))))
-    root.prepare_inputs_for_generation = None
+    root = torch_module(before)
     merged = peft.PeftModel.from_pretrained(root, str(tmp_path)).merge_and_unload().state_dict()
     assert merged.keys() == wanted.infos.keys()
     for name in merged:
         np.testing.assert_allclose(merged[name].numpy(), wanted.read(name).data, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_peft_merges_an_adapter_of_a_slime(tmp_path):
+    """Its adapters train whole: modules inside of modules, tensors of their own beside them, and constants."""
+    infos = slime_infos(from_hf_config(CONFIG, vision_config=TOWER))
+    rng = np.random.default_rng(2)
+    base = {name: rng.standard_normal(info.shape).astype(np.float32) for name, info in infos.items()}
+    adapted = [f"language_model.layers.0.self_attn.{part}_proj" for part in "qo"]
+    constant = ("pos_embed", "w_noise")
+    whole = [n for n in base if n.startswith(("mm_projector.", "sampler.")) and not n.endswith(constant)]
+    trained = {name: base[name] + 1 for name in whole}
+    for name in adapted:
+        trained |= {f"{name}.lora_A": np.ones((2, 32), np.float32), f"{name}.lora_B": np.ones((32, 2), np.float32)}
+    files = AdapterFiles(MODELS["slime"], infos, adapted, whole, rank=2, alpha=4.0, dropout=0.0)
+    assert files.modules == ("model.mm_projector", "model.sampler.post_qformer")
+    files.write(tmp_path, {name: RawTensor.from_array((base | trained)[name]) for name in files.needed})
+    wanted = base | {name: trained[name] for name in whole} | {f"{n}.weight": base[f"{n}.weight"] + 4 for n in adapted}
+    before, after = (make_plan(SLIME.reverse(), infos).view(MemorySource(one)) for one in (base, wanted))
+    merged = peft.PeftModel.from_pretrained(torch_module(before), str(tmp_path)).merge_and_unload().state_dict()
+    assert merged.keys() == after.infos.keys()
+    for name in merged:
+        np.testing.assert_allclose(merged[name].numpy(), after.read(name).data, rtol=1e-5, atol=1e-5, err_msg=name)
