@@ -1,7 +1,11 @@
-"""The MindSpore side of the logits check that families share: loading a target, and the graphs of its stages."""
+"""The MindSpore side of the logits check: loads the target as `predict` does and computes every stage.
+
+`mindvlm.convert.parity.<family>.model` defines `FamilyStages`, a `ModelStages`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -12,13 +16,16 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
+from mindvlm.convert.parity.inputs import ParityRequest, Scope, inputs_of
 from mindvlm.convert.parity.stages import GREEDY_IDS, STEP_LOGITS
 from mindvlm.core import runtime
 from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.request import Request
+from mindvlm.models.loading import build_model
 from mindvlm.models.registry import get_family
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from mindvlm.weights.rules.overlaid import OverlaidSource
 
 logger = logging.getLogger(__name__)
@@ -26,10 +33,28 @@ logger = logging.getLogger(__name__)
 Stages = dict[str, np.ndarray]
 
 
-def start() -> tuple[runtime.BuildContext, str]:
-    """Returns the context to build in and the framework in words; always CPU and float32, where both can agree."""
+def run(request: ParityRequest, forced_ids: np.ndarray | None) -> tuple[str, Stages]:
+    """Returns the framework in words, and the outputs by stage, see `process.SIDES`.
+
+    Raises:
+        UserError: the target cannot be read, or its tensors are not those that the config describes.
+    """
+    # CPU and float32, where both sides can agree
     context = runtime.start(runtime.RuntimeConfig(device="cpu"))
-    return context, f"MindSpore {ms.__version__} on {ms.get_context('device_target')}, graph mode"
+    framework = f"MindSpore {ms.__version__} on {ms.get_context('device_target')}, graph mode"
+    logger.info(f"loading the target into {framework}")
+    check, names = inputs_of(request.family), native_names(request.family, request.target)
+    config = check.parity_config(request, names)
+    scope = check.scope_of(names, config)
+    model, _ = build_model(get_family(request.family), config, context)
+    fill_target(model.set_train(False), request.family, request.target, names, without=scope.absent)
+    stages = stages_for(model, scope, request)
+    return framework, stages.compute(check.make_inputs(config, scope, request), forced_ids)
+
+
+def stages_for(model: nn.Cell, scope: Scope, request: ParityRequest) -> ModelStages:
+    """Returns the graphs of a filled model."""
+    return importlib.import_module(f"{__package__}.{request.family}.model").FamilyStages(model, scope, request)
 
 
 def native_names(family: str, path: str) -> tuple[str, ...]:
@@ -147,15 +172,19 @@ class ModelStages(ABC):
 
     Args:
         model: filled as far as `scope` allows.
-        scope: of the family; has `language_model` and `images`.
-        placeholder_id: the token that stands for one image feature row.
-        num_tokens: maximum number of greedy steps.
+        scope: of the family.
+        request: the settings of the comparison.
     """
 
-    def __init__(self, model: nn.Cell, scope: Any, *, placeholder_id: int, num_tokens: int) -> None:
+    def __init__(self, model: nn.Cell, scope: Any, request: ParityRequest) -> None:
         self.scope = scope
         if scope.language_model:
+            placeholder_id, num_tokens = self.placeholder_id(request), request.num_tokens
             self.language = LanguageStages(model, placeholder_id=placeholder_id, num_tokens=num_tokens)
+
+    def placeholder_id(self, request: ParityRequest) -> int:
+        """Returns the token that stands for one image feature row."""
+        return PLACEHOLDER_ID
 
     @abstractmethod
     def vision_stages(self, inputs: Any) -> Stages:

@@ -1,9 +1,18 @@
-"""Inputs of the logits check: the request, and pictures and prompts from a seed, the same on both sides."""
+"""What both sides of the logits check share: the request, the parts that are compared, pictures and prompts of a seed.
+
+`mindvlm.convert.parity.<family>.inputs` defines, for both sides:
+
+    parity_config(request, names)      the model config of a request and the native tensors `names`
+    scope_of(names, config)            the `Scope`
+    make_inputs(config, scope, request)    the inputs, with the ids (1, L) as `input_ids`
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +44,28 @@ class ParityRequest:
     dtype: str = "keep"
     seed: int = 0
     num_tokens: int = 32
+
+
+class Scope:
+    """The parts of a model that a set of tensors has, and so the stages that can be compared.
+
+    Attributes:
+        language_model: the decoder is present.
+        images: everything that turns a picture into embeddings is.
+    """
+
+    language_model: bool
+    images: bool
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Prefixes of parameters whose tensors are missing although others of their part are there."""
+        return ()
+
+
+def inputs_of(family: str) -> ModuleType:
+    """Returns the family's module, see above."""
+    return importlib.import_module(f"{__package__}.{family}.inputs")
 
 
 def structured_pixels(generator: np.random.Generator, height: int, width: int) -> np.ndarray:

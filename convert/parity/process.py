@@ -26,10 +26,7 @@ from mindvlm.core.progress import progress_to
 
 logger = logging.getLogger(__name__)
 
-SIDES = {
-    "reference": "mindvlm.convert.reference.{family}_stages",
-    "mindspore": "mindvlm.convert.parity.{family}.model",
-}
+SIDES = {"reference": "mindvlm.convert.reference.stages", "mindspore": "mindvlm.convert.parity.graphs"}
 """The module of each side. Its `run` takes the request and returns the framework in words and the outputs by stage.
 
 Ours also takes the ids that the reference chose: it decodes along them and returns its own choice at each step.
@@ -88,7 +85,7 @@ def run_side(side: str, folder: Path) -> None:
     """Computes all stages of one side and writes them; the metadata hold framework, duration and memory."""
     started = time.monotonic()
     request = ParityRequest(**json.loads((folder / "request.json").read_text(encoding="utf-8")))
-    run = importlib.import_module(SIDES[side].format(family=request.family)).run
+    run = importlib.import_module(SIDES[side]).run
     if side == "reference":
         framework, stages = run(request)
     else:

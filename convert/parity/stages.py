@@ -45,6 +45,28 @@ class Stage:
     stacked: bool = False
 
 
+TOWER_STAGES = {
+    "tower_features": Stage("vision features", "vision_tower.*"),
+    "tower_last_hidden": Stage("vision last layer", "vision_tower.encoder.layers.* behind the features"),
+    "tower_pooled": Stage("vision last norm", "vision_tower.post_layernorm.*"),
+}
+
+
+def decoder_stages(*, before: str = "", head: str = "language_model.lm_head.*") -> dict[str, Stage]:
+    """Returns the stages of a decoder.
+
+    Args:
+        before: tensors that enter before the layers, in words.
+        head: tensors of the head, in words.
+    """
+    return {
+        "merged_embeddings": Stage("merged embeddings", "language_model.embed_tokens.*"),
+        "layers": Stage("decoder layers", f"language_model.{before}layers.*, norm.*", stacked=True),
+        "logits": Stage("logits", head),
+        STEP_LOGITS: Stage("logits with cache", "those of the decoder, used with its cache"),
+    }
+
+
 def stages_of(family: str, model: str) -> Mapping[str, Stage]:
     """Returns the stages of a model by key, in order of computation: its entry in `mindvlm.convert.parity.<family>`.
 

@@ -1,20 +1,17 @@
-"""The torch side of the logits check: computes all stages of a SliME from the source of a conversion."""
+"""The stages of a SliME on the torch side of the logits check."""
 
 from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 
-from mindvlm.checkpoint import CastSource, TensorSource
+from mindvlm.checkpoint import TensorSource
 from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.slime.inputs import GRID, SlimeInputs, SlimeScope, parity_config, slime_inputs
+from mindvlm.convert.parity.slime.inputs import GRID, SlimeInputs, SlimeScope
 from mindvlm.convert.reference.slime import ReferenceSlime, retiled, sine_positions
-from mindvlm.convert.reference.stages import Stages, fill, language_stages, start
-from mindvlm.models.registry import convertible_models
-from mindvlm.weights.opened import open_native
-from mindvlm.weights.rules.planning import make_plan
+from mindvlm.convert.reference.stages import Stages, fill, language_stages, published_tensors
+from mindvlm.models.slime.model_config import SlimeModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -26,38 +23,14 @@ MODULES = {
 }
 
 
-def run(request: ParityRequest) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns a description of the framework, and the stages by the keys of `stages_of`.
-
-    Raises:
-        UserError: a source cannot be read, or its tensors do not match the config.
-    """
-    device, framework = start()
-    config = parity_config(request.config)
-    with open_native(
-        request.source_paths,
-        convertible_models(),
-        model=request.model,
-        merge_lora=request.merge_lora,
-        only=request.only,
-    ) as opened:
-        scope = SlimeScope.of(opened.source.infos)
-        plan = make_plan(opened.model.hf.reverse(), opened.source.infos, partial=True, origin=str(opened.source.path))
-        weights: TensorSource = plan.view(opened.source)
-        if request.dtype != "keep":
-            weights = CastSource(weights, request.dtype)
-        logger.info(f"loading the source into the reference, {framework}")
-        with torch.device("meta"):
-            model = ReferenceSlime(config).eval()
-        with torch.no_grad():
-            fill_modules(model, weights, device, scope)
-    inputs = slime_inputs(config, request.seed, image=scope.images)
-    with torch.inference_mode():
-        stages = compute(model, inputs, scope, request.num_tokens, device)
-        return framework, {name: value.cpu().numpy() for name, value in stages}
+def build(config: SlimeModelConfig, request: ParityRequest) -> ReferenceSlime:
+    return ReferenceSlime(config).eval()
 
 
-def fill_modules(model: ReferenceSlime, weights: TensorSource, device: torch.device, scope: SlimeScope) -> None:
+source_tensors = published_tensors
+
+
+def fill_modules(model: ReferenceSlime, values: TensorSource, device: torch.device, scope: SlimeScope) -> None:
     """Streams the tensors into float32 modules in chunks. Modules of other parts stay empty.
 
     Fixed positions that the source lacks, as a file of trained tensors does, are computed.
@@ -65,7 +38,6 @@ def fill_modules(model: ReferenceSlime, weights: TensorSource, device: torch.dev
     Raises:
         UserError: the tensors do not match the config.
     """
-    values = CastSource(weights, "float32")
     for part, prefixes in MODULES.items():
         for prefix in prefixes if getattr(scope, part) else ():
             module = model.get_submodule(prefix).to_empty(device=device)
@@ -77,10 +49,15 @@ def fill_modules(model: ReferenceSlime, weights: TensorSource, device: torch.dev
 
 
 def compute(
-    model: ReferenceSlime, inputs: SlimeInputs, scope: SlimeScope, num_tokens: int, device: torch.device
+    model: ReferenceSlime,
+    config: SlimeModelConfig,
+    inputs: SlimeInputs,
+    scope: SlimeScope,
+    num_tokens: int,
+    device: torch.device,
 ) -> Stages:
     """Yields the stages that `scope` allows, each computed from the previous ones."""
-    body, config = model.model, model.config
+    body = model.model
     features = torch.from_numpy(inputs.features).to(device)
     image_rows = None
     if scope.tower:

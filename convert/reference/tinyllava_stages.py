@@ -1,23 +1,21 @@
-"""The torch side of the logits check: computes all stages of a TinyLLaVA from the source of a conversion."""
+"""The stages of a TinyLLaVA on the torch side of the logits check."""
 
 from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 from torch import nn
 
-from mindvlm.checkpoint import CastSource, TensorSource
+from mindvlm.checkpoint import TensorSource
 from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaInputs, TinyLlavaScope, parity_config, tinyllava_inputs
+from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaInputs, TinyLlavaScope
 from mindvlm.convert.reference.clip import TowerHolder
-from mindvlm.convert.reference.stages import Stages, fill, language_stages, start
+from mindvlm.convert.reference.stages import Stages, fill, language_stages
 from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
-from mindvlm.models.registry import convertible_models
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.nn.config import VitConfig
-from mindvlm.weights.opened import open_native
+from mindvlm.weights.opened import Opened
 
 logger = logging.getLogger(__name__)
 
@@ -63,34 +61,13 @@ class TowerAlone(nn.Module):
         self.model.vision_tower = TowerHolder(config)
 
 
-def run(request: ParityRequest) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns a description of the framework, and the stages by the keys of `stages_of`.
+def build(config: TinyLlavaModelConfig, request: ParityRequest) -> ReferenceTinyLlava | TowerAlone:
+    return ReferenceTinyLlava(config) if config.language_model else TowerAlone(config.vision_tower)
 
-    Raises:
-        UserError: a source cannot be read, or its tensors do not match the config.
-    """
-    device, framework = start()
-    with open_native(
-        request.source_paths,
-        convertible_models(),
-        model=request.model,
-        merge_lora=request.merge_lora,
-        only=request.only,
-    ) as opened:
-        config = parity_config(request.config, request.model, opened.source.infos)
-        scope = TinyLlavaScope.of(opened.source.infos, config)
-        weights: TensorSource = opened.way_back().view(opened.source)
-        if request.dtype != "keep":
-            weights = CastSource(weights, request.dtype)
-        logger.info(f"loading the source into the reference, {framework}")
-        with torch.device("meta"):
-            model = ReferenceTinyLlava(config) if config.language_model else TowerAlone(config.vision_tower)
-        with torch.no_grad():
-            fill_modules(model, weights, device)
-    inputs = tinyllava_inputs(config, request.seed, image=scope.images)
-    with torch.inference_mode():
-        stages = compute(model, config, inputs, scope, request.num_tokens, device)
-        return framework, {name: value.cpu().numpy() for name, value in stages}
+
+def source_tensors(opened: Opened) -> TensorSource:
+    """Returns the tensors under the names of their source; `fill_modules` knows those of all layouts."""
+    return opened.way_back().view(opened.source)
 
 
 def bench_name(name: str) -> str:
@@ -101,14 +78,13 @@ def bench_name(name: str) -> str:
     return name
 
 
-def fill_modules(model: nn.Module, weights: TensorSource, device: torch.device) -> None:
-    """Streams the tensors into float32 modules in chunks. Modules without tensors in `weights` stay empty.
+def fill_modules(model: nn.Module, values: TensorSource, device: torch.device, scope: TinyLlavaScope) -> None:
+    """Streams the tensors into float32 modules in chunks. Modules without tensors in `values` stay empty.
 
     Raises:
         UserError: the tensors do not match the config.
     """
-    values = CastSource(weights, "float32")
-    names = {bench_name(name): name for name in weights.infos}
+    names = {bench_name(name): name for name in values.infos}
     modules = dict(model.named_modules())
     for prefix in MODULES:
         module = modules.get(prefix.removesuffix("."))

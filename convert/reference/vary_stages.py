@@ -1,27 +1,23 @@
-"""The torch side of the logits check: computes all stages of Vary-toy or Vary-tiny from the source of a conversion."""
+"""The stages of Vary-toy and Vary-tiny on the torch side of the logits check."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
-from mindvlm.checkpoint import CastSource, TensorSource
+from mindvlm.checkpoint import TensorSource
 from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
+from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope
 from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.sam import VisionVocabulary
-from mindvlm.convert.reference.stages import Stages, fill, language_stages, start
+from mindvlm.convert.reference.stages import Stages, fill, language_stages, published_tensors
 from mindvlm.convert.reference.vary import ReferenceVary
 from mindvlm.convert.reference.vary_tiny import ReferenceVaryTiny
-from mindvlm.models.registry import convertible_models
 from mindvlm.models.vary.hf_config import ImageTokens
 from mindvlm.models.vary.model_config import VaryModelConfig
-from mindvlm.weights.opened import open_native
-from mindvlm.weights.rules.planning import make_plan
 
 logger = logging.getLogger(__name__)
 
@@ -66,42 +62,15 @@ class Parts:
     modules: dict[str, nn.Module]
 
 
-def run(request: ParityRequest) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns a description of the framework, and the stages by the keys of `stages_of`.
-
-    Raises:
-        UserError: a source cannot be read, or its tensors do not match the config.
-    """
-    config, tokens = vary_config(request.config), ImageTokens.of(request.config)
-    device, framework = start()
-    with open_native(
-        request.source_paths,
-        convertible_models(),
-        model=request.model,
-        merge_lora=request.merge_lora,
-        only=request.only,
-    ) as opened:
-        scope = VaryScope.of(opened.source.infos, config)
-        plan = make_plan(opened.model.hf.reverse(), opened.source.infos, partial=True, origin=str(opened.source.path))
-        weights: TensorSource = plan.view(opened.source)
-        if request.dtype != "keep":
-            weights = CastSource(weights, request.dtype)
-        logger.info(f"loading the source into the reference, {framework}")
-        with torch.device("meta"):
-            parts = make_parts(config, tokens, LAYOUTS[request.model])
-        with torch.no_grad():
-            fill_parts(parts, weights, device, scope)
-    inputs = vary_inputs(config, tokens, request.seed, image=scope.images)
-    with torch.inference_mode():
-        computed = compute(parts, config, inputs, scope, request.num_tokens, device)
-        return framework, {name: value.cpu().numpy() for name, value in computed}
+source_tensors = published_tensors
 
 
-def make_parts(config: VaryModelConfig, tokens: ImageTokens, layout: Layout) -> Parts:
+def build(config: VaryModelConfig, request: ParityRequest) -> Parts:
     """Returns the modules of a config, on the default device."""
+    layout = LAYOUTS[request.model]
     if config.language_model:
         whole = layout.model(config)
-        whole.image_tokens = tokens
+        whole.image_tokens = ImageTokens.of(request.config)
         known = dict(whole.named_modules())
         prefixes = (layout.clip, layout.vocabulary, *layout.projectors, *layout.language_model)
         modules = {prefix: known[prefix[:-1]] for prefix in prefixes if prefix and prefix[:-1] in known}
@@ -114,18 +83,17 @@ def make_parts(config: VaryModelConfig, tokens: ImageTokens, layout: Layout) -> 
     return Parts(layout, None, modules)
 
 
-def fill_parts(parts: Parts, weights: TensorSource, device: torch.device, scope: VaryScope) -> None:
+def fill_modules(parts: Parts, values: TensorSource, device: torch.device, scope: VaryScope) -> None:
     """Streams the tensors into float32 modules in chunks.
 
-    Modules without tensors in `weights` stay empty. Missing convolutions of the vocabulary are zero; the neck does not
+    Modules without tensors in `values` stay empty. Missing convolutions of the vocabulary are zero; the neck does not
     depend on them.
 
     Raises:
         UserError: the tensors do not match the config.
     """
-    values = CastSource(weights, "float32")
     for prefix, module in parts.modules.items():
-        if not any(name.startswith(prefix) for name in weights.infos):
+        if not any(name.startswith(prefix) for name in values.infos):
             continue
         module.to_empty(device=device).eval()
         for name, parameter in module.named_parameters():

@@ -7,8 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mindvlm.convert import convert_weight
-from mindvlm.convert.parity.tinyllava.inputs import parity_config
-from mindvlm.convert.parity.vary.inputs import vary_config
+from mindvlm.convert.parity.inputs import ParityRequest, inputs_of
 from mindvlm.core.errors import UserError
 from mindvlm.models.run_config import read_config
 from mindvlm.models.vary.hf_config import vary_tiny_config, vary_toy_config
@@ -85,6 +84,11 @@ def convert(source, target, *options) -> int:
     )
 
 
+def parity_config(config: dict, family: str, model: str):
+    request = ParityRequest(family=family, model=model, source_paths=[], target="", config=config)
+    return inputs_of(family).parity_config(request, ())
+
+
 def require_one_line(error: UserError) -> None:
     assert "\n" not in str(error) and "model." not in str(error) and str(error).count("; ") <= 1
 
@@ -101,7 +105,7 @@ def require_checked_sizes(source, config, tmp_path, capsys) -> None:
 def test_tinyllava(tmp_path, capsys, dialect, change, named):
     source, config = write_tiny_tinyllava(tmp_path, dialect=dialect), hf_config(dialect, **change)
     (source / "config.json").write_text(json.dumps(config))
-    for run in (lambda: read_config(source), lambda: parity_config(config, f"tinyllava_{dialect}", [])):
+    for run in (lambda: read_config(source), lambda: parity_config(config, "tinyllava", f"tinyllava_{dialect}")):
         with pytest.raises(UserError, match=named) as caught:
             run()
         require_one_line(caught.value)
@@ -118,7 +122,7 @@ def test_vary(tmp_path, capsys, kind, change, named):
     tensors = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=named) as caught:
-        vary_config(config)
+        parity_config(config, "vary", f"vary_{kind}")
     require_one_line(caught.value)
     require_checked_sizes(source, config, tmp_path, capsys)
 

@@ -1,7 +1,7 @@
 """What the processes of a test do: msrun ... job.py <folder> <layouts>; without msrun, one process is a layout, too.
 
 Each layout trains and leaves its full tensors in `<layout>.safetensors` and what it measured in `<layout>.json`. One
-whose name ends in "_resumed" starts from `half_way.safetensors` and trains the second half.
+named "_resumed" starts from `half_way.safetensors` and trains the second half. A further "_graph" compiles the step.
 """
 
 import json
@@ -29,19 +29,25 @@ NUM_STEPS = 20
 HALF_WAY = "half_way.safetensors"
 
 
+def layout_of(name: str) -> tuple:
+    """Returns dialect and parallel config, and perhaps the number of passes, of a layout in either mode."""
+    return LAYOUTS[name.removesuffix("_graph")]
+
+
 def main(folder: Path, names: list[str]) -> None:
     from mindvlm.core import runtime
     from mindvlm.parallel.mesh import ParallelConfig, create_mesh, init_parallel
     from tests.parallel.tiny_training import TinyTraining
 
     runtime.start(runtime.RuntimeConfig(device="cpu"))
-    configs = [ParallelConfig(**LAYOUTS[name][1]) for name in names]
+    configs = [ParallelConfig(**layout_of(name)[1]) for name in names]
     rank = init_parallel(configs[0]).rank
     for name, parallel in zip(names, configs, strict=True):
-        dialect, _, *passes = LAYOUTS[name]
+        runtime.set_mode(name.endswith("_graph"))
+        dialect, _, *passes = layout_of(name)
         mesh = create_mesh(parallel, rank=rank, device="CPU")
         training = TinyTraining(dialect, parallel, mesh, num_passes=passes[0] if passes else 1)
-        is_resumed = name.endswith("_resumed")
+        is_resumed = "_resumed" in name
         if is_resumed:
             training.load(folder / HALF_WAY)
         results = training.run(NUM_STEPS // 2 if is_resumed else 0, NUM_STEPS)

@@ -9,13 +9,18 @@ import pytest
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.core import runtime
 from mindvlm.parallel.mesh import Mesh, ParallelConfig
-from tests.parallel.job import HALF_WAY, LAYOUTS, NUM_STEPS
+from tests.parallel.job import HALF_WAY, NUM_STEPS, layout_of
 from tests.parallel.launch import start
 from tests.parallel.tiny_training import TinyTraining
 
 JOBS = {
-    2: ["dp2", "dp2_zero2", "tp2", "tp2_opt", "dp2_passes2", "dp2_zero2_passes2"],
-    4: ["dp2_tp2", "dp2_tp2_zero1_resumed"],
+    2: ["dp2", "dp2_zero2_graph", "tp2", "tp2_opt", "dp2_passes2", "dp2_zero2_passes2"],
+    4: ["dp2_tp2", "dp2_tp2_zero1_resumed_graph"],
+}
+# the other mode of each
+CI_JOBS = {
+    2: ["dp2_graph", "dp2_zero2", "tp2_graph", "tp2_opt_graph", "dp2_passes2_graph", "dp2_zero2_passes2_graph"],
+    4: ["dp2_tp2_graph", "dp2_tp2_zero1_resumed"],
 }
 MORE_JOBS = {4: ["dp4_zero1", "dp2_tp2_zero2_opt", "tp4"]}
 
@@ -32,8 +37,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def single(folder) -> dict[str, dict]:
-    """What one process gives, for each dialect; the state half way is left in the folder."""
-    runtime.start(runtime.RuntimeConfig(device="cpu"))
+    """What one process gives in PyNative mode, for each dialect; the state half way is left in the folder."""
+    runtime.start(runtime.RuntimeConfig(device="cpu", mode="pynative"))
     found = {}
     for dialect in ("qwen", "opt"):
         training = TinyTraining(dialect, ParallelConfig(), Mesh())
@@ -70,13 +75,18 @@ def jobs(folder, single) -> None:
 
 
 @pytest.fixture(scope="module")
+def ci_jobs(folder, single) -> None:
+    run_jobs(CI_JOBS, folder)
+
+
+@pytest.fixture(scope="module")
 def more_jobs(folder, single) -> None:
     run_jobs(MORE_JOBS, folder)
 
 
 def check_equal_to_single(name: str, folder: Path, single: dict) -> dict:
     report = json.loads((folder / f"{name}.json").read_text())
-    expected = single[LAYOUTS[name][0]]
+    expected = single[layout_of(name)[0]]
     first = NUM_STEPS - len(report["results"])
     np.testing.assert_allclose(np.array(report["results"]), expected["results"][first:], rtol=1e-5)
     tensors = read_all(folder / f"{name}.safetensors")
@@ -93,6 +103,12 @@ def test_a_layout_gives_the_losses_and_weights_of_one_process(name, jobs, folder
     check_equal_to_single(name, folder, single)
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("name", [name for names in CI_JOBS.values() for name in names])
+def test_the_other_mode_of_a_layout_gives_the_same(name, ci_jobs, folder, single):
+    check_equal_to_single(name, folder, single)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for names in MORE_JOBS.values() for name in names])
 def test_other_layouts_give_the_losses_and_weights_of_one_process(name, more_jobs, folder, single):
@@ -100,19 +116,16 @@ def test_other_layouts_give_the_losses_and_weights_of_one_process(name, more_job
 
 
 def test_zero_halves_the_optimizer_state(jobs, folder, single):
-    num_bytes = {
-        name: json.loads((folder / f"{name}.json").read_text())["state_bytes"] for name in ("dp2", "dp2_zero2")
-    }
-    assert num_bytes["dp2"] == single["qwen"]["state_bytes"]
+    whole, halved = (json.loads((folder / f"{name}.json").read_text())["state_bytes"] for name in JOBS[2][:2])
+    assert whole == single["qwen"]["state_bytes"]
     # buckets are padded to an even number of elements
-    assert num_bytes["dp2"] / 2 <= num_bytes["dp2_zero2"] < num_bytes["dp2"] * 0.505
+    assert whole / 2 <= halved < whole * 0.505
 
 
 def test_a_state_of_four_ranks_goes_on_in_one_process(jobs, folder, single):
     uninterrupted = single["qwen"]["training"].run(NUM_STEPS, NUM_STEPS + 5)
-    # a compiled step does not notice new moments: they are loaded before the first update
     training = TinyTraining("qwen", ParallelConfig(), Mesh())
-    training.load(folder / "dp2_tp2_zero1_resumed.safetensors")
+    training.load(folder / f"{JOBS[4][1]}.safetensors")
     np.testing.assert_allclose(training.run(NUM_STEPS, NUM_STEPS + 5), uninterrupted, rtol=1e-5)
 
 

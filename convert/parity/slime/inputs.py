@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mindvlm.convert.parity.inputs import prompt_ids, structured_pixels
+from mindvlm.convert.parity.inputs import ParityRequest, Scope, prompt_ids, structured_pixels
 from mindvlm.core.errors import UserError
 from mindvlm.models.slime.hf_config import from_hf_config, is_slime
 from mindvlm.models.slime.model_config import SlimeModelConfig
@@ -19,39 +18,38 @@ GRID = (3, 2)
 NUM_CROPS = GRID[0] * GRID[1]
 
 
-def parity_config(config: Mapping[str, Any]) -> SlimeModelConfig:
-    """Returns the model config of a config.json, with the tower's under `vision_config` unless it is a published one.
+def parity_config(request: ParityRequest, names: Collection[str]) -> SlimeModelConfig:
+    """Returns the model config of the request's config.json.
 
     Raises:
         UserError: the file does not describe a SliME, or has a wrong key or value.
     """
-    if not is_slime(config):
+    if not is_slime(request.config):
         raise UserError(
             "--verify logits: the config.json beside the weights does not describe a SliME; put that of the whole "
             "model there"
         )
-    return from_hf_config(dict(config))
+    return from_hf_config(request.config)
 
 
 @dataclass(frozen=True)
-class SlimeScope:
-    """The parts of a model that a set of tensors has. They decide which stages can be compared."""
+class SlimeScope(Scope):
+    """The parts of a SliME."""
 
     tower: bool
     adapter: bool
     compression: bool
     language_model: bool
 
-    @classmethod
-    def of(cls, names: Collection[str]) -> SlimeScope:
-        """Derives the scope from native names."""
-        parts = {name.partition(".")[0] for name in names}
-        return cls(*(part in parts for part in ("vision_tower", "mm_projector", "sampler", "language_model")))
-
     @property
     def images(self) -> bool:
-        """Whether the model is complete."""
         return self.tower and self.adapter and self.compression and self.language_model
+
+
+def scope_of(names: Collection[str], config: SlimeModelConfig) -> SlimeScope:
+    """Returns the scope of native names."""
+    parts = {name.partition(".")[0] for name in names}
+    return SlimeScope(*(part in parts for part in ("vision_tower", "mm_projector", "sampler", "language_model")))
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,13 @@ class SlimeInputs:
         return self.input_ids[self.input_ids != PLACEHOLDER_ID]
 
 
-def slime_inputs(config: SlimeModelConfig, seed: int, *, image: bool) -> SlimeInputs:
-    """Returns the inputs; `image` puts the placeholders of one picture into the prompt."""
-    generator = np.random.default_rng(seed)
+def make_inputs(config: SlimeModelConfig, scope: Scope, request: ParityRequest) -> SlimeInputs:
+    """Returns the inputs; the prompt has the placeholders of one picture if `scope.images`."""
+    generator = np.random.default_rng(request.seed)
     vit, num_global, num_local = config.vision_tower, config.num_global_tokens, NUM_CROPS * config.num_local_tokens
     views = [structured_pixels(generator, vit.image_size, vit.image_size) for _ in range(1 + NUM_CROPS)]
     features = generator.standard_normal((1 + NUM_CROPS, num_global, vit.hidden_size), dtype=np.float32)
     num_rows = {"both": num_global + 1 + num_local, "global": num_global, "local": num_local}[config.use]
-    span = [PLACEHOLDER_ID] * num_rows if image else ()
+    span = [PLACEHOLDER_ID] * num_rows if scope.images else ()
     input_ids = prompt_ids(generator, config.language_model.vocab_size, span=span)
     return SlimeInputs(np.concatenate(views), features, input_ids)

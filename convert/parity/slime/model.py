@@ -1,4 +1,4 @@
-"""The MindSpore side of SliME's logits check: every stage, loaded and computed as `predict` does it.
+"""The MindSpore side of SliME's logits check: the stages before the decoder, computed as `predict` does.
 
 V views, C crops of a view, T tokens of a view, Q tokens of a crop, W width of the tower.
 """
@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvlm.convert.parity.graphs import ModelStages, Stages, TowerStages, fill_target, named, native_names, start
+from mindvlm.convert.parity.graphs import ModelStages, Stages, TowerStages, named
 from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.slime.inputs import GRID, NUM_CROPS, SlimeInputs, SlimeScope, parity_config, slime_inputs
-from mindvlm.models.loading import build_model
-from mindvlm.models.registry import get_family
+from mindvlm.convert.parity.slime.inputs import GRID, NUM_CROPS, SlimeInputs, SlimeScope
+from mindvlm.convert.parity.stages import TOWER_STAGES
 from mindvlm.models.slime.views import ViewsConfig
 from mindvlm.nn.image_text import ImageTextModel
-from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 
 logger = logging.getLogger(__name__)
 
-TOWER = ("tower_features", "tower_last_hidden", "tower_pooled")
+TOWER = tuple(TOWER_STAGES)
 GLOBAL = ("global_resampled", "gates", "global_rows")
 
 
@@ -47,26 +44,9 @@ class ImageEncoder(nn.Cell):
         return self.model.encode_images(pixels)
 
 
-def run(request: ParityRequest, forced_ids: np.ndarray | None) -> tuple[str, Stages]:
-    """Returns the framework in words, and the outputs by stage, see `process.SIDES`.
-
-    Raises:
-        UserError: the target cannot be read, or its tensors are not those that the config describes.
-    """
-    context, framework = start()
-    logger.info(f"loading the target into {framework}")
-    names = native_names(request.family, request.target)
-    config, scope = parity_config(request.config), SlimeScope.of(names)
-    model, _ = build_model(get_family(request.family), config, context)
-    model.set_train(False)
-    fill_target(model, request.family, request.target, names)
-    stages = SlimeStages(model, scope, placeholder_id=PLACEHOLDER_ID, num_tokens=request.num_tokens)
-    return framework, stages.compute(slime_inputs(config, request.seed, image=scope.images), forced_ids)
-
-
-class SlimeStages(ModelStages):
-    def __init__(self, model: nn.Cell, scope: SlimeScope, **options: int) -> None:
-        super().__init__(model, scope, **options)
+class FamilyStages(ModelStages):
+    def __init__(self, model: nn.Cell, scope: SlimeScope, request: ParityRequest) -> None:
+        super().__init__(model, scope, request)
         self.model = model
         self.tower = TowerStages(model.vision_tower)
         self.global_stages = GlobalStages(model.mm_projector)

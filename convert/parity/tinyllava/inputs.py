@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mindvlm.convert.parity.inputs import prompt_ids, structured_pixels
+from mindvlm.convert.parity.inputs import ParityRequest, Scope, prompt_ids, structured_pixels
 from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
@@ -21,16 +20,13 @@ PARTS = {"vision_tower": "vision_tower", "mm_projector": "vision_tower", "langua
 the stages have one picture, uncut."""
 
 
-def parity_config(config: Mapping[str, Any], model: str, names: Collection[str]) -> TinyLlavaModelConfig:
-    """Returns the model config of a source from its config.json.
+def parity_config(request: ParityRequest, names: Collection[str]) -> TinyLlavaModelConfig:
+    """Returns the model config of the request's config.json, which has the tower's under `vision_config`.
 
-    Args:
-        config: the contents of the file, with the tower's under `vision_config`.
-        model: the name of a convertible model.
-        names: the native tensors. A SigLIP that was published alone may have its last layer, which a whole TinyLLaVA
-            lacks.
+    A SigLIP that was published alone may have its last layer, as `names` show, which a whole TinyLLaVA lacks.
     """
-    found = from_hf_config(config, dialect=next(kind.dialect for kind in KINDS if kind.name == model))
+    dialect = next(kind.dialect for kind in KINDS if kind.name == request.model)
+    found = from_hf_config(request.config, dialect=dialect)
     if found.language_model is None:
         last = f"vision_tower.encoder.layers.{found.vision_tower.num_hidden_layers}."
         found.vision_tower.num_hidden_layers += any(name.startswith(last) for name in names)
@@ -38,41 +34,32 @@ def parity_config(config: Mapping[str, Any], model: str, names: Collection[str])
 
 
 @dataclass(frozen=True)
-class TinyLlavaScope:
-    """The parts of a model that a set of tensors has, and so the stages that can be compared.
-
-    Attributes:
-        tower, connector, language_model: the part of that name is present.
-        images: everything that turns a picture into embeddings.
-    """
+class TinyLlavaScope(Scope):
+    """The parts of a TinyLLaVA."""
 
     tower: bool
     connector: bool
     language_model: bool
     images: bool
 
-    @classmethod
-    def of(cls, names: Collection[str], config: TinyLlavaModelConfig) -> TinyLlavaScope:
-        """Derives the scope from native names.
 
-        Raises:
-            UserError: the config does not describe one of the parts.
-        """
-        parts = {name.partition(".")[0] for name in names} & PARTS.keys()
-        for part in sorted(parts):
-            if getattr(config, PARTS[part]) is None:
-                raise UserError(
-                    f"--verify logits: the config.json beside the weights does not describe their {part}; put that of "
-                    "the whole model there"
-                )
-        tower, connector = "vision_tower" in parts, "mm_projector" in parts
-        has_connector = connector or config.connector.type == "identity"
-        return cls(
-            tower=tower,
-            connector=connector,
-            language_model="language_model" in parts,
-            images=tower and has_connector and config.language_model is not None,
-        )
+def scope_of(names: Collection[str], config: TinyLlavaModelConfig) -> TinyLlavaScope:
+    """Returns the scope of native names.
+
+    Raises:
+        UserError: the config does not describe one of the parts.
+    """
+    parts = {name.partition(".")[0] for name in names} & PARTS.keys()
+    for part in sorted(parts):
+        if getattr(config, PARTS[part]) is None:
+            raise UserError(
+                f"--verify logits: the config.json beside the weights does not describe their {part}; put that of the "
+                "whole model there"
+            )
+    tower, connector = "vision_tower" in parts, "mm_projector" in parts
+    has_connector = connector or config.connector.type == "identity"
+    images = tower and has_connector and config.language_model is not None
+    return TinyLlavaScope(tower, connector, "language_model" in parts, images)
 
 
 @dataclass(frozen=True)
@@ -90,9 +77,9 @@ class TinyLlavaInputs:
     input_ids: np.ndarray | None
 
 
-def tinyllava_inputs(config: TinyLlavaModelConfig, seed: int, *, image: bool) -> TinyLlavaInputs:
-    """Returns the inputs; `image` puts the placeholders of one picture into the prompt."""
-    generator = np.random.default_rng(seed)
+def make_inputs(config: TinyLlavaModelConfig, scope: Scope, request: ParityRequest) -> TinyLlavaInputs:
+    """Returns the inputs; the prompt has the placeholders of one picture if `scope.images`."""
+    generator = np.random.default_rng(request.seed)
     lm, vit = config.language_model, config.vision_tower
     pixels = features = input_ids = None
     if vit:
@@ -100,6 +87,6 @@ def tinyllava_inputs(config: TinyLlavaModelConfig, seed: int, *, image: bool) ->
         shape = (1, vit.num_tokens - config.num_dropped_tokens, vit.hidden_size)
         features = generator.standard_normal(shape, dtype=np.float32)
     if lm:
-        span = [PLACEHOLDER_ID] * config.image_token_len if image else ()
+        span = [PLACEHOLDER_ID] * config.image_token_len if scope.images else ()
         input_ids = prompt_ids(generator, lm.vocab_size, span=span)
     return TinyLlavaInputs(pixels, features, input_ids)

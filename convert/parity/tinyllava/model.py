@@ -1,22 +1,19 @@
-"""The MindSpore side of TinyLLaVA's logits check: every stage, loaded and computed as `predict` does it."""
+"""The MindSpore side of TinyLLaVA's logits check: the stages before the decoder, computed as `predict` does."""
 
 from __future__ import annotations
 
 import logging
 
-import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm.convert.parity.graphs import ModelStages, Stages, TowerStages, fill_target, named, native_names, start
+from mindvlm.convert.parity.graphs import ModelStages, Stages, TowerStages, named
 from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaInputs, TinyLlavaScope, parity_config, tinyllava_inputs
-from mindvlm.models.loading import build_model
-from mindvlm.models.registry import get_family
-from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
+from mindvlm.convert.parity.stages import TOWER_STAGES
+from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaInputs, TinyLlavaScope
 
 logger = logging.getLogger(__name__)
 
-TOWER = ("tower_features", "tower_last_hidden", "tower_pooled")
+TOWER = tuple(TOWER_STAGES)
 
 
 class ImageStages(nn.Cell):
@@ -31,27 +28,9 @@ class ImageStages(nn.Cell):
         return *self.tower(pixels), self.model.encode_images(pixels)
 
 
-def run(request: ParityRequest, forced_ids: np.ndarray | None) -> tuple[str, Stages]:
-    """Returns the framework in words, and the outputs by stage, see `process.SIDES`.
-
-    Raises:
-        UserError: the target cannot be read, or its tensors are not those that the config describes.
-    """
-    context, framework = start()
-    logger.info(f"loading the target into {framework}")
-    names = native_names(request.family, request.target)
-    config = parity_config(request.config, request.model, names)
-    scope = TinyLlavaScope.of(names, config)
-    model, _ = build_model(get_family(request.family), config, context)
-    model.set_train(False)
-    fill_target(model, request.family, request.target, names)
-    stages = TinyLlavaStages(model, scope, placeholder_id=PLACEHOLDER_ID, num_tokens=request.num_tokens)
-    return framework, stages.compute(tinyllava_inputs(config, request.seed, image=scope.images), forced_ids)
-
-
-class TinyLlavaStages(ModelStages):
-    def __init__(self, model: nn.Cell, scope: TinyLlavaScope, **options: int) -> None:
-        super().__init__(model, scope, **options)
+class FamilyStages(ModelStages):
+    def __init__(self, model: nn.Cell, scope: TinyLlavaScope, request: ParityRequest) -> None:
+        super().__init__(model, scope, request)
         if scope.images:
             self.images = ImageStages(model)
         elif scope.tower:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mindvlm.convert.parity.inputs import prompt_ids, structured_pixels
+from mindvlm.convert.parity.inputs import ParityRequest, Scope, prompt_ids, structured_pixels
 from mindvlm.models.vary.hf_config import ImageTokens, from_hf_config
 from mindvlm.models.vary.model_config import VaryModelConfig, num_vocabulary_tokens
 from mindvlm.nn.config import height_and_width
@@ -17,14 +16,8 @@ CONVOLUTIONS = ("vision_vocabulary.net_2.", "vision_vocabulary.net_3.")
 
 
 @dataclass(frozen=True)
-class VaryScope:
-    """The parts of a model that a set of tensors has, and so the stages that can be compared.
-
-    Attributes:
-        clip, neck, connector, language_model: the part of that name is present.
-        vocabulary: the neck and the two convolutions behind it.
-        images: everything that turns a picture into embeddings.
-    """
+class VaryScope(Scope):
+    """The parts of a Vary. `vocabulary` is the neck and the two convolutions behind it."""
 
     clip: bool
     neck: bool
@@ -33,25 +26,30 @@ class VaryScope:
     language_model: bool
     images: bool
 
-    @classmethod
-    def of(cls, names: Iterable[str], config: VaryModelConfig) -> VaryScope:
-        """Derives the scope from native names, and from a config that shows whether the model has a CLIP tower."""
-        names = tuple(names)
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The convolutions, without which a vocabulary may come; its neck does not depend on them."""
+        return () if self.vocabulary else CONVOLUTIONS
 
-        def has(*prefixes: str) -> bool:
-            return all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
 
-        clip, neck = has("vision_tower."), has("vision_vocabulary.neck.")
-        vocabulary = neck and has(*CONVOLUTIONS)
-        connector = has("mm_projector.") and (config.is_tiny or has("mm_projector_vary."))
-        return cls(
-            clip=clip,
-            neck=neck,
-            vocabulary=vocabulary,
-            connector=connector,
-            language_model=has("language_model."),
-            images=connector and vocabulary and (config.is_tiny or clip),
-        )
+def scope_of(names: Iterable[str], config: VaryModelConfig) -> VaryScope:
+    """Returns the scope of native names, and of a config that shows whether the model has a CLIP tower."""
+    names = tuple(names)
+
+    def has(*prefixes: str) -> bool:
+        return all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
+
+    clip, neck = has("vision_tower."), has("vision_vocabulary.neck.")
+    vocabulary = neck and has(*CONVOLUTIONS)
+    connector = has("mm_projector.") and (config.is_tiny or has("mm_projector_vary."))
+    return VaryScope(
+        clip=clip,
+        neck=neck,
+        vocabulary=vocabulary,
+        connector=connector,
+        language_model=has("language_model."),
+        images=connector and vocabulary and (config.is_tiny or clip),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ class VaryInputs:
     input_ids: np.ndarray | None
 
 
-def vary_inputs(config: VaryModelConfig, tokens: ImageTokens, seed: int, *, image: bool) -> VaryInputs:
-    """Returns the inputs for a model; `image` puts the placeholders of one picture into the prompt."""
-    generator = np.random.default_rng(seed)
+def make_inputs(config: VaryModelConfig, scope: Scope, request: ParityRequest) -> VaryInputs:
+    """Returns the inputs for a model; the prompt has the placeholders of one picture if `scope.images`."""
+    generator, tokens = np.random.default_rng(request.seed), ImageTokens.of(request.config)
     lm, vit, sam = config.language_model, config.vision_tower, config.vision_vocabulary
     clip_pixels = high_pixels = input_ids = None
     widths = []
@@ -86,13 +84,14 @@ def vary_inputs(config: VaryModelConfig, tokens: ImageTokens, seed: int, *, imag
     features = tuple(generator.standard_normal((*shape, width), dtype=np.float32) for width in widths)
     if lm:
         special = [tokens.patch, tokens.start, tokens.end]
-        span = [tokens.start, *[tokens.patch] * num_vocabulary_tokens(sam), tokens.end] if image else ()
+        span = [tokens.start, *[tokens.patch] * num_vocabulary_tokens(sam), tokens.end] if scope.images else ()
         input_ids = prompt_ids(generator, lm.vocab_size, special=special, span=span)
     return VaryInputs(clip_pixels, high_pixels, features, input_ids)
 
 
-def vary_config(config: Mapping[str, Any]) -> VaryModelConfig:
-    """Returns the config of a Vary model from its config.json, or from that of a CLIP, which is then the only part."""
+def parity_config(request: ParityRequest, names: Iterable[str]) -> VaryModelConfig:
+    """Returns the model config of the request's config.json: of a Vary, or of a CLIP, which is then the only part."""
+    config = request.config
     if config.get("model_type") == "clip_vision_model":
         return from_hf_config({"vision_config": dict(config)})
     if config.get("model_type") == "clip":

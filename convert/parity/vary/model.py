@@ -1,4 +1,4 @@
-"""The MindSpore side of Vary's logits check: every stage, loaded and computed as `predict` does it."""
+"""The MindSpore side of Vary's logits check: the stages before the decoder, computed as `predict` does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import logging
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvlm.convert.parity.graphs import ModelStages, Stages, TowerStages, fill_target, named, native_names, start
+from mindvlm.convert.parity.graphs import ModelStages, Stages, TowerStages, named
 from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.vary.inputs import CONVOLUTIONS, VaryInputs, VaryScope, vary_config, vary_inputs
-from mindvlm.models.loading import build_model
-from mindvlm.models.registry import get_family
+from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope
 from mindvlm.models.vary.hf_config import ImageTokens
 
 logger = logging.getLogger(__name__)
@@ -57,35 +55,9 @@ class VisionStages(nn.Cell):
         return stages if self.clip is None else (*self.clip(pixels[0]), *stages)
 
 
-def run(request: ParityRequest, forced_ids: np.ndarray | None) -> tuple[str, Stages]:
-    """Returns the framework in words, and the outputs by stage, see `process.SIDES`.
-
-    Raises:
-        UserError: the target cannot be read, or its tensors are not those that the config describes.
-    """
-    config, tokens = vary_config(request.config), ImageTokens.of(request.config)
-    context, framework = start()
-    logger.info(f"loading the target into {framework}")
-    model, _ = build_model(get_family(request.family), config, context)
-    model.set_train(False)
-    scope = load_target(model, request)
-    stages = VaryStages(model, scope, placeholder_id=tokens.patch, num_tokens=request.num_tokens)
-    return framework, stages.compute(vary_inputs(config, tokens, request.seed, image=scope.images), forced_ids)
-
-
-def load_target(model: nn.Cell, request: ParityRequest) -> VaryScope:
-    """Fills the parts of the model that the target has; returns which parts these are."""
-    names = native_names(request.family, request.target)
-    scope = VaryScope.of(names, model.config)
-    # a vocabulary may come without its convolutions, on which the neck does not depend
-    without = () if scope.vocabulary else CONVOLUTIONS
-    fill_target(model, request.family, request.target, names, without=without)
-    return scope
-
-
-class VaryStages(ModelStages):
-    def __init__(self, model: nn.Cell, scope: VaryScope, **options: int) -> None:
-        super().__init__(model, scope, **options)
+class FamilyStages(ModelStages):
+    def __init__(self, model: nn.Cell, scope: VaryScope, request: ParityRequest) -> None:
+        super().__init__(model, scope, request)
         if scope.images:
             self.vision = VisionStages(model)
         if scope.clip:
@@ -94,6 +66,9 @@ class VaryStages(ModelStages):
             self.vocabulary = VocabularyStages(model.vision_vocabulary)
         if scope.connector:
             self.connector = model.mm_projector if model.config.is_tiny else Connector(model)
+
+    def placeholder_id(self, request: ParityRequest) -> int:
+        return ImageTokens.of(request.config).patch
 
     def compute(self, inputs: VaryInputs, forced_ids: np.ndarray | None) -> Stages:
         stages = super().compute(inputs, forced_ids)

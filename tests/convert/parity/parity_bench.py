@@ -1,18 +1,22 @@
 """Tiny models for the logits check: configs, tensors under every naming, and both sides in one process."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
+import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.convert.parity.comparison import ParityReport, read_report
-from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.stages import GREEDY_IDS
-from mindvlm.convert.parity.vary import MODELS
-from mindvlm.convert.parity.vary.inputs import vary_config, vary_inputs
-from mindvlm.convert.parity.vary.model import VaryStages, load_target
+from mindvlm.convert.parity.comparison import BOUND, ParityReport, read_report
+from mindvlm.convert.parity.graphs import ModelStages, fill_target, stages_for
+from mindvlm.convert.parity.inputs import ParityRequest, inputs_of
+from mindvlm.convert.parity.stages import GREEDY_IDS, stages_of
 from mindvlm.convert.random_weights import RandomSource
-from mindvlm.convert.reference import vary_stages
+from mindvlm.convert.reference import stages as reference
+from mindvlm.core import runtime
+from mindvlm.generation.graphs import GraphRunner
 from mindvlm.models.registry import get_family
-from mindvlm.models.vary.hf_config import ImageTokens, vary_tiny_config, vary_toy_config
+from mindvlm.models.vary.hf_config import vary_tiny_config, vary_toy_config
 from mindvlm.weights.recognise import native_view
 from tests.hf_shapes import tiny_shapes, toy_shapes
 from tests.known_models import VARY
@@ -114,9 +118,19 @@ def part(tensors: dict[str, np.ndarray], *prefixes: str) -> dict[str, np.ndarray
 
 
 def request(source: str, target: str, config: dict, **options) -> ParityRequest:
-    options = {"num_tokens": NUM_TOKENS} | options
+    """A comparison of a Vary-toy or a Vary-tiny, or of the family and model in `options`."""
     model = "vary_tiny" if "ffn_dim" in config else "vary_toy"
-    return ParityRequest(family="vary", model=model, source_paths=[source], target=target, config=config, **options)
+    options = {"family": "vary", "model": model, "num_tokens": NUM_TOKENS} | options
+    return ParityRequest(source_paths=[source], target=target, config=config, **options)
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Runs the graphs of the check in PyNative mode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "set_mode", lambda graph_mode, set_mode=runtime.set_mode: set_mode(False))
+        patch.setattr(GraphRunner, "compile", lambda runner, stage, graph, *inputs: None)
+        yield
 
 
 class Bench:
@@ -124,32 +138,40 @@ class Bench:
 
     Args:
         folder: for the files of both sides.
+        config: the config.json of the source.
         tensors: the source, of any naming.
+        compiled: whether our side runs as graphs, as with the command. Compiling is worth its time for many reports.
+        options: see `request`.
     """
 
-    def __init__(self, folder, config: dict, tensors: dict[str, np.ndarray]):
-        self.folder, self.config = folder, config
-        self.tokens = ImageTokens.of(config)
+    def __init__(self, folder, config: dict, tensors: dict[str, np.ndarray], *, compiled: bool = False, **options):
+        self.folder, self.compiled = folder, compiled
+        places = (str(folder / f"{name}.safetensors") for name in ("source", "target"))
+        self.request = request(*places, config, **options)
         self.expected = self.reference(tensors)
-        self.model = get_family("vary").build(vary_config(config)).set_train(False)
-        self.stages = None
+        self.stages: ModelStages | None = None
         self.keep("reference", self.expected)
 
     def reference(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Stages of a source by the torch side."""
-        path = write(self.folder / "source.safetensors", tensors)
-        return vary_stages.run(request(path, "", self.config))[1]
+        write(self.request.source_paths[0], tensors)
+        return reference.run(self.request)[1]
 
     def keep(self, side: str, stages: dict[str, np.ndarray]) -> None:
         metadata = {"framework": side, "seconds": "1", "peak_memory_bytes": "1"}
         write_checkpoint(self.folder / f"{side}.safetensors", MemorySource(stages), metadata=metadata)
 
-    def report(self, target: dict[str, np.ndarray]) -> ParityReport:
-        """Run our side over a target and compare."""
-        scope = load_target(self.model, request("", write(self.folder / "target.safetensors", target), self.config))
-        self.stages = self.stages or VaryStages(
-            self.model, scope, placeholder_id=self.tokens.patch, num_tokens=NUM_TOKENS
-        )
-        inputs = vary_inputs(self.model.config, self.tokens, 0, image=scope.images)
-        self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
-        return read_report(self.folder, MODELS[request("", "", self.config).model], 1e-5)
+    def report(self, native: dict[str, np.ndarray], target: dict[str, np.ndarray] | None = None) -> ParityReport:
+        """Runs our side over native tensors, or over a target in another naming of them, and compares."""
+        request, check = self.request, inputs_of(self.request.family)
+        write(request.target, native if target is None else target)
+        config = check.parity_config(request, tuple(native))
+        scope = check.scope_of(tuple(native), config)
+        if self.stages is None:
+            self.model = get_family(request.family).build(config).set_train(False)
+        fill_target(self.model, request.family, request.target, tuple(native), without=scope.absent)
+        self.stages = self.stages or stages_for(self.model, scope, request)
+        inputs = check.make_inputs(config, scope, request)
+        with contextlib.nullcontext() if self.compiled else eager():
+            self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
+        return read_report(self.folder, stages_of(request.family, request.model), BOUND)

@@ -5,8 +5,7 @@ import pytest
 
 from mindvlm.convert.parity.stages import STEP_LOGITS
 from mindvlm.convert.parity.vary import MODELS
-from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope, vary_config, vary_inputs
-from mindvlm.models.vary.hf_config import ImageTokens
+from mindvlm.convert.parity.vary.inputs import VaryInputs, VaryScope, make_inputs, parity_config, scope_of
 from tests.convert.parity.parity_bench import (
     CONFIG,
     NUM_TOKENS,
@@ -17,6 +16,7 @@ from tests.convert.parity.parity_bench import (
     mindocr_tensors,
     native_tensors,
     part,
+    request,
     source_tensors,
     swapped,
 )
@@ -52,7 +52,7 @@ SWAPS = [
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"), CONFIG, SOURCE)
+    return Bench(tmp_path_factory.mktemp("bench"), CONFIG, SOURCE, compiled=True)
 
 
 @pytest.mark.parametrize("naming", ["native", "hf", "mindocr"])
@@ -61,7 +61,7 @@ def test_right_conversions_pass_whatever_the_names(bench, naming):
     for name, value in bench.reference(tensors).items():
         np.testing.assert_array_equal(value, bench.expected[name])
 
-    report = bench.report(tensors)
+    report = bench.report(NATIVE, tensors)
 
     assert report.passed and report.failure() is None
     assert [stage.key for stage in report.stages] == list(MODELS["vary_toy"])
@@ -71,14 +71,14 @@ def test_right_conversions_pass_whatever_the_names(bench, naming):
 
 @pytest.fixture(scope="module")
 def tiny_bench(tmp_path_factory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("tiny"), TINY_CONFIG, source_tensors(TINY_CONFIG))
+    return Bench(tmp_path_factory.mktemp("tiny"), TINY_CONFIG, source_tensors(TINY_CONFIG), compiled=True)
 
 
 @pytest.mark.parametrize("native", [False, True])
 def test_right_conversions_of_vary_tiny_pass(tiny_bench, native):
     tensors = source_tensors(TINY_CONFIG)
 
-    report = tiny_bench.report(native_tensors(tensors) if native else tensors)
+    report = tiny_bench.report(native_tensors(tensors), None if native else tensors)
 
     assert report.passed, report.table()
     assert [stage.key for stage in report.stages] == list(MODELS["vary_tiny"])
@@ -156,7 +156,9 @@ def test_a_published_sam_is_compared_up_to_its_neck(tmp_path):
 
 
 def inputs_of(config: dict, seed: int, *, image: bool) -> VaryInputs:
-    return vary_inputs(vary_config(config), ImageTokens.of(config), seed, image=image)
+    wanted = request("", "", config, seed=seed)
+    scope = VaryScope(*[image] * 6)
+    return make_inputs(parity_config(wanted, ()), scope, wanted)
 
 
 def test_inputs_are_seeded_and_fit_the_config():
@@ -176,6 +178,7 @@ def test_inputs_are_seeded_and_fit_the_config():
 
 
 def test_the_parts_of_a_model_are_told_apart():
-    scope = VaryScope.of(NATIVE, vary_config(CONFIG))
+    config = parity_config(request("", "", CONFIG), ())
+    scope = scope_of(NATIVE, config)
     assert scope.images and scope.language_model
-    assert not any(vars(VaryScope.of(["mm_projector.weight"], vary_config(CONFIG))).values())
+    assert not any(vars(scope_of(["mm_projector.weight"], config)).values())

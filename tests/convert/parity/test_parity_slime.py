@@ -7,25 +7,20 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.convert_weight import main
-from mindvlm.convert.parity.comparison import ParityReport, read_report
-from mindvlm.convert.parity.graphs import fill_target
-from mindvlm.convert.parity.inputs import ParityRequest
 from mindvlm.convert.parity.slime import MODELS
-from mindvlm.convert.parity.slime.inputs import NUM_CROPS, SlimeScope, parity_config, slime_inputs
-from mindvlm.convert.parity.slime.model import SlimeStages
-from mindvlm.convert.parity.stages import GREEDY_IDS, STEP_LOGITS
+from mindvlm.convert.parity.slime.inputs import NUM_CROPS, parity_config
+from mindvlm.convert.parity.stages import STEP_LOGITS
 from mindvlm.convert.random_weights import RandomSource
-from mindvlm.convert.reference import slime_stages
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
+from mindvlm.models.slime.hf_config import from_hf_config
 from mindvlm.models.slime.names import HF, STATISTICS, infos_of
-from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from mindvlm.weights.recognise import native_view
 from mindvlm.weights.rules.planning import make_plan
+from tests.convert.parity.parity_bench import NUM_TOKENS, Bench, request, swapped
 from tests.models.tinyllava.test_names import read_all
 from tests.tiny_slime import CONFIG, TOWER
 
-NUM_TOKENS = 4
 STAGES = list(MODELS["slime"])
 LANGUAGE = ["merged_embeddings", "layers", "logits", STEP_LOGITS]
 LAYER, TOWER_LAYER = "language_model.layers.1.", "vision_tower.encoder.layers."
@@ -40,7 +35,8 @@ def config_of(**changes) -> dict:
 
 def source_tensors(config: dict) -> dict[str, np.ndarray]:
     """Random tensors under the published names."""
-    shapes = {name: info.shape for name, info in make_plan(HF.reverse(), infos_of(parity_config(config))).infos.items()}
+    infos = make_plan(HF.reverse(), infos_of(from_hf_config(config))).infos
+    shapes = {name: info.shape for name, info in infos.items()}
     tensors = read_all(RandomSource(shapes | {f"model.mm_projector.{name}": (1,) for name in STATISTICS}, 0))
     # a gate that mixes
     return tensors | {name: value / 8 for name, value in tensors.items() if name.endswith(("w_gate", "w_noise"))}
@@ -50,49 +46,13 @@ def native_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return read_all(native_view(MemorySource(tensors), get_family("slime").models))
 
 
-def swapped(tensors: dict[str, np.ndarray], first: str, second: str) -> dict[str, np.ndarray]:
-    assert tensors[first].shape == tensors[second].shape and not np.array_equal(tensors[first], tensors[second])
-    return tensors | {first: tensors[second], second: tensors[first]}
-
-
-class Bench:
-    """The reference's stages of one source, and graphs that run any target of the same parts and shapes."""
-
-    def __init__(self, folder, config: dict, tensors: dict[str, np.ndarray]):
-        self.folder = folder
-        write_checkpoint(folder / "source.safetensors", MemorySource(tensors))
-        self.request = ParityRequest(
-            family="slime",
-            model="slime",
-            source_paths=[str(folder / "source.safetensors")],
-            target=str(folder / "target.safetensors"),
-            config=config,
-            num_tokens=NUM_TOKENS,
-        )
-        self.expected = slime_stages.run(self.request)[1]
-        self.keep("reference", self.expected)
-        self.stages = None
-
-    def keep(self, side: str, stages: dict[str, np.ndarray]) -> None:
-        metadata = {"framework": side, "seconds": "1", "peak_memory_bytes": "1"}
-        write_checkpoint(self.folder / f"{side}.safetensors", MemorySource(stages), metadata=metadata)
-
-    def report(self, target: dict[str, np.ndarray]) -> ParityReport:
-        """Runs our side over a target and compares."""
-        write_checkpoint(self.request.target, MemorySource(target))
-        config, scope = parity_config(self.request.config), SlimeScope.of(target)
-        if self.stages is None:
-            self.model = get_family("slime").build(config).set_train(False)
-            self.stages = SlimeStages(self.model, scope, placeholder_id=PLACEHOLDER_ID, num_tokens=NUM_TOKENS)
-        fill_target(self.model, "slime", self.request.target, tuple(target))
-        inputs = slime_inputs(config, 0, image=scope.images)
-        self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
-        return read_report(self.folder, MODELS["slime"], 1e-5)
+def bench_of(folder, config: dict, tensors: dict[str, np.ndarray], **options) -> Bench:
+    return Bench(folder, config, tensors, family="slime", model="slime", **options)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("slime"), config_of(), source_tensors(config_of()))
+    return bench_of(tmp_path_factory.mktemp("slime"), config_of(), source_tensors(config_of()), compiled=True)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +121,7 @@ def test_every_tensor_counts(bench, native):
 def test_one_view_and_one_expert(tmp_path, changes):
     config = config_of(**changes)
     tensors = source_tensors(config)
-    report = Bench(tmp_path, config, tensors).report(native_tensors(tensors))
+    report = bench_of(tmp_path, config, tensors).report(native_tensors(tensors))
     assert report.passed, report.table()
     skipped = ["router_scores"] if "use_global_only" in changes else []
     assert [stage.key for stage in report.stages] == [key for key in STAGES if key not in skipped]
@@ -179,20 +139,20 @@ def test_one_view_and_one_expert(tmp_path, changes):
 )
 def test_parts_are_compared_as_far_as_they_go(tmp_path, native, prefixes, keys):
     part = {name: value for name, value in native.items() if name.startswith(prefixes)}
-    report = Bench(tmp_path, config_of(), part).report(part)
+    report = bench_of(tmp_path, config_of(), part).report(part)
     assert report.passed, report.table()
     assert [stage.key for stage in report.stages] == keys
 
 
 def test_a_config_of_another_model_is_refused():
     with pytest.raises(UserError, match="does not describe a SliME; put that of the whole model there"):
-        parity_config({"model_type": "llama", "hidden_size": 32})
+        parity_config(request("", "", {"model_type": "llama", "hidden_size": 32}, family="slime", model="slime"), ())
 
 
 def test_absent_positions_are_computed_on_both_sides(tmp_path, native):
     trained = {name: value for name, value in native.items() if not name.endswith("pos_embed")}
     part = {name: value for name, value in trained.items() if name.startswith(("mm_projector.", LOCAL))}
-    report = Bench(tmp_path, config_of(), part).report(part)
+    report = bench_of(tmp_path, config_of(), part).report(part)
     assert report.passed, report.table()
     assert [stage.key for stage in report.stages] == STAGES[3:8]
 

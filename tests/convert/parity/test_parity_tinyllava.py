@@ -7,24 +7,25 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.convert.convert_weight import main
-from mindvlm.convert.parity.comparison import ParityReport, read_report
-from mindvlm.convert.parity.graphs import fill_target
-from mindvlm.convert.parity.inputs import ParityRequest
-from mindvlm.convert.parity.stages import GREEDY_IDS, STEP_LOGITS
-from mindvlm.convert.parity.tinyllava import MODELS, model
-from mindvlm.convert.parity.tinyllava.inputs import TinyLlavaScope, parity_config, tinyllava_inputs
+from mindvlm.convert.parity.stages import STEP_LOGITS
+from mindvlm.convert.parity.tinyllava import MODELS
+from mindvlm.convert.parity.tinyllava.inputs import (
+    TinyLlavaInputs,
+    TinyLlavaScope,
+    make_inputs,
+    parity_config,
+    scope_of,
+)
 from mindvlm.convert.random_weights import RandomSource
-from mindvlm.convert.reference import tinyllava_stages
 from mindvlm.core.errors import UserError
-from mindvlm.models.registry import get_family
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
 from mindvlm.weights.recognise import native_view
+from tests.convert.parity.parity_bench import NUM_TOKENS, Bench, request, swapped
 from tests.hf_shapes import tinyllava_shapes, tower_shapes
 from tests.known_models import TINYLLAVA
 from tests.models.tinyllava.test_names import NAMES, config_of, factory_names, legacy_names, read_all
 
-NUM_TOKENS = 4
 LANGUAGE = ["merged_embeddings", "layers", "logits", STEP_LOGITS]
 TOWER = ["tower_features", "tower_last_hidden", "tower_pooled"]
 LAYER = "language_model.layers.1."
@@ -41,46 +42,8 @@ def native_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return read_all(native_view(MemorySource(tensors), TINYLLAVA))
 
 
-def swapped(tensors: dict[str, np.ndarray], first: str, second: str) -> dict[str, np.ndarray]:
-    assert tensors[first].shape == tensors[second].shape and not np.array_equal(tensors[first], tensors[second])
-    return tensors | {first: tensors[second], second: tensors[first]}
-
-
-class Bench:
-    """The reference's stages of one source, and graphs that run any target of the same parts and shapes."""
-
-    def __init__(self, folder, config: dict, dialect: str, tensors: dict[str, np.ndarray]):
-        self.folder = folder
-        write_checkpoint(folder / "source.safetensors", MemorySource(tensors))
-        self.request = ParityRequest(
-            family="tinyllava",
-            model=NAMES[dialect],
-            source_paths=[str(folder / "source.safetensors")],
-            target=str(folder / "target.safetensors"),
-            config=config,
-            num_tokens=NUM_TOKENS,
-        )
-        self.expected = tinyllava_stages.run(self.request)[1]
-        self.keep("reference", self.expected)
-        self.stages = None
-
-    def keep(self, side: str, stages: dict[str, np.ndarray]) -> None:
-        metadata = {"framework": side, "seconds": "1", "peak_memory_bytes": "1"}
-        write_checkpoint(self.folder / f"{side}.safetensors", MemorySource(stages), metadata=metadata)
-
-    def report(self, target: dict[str, np.ndarray]) -> ParityReport:
-        """Run our side over a target and compare."""
-        write_checkpoint(self.request.target, MemorySource(target))
-        config = parity_config(self.request.config, self.request.model, tuple(target))
-        scope = TinyLlavaScope.of(target, config)
-        if self.stages is None:
-            self.model = get_family("tinyllava").build(config)
-            options = {"placeholder_id": PLACEHOLDER_ID, "num_tokens": NUM_TOKENS}
-            self.stages = model.TinyLlavaStages(self.model.set_train(False), scope, **options)
-        fill_target(self.model, "tinyllava", self.request.target, tuple(target))
-        inputs = tinyllava_inputs(config, 0, image=scope.images)
-        self.keep("mindspore", self.stages.compute(inputs, self.expected.get(GREEDY_IDS)))
-        return read_report(self.folder, MODELS[self.request.model], 1e-5)
+def bench_of(folder, config: dict, dialect: str, tensors: dict[str, np.ndarray], **options) -> Bench:
+    return Bench(folder, config, tensors, family="tinyllava", model=NAMES[dialect], **options)
 
 
 COMBINATIONS = {"phi": ("siglip", "mlp2x_gelu"), "stablelm": ("siglip", "linear"), "llama": ("clip", "resampler")}
@@ -93,7 +56,8 @@ def benches(tmp_path_factory) -> dict[str, tuple[Bench, dict[str, np.ndarray]]]:
     for dialect, (tower, connector) in COMBINATIONS.items():
         config = config_of(dialect, tower=tower, connector=connector, num_key_value_heads=4)
         tensors = source_tensors(config, dialect)
-        made[dialect] = Bench(tmp_path_factory.mktemp(dialect), config, dialect, tensors), native_tensors(tensors)
+        bench = bench_of(tmp_path_factory.mktemp(dialect), config, dialect, tensors, compiled=True)
+        made[dialect] = bench, native_tensors(tensors)
     return made
 
 
@@ -111,7 +75,7 @@ def test_right_conversions_pass(benches, dialect):
 def test_a_connector_without_tensors(tmp_path):
     config = config_of("llama", tower="clip", connector="identity", hidden_size=16)
     tensors = source_tensors(config, "llama")
-    report = Bench(tmp_path, config, "llama", tensors).report(native_tensors(tensors))
+    report = bench_of(tmp_path, config, "llama", tensors).report(native_tensors(tensors))
     assert report.passed and "connector" in [stage.key for stage in report.stages]
 
 
@@ -120,7 +84,7 @@ def test_the_row_of_pictures_in_tiles_is_no_stage(tmp_path):
     tensors = source_tensors(config, "llama")
     native = native_tensors(tensors)
     assert "image_newline" in native
-    assert Bench(tmp_path, config, "llama", tensors).report(native).passed
+    assert bench_of(tmp_path, config, "llama", tensors).report(native).passed
 
 
 def factory_config() -> dict:
@@ -156,7 +120,7 @@ def llava_config() -> dict:
 def test_other_layouts_pass_and_are_read_under_their_own_names(tmp_path, config, dialect, names):
     tensors = names(source_tensors(config, dialect))
     native = native_tensors(tensors)
-    bench = Bench(tmp_path, config, dialect, tensors)
+    bench = bench_of(tmp_path, config, dialect, tensors)
 
     assert bench.report(native).passed
     report = bench.report(swapped(native, "mm_projector.0.bias", "mm_projector.2.bias"))
@@ -220,7 +184,7 @@ def test_parts_are_compared_as_far_as_they_go(tmp_path, prefix, keys):
         if name.startswith(prefix)
     }
 
-    report = Bench(tmp_path, config, "stablelm", native).report(native)
+    report = bench_of(tmp_path, config, "stablelm", native).report(native)
 
     assert report.passed, report.table()
     assert [stage.key for stage in report.stages] == keys
@@ -232,7 +196,7 @@ def test_a_siglip_of_its_own(tmp_path, keeps_last_layer):
     shapes = tower_shapes(tower, keeps_last_layer=keeps_last_layer)
     tensors = read_all(RandomSource(shapes, 0))
 
-    report = Bench(tmp_path, tower, "phi", tensors).report(native_tensors(tensors))
+    report = bench_of(tmp_path, tower, "phi", tensors).report(native_tensors(tensors))
 
     assert report.passed, report.table()
     assert [stage.key for stage in report.stages] == TOWER
@@ -241,20 +205,24 @@ def test_a_siglip_of_its_own(tmp_path, keeps_last_layer):
 def test_a_part_that_the_config_does_not_describe():
     config = from_hf_config(config_of("llama", tower=None))
     with pytest.raises(UserError, match="does not describe their vision_tower"):
-        TinyLlavaScope.of(["language_model.norm.weight", "vision_tower.post_layernorm.weight"], config)
+        scope_of(["language_model.norm.weight", "vision_tower.post_layernorm.weight"], config)
+
+
+def inputs_of(seed: int, *, image: bool) -> TinyLlavaInputs:
+    wanted = request("", "", config_of("llama", tower="clip"), family="tinyllava", model="tinyllava_llama", seed=seed)
+    return make_inputs(parity_config(wanted, ()), TinyLlavaScope(*[image] * 4), wanted)
 
 
 def test_inputs_are_seeded_and_fit_the_config():
-    config = parity_config(config_of("llama", tower="clip"), "tinyllava_llama", ())
-    inputs, again = tinyllava_inputs(config, 5, image=True), tinyllava_inputs(config, 5, image=True)
+    inputs, again = inputs_of(5, image=True), inputs_of(5, image=True)
     np.testing.assert_array_equal(inputs.pixels, again.pixels)
-    assert not np.array_equal(inputs.pixels, tinyllava_inputs(config, 6, image=True).pixels)
+    assert not np.array_equal(inputs.pixels, inputs_of(6, image=True).pixels)
     assert inputs.pixels.shape == (1, 3, 30, 30) and inputs.features.shape == (1, 4, 16)
     ids = inputs.input_ids[0].tolist()
     first = ids.index(PLACEHOLDER_ID)
     assert ids[first : first + 4] == [PLACEHOLDER_ID] * 4 and ids.count(PLACEHOLDER_ID) == 4
     assert 0 < first < len(ids) - 4 and max(ids) < 50
-    assert min(tinyllava_inputs(config, 5, image=False).input_ids[0]) >= 0
+    assert min(inputs_of(5, image=False).input_ids[0]) >= 0
 
 
 def test_the_command_proves_a_folder_whose_tower_is_described_elsewhere(tmp_path, capsys):
