@@ -1,6 +1,6 @@
 """Base of image-text models: insertion of image features at their placeholders, and the loss.
 
-N images, T tokens per image, B batch, L length, V vocabulary.
+N views, T tokens per view, B batch, L length, V vocabulary.
 """
 
 import numpy as np
@@ -14,7 +14,9 @@ class ImageTextModel(nn.Cell):
     """Base class of a family's model.
 
     A subclass sets `language_model` (a `CausalLM`) and defines `encode_images` and `towers`, the Cells that pass no
-    gradient if `freeze_vision_tower` is set. A tower may have `unused_parameters`. For training with recomputation it
+    gradient if `freeze_vision_tower` is set. The inputs of training are (input_ids, labels, inv_freq, *pixels,
+    sources), see `SampleBatch`; a family that leaves out rows overrides `insert` and takes `choices` behind `sources`
+    (`takes_choices`). A tower may have `unused_parameters`. For training with recomputation it
     also defines `recomputed_tower` (with `embed`, `blocks` and `parameters_before_blocks`), `recomputed_pixels`, the
     index of this tower's pixels among the arguments of `encode_images`, and `features_behind_blocks`, which computes
     the result of `encode_images` from the output of the last block and the pixels. `freezing_keys` are the keys of
@@ -22,6 +24,7 @@ class ImageTextModel(nn.Cell):
     """
 
     rows_depend_on_text: bool = False
+    takes_choices: bool = False
     recomputed_pixels: int = 0
     freezing_keys: tuple[str, ...] = ()
 
@@ -71,8 +74,8 @@ class ImageTextModel(nn.Cell):
 
         Args:
             input_ids: (B, L) int32.
-            image_features: (N, T, hidden).
-            sources: (B, L) int32 from `splice_sources`: row indices into [token embeddings; image features].
+            image_features: (..., hidden).
+            sources: (B, L) int32, row indices into [token embeddings; image features].
 
         Returns:
             (B, L, hidden).
@@ -81,6 +84,20 @@ class ImageTextModel(nn.Cell):
         hidden_size = embeds.shape[-1]
         rows = ops.concat((embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size))), 0)
         return ops.gather(rows, sources.reshape((-1,)), 0).reshape(embeds.shape)
+
+    def insert(self, input_ids, labels, image_features, sources):
+        """Returns the inputs of the decoder, (B, L, hidden), and their labels, for the features of all views."""
+        return self.merge(input_ids, self.view_rows(image_features), sources), labels
+
+    def inputs(self, input_ids, labels, *images):
+        """Returns the result of `insert` for a batch; images are (*pixels, sources[, choices])."""
+        num_pixels = len(images) - 1 - int(self.takes_choices)
+        return self.insert(input_ids, labels, self.encode_images(*images[:num_pixels]), *images[num_pixels:])
+
+    def construct(self, input_ids, labels, inv_freq, *images):
+        """Returns the sum and the number of next-token losses of a batch; see `inputs` and `text_loss`."""
+        embeds, labels = self.inputs(input_ids, labels, *images)
+        return self.text_loss(embeds, labels, inv_freq)
 
     def text_loss(self, embeds, labels, inv_freq):
         """Returns the sum of the next-token losses and their number, float32 scalars.

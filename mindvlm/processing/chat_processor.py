@@ -36,7 +36,7 @@ class ChatPrompt:
 
 
 class ChatProcessor:
-    """Base class of a family's processor. A subclass defines `pixels`, the tower inputs of a whole picture.
+    """Base class of a family's processor. A subclass defines `picture`, or `pixels`, the only view of a picture.
 
     Control tokens are disarmed in the text of users and of the model, and armed in the template.
 
@@ -179,7 +179,19 @@ class ChatProcessor:
             pieces += render_turn(self.template, message, is_answer=position % 2 == 1)
         return self._encode(pieces, lengths, continues=closing in self.tokenizer.special_ids)
 
-    def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
+    @property
+    def rows_per_view(self) -> int:
+        """Number of feature rows of a view, see `Picture.layout`."""
+        return self.image_span.num_tokens
+
+    @property
+    def lengths_differ(self) -> bool:
+        """Whether pictures have other numbers of placeholders than the image span."""
+        return set(self.picture_lengths) != {self.image_span.num_tokens}
+
+    def training_sample(
+        self, record: dict | list, *, max_length: int, image_lengths: Sequence[int] | None = None
+    ) -> TrainingSample:
         """Returns the ids and labels of a training record, see `build_sample`."""
         return build_sample(
             record,
@@ -187,6 +199,7 @@ class ChatProcessor:
             template=self.template,
             image_span=self.image_span,
             max_length=max_length,
+            image_lengths=image_lengths,
         )
 
     def _lengths(self, num_images: int, image_lengths: Sequence[int] | None) -> list[int]:

@@ -218,6 +218,7 @@ def save_batch(folder: Path, step: int, passes: list[PassInputs], mesh: Mesh) ->
             f"{number}.sources": one.sources,
             f"{number}.origins": np.array(json.dumps(one.origins, ensure_ascii=False)),
         }
+        arrays |= {} if one.choices is None else {f"{number}.choices": one.choices}
         arrays |= {f"{number}.pixels.{branch}": array for branch, array in enumerate(one.pixels)}
     try:
         np.savez(path, **arrays)

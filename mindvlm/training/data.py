@@ -1,6 +1,6 @@
 """Sources of batches: annotated data sets, or text rendered on the fly under a curriculum.
 
-B rows, L tokens, N images, C channels, H and W of a branch.
+B rows, L tokens, N views, C channels, H and W of a branch.
 """
 
 import logging
@@ -26,10 +26,11 @@ class PassInputs:
 
     Attributes:
         input_ids, labels: (B, L) int32.
-        sources: (B, L) int32, see `splice_sources`.
+        sources: (B, L) int32, see `SampleBatch`.
         pixels: (N, C, H, W) float32 of each vision branch, in the order of the model's arguments.
         num_tokens: tokens that are not padding.
         origins: origin of each row.
+        choices: (B, L) int32, see `SampleBatch`; None if the model takes none.
     """
 
     input_ids: np.ndarray
@@ -38,6 +39,7 @@ class PassInputs:
     pixels: tuple[np.ndarray, ...]
     num_tokens: int
     origins: list[str]
+    choices: np.ndarray | None = None
 
 
 class TrainingData(Protocol):
@@ -130,6 +132,7 @@ class AnnotatedData:
                 tuple(batch.pixels.values()),
                 batch.num_tokens,
                 [self.origin(number) for number in batch.numbers],
+                batch.choices,
             )
             for batch in batches
         ]

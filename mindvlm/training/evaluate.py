@@ -1,8 +1,7 @@
 """Evaluation during training: greedy answers to held-out samples with the current parameters."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -16,13 +15,14 @@ from mindvlm.core.errors import UserError
 from mindvlm.datagen.rendered_text import DIFFICULTIES
 from mindvlm.generation.answer import AnswerText
 from mindvlm.generation.engine import Engine
+from mindvlm.generation.images import ImageEncoder
 from mindvlm.generation.request import Request
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.config import EvaluationConfig
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker, Skipped
-from mindvlm.training.rendered_text import RenderedTextData
+from mindvlm.training.rendered_text import Batch, RenderedTextData
 
 logger = logging.getLogger(__name__)
 
@@ -73,26 +73,23 @@ class Reader:
         )
         model.set_train(True)
 
-    def read(self, prompts: list[list[int]], pixels: tuple[np.ndarray, ...], *, max_new_tokens: int) -> list[str]:
+    def read(self, prompts: Iterable[tuple[list[int], Tensor | None]], *, max_new_tokens: int) -> list[str]:
         """Returns the model's answers.
 
         Args:
-            prompts: ids of each prompt.
-            pixels: of each vision branch, (N, C, H, W) float32, in the order of the placeholders; empty for none.
+            prompts: ids and feature rows of each prompt. An iterator computes the rows while the model does not train.
             max_new_tokens: the longest answer.
         """
-        stop_ids, stop_strings = self.processor.stop_ids, self.processor.stop_strings
-        stops = [AnswerText(stop_ids, stop_strings, self.processor.tokenizer.text_decoder()) for _ in prompts]
+        stops: list[AnswerText] = []
+        options = GenerationConfig(max_new_tokens=max_new_tokens)
         self.model.set_train(False)
         try:
-            features = self.features(prompts, pixels)
-            options = GenerationConfig(max_new_tokens=max_new_tokens)
-            slots = self.engine.complete(
-                [
-                    Request(ids=ids, features=rows, options=options, stop=stop.reason_after)
-                    for ids, rows, stop in zip(prompts, features, stops, strict=True)
-                ]
-            )
+            requests = []
+            for ids, rows in prompts:
+                decoder = self.processor.tokenizer.text_decoder()
+                stops.append(AnswerText(self.processor.stop_ids, self.processor.stop_strings, decoder))
+                requests.append(Request(ids=ids, features=rows, options=options, stop=stops[-1].reason_after))
+            slots = self.engine.complete(requests)
         finally:
             self.model.set_train(True)
         for stop in stops:
@@ -101,15 +98,6 @@ class Reader:
         if errors:
             logger.info(f"evaluation: {len(errors)} of {len(slots)} answers are not complete, {errors[0]}")
         return [stop.answer for stop in stops]
-
-    def features(self, prompts: list[list[int]], pixels: tuple[np.ndarray, ...]) -> list[Tensor | None]:
-        """The feature rows of each prompt, for as many pictures as it has placeholders."""
-        if not pixels or not len(pixels[0]):
-            return [None] * len(prompts)
-        features = self.engine.encode_images(*pixels)
-        rows = features.reshape((-1, features.shape[-1]))
-        ends = np.cumsum([0, *(ids.count(self.engine.placeholder_id) for ids in prompts)]).tolist()
-        return [rows[start:end] if end > start else None for start, end in itertools.pairwise(ends)]
 
 
 class RenderedTextEvaluator:
@@ -148,9 +136,13 @@ class RenderedTextEvaluator:
             batch = batches.make(number, DIFFICULTIES[stage], "evaluation")
             lengths = zip(batch.input_ids, batch.prompt_lengths, strict=True)
             prompts = [ids[:length].tolist() for ids, length in lengths]
-            texts = self.reader.read(prompts, batch.pixels, max_new_tokens=batches.max_answer_tokens)
+            texts = self.reader.read(self.encoded(prompts, batch), max_new_tokens=batches.max_answer_tokens)
             readings += [Reading(f"batch {number}", *pair) for pair in zip(batch.texts, texts, strict=True)]
         return measured(readings)
+
+    def encoded(self, prompts: list[list[int]], batch: Batch) -> Iterator[tuple[list[int], Tensor]]:
+        """Returns each prompt with the features of its image."""
+        yield from zip(prompts, self.reader.engine.encode_images(*batch.pixels), strict=True)
 
 
 class DatasetsEvaluator:
@@ -215,15 +207,11 @@ class DatasetsEvaluator:
 
     def read(self, samples: list[Sample]) -> list[Reading]:
         """Answers of at most one batch."""
-        prompts = [self.prompt(sample) for sample in samples]
-        counts = [self.maker.count_images(prompt) for prompt in prompts]
-        with_images = [(sample, count) for sample, count in zip(samples, counts, strict=True) if count]
-        branches = with_images[0][0].pixels if with_images else ()
-        pixels = tuple(
-            np.concatenate([sample.pixels[name][:count] for sample, count in with_images]) for name in branches
-        )
-        room = self.room - max(map(len, prompts))
-        texts = self.reader.read(prompts, pixels, max_new_tokens=max(1, min(self.config.max_new_tokens, room)))
+        room = self.room - max(len(self.prompt(sample)) for sample in samples)
+        # a new encoder, because the weights have changed
+        encoder = ImageEncoder(self.reader.engine)
+        prompts = (self.encoded(sample, encoder) for sample in samples)
+        texts = self.reader.read(prompts, max_new_tokens=max(1, min(self.config.max_new_tokens, room)))
         return [
             Reading(f"{sample.dataset} {sample.record}", self.reference(sample), text)
             for sample, text in zip(samples, texts, strict=True)
@@ -232,6 +220,17 @@ class DatasetsEvaluator:
     def prompt(self, sample: Sample) -> list[int]:
         """Returns the ids before the first token with a label."""
         return sample.input_ids[: int(np.argmax(sample.labels != IGNORED_LABEL))].tolist()
+
+    def encoded(self, sample: Sample, encoder: ImageEncoder) -> tuple[list[int], Tensor | None]:
+        """Returns the ids and the feature rows of a prompt. Pictures may have fewer rows than in training."""
+        ids, placeholder_id = np.array(self.prompt(sample)), self.reader.engine.placeholder_id
+        lengths = [len(picture.layout) for picture in sample.pictures]
+        pictures = sample.pictures[: self.maker.count_images(ids, lengths=lengths)]
+        features = encoder.encode(pictures, ids[ids != placeholder_id].tolist())
+        starts = np.flatnonzero(ids == placeholder_id)[np.cumsum([0, *lengths])[: len(pictures)]]
+        repeats = np.where(ids == placeholder_id, 0, 1)
+        repeats[starts] = features.counts
+        return np.repeat(ids, repeats).tolist(), features.rows
 
     def reference(self, sample: Sample) -> str:
         return str(self.maker.conversation(sample.number)["conversations"][1]["value"]).strip()

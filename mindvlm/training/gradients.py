@@ -66,7 +66,7 @@ class RecomputedGradients(nn.Cell):
     before the first block runs once.
 
     Args:
-        model: takes (input_ids, labels, inv_freq, *pixels, sources).
+        model: takes (input_ids, labels, inv_freq, *pixels, sources[, choices]).
         parameters: the parameters to differentiate; the gradients have this order.
         averages: returns the mean of the losses and 1.
         is_scaled: takes (scale, *batch), returns (loss * scale, loss, number of labels) and the gradients of the first.
@@ -93,6 +93,8 @@ class RecomputedGradients(nn.Cell):
         self.chain = nn.CellList(cells, auto_prefix=False)
         self.kinds = tuple(kinds)
 
+        # the start then is the whole way to the decoder, which may move labels
+        self.starts_decoder = model.freeze_vision_tower
         self.loss = Loss(decoder, is_scaled=is_scaled, averages=averages)
         ends = trained((decoder.norm, decoder.lm_head), parameters)
         own = [trained((cell,), parameters) if kind != BATCH else [] for cell, kind in zip(cells, kinds, strict=True)]
@@ -129,10 +131,14 @@ class RecomputedGradients(nn.Cell):
         batch_size, length = batch[0].shape
         shared = self.decoder.shared_inputs(all_positions(batch_size, length), batch[2])
         extras = (batch, (), shared)
-        states = (self.start(*batch),)
+        labels = batch[1]
+        first = self.start(*batch)
+        if self.starts_decoder:
+            first, labels = first
+        states = (first,)
         for i in range(len(self.kinds)):
             states = states + (self.chain[i](states[-1], *extras[self.kinds[i]]),)
-        value, back = self.of_loss(states[-1], scale, batch[1])
+        value, back = self.of_loss(states[-1], scale, labels)
         gradients = ()
         if self.has_ends:
             back, gradients = back
@@ -148,6 +154,8 @@ class RecomputedGradients(nn.Cell):
                 inputs = self.of_inputs(self.chain[i])(x, *extras[self.kinds[i]], back)
             back = inputs[0]
         if self.has_start:
+            if self.starts_decoder:
+                back = (back, ops.zeros_like(labels))
             gradients = self.of_weights(self.start, self.start_weights)(*batch, back) + gradients
         return value, self.for_all(ops.Partial()(gradient_at, gradients), self.places, self.second_places)
 
@@ -164,17 +172,17 @@ def _gradient_at(gradients, place, second):
 
 
 class Embeds(nn.Cell):
-    """batch -> input of the decoder's first layer."""
+    """batch -> input of the decoder's first layer, labels."""
 
     def __init__(self, model: ImageTextModel):
         super().__init__(auto_prefix=False)
         self.model = model
 
     def construct(self, *batch):
-        return self.enter(batch, self.model.encode_images(*batch[3:-1]))
+        embeds, labels = self.model.inputs(batch[0], batch[1], *batch[3:])
+        return self.enter(embeds), labels
 
-    def enter(self, batch, features):
-        embeds = self.model.merge(batch[0], features, batch[-1])
+    def enter(self, embeds):
         positions = all_positions(embeds.shape[0], embeds.shape[1])
         return self.model.language_model.embed_positions(embeds, positions)
 
@@ -183,7 +191,8 @@ class EmbedsBehindBlocks(Embeds):
     """Output of the tower's blocks, batch -> input of the decoder's first layer."""
 
     def construct(self, states, *batch):
-        return self.enter(batch, self.model.features_behind_blocks(states, *batch[3:-1]))
+        features = self.model.features_behind_blocks(states, *batch[3:-1])
+        return self.enter(self.model.insert(batch[0], batch[1], features, batch[-1])[0])
 
 
 class TowerStart(nn.Cell):

@@ -44,7 +44,8 @@ def model_arguments(inputs: PassInputs, inv_freq: Tensor, dtype) -> tuple[Tensor
     """Converts a pass to the arguments of a model with that dtype; an array used twice becomes one Tensor."""
     tensors = {id(array): Tensor(array, dtype) for array in inputs.pixels}
     pixels = [tensors[id(array)] for array in inputs.pixels]
-    return Tensor(inputs.input_ids), Tensor(inputs.labels), inv_freq, *pixels, Tensor(inputs.sources)
+    choices = () if inputs.choices is None else (Tensor(inputs.choices),)
+    return Tensor(inputs.input_ids), Tensor(inputs.labels), inv_freq, *pixels, Tensor(inputs.sources), *choices
 
 
 class StepRunner:

@@ -226,7 +226,12 @@ class RunReader:
 
 def image_sums(samples: list[Sample]) -> np.ndarray:
     """Returns the pixel sum of each row, 0 without an image."""
-    return np.array([sum(float(one.sum(dtype=np.float64)) for one in sample.pixels.values()) for sample in samples])
+    return np.array(
+        [
+            sum(float(view.image.sum(dtype=np.float64)) for one in sample.pictures for view in one.views)
+            for sample in samples
+        ]
+    )
 
 
 def read_training_runs(case: Case, report: Report) -> None:

@@ -86,10 +86,6 @@ class TinyLlavaModel(ImageTextModel):
         """Returns the result of `encode_images` from the output of the last block of the tower."""
         return self.mm_projector(self.vision_tower.finish(states))
 
-    def construct(self, input_ids, labels, inv_freq, pixels, sources):
-        """Returns the sum and the number of next-token losses of a batch with images; see `merge` and `text_loss`."""
-        return self.text_loss(self.merge(input_ids, self.encode_images(pixels), sources), labels, inv_freq)
-
 
 def build_connector(config: ConnectorConfig, image_width: int, hidden_size: int, dtype=ms.float32) -> nn.Cell:
     """Returns the connector: features (N, T, image_width) -> (N, T or queries, hidden_size).

@@ -155,7 +155,7 @@ class TinyLlavaProcessor(ChatProcessor):
     def pixels(self, image: ImageSource) -> TinyLlavaPixels:
         """Returns the pixels of one picture. Raises UserError if it cannot be read or has several views."""
         if self.config.tiling:
-            raise UserError("processor.tiling is set, but training does not support tiles; set it to null")
+            raise UserError("processor.tiling is set, so a picture has several views; give it to `picture`")
         return TinyLlavaPixels(self.config.image.pixels(self.load(image)))
 
     def load(self, image: ImageSource) -> Image.Image:
@@ -189,7 +189,9 @@ class TinyLlavaProcessor(ChatProcessor):
     def question_turns(self, question: str) -> list[str]:
         return image_turns(self.template, question)
 
-    def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
+    def training_sample(
+        self, record: dict | list, *, max_length: int, image_lengths: Sequence[int] | None = None
+    ) -> TrainingSample:
         """Returns ids and labels of a training record.
 
         As in the original program, the picture of a message moves to its front and gets the tags that the template
@@ -199,19 +201,22 @@ class TinyLlavaProcessor(ChatProcessor):
             UserError: the record is malformed, or an image does not fit into `max_length`.
         """
         if self.config.original_parse:
-            return self.original_sample(record, max_length=max_length)
+            return self.original_sample(record, max_length=max_length, image_lengths=image_lengths)
         if isinstance(record, dict) and isinstance(record.get("conversations"), list) and record.get("image"):
             # the image span adds <im_start> and <im_end>
             marks = image_marks(self.template, use_im_start_end=False)
             record = {**record, "conversations": [shown_images(turn, marks) for turn in record["conversations"]]}
-        return super().training_sample(record, max_length=max_length)
+        return super().training_sample(record, max_length=max_length, image_lengths=image_lengths)
 
-    def original_sample(self, record: dict | list, *, max_length: int) -> TrainingSample:
+    def original_sample(
+        self, record: dict | list, *, max_length: int, image_lengths: Sequence[int] | None = None
+    ) -> TrainingSample:
         """Returns the sample of `llava_sample`, truncated before and after its images are expanded."""
         record = record if isinstance(record, dict) else {"conversations": record}
         sample = cut(self.unexpanded_sample(record, max_length=max_length), max_length)
         placeholder_id = self.tokenizer.special_id(IMAGE_MARKER)
-        sample = expand_images(sample, placeholder_id=placeholder_id, num_tokens=self.image_span.num_tokens)
+        num_tokens = self.image_span.num_tokens
+        sample = expand_images(sample, placeholder_id=placeholder_id, num_tokens=num_tokens, lengths=image_lengths)
         needed = self.image_span.needed_length(sample.input_ids.tolist(), self.tokenizer)
         if needed > max_length:
             raise UserError(

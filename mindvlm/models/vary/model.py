@@ -76,11 +76,6 @@ class VaryModel(ImageTextModel):
         """Projects both features to half the hidden size each and concatenates them, (N, T, hidden)."""
         return ops.concat((self.mm_projector(clip), self.mm_projector_vary(vocabulary)), -1)
 
-    def construct(self, input_ids, labels, inv_freq, clip_pixels, high_pixels, sources):
-        """Returns the sum and the number of next-token losses of a batch with images; see `merge` and `text_loss`."""
-        embeds = self.merge(input_ids, self.encode_images(clip_pixels, high_pixels), sources)
-        return self.text_loss(embeds, labels, inv_freq)
-
 
 class VaryTinyModel(ImageTextModel):
     """Vary-tiny, the model that pretrains a vision vocabulary. `freeze_vision_tower: false` trains the tower.
@@ -125,10 +120,6 @@ class VaryTinyModel(ImageTextModel):
     def features_behind_blocks(self, states, high_pixels):
         """Returns the result of `encode_images` from the output of the last block of the vision vocabulary."""
         return self.mm_projector(self.vision_vocabulary.finish(states)[-1])
-
-    def construct(self, input_ids, labels, inv_freq, high_pixels, sources):
-        """Returns the sum and the number of next-token losses of a batch with images; see `merge` and `text_loss`."""
-        return self.text_loss(self.merge(input_ids, self.encode_images(high_pixels), sources), labels, inv_freq)
 
 
 def build_model(config: VaryModelConfig, context: BuildContext = EAGER_FLOAT32) -> VaryModel | VaryTinyModel:

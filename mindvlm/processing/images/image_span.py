@@ -38,10 +38,18 @@ class ImageSpan:
         """The distinct tokens of the span."""
         return [token for token in (self.start, self.placeholder, self.end) if token]
 
-    def count(self, ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> int:
-        """Returns the number of images that begin within these ids."""
-        placeholders = np.asarray(ids) == tokenizer.special_id(self.placeholder)
-        return -(-int(placeholders.sum()) // self.num_tokens)
+    def count(self, ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, lengths: Sequence[int] | None = None) -> int:
+        """Returns the number of images that begin within these ids.
+
+        Args:
+            lengths: number of placeholders of each image; None for `num_tokens` each. A placeholder beyond counts as an
+                image.
+        """
+        num_placeholders = int((np.asarray(ids) == tokenizer.special_id(self.placeholder)).sum())
+        if lengths is None:
+            return -(-num_placeholders // self.num_tokens)
+        starts = np.cumsum([0, *lengths])
+        return int((starts[:-1] < num_placeholders).sum()) + max(0, num_placeholders - int(starts[-1]))
 
     def needed_length(self, ids: Sequence[int], tokenizer: Tokenizer) -> int:
         """Returns the number of ids up to the end of the last image."""

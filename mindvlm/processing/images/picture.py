@@ -14,10 +14,18 @@ class Picture:
     """A picture, decoded and cut into views once.
 
     Attributes:
-        views: the inputs of the towers, as a family's `pixels` returns them: the whole picture, or an overview and
-            tiles.
+        views: the inputs of the towers: the whole picture, or an overview and tiles. The attributes of a view are
+            float32 arrays, one for each vision branch; an array of a branch always has the same shape.
         layout: (R,) int32, the index into the feature rows of all views for each placeholder, or NEWLINE.
+        num_fixed: number of first placeholders that a model always keeps; it chooses among the others by the text. None
+            if it keeps all.
     """
 
     views: tuple[Any, ...]
     layout: np.ndarray
+    num_fixed: int | None = None
+
+
+def branches_of(view: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of a view by branch."""
+    return {branch: array for branch, array in vars(view).items() if array is not None}

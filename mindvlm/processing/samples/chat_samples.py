@@ -6,6 +6,7 @@ its closing mark. In a caption template the images replace the question, and a s
 closing mark.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,11 +52,13 @@ def build_sample(
     image_span: ImageSpan,
     max_length: int,
     image_in_front: bool = False,
+    image_lengths: Sequence[int] | None = None,
 ) -> TrainingSample:
     """Returns the ids and labels of one record, cut to `max_length`. Control tokens in its text are disarmed.
 
     Args:
         image_in_front: see `with_image_in_front`.
+        image_lengths: number of placeholders of each image; None for those of the span.
 
     Raises:
         UserError: the record is malformed, the numbers of images and `<image>` markers differ, an image span exceeds
@@ -79,7 +82,8 @@ def build_sample(
         raise UserError(f"training record: {counted(len(images), 'image')}, but {markers} in questions")
     messages: list[str | list[Piece]] = list(turns)
     if images:
-        messages[::2] = [image_span.expand(question) for question in turns[::2]]
+        lengths = None if image_lengths is None else iter(image_lengths)
+        messages[::2] = [image_span.expand(question, lengths) for question in turns[::2]]
     if image_in_front:
         messages[0] = with_image_in_front(turns[0], template, image_span)
     pieces = render(template, messages)

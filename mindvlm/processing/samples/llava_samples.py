@@ -4,7 +4,7 @@ This reproduces runs of the original programs, with two faults that `build_sampl
 text of a record are armed, and a record whose counts differ is not learned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,9 +100,18 @@ def _plain_sample(
     return TrainingSample(ids, labels, images, "")
 
 
-def expand_images(sample: TrainingSample, *, placeholder_id: int, num_tokens: int) -> TrainingSample:
-    """Repeats every placeholder of a sample `num_tokens` times."""
-    repeats = np.where(sample.input_ids == placeholder_id, num_tokens, 1)
+def expand_images(
+    sample: TrainingSample, *, placeholder_id: int, num_tokens: int, lengths: Sequence[int] | None = None
+) -> TrainingSample:
+    """Repeats every placeholder of a sample `num_tokens` times, or by the `lengths` of its images in order.
+
+    A placeholder beyond the images remains one.
+    """
+    is_image = sample.input_ids == placeholder_id
+    repeats = np.where(is_image, num_tokens if lengths is None else 1, 1)
+    if lengths is not None:
+        places = np.flatnonzero(is_image)[: len(lengths)]
+        repeats[places] = lengths[: len(places)]
     ids = np.repeat(sample.input_ids, repeats)
     return replace(sample, input_ids=ids, labels=np.repeat(sample.labels, repeats))
 

@@ -1,6 +1,6 @@
 """Collates samples into one batch of static shape.
 
-B rows, L tokens, N images, C channels, H and W of a branch.
+B rows, L tokens, N views, C channels, H and W of a branch.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindvlm.core.errors import UserError
-from mindvlm.nn.splice import splice_sources
+from mindvlm.processing.images.picture import NEWLINE, Picture, branches_of
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.datasets.samples import Sample
+
+PROMPT, FIXED, ANSWERED = 0, -1, -2
+"""Entries of `SampleBatch.choices`: text before the first answer; a row that is kept, or padding; text from the first
+answer on."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,11 @@ class SampleBatch:
     Attributes:
         input_ids: (B, L) int32, padded on the right; placeholders without an embedding have the pad id too.
         labels: (B, L) int32, not shifted; -100 where nothing is learned and in the padding.
-        sources: (B, L) int32, rows of [token embeddings; image features], see `splice_sources`.
-        pixels: (N, C, H, W) float32 of each branch; images in reading order, then zeros up to the number of slots.
+        sources: (B, L) int32, rows of [token embeddings; feature rows of all view slots; the row that a family adds].
+        choices: (B, L) int32; k for a placeholder of the k-th picture of its row, counted from 1, that the model may
+            leave out, else `PROMPT`, `FIXED` or `ANSWERED`. None if models of this family leave out none.
+        pixels: (N, C, H, W) float32 of each branch, where C may be several axes; views in reading order, then zeros up
+            to the number of slots. Branches of one kind of view have the same N.
         num_images: images without padding.
         num_tokens: tokens without padding.
         num_learned: labels that a loss shifted by one counts.
@@ -32,6 +39,7 @@ class SampleBatch:
     input_ids: np.ndarray
     labels: np.ndarray
     sources: np.ndarray
+    choices: np.ndarray | None
     pixels: dict[str, np.ndarray]
     num_images: int
     num_tokens: int
@@ -45,19 +53,25 @@ class Collator:
 
     Attributes:
         pad_id: id of the padding.
-        placeholder_id: id of one feature row; an image has `image_token_len` of them.
+        placeholder_id: id of one feature row.
+        rows_per_view: feature rows of a view.
+        kinds: the branches of each kind of view.
         pixel_shapes: (C, H, W) of each branch.
+        has_choices: whether the batches have `choices`.
         lengths: allowed values of L in rising order; empty for multiples of `pad_multiple`.
-        image_slots: N is a positive multiple of this, so that few graphs are compiled; 0 does not pad images.
+        image_slots: of each kind of view; N is a positive multiple of it, so that few graphs are compiled; 0 does not
+            pad views.
     """
 
     pad_id: int
     placeholder_id: int
-    image_token_len: int
-    pixel_shapes: dict[str, tuple[int, int, int]]
+    rows_per_view: int
+    kinds: tuple[tuple[str, ...], ...]
+    pixel_shapes: dict[str, tuple[int, ...]]
+    has_choices: bool = False
     lengths: tuple[int, ...] = ()
     pad_multiple: int = 64
-    image_slots: int = 0
+    image_slots: tuple[int, ...]
 
     def __call__(self, samples: Sequence[Sample]) -> SampleBatch:
         """Returns the batch of these rows. Raises UserError if a sample is longer than every allowed length."""
@@ -67,14 +81,16 @@ class Collator:
         for row, sample in enumerate(samples):
             input_ids[row, : len(sample.input_ids)] = sample.input_ids
             labels[row, : len(sample.labels)] = sample.labels
-        num_images = sum(sample.num_images for sample in samples)
-        sources = splice_sources(input_ids, num_images, self.image_token_len, self.placeholder_id)
+        pixels, rows = self._views([picture for sample in samples for picture in sample.pictures])
+        sources = np.arange(input_ids.size, dtype=np.int32).reshape(input_ids.shape)
+        sources[input_ids == self.placeholder_id] = input_ids.size + rows
         return SampleBatch(
             input_ids=np.where(input_ids < 0, np.int32(self.pad_id), input_ids),
             labels=labels,
             sources=sources,
-            pixels={name: self._stack(name, samples, num_images) for name in self.pixel_shapes},
-            num_images=num_images,
+            choices=self._choices(samples, length) if self.has_choices else None,
+            pixels=pixels,
+            num_images=sum(len(sample.pictures) for sample in samples),
             num_tokens=sum(len(sample.input_ids) for sample in samples),
             num_learned=int((labels[:, 1:] != IGNORED_LABEL).sum()),
             numbers=[sample.number for sample in samples],
@@ -91,14 +107,36 @@ class Collator:
             f"data.lengths ends with {self.lengths[-1]}; a sample has {longest} tokens, lower data.max_length"
         )
 
-    def _stack(self, name: str, samples: Sequence[Sample], num_images: int) -> np.ndarray:
-        slots = num_images
-        if self.image_slots:
-            slots = max(1, -(-num_images // self.image_slots)) * self.image_slots
-        pixels = np.zeros((slots, *self.pixel_shapes[name]), dtype=np.float32)
-        row = 0
-        for sample in samples:
-            if sample.num_images:
-                pixels[row : row + sample.num_images] = sample.pixels[name]
-                row += sample.num_images
-        return pixels
+    def _views(self, pictures: Sequence[Picture]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Returns the pixels of each branch, and the feature row of every placeholder, counted from the first view."""
+        views = [[branches_of(view) for view in picture.views] for picture in pictures]
+        pixels: dict[str, np.ndarray] = {}
+        first, slots_of = 0, {}
+        for kind, multiple in zip(self.kinds, self.image_slots, strict=True):
+            own = [view for picture in views for view in picture if tuple(view) == kind]
+            num_slots = max(1, -(-len(own) // multiple)) * multiple if multiple else len(own)
+            for branch in kind:
+                pixels[branch] = np.zeros((num_slots, *self.pixel_shapes[branch]), dtype=np.float32)
+                for slot, view in enumerate(own):
+                    pixels[branch][slot] = view[branch]
+            slots_of[kind] = iter(range(first, first + len(own)))
+            first += num_slots
+        num_rows = first * self.rows_per_view
+        rows = [np.zeros(0, np.int32)]
+        for picture, own in zip(pictures, views, strict=True):
+            starts = np.array([next(slots_of[tuple(view)]) for view in own], np.int32) * self.rows_per_view
+            of_views = starts[picture.layout // self.rows_per_view] + picture.layout % self.rows_per_view
+            rows.append(np.where(picture.layout == NEWLINE, np.int32(num_rows), of_views))
+        return pixels, np.concatenate(rows)
+
+    def _choices(self, samples: Sequence[Sample], length: int) -> np.ndarray:
+        choices = np.full((len(samples), length), FIXED, np.int32)
+        for row, sample in zip(choices, samples, strict=True):
+            num_tokens, is_learned = len(sample.labels), sample.labels != IGNORED_LABEL
+            row[:num_tokens] = ANSWERED
+            row[: int(np.argmax(is_learned)) if is_learned.any() else num_tokens] = PROMPT
+            numbers = [np.zeros(0, np.int32)]
+            for k, picture in enumerate(sample.pictures, 1):
+                numbers.append(np.where(np.arange(len(picture.layout)) < picture.num_fixed, FIXED, k))
+            row[:num_tokens][sample.input_ids == self.placeholder_id] = np.concatenate(numbers)
+        return choices

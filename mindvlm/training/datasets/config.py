@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.core.config import resolve_path
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import UserError, counted
 from mindvlm.models.registry import record_formats
+from mindvlm.processing.images.picture import branches_of
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
 from mindvlm.training.datasets.augment import AugmentConfig
 from mindvlm.training.datasets.collate import Collator
@@ -35,7 +36,8 @@ class DatasetsConfig:
         max_length: tokens of a sample; longer samples end at an earlier answer.
         long_answers: "cut" truncates a first answer that is too long, "skip" skips its sample.
         lengths: padded lengths in rising order, with one graph each; empty for multiples of `pad_multiple`.
-        image_slots: the number of images is padded to multiples of this; null is `batch_size`, 0 does not pad.
+        image_slots: the number of views, one for each image unless it is tiled, is padded to multiples of this; null is
+            `batch_size`, 0 does not pad. A list has one entry for each kind of view of the family.
         inspection: "stop" refuses a template that does not fit the tokenizer, and a data set of whose records most
             cannot be used, have no label or lose their picture; "warn" only says so. See `inspect_data`.
         bad_samples: "skip" lists samples that cannot be used, "stop" ends the run.
@@ -54,7 +56,7 @@ class DatasetsConfig:
     long_answers: LongAnswers = "cut"
     lengths: list[int] = field(default_factory=list)
     pad_multiple: int = 64
-    image_slots: int | None = None
+    image_slots: int | list[int] | None = None
     inspection: Literal["stop", "warn"] = "stop"
     bad_samples: Literal["skip", "stop"] = "skip"
     num_workers: int = 2
@@ -67,8 +69,9 @@ class DatasetsConfig:
         for key in ("batch_size", "max_length", "pad_multiple", "look_ahead"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key} is {getattr(self, key)}; expected at least 1")
-        for key in ("num_workers", "image_slots"):
-            if (getattr(self, key) or 0) < 0:
+        slots = self.image_slots if isinstance(self.image_slots, list) else [self.image_slots or 0]
+        for key, values in (("num_workers", [self.num_workers]), ("image_slots", slots)):
+            if min(values, default=-1) < 0:
                 raise UserError(f"data.{key} is {getattr(self, key)}; expected 0 or more")
         if self.lengths and (sorted(set(self.lengths)) != self.lengths or self.lengths[0] < 1):
             raise UserError(f"data.lengths is {self.lengths}; expected rising numbers")
@@ -125,16 +128,23 @@ def sample_options(
 
 
 def make_collator(config: DatasetsConfig, processor: Processor) -> Collator:
-    """Returns the collator of a job."""
-    blank = Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8))
-    branches = vars(processor.pixels(blank))
-    span = processor.image_span
+    """Returns the collator of a job. Raises UserError if `image_slots` has not one entry for each kind of view."""
+    # a picture of any size has every kind of view
+    blank = processor.picture(Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)))
+    kinds = tuple({tuple(branches_of(view)): None for view in blank.views})
+    slots = config.batch_size if config.image_slots is None else config.image_slots
+    slots = slots if isinstance(slots, list) else [slots] * len(kinds)
+    if len(slots) != len(kinds):
+        needed = counted(len(kinds), "view kind")
+        raise UserError(f"data.image_slots is {slots}, but the model has {needed}; give one entry for each")
     return Collator(
         pad_id=processor.tokenizer.pad_id,
-        placeholder_id=processor.tokenizer.special_id(span.placeholder),
-        image_token_len=span.num_tokens,
-        pixel_shapes={name: array.shape for name, array in branches.items() if array is not None},
+        placeholder_id=processor.tokenizer.special_id(processor.image_span.placeholder),
+        rows_per_view=processor.rows_per_view,
+        kinds=kinds,
+        pixel_shapes={name: array.shape for view in blank.views for name, array in branches_of(view).items()},
+        has_choices=blank.num_fixed is not None,
         lengths=tuple(config.lengths),
         pad_multiple=config.pad_multiple,
-        image_slots=config.batch_size if config.image_slots is None else config.image_slots,
+        image_slots=tuple(slots),
     )

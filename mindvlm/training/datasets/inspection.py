@@ -144,7 +144,9 @@ def _look_at(maker: SampleMaker, dataset: int, number: int) -> tuple[TrainingSam
     try:
         record = maker.indexes[dataset].read(number)
         conversation = maker.read(dataset, record)
-        sample = maker.fitted(conversation)
+        # the number of turns that fit depends on the size of the pictures
+        pictures = maker.pictures(entry, conversation["image"], number) if processor.lengths_differ else None
+        sample = maker.fitted(conversation, pictures)
         require_folder(entry, sample.images)
         for source in sample.images:
             name, file = encoded_picture(source, entry.images or "")

@@ -1,7 +1,4 @@
-"""Makes the ids, labels and pixels of a sample from its number, in the worker processes.
-
-C channels, H and W of a branch of the processor.
-"""
+"""Makes the ids, labels and pictures of a sample from its number, in the worker processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +11,7 @@ from PIL import Image
 from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.images.loading import load_image
+from mindvlm.processing.images.picture import Picture
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL, TrainingSample
 from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.training.datasets.annotation_index import AnnotationIndex
@@ -34,11 +32,14 @@ class Processor(Protocol):
     image_span: Any
     template: Any
     cuts_samples: bool
+    lengths_differ: bool
+    rows_per_view: int
 
-    def training_sample(self, record: dict | list, *, max_length: int) -> TrainingSample: ...
+    def training_sample(
+        self, record: dict | list, *, max_length: int, image_lengths: Sequence[int] | None = None
+    ) -> TrainingSample: ...
 
-    def pixels(self, image: Image.Image) -> Any:
-        """Returns an object whose attributes are (C, H, W) float32 arrays, one for each vision branch."""
+    def picture(self, image: Image.Image) -> Picture: ...
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,16 @@ class Sample:
     Attributes:
         number: position in the sequence of the mixture.
         input_ids, labels: (length,) int32; labels are not shifted.
-        pixels: of each branch by its name ("clip", "high"), (num_images, C, H, W) float32.
+        pictures: in the order of their placeholders.
         dataset, record: the origin.
     """
 
     number: int
     input_ids: np.ndarray
     labels: np.ndarray
-    pixels: dict[str, np.ndarray]
+    pictures: tuple[Picture, ...]
     dataset: str
     record: int
-
-    @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return len(next(iter(self.pixels.values()), ()))
 
 
 @dataclass(frozen=True)
@@ -128,51 +124,61 @@ class SampleMaker:
         place = self.options.mixture[number]
         entry = self.options.entries[place.dataset]
         try:
-            fitted = self.fitted(self.conversation(number))
-            pixels = self.pixels(entry, fitted.images, number)
+            conversation = self.conversation(number)
+            # their lengths decide how many turns fit
+            pictures = self.pictures(entry, conversation["image"], number) if self.processor.lengths_differ else None
+            fitted = self.fitted(conversation, pictures)
+            if pictures is None:
+                pictures = self.pictures(entry, fitted.images, number)
         except (UserError, OSError, UnicodeError) as error:
             line = self.indexes[place.dataset].place(place.record).line
             return Skipped(number, entry.name, place.record, line, str(error))
-        return Sample(number, fitted.input_ids, fitted.labels, pixels, entry.name, place.record)
+        pictures = pictures[: len(fitted.images)]
+        return Sample(number, fitted.input_ids, fitted.labels, pictures, entry.name, place.record)
 
-    def fitted(self, conversation: dict[str, Any]) -> TrainingSample:
+    def fitted(self, conversation: dict[str, Any], pictures: Sequence[Picture] | None = None) -> TrainingSample:
         """Returns ids and labels of at most `max_length` tokens.
+
+        Args:
+            conversation: of `read_conversation`.
+            pictures: those of the conversation if their lengths differ.
 
         Raises:
             UserError: the sample does not fit, has no label (only an original rule keeps such a sample in its batch),
                 or the template shows another number of pictures.
         """
+        lengths = None if pictures is None else [len(picture.layout) for picture in pictures]
+        max_length = self.options.max_length
+        make_sample = partial(self.processor.training_sample, image_lengths=lengths)
         if self.processor.cuts_samples:
-            sample = self.processor.training_sample(conversation, max_length=self.options.max_length)
+            sample = make_sample(conversation, max_length=max_length)
         else:
             sample = fit_sample(
                 conversation,
-                self.processor.training_sample,
-                max_length=self.options.max_length,
-                count_images=self.count_images,
+                make_sample,
+                max_length=max_length,
+                count_images=partial(self.count_images, lengths=lengths),
                 long_answers=self.options.long_answers,
             )
             if not (sample.labels[1:] != IGNORED_LABEL).any():
                 raise UserError("has no token to learn; give it an answer")
-        num_places = self.count_images(sample.input_ids)
+        num_places = self.count_images(sample.input_ids, lengths=lengths)
         if num_places != len(sample.images):
-            pictures = counted(len(sample.images), "picture")
-            raise UserError(f"{pictures}, but the template shows {num_places}; keep one <image> for each")
+            named = counted(len(sample.images), "picture")
+            raise UserError(f"{named}, but the template shows {num_places}; keep one <image> for each")
         return sample
 
-    def pixels(self, entry: DatasetEntry, names: Sequence[str], number: int) -> dict[str, np.ndarray]:
-        """Returns the pixels of the images by branch. Raises UserError for an image that cannot be used."""
+    def pictures(self, entry: DatasetEntry, names: Sequence[str], number: int) -> tuple[Picture, ...]:
+        """Returns the pictures of a sample. Raises UserError for an image that cannot be used."""
         require_folder(entry, names)
-        branches: dict[str, list[np.ndarray]] = {}
+        found = []
         rng = np.random.Generator(np.random.PCG64(derive_key(self.options.mixture.seed, "augment", number)))
         for name in names:
             image = load_image(name, folder=entry.images, max_pixels=self.processor.max_pixels)
             if self.options.augment is not None:
                 image = augment(image, self.options.augment, rng)
-            for branch, array in vars(self.processor.pixels(image)).items():
-                if array is not None:
-                    branches.setdefault(branch, []).append(array)
-        return {branch: np.stack(arrays) for branch, arrays in branches.items()}
+            found.append(self.processor.picture(image))
+        return tuple(found)
 
 
 def require_folder(entry: DatasetEntry, names: Sequence[str]) -> None:

@@ -165,5 +165,7 @@ def test_what_does_not_fit_is_named(model, tmp_path):
         mindvlm.load(wrong)
     with pytest.raises(UserError, match="the prompt has .* tokens but the context holds 256"):
         model.chat("What?", [SQUARE] * 12)
-    with pytest.raises(UserError, match="processor.tiling is set, but training does not support tiles"):
+    with pytest.raises(
+        UserError, match="processor.tiling is set, so a picture has several views; give it to `picture`"
+    ):
         model.processor.pixels(SQUARE)

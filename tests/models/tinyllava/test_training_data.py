@@ -87,4 +87,4 @@ def test_captions_need_no_marker(config, make_processor, tmp_path):
     (tmp_path / "registry.yaml").write_text("mix: {images: ., annotations: captions.json}\n")
     maker = SampleMaker(sample_options(config, make_processor(template="plain"), seed=0))
     sample = maker.make(0)
-    assert sample.num_images == 1 and (sample.input_ids == -200).sum() == 4
+    assert len(sample.pictures) == 1 and (sample.input_ids == -200).sum() == 4

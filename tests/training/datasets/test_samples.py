@@ -16,6 +16,10 @@ def maker(registry, make_processor, datasets="pages", **config):
     return SampleMaker(sample_options(data, make_processor, seed=1, shuffle=False))
 
 
+def pixels(samples, number):
+    return samples.make(number).pictures[0].views[0].high
+
+
 def test_a_sample_is_its_record(registry, make_processor):
     pages = maker(registry, make_processor)
     sample = pages.make(3)
@@ -23,14 +27,15 @@ def test_a_sample_is_its_record(registry, make_processor):
     processor = make_processor()
     assert processor.tokenizer.decode(sample.labels[sample.labels != -100]) == "page 3<|im_end|>"
     expected = processor.pixels(registry.parent / "页 images" / "页 3.png")
-    np.testing.assert_array_equal(sample.pixels["high"], expected.high[None])
-    np.testing.assert_array_equal(sample.pixels["clip"], expected.clip[None])
+    ((view,),) = [picture.views for picture in sample.pictures]
+    np.testing.assert_array_equal(view.high, expected.high)
+    np.testing.assert_array_equal(view.clip, expected.clip)
     assert pages.conversation(3)["conversations"][1]["value"] == "page 3"
 
 
 def test_text_alone_has_no_pixels(registry, make_processor):
     sample = maker(registry, make_processor, "talk").make(0)
-    assert sample.pixels == {} and sample.num_images == 0
+    assert sample.pictures == ()
 
 
 def test_long_samples_end_with_an_answer(registry, make_processor):
@@ -50,7 +55,7 @@ def test_pictures_of_dropped_turns_are_not_loaded(registry, make_processor):
     whole = maker(registry, make_processor, "two").make(0)
     assert isinstance(whole, Skipped) and "页 8.png" in whole.reason
     first = maker(registry, make_processor, "two", max_length=40).make(0)
-    assert isinstance(first, Sample) and first.num_images == 1
+    assert isinstance(first, Sample) and len(first.pictures) == 1
 
 
 def test_skips_say_where_and_why(registry, make_processor):
@@ -68,9 +73,9 @@ def test_augmentation_depends_on_the_number_alone(registry, make_processor):
     config = {"augment": AugmentConfig(gaussian_noise=1.0)}
     first, again = (maker(registry, make_processor, **config) for _ in range(2))
     first.make(1)
-    np.testing.assert_array_equal(first.make(2).pixels["high"], again.make(2).pixels["high"])
-    assert (first.make(2).pixels["high"] != plain.make(2).pixels["high"]).any()
-    noise = [first.make(number).pixels["high"] - plain.make(number).pixels["high"] for number in (0, 40)]
+    np.testing.assert_array_equal(pixels(first, 2), pixels(again, 2))
+    assert (pixels(first, 2) != pixels(plain, 2)).any()
+    noise = [pixels(first, number) - pixels(plain, number) for number in (0, 40)]
     assert (noise[0] != noise[1]).any(), "another epoch, other noise"
 
 
