@@ -7,11 +7,14 @@ from pathlib import Path
 
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
-from mindvlm.core.progress import progress_to
+from mindvlm.core.progress import progress_to, silence_progress
 from mindvlm.models.loading import build_model, open_weights
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.parallel.host import HostGather
+from mindvlm.parallel.mesh import init_tensor_parallel
+from mindvlm.parallel.sharding import ShardedSource
 from mindvlm.session import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ def load(
             adapter="folder" of a PEFT adapter to merge, or vision_tower="folder" of a tower's repository
             whose weights replace those of the checkpoint.
 
+    Several processes that `msrun` has started share the weights: each reads and holds its part. All of them must make
+    the same calls; `mesh.is_first` of the result says which one writes.
+
     Raises:
         UserError: the config, tokenizer, checkpoint or adapter is invalid; the message says how to fix it.
     """
@@ -48,16 +54,27 @@ def load(
     family = get_family(config.family)
     processor = family.processor(config.processor)
     context = runtime.start(config)
+    mesh = init_tensor_parallel(config.tensor_parallel)
+    if not mesh.is_first:
+        silence_progress()
     try:
-        model, _ = build_model(family, config.model, context)
+        model, divided = build_model(family, config.model, context, mesh=mesh)
     except MemoryError:
         raise UserError(
             f"{config_path}: a model of these sizes does not fit into memory; correct them, or use a machine with more"
         ) from None
-    shapes = parameter_shapes(model)
+    host, specs = HostGather(mesh), divided.specs
+    parts = parameter_shapes(model)
+    shapes = {name: specs[name].full_shape(shape) if name in specs else shape for name, shape in parts.items()}
+    progress = progress if mesh.is_first else None
+    if not mesh.is_first:
+        # the first rank converts foreign weights and caches them for all
+        host.wait()
     with progress_to(progress), open_weights(config, family, shapes, origin=config_path, cache=cache) as weights:
-        fill_parameters(model, weights)
-    loaded = VisionLanguageModel(model, processor, config, progress=progress)
+        if mesh.is_first:
+            host.wait()
+        fill_parameters(model, ShardedSource(weights, specs))
+    loaded = VisionLanguageModel(model, processor, config, progress=progress, mesh=mesh)
     loaded.load_seconds = time.perf_counter() - start
     return loaded
 

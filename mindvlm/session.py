@@ -16,6 +16,7 @@ from mindvlm.generation.answer import Answer, AnswerStream, AnswerText, Turns
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.images import ImageEncoder, ImageFeatures, concatenated
 from mindvlm.generation.request import Request, Slot
+from mindvlm.parallel.mesh import Mesh
 from mindvlm.processing.chat_processor import ChatPrompt, History
 from mindvlm.processing.images.picture import Picture
 from mindvlm.processing.text.tokenizer import Tokenizer
@@ -35,13 +36,17 @@ class VisionLanguageModel:
         load_seconds: time taken by loading.
         engine: generates tokens for requests.
         encoder: encodes pictures and caches recent ones.
+        mesh: the processes that share the weights; all of them must make the same calls.
     """
 
-    def __init__(self, model, processor, config, *, progress: Callable[[str], None] | None = None):
+    def __init__(
+        self, model, processor, config, *, progress: Callable[[str], None] | None = None, mesh: Mesh | None = None
+    ):
         self.model = model
         self.progress = progress
         self.processor = processor
         self.config = config
+        self.mesh = mesh or Mesh()
         self.load_seconds = 0.0
         self.engine = Engine(
             model,

@@ -16,7 +16,7 @@ TOWER = {
     "hidden_size": 128,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
+    "num_attention_heads": 4,
     "image_size": 56,
     "patch_size": 14,
     "hidden_act": "quick_gelu",

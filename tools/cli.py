@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import interruptible
 from mindvlm.core.progress import progress_to
-from mindvlm.parallel.launch import is_launched
+from mindvlm.parallel.launch import ends_all_ranks, is_launched, limit_threads
 
 INTERRUPTED = 130
 
@@ -19,15 +19,17 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
     """Runs a tool's command and returns its exit status.
 
     A `UserError` or `OSError` becomes one line on standard error and status 2, Ctrl-C status 130. A closed output (a
-    pipe into `head`) ends the tool silently. Progress lines of the library go to standard error.
+    pipe into `head`) ends the tool silently. Progress lines of the library go to standard error. In a job of several
+    processes an error of one ends all of them; call it before MindSpore is imported.
     """
+    limit_threads()
     warnings.showwarning = show_warning
     # an unencodable character must not end the tool
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
         # the ranks of a launched job must end at once
-        with progress_to(say), contextlib.nullcontext() if is_launched() else interruptible():
+        with progress_to(say), contextlib.nullcontext() if is_launched() else interruptible(), ends_all_ranks():
             status = command(argv)
             sys.stdout.flush()
         return status

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.models.registry import separate_parts
+from mindvlm.parallel.launch import is_launched
 from mindvlm.processing.images.sources import local_path, short_name
 from mindvlm.tools import cli
 
@@ -70,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     runtime.add_argument("--no_cache", action="store_true", help="do not cache converted weights")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
+    runtime.add_argument(
+        "--tensor_parallel",
+        type=int,
+        metavar="N",
+        help="processes that share the weights, started by msrun (default: all that msrun has started)",
+    )
     runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     generation = parser.add_argument_group("generation (override the YAML)")
     generation.add_argument("--do_sample", nargs="?", const=True, type=cli.yes_or_no, help="sample, not greedy")
@@ -91,6 +98,8 @@ def predict(argv: list[str] | None) -> int:
         raise UserError("no picture given; add --image_dir FILE (or a --query that needs none, or --chat_mode)")
     if arguments.output and arguments.chat_mode:
         raise UserError("--output has no effect with --chat_mode; leave one of them out")
+    if arguments.chat_mode and is_launched():
+        raise UserError("--chat_mode reads a keyboard, which msrun gives to no process; ask with --query")
     if arguments.output:
         from mindvlm.checkpoint import check_writable
 
@@ -101,12 +110,17 @@ def predict(argv: list[str] | None) -> int:
 
     paths = ("checkpoint", *separate_parts(), "adapter")
     overrides = {
-        key: value for key in (*paths, "device", "mode", "dtype") if (value := getattr(arguments, key)) is not None
+        key: value
+        for key in (*paths, "device", "mode", "dtype", "tensor_parallel")
+        if (value := getattr(arguments, key)) is not None
     }
     for key in paths:
         if overrides.get(key):
             overrides[key] = str(Path(overrides[key]).resolve())
     model = mindvlm.load(arguments.config_path, cache=not arguments.no_cache, **overrides)
+    if not model.mesh.is_first:
+        # all processes compute the same answers
+        arguments.output, sys.stdout, sys.stderr = None, *[open(os.devnull, "w")] * 2
     options = {
         key: value for key in (*GENERATION_OPTIONS, "do_sample") if (value := getattr(arguments, key)) is not None
     }

@@ -37,16 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line of the trainer. Returns the exit status, see `cli.run`."""
-    from mindvlm.parallel.launch import ends_all_ranks, limit_threads
     from mindvlm.tools import cli
 
-    limit_threads()
-
-    def command(arguments: list[str] | None) -> int:
-        with ends_all_ranks():
-            return train(arguments)
-
-    return cli.run(command, argv)
+    return cli.run(train, argv)
 
 
 def train(argv: list[str] | None) -> int:

@@ -2,12 +2,13 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import mindspore as ms
 from mindspore._c_expression import MSContext
 
+from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
@@ -30,6 +31,27 @@ class RuntimeConfig:
     seed: int = 0
     # `quant: none` never had an effect; existing files may contain it.
     RETIRED: ClassVar[dict[str, str]] = {"quant": "none"}
+
+
+@dataclass(kw_only=True)
+class RunConfig(RuntimeConfig):
+    """Keys at the top level of the YAML of a model to ask. A family adds `family`, `model` and `processor`.
+
+    Attributes:
+        checkpoint: path of the weights.
+        adapter: folder of a PEFT adapter to merge into the weights.
+        tensor_parallel: number of processes that share the weights; None for all processes of the job.
+    """
+
+    name: str
+    checkpoint: str | None = None
+    adapter: str | None = None
+    tensor_parallel: int | None = None
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self):
+        if self.tensor_parallel is not None and self.tensor_parallel < 1:
+            raise UserError(f"tensor_parallel is {self.tensor_parallel}; expected the number of processes, at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

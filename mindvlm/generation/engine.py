@@ -126,7 +126,7 @@ class Engine:
         if not running:
             return []
         self.run_decode(running)
-        ids = self.sampler.choose(self.next_logits, running)
+        ids = self.model.from_first_rank(self.sampler.choose(self.next_logits, running))
         for slot in running:
             token = int(ids[slot.row]) if slot.forced_id is None else slot.forced_id
             if token == NOT_FINITE:

@@ -47,7 +47,7 @@ class InitialRule:
 class Family:
     """A model family. A part that is `None` is not supported.
 
-    The run config is a subclass of `RuntimeConfig` with `checkpoint`, `adapter`, `model`, `processor` and `generation`.
+    The run config is a subclass of `RunConfig` with `family`, `model` and `processor`.
 
     Attributes:
         name: the value of the YAML key `family`.

@@ -15,6 +15,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.base import Family
 from mindvlm.nn.linear_plan import choose_products
+from mindvlm.parallel.host import HostGather
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
 from mindvlm.weights.cache import kept_weights
@@ -46,9 +47,11 @@ def build_model(
     if mesh:
         if mesh.tp > 1 and not family.tensor_parallel:
             raise UserError(
-                f"parallel.tp is {mesh.tp}, but a model of the family {family.name!r} cannot be divided; set it to 1"
+                f"a model of the family {family.name!r} cannot be divided over {mesh.tp} processes; use 1 (parallel.tp "
+                "of a training job, tensor_parallel of a model)"
             )
         divided = apply_tensor_parallel(model, family.tensor_parallel, mesh)
+        model.from_first_rank = HostGather(mesh).first
     choose_products(model, context.linear)
     return model, divided
 

@@ -21,12 +21,20 @@ class ImageTextModel(nn.Cell):
     index of this tower's pixels among the arguments of `encode_images`, and `features_behind_blocks`, which computes
     the result of `encode_images` from the output of the last block and the pixels. `freezing_keys` are the keys of
     its config that freeze parameters. `rows_depend_on_text` says whether `picture_rows` depends on the prompt.
+
+    Attributes:
+        from_first_rank: returns an array as the first of the tensor-parallel ranks has it, so that all ranks choose
+            alike; without other ranks the array itself.
     """
 
     rows_depend_on_text: bool = False
     takes_choices: bool = False
     recomputed_pixels: int = 0
     freezing_keys: tuple[str, ...] = ()
+
+    def __init__(self):
+        super().__init__()
+        self.from_first_rank = np.asarray
 
     @property
     def unused_parameters(self) -> list[Parameter]:

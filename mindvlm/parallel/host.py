@@ -29,6 +29,14 @@ class HostGather:
         """The float32 arrays of the tensor-parallel ranks, equal in shape, in rank order."""
         return self.gather(array, "tp", self.mesh.tp_rank, self.mesh.tp)
 
+    def first(self, array: np.ndarray) -> np.ndarray:
+        """The array of the first of the tensor-parallel ranks, whose values must be exact in float32."""
+        return array if self.mesh.tp == 1 else self.over_tp(array)[0].astype(array.dtype)
+
+    def wait(self) -> None:
+        """Returns when all tensor-parallel ranks have called it."""
+        self.over_tp(np.zeros(1, np.float32))
+
     def gather(self, array: np.ndarray, axis: str, place: int, size: int) -> list[np.ndarray]:
         if size == 1:
             return [array]

@@ -90,7 +90,8 @@ def leave(error: BaseException) -> None:
         # it fails because a rank has, or as every rank does; msrun shows lines of its log that look like errors
         print("the scheduler ends", flush=True)
         os._exit(status)
-    print(f"{rank_name()}: {message}", file=sys.stderr, flush=True)
+    # a rank that shows no answers still shows its errors
+    print(f"{rank_name()}: {message}", file=sys.__stderr__, flush=True)
     time.sleep(SECONDS_TO_BE_SEEN)
     if os.getpgrp() == os.getpid():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

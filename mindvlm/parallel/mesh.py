@@ -90,7 +90,7 @@ class Mesh:
 
 
 def init_parallel(config: ParallelConfig) -> Mesh:
-    """Connects to the other processes of the job; a single process initialises nothing.
+    """Connects to the other processes of the job; a single process initializes nothing.
 
     Call it after the device is set and before expensive work: `msrun` also starts the program as its scheduler, which
     stays in this call until the job is over and then exits.
@@ -99,6 +99,29 @@ def init_parallel(config: ParallelConfig) -> Mesh:
         UserError: the number of processes is not dp x tp; every process raises it before they connect.
     """
     config.check_world_size(world_size())
+    return connect(config)
+
+
+def init_tensor_parallel(num_processes: int | None) -> Mesh:
+    """Connects the processes that share the weights of one model, as `init_parallel` does.
+
+    Args:
+        num_processes: the key `tensor_parallel` of a run config; None for all processes of the job.
+
+    Raises:
+        UserError: another number of processes runs.
+    """
+    started = world_size()
+    size = started if num_processes is None else num_processes
+    if size != started:
+        running = f"{started} run" if started > 1 else "only this one runs"
+        remedy = f"start msrun with --worker_num={size}" if size > 1 else "start without msrun"
+        raise UserError(f"tensor_parallel is {size} but {running}; set it to {started}, or {remedy}")
+    return connect(ParallelConfig(tp=size))
+
+
+def connect(config: ParallelConfig) -> Mesh:
+    """Connects to the other processes of the job, whose number is known to be right."""
     device = ms.get_context("device_target")
     if not is_launched():
         return Mesh(device=device)

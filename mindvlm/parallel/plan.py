@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,6 +76,43 @@ class ParallelModel:
     partial: set[str] = field(default_factory=set)
 
 
+def divided_cells(model: nn.Cell, plan: tuple[Rule, ...]) -> Iterator[tuple[Rule, str, nn.Cell]]:
+    """Yields each rule with the names and Cells that it matches."""
+    cells = list(model.cells_and_names())
+    # embeddings first: a tied head needs the new one
+    for rule in sorted(plan, key=lambda rule: rule.kind == "head"):
+        for name, cell in cells:
+            if re.fullmatch(rule.pattern, name):
+                yield rule, name, cell
+
+
+def plan_specs(model: nn.Cell, plan: tuple[Rule, ...], mesh: Mesh) -> dict[str, ShardSpec]:
+    """Returns the rank's part of each parameter that the plan divides. Needs no other process; names the parameters.
+
+    Raises:
+        UserError: a size cannot be divided by `mesh.tp`.
+    """
+    name_by_place(model)
+    specs: dict[str, ShardSpec] = {}
+    if mesh.tp == 1:
+        return specs
+    for rule, name, cell in divided_cells(model, plan):
+        if rule.kind == "heads":
+            for number, what in zip(head_numbers(cell), ("heads", "key and value heads"), strict=False):
+                if number % mesh.tp:
+                    raise UserError(
+                        f"{name} has {number} {what}, which {mesh.tp} tensor-parallel processes cannot share; choose a "
+                        "number that divides them"
+                    )
+        for parameter in own_parameters(cell):
+            axis = AXES.get(rule.kind, {}).get(parameter.name.rsplit(".", 1)[-1])
+            if axis is not None:
+                spec = ShardSpec(axis=axis, index=mesh.tp_rank, count=mesh.tp, num_sections=rule.num_sections)
+                spec.check(parameter.name, parameter.shape[axis])
+                specs[parameter.name] = spec
+    return specs
+
+
 def apply_tensor_parallel(model: nn.Cell, plan: tuple[Rule, ...], mesh: Mesh) -> ParallelModel:
     """Replaces the Cells that the plan names by parallel ones; call it before weights are filled.
 
@@ -85,27 +123,19 @@ def apply_tensor_parallel(model: nn.Cell, plan: tuple[Rule, ...], mesh: Mesh) ->
     Raises:
         UserError: a size cannot be divided by `mesh.tp`.
     """
-    result = ParallelModel()
-    name_by_place(model)
+    result = ParallelModel(plan_specs(model, plan, mesh))
     if mesh.tp == 1:
         return result
-    cells = list(model.cells_and_names())
-    # embeddings first: a tied head needs the new one
-    order = sorted(plan, key=lambda rule: rule.kind == "head")
-    for rule in order:
-        for name, cell in cells:
-            if not re.fullmatch(rule.pattern, name):
-                continue
-            if rule.kind == "heads":
-                divide_heads(name, cell, mesh)
-            elif rule.kind == "partial":
-                result.partial.update(parameter.name for parameter in own_parameters(cell))
-            else:
-                result.specs.update(divided_parameters(cell, rule, mesh))
-                new = build_parallel_cell(cell, rule.kind, mesh)
-                for before, after in zip(own_parameters(cell), own_parameters(new), strict=True):
-                    after.requires_grad = before.requires_grad
-                replace_everywhere(model, cell, new)
+    for rule, _, cell in list(divided_cells(model, plan)):
+        if rule.kind == "heads":
+            divide_heads(cell, mesh)
+        elif rule.kind == "partial":
+            result.partial.update(parameter.name for parameter in own_parameters(cell))
+        else:
+            new = build_parallel_cell(cell, rule.kind, mesh)
+            for before, after in zip(own_parameters(cell), own_parameters(new), strict=True):
+                after.requires_grad = before.requires_grad
+            replace_everywhere(model, cell, new)
     name_by_place(model)
     return result
 
@@ -122,18 +152,6 @@ AXES = {
     "head": {"weight": 0, "bias": 0},
 }
 """Axis along which each kind divides its parameters."""
-
-
-def divided_parameters(cell: nn.Cell, rule: Rule, mesh: Mesh) -> dict[str, ShardSpec]:
-    """Name and part of each parameter of the Cell that the rule divides, checked against its size."""
-    specs = {}
-    for parameter in own_parameters(cell):
-        axis = AXES[rule.kind].get(parameter.name.rsplit(".", 1)[-1])
-        if axis is not None:
-            spec = ShardSpec(axis=axis, index=mesh.tp_rank, count=mesh.tp, num_sections=rule.num_sections)
-            spec.check(parameter.name, parameter.shape[axis])
-            specs[parameter.name] = spec
-    return specs
 
 
 def build_parallel_cell(cell: nn.Cell, kind: str, mesh: Mesh) -> nn.Cell:
@@ -162,23 +180,24 @@ def replace_everywhere(model: nn.Cell, old: nn.Cell, new: nn.Cell) -> None:
                 setattr(parent, attribute, new)
 
 
-def divide_heads(name: str, cell: nn.Cell, mesh: Mesh) -> None:
-    """Sets the number of heads to the rank's share, in the Cell and in a copy of its config."""
+def head_numbers(cell: nn.Cell) -> tuple[int, int] | tuple[()]:
+    """Returns the numbers of query heads and of key and value heads of a Cell; nothing if it has none."""
     config = getattr(cell, "config", None)
     num_heads = getattr(cell, "num_heads", None) or getattr(config, "num_attention_heads", None)
     if num_heads is None:
-        return
-    if num_heads % mesh.tp:
-        raise UserError(f"parallel.tp is {mesh.tp} but {name} has {num_heads} heads; choose a tp that divides them")
+        return ()
     num_kept = getattr(cell, "num_key_value_heads", None) or getattr(config, "num_key_value_heads", None) or num_heads
-    if num_kept % mesh.tp:
-        raise UserError(
-            f"parallel.tp is {mesh.tp} but {name} has {num_kept} key and value heads; choose a tp that divides them"
-        )
+    return num_heads, num_kept
+
+
+def divide_heads(cell: nn.Cell, mesh: Mesh) -> None:
+    """Sets the number of heads to the rank's share, in the Cell and in a copy of its config."""
+    if not (numbers := head_numbers(cell)):
+        return
+    num_heads, num_kept = (number // mesh.tp for number in numbers)
     if hasattr(cell, "num_heads"):
-        cell.num_heads = num_heads // mesh.tp
+        cell.num_heads = num_heads
     if hasattr(cell, "num_key_value_heads"):
-        cell.num_key_value_heads = num_kept // mesh.tp
-    if hasattr(config, "num_key_value_heads"):
-        own = {"num_attention_heads": num_heads // mesh.tp, "num_key_value_heads": num_kept // mesh.tp}
-        cell.config = dataclasses.replace(config, **own)
+        cell.num_key_value_heads = num_kept
+    if hasattr(getattr(cell, "config", None), "num_key_value_heads"):
+        cell.config = dataclasses.replace(cell.config, num_attention_heads=num_heads, num_key_value_heads=num_kept)

@@ -1,11 +1,13 @@
 """The part of a full tensor that a rank holds."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from mindvlm.checkpoint.source import CHUNK_BYTES, TensorSource
+from mindvlm.checkpoint.source import CHUNK_BYTES, SourceView, TensorInfo, TensorSource
 from mindvlm.core.errors import UserError
 
 
@@ -25,6 +27,11 @@ class ShardSpec:
     def full_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the full tensor, from that of the part."""
         return tuple(size * self.count if axis == self.axis else size for axis, size in enumerate(shape))
+
+    def part_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the part of a full tensor. Raises UserError if it cannot be divided."""
+        self.check(name, shape[self.axis])
+        return tuple(size // self.count if axis == self.axis else size for axis, size in enumerate(shape))
 
     def ranges(self, size: int) -> list[tuple[int, int]]:
         """Index ranges [start, stop) of the part along the axis of the full tensor, which is `size` long."""
@@ -49,32 +56,67 @@ class ShardSpec:
         """Raises UserError unless the axis, of length `size`, can be divided."""
         if size % (self.count * self.num_sections):
             raise UserError(
-                f"parallel.tp is {self.count} but {name} is {size} long on axis {self.axis}"
-                f"{f' ({self.num_sections} sections)' if self.num_sections > 1 else ''}; choose a tp that divides it"
+                f"{name} is {size} long on axis {self.axis}"
+                f"{f' ({self.num_sections} sections)' if self.num_sections > 1 else ''}, which {self.count} "
+                "tensor-parallel processes cannot share; choose a number that divides it"
             )
 
 
-def read_shard(source: TensorSource, name: str, spec: ShardSpec | None) -> np.ndarray:
-    """Reads one rank's part of a stored tensor, in its storage dtype; the whole tensor without a spec.
+class ShardedSource(SourceView):
+    """One rank's parts of the tensors of another source, which it closes; reads no other parts of divided tensors.
 
-    Reads only the part along the first axis, and blocks of rows for another axis: never the whole tensor at once.
+    Args:
+        source: the full tensors.
+        specs: the parts of divided tensors; other tensors stay whole.
     """
-    info = source.infos[name]
+
+    def __init__(self, source: TensorSource, specs: Mapping[str, ShardSpec]):
+        infos = {
+            name: TensorInfo(name, info.dtype, specs[name].part_shape(name, info.shape)) if name in specs else info
+            for name, info in source.infos.items()
+        }
+        super().__init__(source, infos)
+        self._specs = specs
+
+    def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
+        if name not in self._specs:
+            return super().read_range(name, start, stop)
+        return read_part(self._source, name, self._specs[name], start, stop)
+
+
+def read_shard(source: TensorSource, name: str, spec: ShardSpec | None) -> np.ndarray:
+    """Returns one rank's part of a stored tensor in its storage dtype; the whole tensor without a spec."""
     if spec is None:
         return source.read(name).data
-    spec.check(name, info.shape[spec.axis])
+    shape = spec.part_shape(name, source.infos[name].shape)
+    return read_part(source, name, spec, 0, math.prod(shape)).reshape(shape)
+
+
+def read_part(source: TensorSource, name: str, spec: ShardSpec, start: int, stop: int) -> np.ndarray:
+    """Returns elements [start, stop) of the flattened part, a 1-D storage array.
+
+    Reads only the part along the first axis, and blocks of whole rows for another axis: never the whole tensor at once.
+    """
+    shape = source.infos[name].shape
+    pieces = []
     if spec.axis == 0:
-        row_size = math.prod(info.shape[1:])
-        parts = [source.read_range(name, a * row_size, b * row_size) for a, b in spec.ranges(info.shape[0])]
-        return np.concatenate(parts).reshape((-1, *info.shape[1:]))
-    outer = math.prod(info.shape[: spec.axis])
-    row_shape = info.shape[spec.axis :]
-    row_size = math.prod(row_shape)
-    num_rows = max(1, CHUNK_BYTES // (row_size * 4))
-    blocks = []
-    in_row = ShardSpec(axis=1, index=spec.index, count=spec.count, num_sections=spec.num_sections)
-    for start in range(0, outer, num_rows):
-        stop = min(start + num_rows, outer)
-        rows = source.read_range(name, start * row_size, stop * row_size).reshape((stop - start, *row_shape))
-        blocks.append(in_row.take(rows))
-    return np.concatenate(blocks).reshape((*info.shape[: spec.axis], -1, *info.shape[spec.axis + 1 :]))
+        row_size, end = math.prod(shape[1:]), 0
+        for first, last in spec.ranges(shape[0]):
+            begin, end = end, end + (last - first) * row_size
+            at, until = (max(begin, min(element, end)) - begin + first * row_size for element in (start, stop))
+            if at < until:
+                pieces.append(source.read_range(name, at, until))
+    else:
+        inner = shape[spec.axis :]
+        row_size, part_size = math.prod(inner), math.prod(inner) // spec.count
+        in_row = dataclasses.replace(spec, axis=1)
+        step = max(1, CHUNK_BYTES // (row_size * 4))
+        first_row, last_row = start // part_size, -(-stop // part_size)
+        for row in range(first_row, last_row, step):
+            num_rows = min(step, last_row - row)
+            rows = source.read_range(name, row * row_size, (row + num_rows) * row_size)
+            pieces.append(in_row.take(rows.reshape((num_rows, *inner))).reshape(-1))
+        offset = first_row * part_size
+        start, stop = start - offset, stop - offset
+        return np.concatenate(pieces)[start:stop]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -113,7 +113,7 @@ def test_a_new_family_trains(folder, weights):
 
 
 def test_a_family_without_a_plan_is_not_divided(folder):
-    with pytest.raises(UserError, match="parallel.tp is 2, but a model of the family 'mosaic' cannot be divided"):
+    with pytest.raises(UserError, match="a model of the family 'mosaic' cannot be divided over 2 processes; use 1"):
         build_model(get_family("mosaic"), read_config(folder / "mosaic.yaml").model, mesh=Mesh(tp=2))
 
 

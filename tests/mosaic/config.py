@@ -1,11 +1,11 @@
 """The run config of a Mosaic."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.core.config import GenerationConfig, build_config, resolve_path
-from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.core.config import build_config, resolve_path
+from mindvlm.core.runtime import RunConfig
 from mindvlm.nn.config import DecoderConfig
 from tests.mosaic.processor import MosaicProcessorConfig
 
@@ -24,14 +24,11 @@ class MosaicModelConfig:
 
 
 @dataclass(kw_only=True)
-class MosaicConfig(RuntimeConfig):
+class MosaicConfig(RunConfig):
     family: Literal["mosaic"] = "mosaic"
     name: str = "mosaic"
-    checkpoint: str | None = None
-    adapter: str | None = None
     model: MosaicModelConfig
     processor: MosaicProcessorConfig
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 def parse_config(data: dict, path: Path) -> MosaicConfig:

@@ -73,9 +73,9 @@ def test_one_rank_changes_nothing():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_attention_heads": 3}, "parallel.tp is 2 but language_model has 3 heads; choose a tp"),
-        ({"vocab_size": 45}, "parallel.tp is 2 but language_model.embed_tokens.weight is 45 long on axis 0"),
-        ({"intermediate_size": 9}, "parallel.tp is 2 but language_model.layers.0.mlp.gate_proj.weight is 9 long"),
+        ({"num_attention_heads": 3}, "language_model has 3 heads, which 2 tensor-parallel processes"),
+        ({"vocab_size": 45}, "language_model.embed_tokens.weight is 45 long on axis 0, which 2 "),
+        ({"intermediate_size": 9}, "language_model.layers.0.mlp.gate_proj.weight is 9 long on axis 0, "),
     ],
 )
 def test_sizes_that_cannot_be_divided_are_refused(changes, message):

@@ -10,7 +10,7 @@ from mindvlm.core.config import build_config
 from mindvlm.core.errors import UserError
 from mindvlm.parallel import sharding
 from mindvlm.parallel.mesh import Mesh, ParallelConfig
-from mindvlm.parallel.sharding import ShardSpec, read_shard
+from mindvlm.parallel.sharding import ShardedSource, ShardSpec, read_shard
 
 
 @given(
@@ -28,6 +28,10 @@ def test_parts_are_disjoint_cover_all_and_can_be_read_alone(axis, count, num_sec
     source = MemorySource({"x": full})
     for spec, part in zip(specs, parts, strict=True):
         np.testing.assert_array_equal(read_shard(source, "x", spec), part)
+        own = ShardedSource(source, {"x": spec})
+        assert own.infos["x"].shape == part.shape
+        start, stop = part.size // 3, part.size - part.size // 4
+        np.testing.assert_array_equal(own.read_range("x", start, stop), part.reshape(-1)[start:stop])
         assert spec.full_shape(part.shape) == shape
 
 
@@ -49,7 +53,7 @@ def test_columns_are_read_in_blocks_of_rows(monkeypatch):
 
 
 def test_a_size_that_cannot_be_divided_is_refused():
-    with pytest.raises(UserError, match=r"parallel.tp is 4 but w is 6 long on axis 0; choose a tp that divides it"):
+    with pytest.raises(UserError, match=r"w is 6 long on axis 0, which 4 tensor-parallel processes cannot"):
         ShardSpec(axis=0, index=0, count=4).check("w", 6)
 
 

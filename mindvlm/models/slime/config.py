@@ -1,19 +1,19 @@
 """The run config of the SliME family and its YAML parser."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.core.config import GenerationConfig, build_config, resolve_path
+from mindvlm.core.config import build_config, resolve_path
 from mindvlm.core.errors import UserError
-from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.core.runtime import RunConfig
 from mindvlm.models.slime.model_config import SlimeModelConfig
 from mindvlm.models.slime.processor import SlimeProcessorConfig
 
 
 @dataclass(kw_only=True)
-class SlimeConfig(RuntimeConfig):
-    """The run config of a SliME model, with the runtime keys of `RuntimeConfig`.
+class SlimeConfig(RunConfig):
+    """The run config of a SliME model, with the keys of `RunConfig`.
 
     Attributes:
         vision_tower: path of separate tower weights; they replace the tower in `checkpoint`.
@@ -21,12 +21,9 @@ class SlimeConfig(RuntimeConfig):
 
     family: Literal["slime"] = "slime"
     name: str = "slime"
-    checkpoint: str | None = None
     vision_tower: str | None = None
-    adapter: str | None = None
     model: SlimeModelConfig
     processor: SlimeProcessorConfig
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 def parse_config(data: dict, path: Path) -> SlimeConfig:

@@ -111,7 +111,8 @@ class SlimeModel(ImageTextModel):
         num_fixed = self.num_fixed_rows
         if len(rows) <= num_fixed:
             return rows
-        kept = kept_rows(self.scores(rows[num_fixed:], context).asnumpy(), self.config.router)
+        scores = self.from_first_rank(self.scores(rows[num_fixed:], context).asnumpy())
+        kept = kept_rows(scores, self.config.router)
         indices = np.concatenate((np.arange(num_fixed), num_fixed + kept)).astype(np.int32)
         return rows if len(indices) == len(rows) else ops.gather(rows, Tensor(indices), 0)
 

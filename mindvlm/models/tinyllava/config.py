@@ -1,20 +1,20 @@
 """The run config of the TinyLLaVA family and its YAML parser."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.core.config import GenerationConfig, build_config, resolve_path
+from mindvlm.core.config import build_config, resolve_path
 from mindvlm.core.errors import UserError
-from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.core.runtime import RunConfig
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processor import TinyLlavaProcessorConfig
 from mindvlm.nn.config import check_token_counts, height_and_width
 
 
 @dataclass(kw_only=True)
-class TinyLlavaConfig(RuntimeConfig):
-    """The run config of a TinyLLaVA model, with the runtime keys of `RuntimeConfig`.
+class TinyLlavaConfig(RunConfig):
+    """The run config of a TinyLLaVA model, with the keys of `RunConfig`.
 
     Attributes:
         vision_tower: path of separate tower weights; they replace the tower in `checkpoint`.
@@ -22,12 +22,9 @@ class TinyLlavaConfig(RuntimeConfig):
 
     family: Literal["tinyllava"] = "tinyllava"
     name: str = "tinyllava"
-    checkpoint: str | None = None
     vision_tower: str | None = None
-    adapter: str | None = None
     model: TinyLlavaModelConfig
     processor: TinyLlavaProcessorConfig
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 def parse_config(data: dict, path: Path) -> TinyLlavaConfig:

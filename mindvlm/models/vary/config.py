@@ -1,12 +1,12 @@
 """The run config of the Vary family and its YAML parser."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mindvlm.core.config import GenerationConfig, build_config, resolve_path
+from mindvlm.core.config import build_config, resolve_path
 from mindvlm.core.errors import UserError
-from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.core.runtime import RunConfig
 from mindvlm.models.vary.mindocr_config import from_mindocr
 from mindvlm.models.vary.model_config import VaryModelConfig
 from mindvlm.models.vary.processor import VaryProcessorConfig
@@ -14,21 +14,13 @@ from mindvlm.nn.config import check_token_counts, height_and_width
 
 
 @dataclass(kw_only=True)
-class VaryConfig(RuntimeConfig):
-    """The run config of a Vary model, with the runtime keys of `RuntimeConfig`.
-
-    Attributes:
-        checkpoint: path of the weights.
-        adapter: folder of a PEFT adapter to merge into the weights.
-    """
+class VaryConfig(RunConfig):
+    """The run config of a Vary model, with the keys of `RunConfig`."""
 
     family: Literal["vary"] = "vary"
     name: str = "vary"
-    checkpoint: str | None = None
-    adapter: str | None = None
     model: VaryModelConfig
     processor: VaryProcessorConfig
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
 def parse_config(data: dict, path: Path) -> VaryConfig:

@@ -1,0 +1,122 @@
+"""Models that several processes share answer as in one process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from mindvlm.core.errors import UserError
+from mindvlm.parallel import mesh
+from mindvlm.tools import predict_llm
+from tests.parallel import asking_job
+from tests.parallel.launch import start
+from tests.tiny_slime import hf_tensors, write_tiny_slime
+from tests.tiny_tinyllava import TOWER, write_tiny_tinyllava
+from tests.tiny_vary import CONFIG, VOCAB_SIZE, picture, write_tiny_vary
+from tests.weights.lora.adapters import write_adapter
+
+# Llama-3-70B's ratios: 64 query and 8 key heads, an untied head, an MLP 3.5 times as wide
+LIKE_70B = {
+    "vocab_size": 332,
+    "hidden_size": 256,
+    "intermediate_size": 896,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+ADDED_TOKENS = '{"<a>": 330, "<b>": 331}'
+COMMAND = Path(__file__).parents[2] / "tools" / "predict_llm.py"
+JOB = Path(__file__).with_name("asking_job.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three models, with what one process computes for each."""
+    folder = tmp_path_factory.mktemp("models")
+    model = write_tiny_slime(folder / "slime", **LIKE_70B)
+    save_file(hf_tensors(**LIKE_70B), model / "model.safetensors", metadata={"format": "pt"})
+    # so many ids that four processes can share them
+    (model / "added_tokens.json").write_text(ADDED_TOKENS)
+    sizes = {"q_proj": (256, 256), "o_proj": (256, 256)}
+    factors = {f"{name}.lora_A": (2, num_in) for name, (_, num_in) in sizes.items()}
+    factors |= {f"{name}.lora_B": (num_out, 2) for name, (num_out, _) in sizes.items()}
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        f"model.layers.1.self_attn.{name}.weight": torch.randn(shape, generator=random) * 0.3
+        for name, shape in factors.items()
+    }
+    write_adapter(folder / "slime" / "adapter", tensors)
+    tower = {**TOWER, "num_attention_heads": 4}
+    model = write_tiny_tinyllava(folder / "tinyllava", vocab_size=332, num_key_value_heads=4, vision_config=tower)
+    heads = {"model__vision_tower__num_attention_heads": 4, "model__vision_vocabulary__num_heads": 4}
+    (model / "added_tokens.json").write_text(ADDED_TOKENS)
+    tokens = [*CONFIG["processor"]["special_tokens"], "<a>", "<b>"]
+    decoder = {"vocab_size": VOCAB_SIZE + 2, "num_attention_heads": 4, "head_dim": 8}
+    decoder = {f"model__language_model__{key}": value for key, value in decoder.items()}
+    write_tiny_vary(folder / "vary", **heads, **decoder, processor__special_tokens=tokens)
+    asking_job.main(folder, "pynative", ["slime", "tinyllava", "vary"])
+    return folder
+
+
+def read(folder: Path, name: str, num_processes: int, rank: int) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{name}-{num_processes}-{rank}.npz") as arrays:
+        return dict(arrays)
+
+
+def run(folder: Path, tmp_path: Path, num_processes: int, mode: str, *names: str) -> None:
+    job = start(JOB, str(folder), mode, *names, num_processes=num_processes, log_dir=tmp_path)
+    output, _ = job.communicate(timeout=500)
+    assert job.returncode == 0, output[-3000:]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "num_processes, mode, names",
+    [
+        (2, "pynative", ["slime", "tinyllava", "vary"]),
+        (4, "pynative", ["slime", "tinyllava", "vary"]),
+        (2, "graph", ["slime"]),
+    ],
+)
+def test_processes_answer_as_one(num_processes, mode, names, folder, tmp_path):
+    run(folder, tmp_path, num_processes, mode, *names)
+    for name in names:
+        whole = read(folder, name, 1, 0)
+        for rank in range(num_processes):
+            part = read(folder, name, num_processes, rank)
+            for key in [key for key in whole if key.startswith("ids")]:
+                np.testing.assert_array_equal(part[key], whole[key], err_msg=f"{name}, rank {rank}, {key}")
+            error = np.linalg.norm(part["logits"] - whole["logits"]) / np.linalg.norm(whole["logits"])
+            assert error <= 1e-5, f"{name}, rank {rank}"
+            assert part["cache"] * num_processes == whole["cache"]
+            assert whole["weights"] / num_processes < part["weights"] < whole["weights"]
+
+
+@pytest.mark.ci
+def test_the_command_answers_once(folder, tmp_path, capsys):
+    picture(1, (90, 60)).save(tmp_path / "page.png")
+    options = ["--config_path", str(folder / "tinyllava" / "model"), "--mode", "pynative"]
+    options += ["--image_dir", str(tmp_path / "page.png"), "--query", "Is it large?", "--max_new_tokens", "6"]
+    assert predict_llm.main(options) == 0
+    answer = capsys.readouterr().out
+
+    job = start(COMMAND, *options, "--tensor_parallel", "2", num_processes=2, log_dir=tmp_path)
+    console, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, console[-3000:]
+    assert console.count(answer) == 1
+    assert console.count("6 new (max_new_tokens)") == 1
+
+
+@pytest.mark.parametrize(
+    "wanted, running, message",
+    [
+        (4, 1, "tensor_parallel is 4 but only this one runs; set it to 1, or start msrun with --worker_num=4"),
+        (1, 2, "tensor_parallel is 1 but 2 run; set it to 2, or start without msrun"),
+        (0, 1, "tensor_parallel is 0 but only this one runs; set it to 1, or"),
+    ],
+)
+def test_another_number_of_processes_is_refused(wanted, running, message, monkeypatch):
+    monkeypatch.setattr(mesh, "world_size", lambda: running)
+    with pytest.raises(UserError, match=message):
+        mesh.init_tensor_parallel(wanted)
