@@ -73,6 +73,13 @@ class ImageTextModel(nn.Cell):
             return rows
         return ops.gather(rows, Tensor(np.where(layout < 0, len(rows) - 1, layout).astype(np.int32)), 0)
 
+    def kept_placeholders(self, features, layout, context):
+        """Returns the indices of the placeholders whose rows the model keeps, ascending, int32.
+
+        Arguments are those of `picture_rows`.
+        """
+        return np.arange(len(layout), dtype=np.int32)
+
     def embed(self, input_ids):
         """Returns the token embeddings (B, L, hidden) of input_ids (B, L) int32."""
         return self.language_model.embed_tokens(input_ids)

@@ -9,7 +9,7 @@ import numpy as np
 from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
 from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource
-from mindvlm.processing.images.picture import Picture
+from mindvlm.processing.images.picture import Picture, ShownView
 from mindvlm.processing.samples.chat_samples import TrainingSample, build_sample
 from mindvlm.processing.text.chat_template import ChatTemplate, prompt_text, render, render_turn
 from mindvlm.processing.text.pieces import Piece, encode_pieces
@@ -124,6 +124,10 @@ class ChatProcessor:
             UserError: the picture cannot be read.
         """
         return self.whole_picture(self.pixels(image))
+
+    def shown_views(self, image: ImageSource) -> list[ShownView]:
+        """Returns the views of a picture for people to look at. Raises UserError if the model sees pictures whole."""
+        raise UserError("this model sees pictures whole and cuts no tiles; choose a model that does")
 
     def whole_picture(self, pixels) -> Picture:
         """Returns a picture with one view, the result of `pixels`."""

@@ -80,6 +80,7 @@ def test_yes_and_no():
         ("predict_llm", ["--max_new_tokens", "many"], "'many'; see mindvlm-predict --help"),
         ("check_model", ["--num_images", "x"], "'x'; see mindvlm-check --help"),
         ("plot", ["run"], "--output; see mindvlm-plot --help"),
+        ("show_views", ["--image", "a.png"], "--config_path, --output; see mindvlm-show-views --help"),
         ("benchmark", ["--model", "none"], "see mindvlm-benchmark --help"),
         ("make_data", ["pages", "--output", "out"], "--text; see mindvlm-make-data pages --help"),
         ("train", [], "--config_path; see mindvlm-train --help"),
@@ -107,7 +108,9 @@ def test_the_help_of_predict_says_what_its_statuses_mean():
     assert "1: some of several pictures failed" in text
 
 
-@pytest.mark.parametrize("tool", ["predict_llm", "check_model", "make_data", "plot", "train", "convert_weight"])
+@pytest.mark.parametrize(
+    "tool", ["predict_llm", "check_model", "make_data", "plot", "show_views", "train", "convert_weight"]
+)
 def test_path_options_expand_the_home_folder(tool, monkeypatch):
     """A shell leaves the `~` of `--output=~/x` and of a quoted path alone."""
     monkeypatch.setenv("HOME", "/home/user")

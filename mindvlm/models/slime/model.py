@@ -108,13 +108,20 @@ class SlimeModel(ImageTextModel):
     def picture_rows(self, features, layout, context):
         """Returns the global rows, the separator and the local rows that the router keeps for the text in `context`."""
         rows = super().picture_rows(features, layout, context)
+        kept = self.kept_rows(rows, context)
+        return rows if len(kept) == len(rows) else ops.gather(rows, Tensor(kept), 0)
+
+    def kept_placeholders(self, features, layout, context):
+        return self.kept_rows(super().picture_rows(features, layout, context), context)
+
+    def kept_rows(self, rows, context):
+        """Returns the indices of the rows (R, hidden) of a picture that the router keeps, int32."""
         num_fixed = self.num_fixed_rows
         if len(rows) <= num_fixed:
-            return rows
+            return np.arange(len(rows), dtype=np.int32)
         scores = self.from_first_rank(self.scores(rows[num_fixed:], context).asnumpy())
         kept = kept_rows(scores, self.config.router)
-        indices = np.concatenate((np.arange(num_fixed), num_fixed + kept)).astype(np.int32)
-        return rows if len(indices) == len(rows) else ops.gather(rows, Tensor(indices), 0)
+        return np.concatenate((np.arange(num_fixed), num_fixed + kept)).astype(np.int32)
 
     @property
     def num_fixed_rows(self) -> int:

@@ -1,5 +1,6 @@
 """Converts a question and pictures to the inputs of a SliME model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from mindvlm.models.slime.views import MAX_CROPS, ViewsConfig
 from mindvlm.processing.chat_processor import ChatProcessor
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
 from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from mindvlm.processing.images.picture import Picture
+from mindvlm.processing.images.picture import Picture, ShownView
 from mindvlm.processing.images.transforms import normalize
 from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.samples.llava_samples import llava_sample
@@ -96,6 +97,20 @@ class SlimeProcessor(ChatProcessor):
         whole = normalize(views.global_view(loaded)) if views.has_global else None
         parts, grid = views.crops(loaded) if views.has_crops else ([], (0, 0))
         return make_picture(views, whole, list(map(normalize, parts)), grid)
+
+    def shown_views(self, image: ImageSource) -> list[ShownView]:
+        """Returns the global view and the crops. Raises UserError if the model gets no crops."""
+        views, loaded = self.config.views, load_image(image, max_pixels=self.max_pixels)
+        if not views.has_crops:
+            return super().shown_views(image)
+        whole = views.global_view(loaded) if views.has_global else None
+        shown = [ShownView("global view", whole, 0, math.isqrt(views.num_global_tokens))] if whole else []
+        crops, (columns, _) = views.crops(loaded)
+        for number, crop in enumerate(crops):
+            line, column = divmod(number, columns)
+            side = math.isqrt(views.num_local_tokens)
+            shown.append(ShownView(f"crop {number + 1}", crop, views.first_row(number), side, (column, line)))
+        return shown
 
     def original_sample(self, record: dict, *, max_length: int) -> TrainingSample:
         """Returns the ids and labels of a record as the original program does, with one id per picture.

@@ -112,10 +112,16 @@ class ViewsConfig:
         parts, grid = slices(image, self.size) if self.mode == "any_res" else windows(image)
         return [transforms.crop_to_square(part, self.size, rows_first=True) for part in parts], grid
 
+    def first_row(self, number):
+        """Returns the index of the first feature row of a crop, or of an array of crops, by its number from 0.
+
+        The rows of the crops of a view come first among its `num_global_tokens` rows.
+        """
+        view, place = int(self.has_global) + number // self.crops_per_view, number % self.crops_per_view
+        return view * self.num_global_tokens + place * self.num_local_tokens
+
     def layout(self, grid: Size) -> np.ndarray:
         """Returns the layout of a picture, see `Picture.layout`.
-
-        A view has `num_global_tokens` rows. The rows of the crops of a view come first in it.
 
         Args:
             grid: columns and rows of the crops.
@@ -124,9 +130,7 @@ class ViewsConfig:
         parts = [np.arange(per_view)] if self.has_global else []
         if self.has_crops:
             columns, lines = grid
-            numbers = np.arange(columns * lines)[:, None]
-            view, place = int(self.has_global) + numbers // self.crops_per_view, numbers % self.crops_per_view
-            local = view * per_view + place * self.num_local_tokens + np.arange(self.num_local_tokens)
+            local = self.first_row(np.arange(columns * lines)[:, None]) + np.arange(self.num_local_tokens)
             if self.merge == "spatial":
                 side = math.isqrt(self.num_local_tokens)
                 local = local.reshape(lines, columns, side, side).transpose(0, 2, 1, 3)

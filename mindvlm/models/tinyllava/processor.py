@@ -1,5 +1,6 @@
 """Converts a question and pictures to the inputs of a TinyLLaVA model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +14,8 @@ from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan, with_image_marks
 from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
-from mindvlm.processing.images.picture import Picture
-from mindvlm.processing.images.tiling import TilingConfig
+from mindvlm.processing.images.picture import Picture, ShownView
+from mindvlm.processing.images.tiling import TilingConfig, grid_shape
 from mindvlm.processing.images.transforms import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD, PictureMode, chat_picture
 from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.samples.llava_samples import expand_images, image_to_front, llava_sample
@@ -172,6 +173,24 @@ class TinyLlavaProcessor(ChatProcessor):
         parts = config.tiling.tiles(loaded, edge)
         layout = config.tiling.layout(loaded.size, tile=edge, num_tokens=config.num_image_tokens)
         return Picture(tuple(TinyLlavaPixels(config.image.pixels(part)) for part in parts), layout)
+
+    def shown_views(self, image: ImageSource) -> list[ShownView]:
+        """Returns the overview and the tiles. Raises UserError if there are none, or the tokens form no square."""
+        config, side = self.config, math.isqrt(self.config.num_image_tokens)
+        if config.tiling is None:
+            return super().shown_views(image)
+        if side**2 != config.num_image_tokens:
+            raise UserError(
+                f"the {config.num_image_tokens} tokens of a tile form no square, so they have no place in it"
+            )
+        loaded, edge = self.load(image), config.image.height_width[0]
+        overview, *tiles = config.tiling.tiles(loaded, edge)
+        columns, _ = grid_shape(loaded.size, config.tiling.sizes, edge)
+        shown = [ShownView("overview", overview, 0, side)]
+        for number, tile in enumerate(tiles):
+            line, column = divmod(number, columns)
+            shown.append(ShownView(f"tile {number + 1}", tile, (number + 1) * side**2, side, (column, line)))
+        return shown
 
     @property
     def picture_lengths(self) -> tuple[int, int]:

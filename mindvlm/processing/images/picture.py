@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 NEWLINE = -1
 """Entry of a layout: the learned row that ends a line of feature rows."""
@@ -29,3 +30,22 @@ class Picture:
 def branches_of(view: Any) -> dict[str, np.ndarray]:
     """Returns the arrays of a view by branch."""
     return {branch: array for branch, array in vars(view).items() if array is not None}
+
+
+@dataclass(frozen=True)
+class ShownView:
+    """A view as people see it.
+
+    Attributes:
+        title: such as "overview".
+        image: the part of the picture that the tower sees, RGB.
+        first_row: index of its first feature row among those of all views, see `Picture.layout`.
+        side: its feature rows are a square of side x side cells.
+        place: (column, line) of a tile; None for the whole picture.
+    """
+
+    title: str
+    image: Image.Image
+    first_row: int
+    side: int
+    place: tuple[int, int] | None = None

@@ -18,7 +18,7 @@ from mindvlm.tools import make_data
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.inspection import inspect_data
 from mindvlm.training.datasets.registry import read_registry
-from mindvlm.training.datasets.samples import SampleMaker
+from mindvlm.training.datasets.samples import SampleMaker, Skipped
 from tests.golden_files import golden_path
 from tests.models.slime.test_published import EXPECTED, write_download
 
@@ -53,16 +53,18 @@ def test_answers_of_all_sources_are_learned(made_root, template):
     expected = [(image, *texts) for records in EXPECTED.values() for _, image, *texts in records]
     assert maker.options.mixture.epoch_size == len(expected)
     for number, (image, question, answer) in enumerate(expected):
-        sample = maker.fitted(maker.conversation(number))
+        sample = maker.make(number)
         is_learned = sample.labels != IGNORED_LABEL
         learned = processor.tokenizer.decode_bytes(sample.labels[is_learned]).decode()
         shown = processor.tokenizer.decode_bytes(sample.input_ids[~is_learned & (sample.input_ids >= 0)]).decode()
         assert learned.strip() == f"{answer}{end}"
         assert question.removeprefix("<image>\n") in shown
-        assert [str(name) for name in sample.images] == ([image] if image else [])
+        assert len(sample.pictures) == bool(image)
         if image:
-            with Image.open(made_root / image) as picture:
-                assert np.asarray(picture).shape == (30, 40, 3)
+            (seen,), read = sample.pictures, processor.picture(str(made_root / image))
+            assert all(
+                np.array_equal(one.image, other.image) for one, other in zip(seen.views, read.views, strict=True)
+            )
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -109,8 +111,8 @@ def test_the_published_files_are_read_and_missing_images_named(tmp_path):
     write_published(tmp_path)
     maker = open_data(tmp_path, "sharegpt4v_mix665k+smr", "v1", registry="datasets.yaml")
     assert maker.options.mixture.epoch_size == 11
-    images = [maker.fitted(maker.conversation(number)).images for number in range(11)]
-    assert [len(names) for names in images] == [1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+    samples = [maker.make(number) for number in range(7)]
+    assert [len(sample.pictures) for sample in samples] == [1, 0, 1, 1, 1, 0, 0]
     said = "\n".join(inspect_data(maker.options, maker.processor, stops=True))
     assert "data set 'sharegpt4v_mix665k': 2 of 2 records looked at: 2 can be used, 2 have labels" in said
     assert "data set 'smr': 9 of 9 records looked at: 5 can be used, 5 have labels" in said
@@ -118,16 +120,14 @@ def test_the_published_files_are_read_and_missing_images_named(tmp_path):
     assert "data set 'smr': 4 of 9 records cannot be used; the first is record 5 (line 1): " in said
     assert f"{missing}: no such file" in said
     # in a run each of them is skipped with its reason
-    smr = maker.options.entries[1]
     for number, part in (
         (7, str(missing)),
         (8, "image /mnt/data/playground/data/DVQA/images/bar_train_00000001.png: no such file"),
         (9, f"{tmp_path.resolve()}/data/playground/data/tabmwp/1.png: no such file"),
         (10, "https://host/scienceqa/1.jpg: a URL; download the picture first"),
     ):
-        with pytest.raises(UserError) as raised:
-            maker.pixels(smr, images[number], number)
-        assert part in str(raised.value)
+        skipped = maker.make(number)
+        assert isinstance(skipped, Skipped) and skipped.dataset == "smr" and part in skipped.reason
 
 
 def test_a_data_set_without_its_images_is_refused(tmp_path):
