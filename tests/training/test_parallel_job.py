@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 EVALUATION = {"datasets": "words", "num_samples": 3, "batch_size": 3, "max_new_tokens": 2, "num_shown": 1}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+@pytest.fixture(scope="module", params=["pynative", pytest.param("graph", marks=pytest.mark.ci)])
+def folder(tmp_path_factory, request) -> Path:
     """Of a job that one process ran ("one"), and two replicas with ZeRO-2 ("two"); their console is in console.txt."""
     folder = tmp_path_factory.mktemp("job")
-    changes = dict(mode="graph", rows_per_step=4, save_every=2, evaluation=EVALUATION, schedule__total_steps=4)
+    changes = dict(mode=request.param, rows_per_step=4, save_every=2, evaluation=EVALUATION, schedule__total_steps=4)
     path = write_job(folder, **changes)
     (folder / "words" / "4.png").unlink()
     Trainer(read_job(path, {"output_dir": str(folder / "one")})).train()

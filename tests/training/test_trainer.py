@@ -74,8 +74,9 @@ def test_vary_nano_keeps_its_numbers(tmp_path):
     assert {"cer", "cer_stage", "edit_distance"} <= set(metrics(tmp_path / "run")[-1])
 
 
-def test_killed_at_any_moment_a_run_goes_on_to_the_last_digit(tmp_path):
-    changes = dict(mode="graph", schedule__total_steps=12, save_every=3, data__num_workers=1)
+@pytest.mark.parametrize("mode", ["pynative", pytest.param("graph", marks=pytest.mark.ci)])
+def test_killed_at_any_moment_a_run_goes_on_to_the_last_digit(tmp_path, mode):
+    changes = dict(mode=mode, schedule__total_steps=12, save_every=3, data__num_workers=1)
     path = write_job(tmp_path, kind="tiny", **changes)
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "--config_path", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
