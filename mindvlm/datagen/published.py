@@ -57,7 +57,7 @@ def prepare(
 ) -> Prepared:
     """Writes the records of a data set and places their images.
 
-    The records depend on the download, `seed` and `num_records` alone. An image in place is kept, so that an
+    The records depend on the download, `seed` and `num_records` alone. A readable image in place is kept, so that an
     interrupted run resumes quickly.
 
     Args:
@@ -68,10 +68,14 @@ def prepare(
         progress: called with the numbers of finished items and of all.
 
     Raises:
-        UserError: a file of the download is missing or damaged, no item can be used, or `root` cannot be written.
+        UserError: a file of the download is missing or damaged, no item can be used, or `root` cannot be written or
+            holds other records of that name.
     """
     download, root = Path(download), Path(root)
     _require(data, download)
+    annotations, registry = root / f"{name}.json", root / "registry.yaml"
+    if annotations.exists() and not _is_registered(registry, name):
+        raise UserError(f"{annotations} exists, but {registry} does not list it; move it away or choose another output")
     try:
         items = list(data.read(download))
     except OSError as error:
@@ -96,8 +100,8 @@ def prepare(
     if not records:
         reasons = result.lines() or ["it holds none"]
         raise UserError(f"{download}: no item of {data.title} can be used; {reasons[0]}; is it the published download?")
-    _write(root / f"{name}.json", "[\n" + ",\n".join(records) + "\n]\n")
-    _register(root / "registry.yaml", name)
+    _register(registry, name)
+    _write(annotations, "[\n" + ",\n".join(records) + "\n]\n")
     return result
 
 
@@ -139,13 +143,14 @@ class _Placer:
         if any(PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts for path in (image, place)):
             return "the name of its image leads out of the folder"
         source, target = self.download / image, self.root / place
+        if _is_image(target):
+            return ""
         if not source.is_file():
             return "its image is missing"
         if not _is_image(source):
             return "its image cannot be read"
         try:
-            if not target.is_file() or target.stat().st_size != source.stat().st_size:
-                _link(source, target)
+            _link(source, target)
         except OSError as error:
             problem = f"cannot be written ({error.strerror or error}); the images in place are kept"
             raise UserError(f"{target}: {problem}, the same command resumes") from None
@@ -177,9 +182,13 @@ def _link(source: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _is_registered(path: Path, name: str) -> bool:
+    return path.exists() and name in read_yaml(path)
+
+
 def _register(path: Path, name: str) -> None:
     """Adds an entry to the registry, whose other lines stay as they are."""
-    if path.exists() and name in read_yaml(path):
+    if _is_registered(path, name):
         return
     known = path.read_text(encoding="utf-8") if path.exists() else ""
     entry = {name: {"images": ".", "annotations": f"{name}.json", "format": "llava", "weight": 1.0}}

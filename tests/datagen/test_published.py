@@ -151,8 +151,12 @@ def test_images_are_linked_or_copied(tmp_path, download, monkeypatch):
     prepare(data_of(question(0)), "made", download, tmp_path / "copied")
     copy = tmp_path / "copied" / "tree" / "images" / "a.png"
     assert copy.read_bytes() == source.read_bytes() and not os.path.samefile(source, copy)
-    # an image of an earlier download is replaced
+    # an image in place is kept, a damaged one is replaced
     Image.new("RGB", (640, 480), (1, 2, 3)).save(source)
+    before = copy.read_bytes()
+    prepare(data_of(question(0)), "made", download, tmp_path / "copied")
+    assert copy.read_bytes() == before
+    copy.write_bytes(before[:-9])
     prepare(data_of(question(0)), "made", download, tmp_path / "copied")
     assert copy.read_bytes() == source.read_bytes()
 
@@ -187,6 +191,15 @@ def test_the_registry_keeps_other_entries(tmp_path, download):
         prepare(data_of(question(0)), "made", download, tmp_path)
 
 
+def test_records_of_others_are_kept(tmp_path, download):
+    (tmp_path / "made.json").write_text("[]")
+    with pytest.raises(
+        UserError, match="made.json exists, but .*registry.yaml does not list it; move it away or choose"
+    ):
+        prepare(data_of(question(0)), "made", download, tmp_path)
+    assert (tmp_path / "made.json").read_text() == "[]" and not (tmp_path / "tree").exists()
+
+
 def test_an_output_that_cannot_be_written(tmp_path, download):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written .*the same command resumes"):
@@ -201,6 +214,7 @@ def test_the_command_line(tmp_path, capsys):
     assert make_data.main(command) == 0
     said = capsys.readouterr().err
     assert f"wrote 2 of 2 items as data set scienceqa; data.registry: {root}/registry.yaml\n" in said and "2/2" in said
+    # the image in place is a link to it
     (download / "train" / "1" / "image.png").write_text("no image")
     assert make_data.main(command) == 0
     said = capsys.readouterr().err

@@ -1,5 +1,8 @@
 """The drawing of tiles and kept rows: each cell shows the part of the picture whose row the model keeps."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +12,7 @@ from mindvlm.tools import show_views
 from tests.tiny_slime import write_tiny_slime
 from tests.tiny_tinyllava import write_tiny_tinyllava
 
+ROOT = Path(__file__).resolve().parents[2]
 RED = (200, 40, 30)
 QUESTION = "What is it?"
 ANYRES = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": [[56, 56]]}
@@ -100,6 +104,15 @@ def test_the_command_line(tmp_path, slime, capsys):
     assert show_views.main([*command, "--random_weights", "--seed", "5"]) == 0
     assert (tmp_path / "out.png").read_bytes() == first
     (tmp_path / "away").rename(slime / "model.safetensors")
+
+
+def test_the_command_of_the_docs(tmp_path, capsys):
+    """The real views, grids and row counts, without a download."""
+    photo, output = str(ROOT / "examples/images/page.png"), str(tmp_path / "views.png")
+    command = ["--config_path", str(ROOT / "configs/slime/slime_small.yaml"), "--random_weights"]
+    assert show_views.main([*command, "--image", photo, "--output", output]) == 0
+    assert re.search(r"^\d+ of 288 rows of 2 tiles are kept; wrote ", capsys.readouterr().err, re.MULTILINE)
+    assert (ROOT / "docs/images/slime_views.png").stat().st_size < 300_000
 
 
 @pytest.mark.parametrize(

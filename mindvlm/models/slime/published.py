@@ -292,14 +292,14 @@ PUBLISHED = {
     "dvqa": PublishedData(
         title="DVQA",
         page="https://github.com/kushalkafle/DVQA_dataset",
-        needs={"train_qa.json": "the questions", "images": "images.tar.gz, unpacked"},
+        needs={"train_qa.json": "the questions, from qa.tar.gz", "images": "images.tar.gz, unpacked"},
         read=dvqa_items,
         exchange=dvqa,
         num_records=200_000,
     ),
     "chartqa": PublishedData(
         title="ChartQA",
-        page="https://github.com/vis-nlp/ChartQA",
+        page="https://github.com/vis-nlp/ChartQA (folder ChartQA Dataset)",
         needs={
             "train/train_human.json": "questions that people wrote",
             "train/train_augmented.json": "questions that a program wrote",
@@ -336,13 +336,13 @@ PUBLISHED = {
     "scienceqa": PublishedData(
         title="ScienceQA",
         page="https://github.com/lupantech/ScienceQA",
-        needs={"problems.json": "the questions", "train": "train.zip of the images, unpacked"},
+        needs={"problems.json": "the questions, from data/scienceqa", "train": "the images' train.zip, unpacked"},
         read=scienceqa_items,
         exchange=scienceqa,
     ),
     "tabmwp": PublishedData(
         title="TabMWP",
-        page="https://github.com/lupantech/PromptPG (data/tabmwp)",
+        page="https://github.com/lupantech/PromptPG (folder data/tabmwp)",
         needs={"problems_train.json": "problems", "problems_dev.json": "more problems", "tables": "the images"},
         read=tabmwp_items,
         exchange=tabmwp,
