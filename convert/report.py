@@ -49,6 +49,7 @@ from mindvlm.convert.inspection import describe_format
 from mindvlm.convert.statistics import TensorStatistics
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_memory import peak_memory
+from mindvlm.weights.opened import Opened
 from mindvlm.weights.rules.operations import Rule
 from mindvlm.weights.rules.plan import Plan
 
@@ -75,100 +76,28 @@ def report_of(conversion: Conversion) -> dict[str, Any]:
     Raises:
         UserError: a file cannot be read.
     """
-    opened = conversion.opened
-    sources, steps = [], []
-    for index, one in enumerate(opened.inputs):
-        checkpoint = one.checkpoint
-        files = dict.fromkeys((checkpoint.path, *checkpoint.files))
-        role, naming = "layer" if index else "base", one.plan.table.name
-        sources.append(_source_record(role, checkpoint.path, describe_format(checkpoint), naming, files))
-        steps.append(Step(index, one.plan, one.tensors.infos))
-    if opened.adapter:
-        sources.append(_source_record("adapter", opened.adapter.path, "PEFT LoRA", "", opened.adapter.files))
-    if conversion.way_out:
-        steps.append(Step(None, conversion.way_out, opened.source.infos))
-    return build_report(
-        model=opened.model.name,
-        family=opened.model.family,
-        options=_options(conversion),
-        sources=sources,
-        steps=steps,
-        infos=conversion.tensors.infos,
-        origins=_origins(conversion),
-        statistics=conversion.statistics,
-        absent_parts=opened.absent_parts,
-        outputs=[file_record(output.made) | {"path": str(output.path)} for output in conversion.outputs],
-        verification=_verification(conversion),
-        seconds=conversion.seconds,
-    )
-
-
-def build_report(
-    *,
-    model: str,
-    family: str,
-    options: Mapping[str, Any],
-    sources: Sequence[Mapping[str, Any]],
-    steps: Sequence[Step],
-    infos: Mapping[str, TensorInfo],
-    origins: Origins,
-    statistics: Mapping[str, TensorStatistics],
-    absent_parts: Sequence[str],
-    outputs: Sequence[Mapping[str, Any]],
-    verification: Mapping[str, Any] | None,
-    seconds: float,
-) -> dict[str, Any]:
-    """Returns the report as plain values; the module describes its keys.
-
-    Args:
-        sources: in the order that `Step.source` and `Origins` count in.
-        infos: the written tensors, in order.
-        origins: of the written tensors, see `carry_origins` and `add_origins`.
-    """
+    opened, infos = conversion.opened, conversion.tensors.infos
+    outputs = [file_record(output.made) | {"path": str(output.path)} for output in conversion.outputs]
     record = {
         "schema": "mindvlm-conversion",
         "schema_version": SCHEMA_VERSION,
-        "model": model,
-        "family": family,
-        "options": options,
-        "sources": sources,
-        "rules": [
-            {"source": step.source, **_rule_record(rule), "used": step.plan.uses[rule]}
-            for step in steps
-            for rule in step.plan.table.rules
-            if rule in step.plan.uses
-        ],
-        "unused_rules": [
-            {"source": step.source, **_rule_record(rule)} for step in steps for rule in step.plan.unused_rules
-        ],
-        "identities": [
-            {"source": step.source, "names": step.plan.identities} for step in steps if step.plan.identities
-        ],
-        "dropped": [
-            {"source": step.source, "name": name, "reason": reason, **_described(step.infos[name])}
-            for step in steps
-            for name, reason in step.plan.dropped.items()
-        ],
-        "absent_parts": absent_parts,
-        "tensors": [
-            {
-                "name": name,
-                **_described(info),
-                "origin": [{"source": source, "names": names} for source, names in origins[name].items()],
-                "statistics": dataclasses.asdict(statistics[name]) if name in statistics else None,
-            }
-            for name, info in infos.items()
-        ],
-        "totals": _totals(infos.values()),
+        "model": opened.model.name,
+        "family": opened.model.family,
+        "options": _options(conversion),
+        "sources": _sources(opened),
+        **rule_records(_steps(conversion)),
+        "absent_parts": opened.absent_parts,
+        "tensors": tensor_records(infos, _origins(conversion), conversion.statistics),
+        "totals": totals(infos.values()),
         "outputs": outputs,
-        "verification": verification,
+        "verification": _verification(conversion),
         "versions": {
             "python": platform.python_version(),
             "mindvlm": mindvlm.__version__,
             "numpy": np.__version__,
             "platform": platform.platform(),
         },
-        "seconds": round(seconds, 3),
+        "seconds": round(conversion.seconds, 3),
         "peak_memory_bytes": peak_memory(),
     }
     return _plain(record)
@@ -200,6 +129,56 @@ def file_record(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file and the disk") from error
     return {"path": str(path), "bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def rule_records(steps: Sequence[Step]) -> dict[str, list[dict[str, Any]]]:
+    """Returns what the plans did, under the keys of the report."""
+    return {
+        "rules": [
+            {"source": step.source, **_rule_record(rule), "used": step.plan.uses[rule]}
+            for step in steps
+            for rule in step.plan.table.rules
+            if rule in step.plan.uses
+        ],
+        "unused_rules": [
+            {"source": step.source, **_rule_record(rule)} for step in steps for rule in step.plan.unused_rules
+        ],
+        "identities": [
+            {"source": step.source, "names": step.plan.identities} for step in steps if step.plan.identities
+        ],
+        "dropped": [
+            {"source": step.source, "name": name, "reason": reason, **_described(step.infos[name])}
+            for step in steps
+            for name, reason in step.plan.dropped.items()
+        ],
+    }
+
+
+def tensor_records(
+    infos: Mapping[str, TensorInfo], origins: Origins, statistics: Mapping[str, TensorStatistics]
+) -> list[dict[str, Any]]:
+    """Returns a record of each written tensor; for `origins` see `carry_origins` and `add_origins`."""
+    return [
+        {
+            "name": name,
+            **_described(info),
+            "origin": [{"source": source, "names": names} for source, names in origins[name].items()],
+            "statistics": dataclasses.asdict(statistics[name]) if name in statistics else None,
+        }
+        for name, info in infos.items()
+    ]
+
+
+def totals(infos: Iterable[TensorInfo]) -> dict[str, Any]:
+    """Returns the numbers of tensors, parameters and bytes, of all and of each dtype."""
+    by_dtype: dict[str, dict[str, int]] = {}
+    for info in infos:
+        row = by_dtype.setdefault(info.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += info.num_elements
+        row["bytes"] += info.num_bytes
+    total = {key: sum(row[key] for row in by_dtype.values()) for key in ("tensors", "parameters", "bytes")}
+    return {**total, "by_dtype": by_dtype}
 
 
 def carry_origins(origins: Origins, plan: Plan) -> Origins:
@@ -237,9 +216,25 @@ def _origins(conversion: Conversion) -> Origins:
     return {name: {0: [name]} for name in conversion.tensors.infos} | carry_origins(origins, conversion.way_out)
 
 
-def _source_record(role: str, path: Path, file_format: str, naming: str, files: Iterable[Path]) -> dict[str, Any]:
-    files = [file_record(file) for file in files]
-    return {"role": role, "path": path, "format": file_format, "naming": naming, "files": files}
+def _steps(conversion: Conversion) -> list[Step]:
+    opened = conversion.opened
+    steps = [Step(index, one.plan, one.tensors.infos) for index, one in enumerate(opened.inputs)]
+    return [*steps, Step(None, conversion.way_out, opened.source.infos)] if conversion.way_out else steps
+
+
+def _sources(opened: Opened) -> list[dict[str, Any]]:
+    """Returns a record of each source; its place in the list is the index that `Step.source` and `Origins` have."""
+    found = []
+    for index, one in enumerate(opened.inputs):
+        checkpoint = one.checkpoint
+        files = dict.fromkeys((checkpoint.path, *checkpoint.files))
+        found.append(
+            ("layer" if index else "base", checkpoint.path, describe_format(checkpoint), one.plan.table.name, files)
+        )
+    if opened.adapter:
+        found.append(("adapter", opened.adapter.path, "PEFT LoRA", "", opened.adapter.files))
+    keys = ("role", "path", "format", "naming", "files")
+    return [dict(zip(keys, (*fields, list(map(file_record, files))), strict=True)) for *fields, files in found]
 
 
 def _options(conversion: Conversion) -> dict[str, Any]:
@@ -276,17 +271,6 @@ def _rule_record(rule: Rule) -> dict[str, Any]:
 
 def _described(info: TensorInfo) -> dict[str, Any]:
     return {"dtype": info.dtype, "shape": list(info.shape)}
-
-
-def _totals(infos: Iterable[TensorInfo]) -> dict[str, Any]:
-    by_dtype: dict[str, dict[str, int]] = {}
-    for info in infos:
-        row = by_dtype.setdefault(info.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
-        row["tensors"] += 1
-        row["parameters"] += info.num_elements
-        row["bytes"] += info.num_bytes
-    total = {key: sum(row[key] for row in by_dtype.values()) for key in ("tensors", "parameters", "bytes")}
-    return {**total, "by_dtype": by_dtype}
 
 
 def _plain(value: Any) -> Any:

@@ -26,12 +26,13 @@ class ClipAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values: (N, T, C) -> (N, H, T, D) each."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        return tuple(proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for proj in projections)
+
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(*self.heads(x)).transpose(1, 2).flatten(2))
 
 
 def quick_gelu(x: Tensor) -> Tensor:

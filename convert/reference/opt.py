@@ -12,29 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.reference.rotary import KVCache
+from mindvlm.convert.reference.clip import ClipAttention
+from mindvlm.convert.reference.rotary import Decoder, KVCache
 from mindvlm.nn.config import NUM_OFFSET_ROWS, DecoderConfig
 
 
-class OptAttention(nn.Module):
-    """Multi-head attention; all projections have a bias."""
+class OptAttention(ClipAttention):
+    """Causal multi-head attention; all projections have a bias."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, *, layer: int, cache: KVCache | None, visible: Tensor) -> Tensor:
-        query, key, value = (
-            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+    def forward(self, x: Tensor, *, layer: int, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        query, key, value = self.heads(x)
         if cache:
             key, value = cache.write(layer, key, value)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        causal = mask is None and x.shape[1] > 1
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -55,7 +46,7 @@ class OptLayer(nn.Module):
         return x + self.fc2(F.relu(self.fc1(self.final_layer_norm(x))))
 
 
-class OptDecoder(nn.Module):
+class OptDecoder(Decoder):
     """The `model.decoder` of the official state dict, without dropout."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -72,39 +63,19 @@ class OptDecoder(nn.Module):
         """The token embedding, under the name of the Qwen decoder."""
         return self.embed_tokens
 
-    def decode(
-        self, embeds: Tensor, *, cache: KVCache | None = None, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the normed last hidden state and the input of each layer, (B, L, hidden) each.
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
 
-        Args:
-            embeds: (B, L, hidden).
-            cache: new slots are written after the filled ones. None computes without a cache.
-            attention_mask: (B, L) of the new slots, nonzero = real token; None = all real.
+    @property
+    def final_norm(self) -> nn.LayerNorm:
+        return self.final_layer_norm
 
-        Raises:
-            ValueError: the cache or the position table is too small.
-        """
-        batch_size, num_new = embeds.shape[:2]
-        start = cache.length if cache else 0
-        if cache and start + num_new > cache.num_slots:
-            raise ValueError(f"{start + num_new} slots: the cache has {cache.num_slots}")
-        new = torch.ones(batch_size, num_new, dtype=torch.bool, device=embeds.device)
-        if attention_mask is not None:
-            new = attention_mask.to(embeds.device) != 0
-        real = new
-        if cache:
-            past = torch.ones(batch_size, start, dtype=torch.bool, device=embeds.device)
-            real = cache.key_mask = torch.cat([past if cache.key_mask is None else cache.key_mask, new], dim=1)
-        x = embeds + self.embed_positions(self.position_rows(real)[:, start:])
-        visible = visible_keys(real, num_new)
-        inputs = []
-        for index, layer in enumerate(self.layers):
-            inputs.append(x)
-            x = layer(x, layer=index, cache=cache, visible=visible)
-        if cache:
-            cache.length += num_new
-        return self.final_layer_norm(x), inputs
+    def start(self, embeds: Tensor, cache: KVCache | None, real: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        first = cache.length if cache else 0
+        if real is None:
+            real = torch.ones(1, first + embeds.shape[1], dtype=torch.bool, device=embeds.device)
+        return embeds + self.embed_positions(self.position_rows(real)[:, first:]), {}
 
     def position_rows(self, real: Tensor) -> Tensor:
         """Returns the position rows of slots with `real` tokens (B, S): 2 for the first token, 1 for padding.
@@ -117,11 +88,3 @@ class OptDecoder(nn.Module):
         if int(rows.max()) >= num_rows:
             raise ValueError(f"{int(rows.max()) - 1} tokens: there are {num_rows - NUM_OFFSET_ROWS} positions")
         return rows
-
-
-def visible_keys(real: Tensor, num_new: int) -> Tensor:
-    """Returns which slots of `real` (B, S) the last `num_new` slots attend to, boolean (B, 1, num_new, S)."""
-    slots = torch.arange(real.shape[1], device=real.device)
-    queries = slots[-num_new:, None]
-    # a padded query attends to itself, otherwise its softmax would be 0/0
-    return (slots[None, :] <= queries) & (real[:, None, None, :] | (slots[None, :] == queries))

@@ -1,13 +1,14 @@
-"""The base of decoders with rotary positions: position tables, the KV cache, the loop over the blocks.
+"""The base of all decoders: the KV cache and the loop over the blocks; and that of those with rotary positions.
 
-B batch, L query length, S cached slots, H key and value heads, D head dim. Positions are slot indices and count
-padding.
+B batch, L query length, S cached slots, H key and value heads, D head dim.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,18 +116,28 @@ class KVCache:
         self.length, self.positions, self.key_mask = 0, None, None
 
 
-class RotaryDecoder(nn.Module):
-    """Base class of a decoder. A subclass sets the three attributes.
+class Decoder(nn.Module, ABC):
+    """Base class of a decoder. A subclass sets the three attributes and defines `start`.
 
     Attributes:
         config: sizes and dialect.
-        blocks: called with (x, layer=, positions=, cache=, mask=).
+        blocks: called with (x, layer=, cache=, mask=) and what `start` returns.
         final_norm: norm after the last block.
     """
 
     config: DecoderConfig
     blocks: Iterable[nn.Module]
     final_norm: nn.Module
+
+    @abstractmethod
+    def start(self, embeds: Tensor, cache: KVCache | None, real: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """Returns the input of the first block, (B, L, hidden), and further arguments of all blocks.
+
+        Args:
+            embeds: (B, L, hidden).
+            cache: see `decode`.
+            real: (B, S) boolean, which slots hold tokens, the new ones included; None = all.
+        """
 
     def decode(
         self, embeds: Tensor, *, cache: KVCache | None = None, attention_mask: Tensor | None = None
@@ -135,38 +146,45 @@ class RotaryDecoder(nn.Module):
 
         Args:
             embeds: (B, L, hidden).
-            cache: new slots are written after the filled ones; an empty cache means prefill, which fixes the NTK
-                factor. None computes without a cache.
+            cache: new slots are written after the filled ones; an empty cache means prefill, which fixes the NTK factor
+                of rotary positions. None computes without a cache.
             attention_mask: (B, L) of the new slots, nonzero = real token; None = all real.
 
         Raises:
-            ValueError: the cache is too small.
+            ValueError: the cache, or a table of learned positions, is too small.
         """
         batch_size, num_new = embeds.shape[:2]
         start = cache.length if cache else 0
         if cache and start + num_new > cache.num_slots:
             raise ValueError(f"{start + num_new} slots: the cache has {cache.num_slots}")
+        mask = visible_slots(attention_mask, cache, batch_size, num_new, embeds.device)
+        real = cache.key_mask if cache else attention_mask
+        x, arguments = self.start(embeds, cache, None if real is None else real.to(embeds.device) != 0)
+        inputs = []
+        for index, block in enumerate(self.blocks):
+            inputs.append(x)
+            x = block(x, layer=index, cache=cache, mask=mask, **arguments)
+        if cache:
+            cache.length += num_new
+        return self.final_norm(x), inputs
+
+
+class RotaryDecoder(Decoder):
+    """Base class of a decoder with rotary positions, which are slot indices and count padding."""
+
+    def start(self, embeds: Tensor, cache: KVCache | None, real: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         positions = cache.positions if cache else None
         if positions is None:
-            num_slots = cache.num_slots if cache else num_new
             positions = Positions(
                 self.config,
-                prompt_length=num_new,
-                num_slots=num_slots,
+                prompt_length=embeds.shape[1],
+                num_slots=cache.num_slots if cache else embeds.shape[1],
                 training=self.training,
                 device=embeds.device,
             )
             if cache:
                 cache.positions = positions
-        mask = visible_slots(attention_mask, cache, batch_size, num_new, embeds.device)
-        inputs = []
-        x = embeds
-        for index, block in enumerate(self.blocks):
-            inputs.append(x)
-            x = block(x, layer=index, positions=positions, cache=cache, mask=mask)
-        if cache:
-            cache.length += num_new
-        return self.final_norm(x), inputs
+        return embeds, {"positions": positions}
 
 
 def visible_slots(

@@ -5,14 +5,11 @@ B batch, L prompt length, N images, T feature rows per image. The state dict use
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mindvlm.convert.random_weights import fill_random
 from mindvlm.convert.reference.clip import ClipTower
 from mindvlm.convert.reference.image_text import ImageTextReference
 from mindvlm.convert.reference.qwen import QwenDecoder
@@ -95,14 +92,6 @@ class ReferenceVary(ImageTextReference):
             if end >= len(ids) or int(ids[end]) != self.image_tokens.end:
                 raise ValueError(f"<img> at {start}: </img> is not {length + 1} tokens after it")
         return [start + 1 for start in starts], list(features)
-
-
-def random_state(config: VaryModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Yields the official state dict of `from_seed(config, seed)` as (name, float32 tensor), one at a time."""
-    with torch.device("meta"):
-        empty = ReferenceVary(config)
-    for name, parameter in empty.named_parameters():
-        yield name, torch.from_numpy(fill_random(np.empty(tuple(parameter.shape), np.float32), name, seed=seed))
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,17 +4,24 @@ import hashlib
 import json
 import math
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mindvlm.checkpoint import MemorySource
+from mindvlm.checkpoint import MemorySource, write_checkpoint
+from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.random_weights import RandomSource
 from mindvlm.convert.report import (
     Step,
     add_origins,
-    build_report,
     carry_origins,
     file_record,
+    report_of,
+    rule_records,
+    tensor_records,
+    totals,
     write_report,
 )
 from mindvlm.convert.statistics import StatisticsTap
@@ -41,7 +48,8 @@ TABLE = RuleTable(
 )
 
 
-def account(**changes) -> dict:
+@pytest.fixture(scope="module")
+def account() -> SimpleNamespace:
     """A base with a layer over it and an adapter, led to our names and from there to other ones."""
     base = MemorySource(
         {
@@ -68,29 +76,12 @@ def account(**changes) -> dict:
     tap = StatisticsTap(out)
     for name in out.infos:
         tap.read(name)
-    record = {"path": "base.bin", "bytes": 10, "sha256": "ab"}
-    source = {"role": "base", "path": "base.bin", "format": "PyTorch", "naming": "test", "files": (record,)}
-    fields = {
-        "model": "vary_toy",
-        "family": "vary",
-        "options": {"dtype": "keep"},
-        "sources": [source],
-        "steps": [Step(0, plans[0], base.infos), Step(1, plans[1], layer.infos), Step(None, back, native.infos)],
-        "infos": out.infos,
-        "origins": carry_origins(merged, back),
-        "statistics": tap.statistics,
-        "absent_parts": ("tower",),
-        "outputs": [{"path": "out", "bytes": 3, "sha256": "cd"}],
-        "verification": {"tensors": 4},
-        "seconds": 1.23456,
-    }
-    return fields | changes
+    steps = [Step(0, plans[0], base.infos), Step(1, plans[1], layer.infos), Step(None, back, native.infos)]
+    return SimpleNamespace(steps=steps, infos=out.infos, origins=carry_origins(merged, back), statistics=tap.statistics)
 
 
-def test_everything_is_in_it():
-    report = build_report(**account())
-    assert (report["schema"], report["schema_version"]) == ("mindvlm-conversion", 1)
-    assert report["sources"][0]["files"] == [{"path": "base.bin", "bytes": 10, "sha256": "ab"}]
+def test_the_rules_are_in_it(account):
+    report = rule_records(account.steps)
     assert report["rules"][0] == {
         "source": 0,
         "kind": "Split",
@@ -109,9 +100,12 @@ def test_everything_is_in_it():
         (None, "Rename", 1),
     ]
     assert report["unused_rules"] == [{"source": 0, "kind": "Drop", "from": ["h.{}.never"], "to": []}]
-    assert report["identities"] == [{"source": source, "names": ["kept"]} for source in (0, 1, None)]
+    assert report["identities"] == [{"source": source, "names": ("kept",)} for source in (0, 1, None)]
     assert report["dropped"] == [{"source": 0, "name": "mask", "reason": "a buffer", "dtype": "bool", "shape": [5, 5]}]
-    assert report["totals"] == {
+
+
+def test_totals(account):
+    assert totals(account.infos.values()) == {
         "tensors": 4,
         "parameters": 23,
         "bytes": 96,
@@ -121,14 +115,11 @@ def test_everything_is_in_it():
             "float16": {"tensors": 1, "parameters": 4, "bytes": 8},
         },
     }
-    assert report["absent_parts"] == ["tower"] and report["verification"] == {"tensors": 4}
-    assert report["outputs"] == [{"path": "out", "bytes": 3, "sha256": "cd"}]
-    assert report["seconds"] == 1.235 and report["peak_memory_bytes"] > 1 << 20
-    assert set(report["versions"]) == {"python", "mindvlm", "numpy", "platform"}
 
 
-def test_each_tensor_with_its_origin_and_statistics():
-    tensors = {tensor["name"]: tensor for tensor in build_report(**account())["tensors"]}
+def test_each_tensor_with_its_origin_and_statistics(account):
+    records = tensor_records(account.infos, account.origins, account.statistics)
+    tensors = {tensor["name"]: tensor for tensor in records}
     assert list(tensors) == ["h.0.qkv", "h.1.qkv", "kept", "old"]
     assert tensors["h.0.qkv"]["origin"] == [{"source": 0, "names": ["h.0.qkv"]}]
     assert tensors["h.1.qkv"]["origin"] == [{"source": 0, "names": ["h.1.qkv"]}, {"source": 2, "names": ["A", "B"]}]
@@ -142,12 +133,40 @@ def test_each_tensor_with_its_origin_and_statistics():
     }
     assert tensors["old"]["statistics"]["num_nonfinite"] == 4 and tensors["old"]["statistics"]["min"] is None
     assert (tensors["kept"]["dtype"], tensors["kept"]["shape"]) == ("int64", [3])
+    without = tensor_records(account.infos, account.origins, {})
+    assert {tensor["statistics"] for tensor in without} == {None}
 
 
-def test_a_dry_run_has_no_statistics_and_no_outputs():
-    report = build_report(**account(statistics={}, outputs=(), verification=None))
-    assert {tensor["statistics"] for tensor in report["tensors"]} == {None}
-    assert report["outputs"] == [] and report["verification"] is None
+def write_base(folder: Path) -> Path:
+    """A Vary-toy's projector, which is the least that converts."""
+    shapes = {
+        f"transformer.mm_projector.{name}": shape for name, shape in (("weight", (1024, 1024)), ("bias", (1024,)))
+    }
+    shapes |= {name.replace("projector", "projector_vary"): shape for name, shape in shapes.items()}
+    write_checkpoint(folder / "base.bin", RandomSource(shapes, 0))
+    return folder / "base.bin"
+
+
+def test_everything_is_in_it(tmp_path):
+    """The record of a conversion, written and dry."""
+    base = write_base(tmp_path)
+    reports = []
+    for dry_run in (False, True):
+        request = Request(sources=(base,), target=tmp_path / "out.ckpt", dry_run=dry_run, statistics=not dry_run)
+        convert(request, record=lambda conversion: reports.append(report_of(conversion)))
+    report, dry = reports
+    assert (report["schema"], report["schema_version"]) == ("mindvlm-conversion", 1)
+    assert (report["model"], report["family"], report["options"]["dtype"]) == ("vary_toy", "vary", "keep")
+    (source,) = report["sources"]
+    assert (source["role"], source["format"], source["naming"]) == ("base", "PyTorch", "Hugging Face")
+    assert source["files"] == [file_record(base)]
+    assert report["totals"]["tensors"] == len(report["tensors"]) == 4 and report["tensors"][0]["statistics"]
+    assert "CLIP tower" in report["absent_parts"] and report["verification"] is None
+    assert report["outputs"] == [file_record(tmp_path / "out.ckpt")]
+    assert 0 <= report["seconds"] == round(report["seconds"], 3) and report["peak_memory_bytes"] > 1 << 20
+    assert set(report["versions"]) == {"python", "mindvlm", "numpy", "platform"}
+    assert {tensor["statistics"] for tensor in dry["tensors"]} == {None} and dry["outputs"] == []
+    assert list(dry) == list(report)
 
 
 def test_the_file_is_json_for_any_reader(tmp_path):
@@ -155,8 +174,11 @@ def test_the_file_is_json_for_any_reader(tmp_path):
         raise AssertionError(text)
 
     path = tmp_path / "report.json"
-    record = build_report(**account(verification={"worst": math.nan, "all": [math.inf, -math.inf], "file": tmp_path}))
-    record["options"]["odd name"] = "\udc80 \x1b ü"
+    record = {
+        "options": {"odd name": "\udc80 \x1b ü"},
+        "verification": {"worst": math.nan, "all": [math.inf, -math.inf], "file": tmp_path},
+        "tensors": ({"name": "b"}, {"name": "a"}),
+    }
     write_report(path, record)
     read = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_literal)
     assert read["verification"] == {"worst": "NaN", "all": ["Infinity", "-Infinity"], "file": str(tmp_path)}

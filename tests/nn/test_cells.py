@@ -13,7 +13,7 @@ from mindvlm.nn.config import grid_size
 from mindvlm.nn.kv_cache import LayerKVCache, cache_indices
 from mindvlm.nn.layout import permute_rows, widen
 from mindvlm.nn.linear import Embedding, Linear
-from mindvlm.nn.loss import IGNORED_LABEL, next_token_loss
+from mindvlm.nn.loss import IGNORED_LABEL
 from mindvlm.nn.mlp import ACTIVATIONS, GatedMLP
 from mindvlm.nn.norm import LayerNorm, RMSNorm
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
@@ -21,6 +21,7 @@ from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv
 from mindvlm.nn.products import to_tensor
 from mindvlm.nn.rotary import apply_rotary, inverse_frequencies, logn_scale, rotary_cos_sin
 from mindvlm.nn.splice import splice_sources
+from tests.nn.plain_loss import next_token_loss
 
 
 @pytest.fixture(autouse=True)

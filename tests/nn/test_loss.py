@@ -8,7 +8,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from torch.nn import functional as F
 
 from mindvlm.nn import loss as loss_module
-from mindvlm.nn.loss import IGNORED_LABEL, NextTokenLoss, chunks, next_token_loss
+from mindvlm.nn.loss import IGNORED_LABEL, NextTokenLoss, chunks
+from tests.nn.plain_loss import next_token_loss
 
 BATCH_SIZE, LENGTH, HIDDEN_SIZE, VOCAB_SIZE = 3, 11, 8, 37
 

@@ -1,13 +1,16 @@
 """Peak memory of graphs beside that of the plain computation, each measured in a process of its own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 LOSS = """
 import sys
 import mindspore as ms, numpy as np
 from mindspore import Tensor, nn, ops
-from mindvlm.nn.loss import NextTokenLoss, next_token_loss
+from mindvlm.nn.loss import NextTokenLoss
+from tests.nn.plain_loss import next_token_loss
 
 ms.set_context(mode=ms.GRAPH_MODE)
 class Plain(nn.Cell):
@@ -55,10 +58,11 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 def saved_bytes(program: str, folder) -> int:
     """Returns the peak of the plain computation minus that of ours."""
     (folder / "peak.py").write_text(program + PEAK)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     peak = {}
     for kind in ("ours", "plain"):
         command = [sys.executable, str(folder / "peak.py"), kind]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
         peak[kind] = int(done.stdout.split()[-1]) * 1024
     return peak["plain"] - peak["ours"]
 

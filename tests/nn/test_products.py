@@ -17,12 +17,12 @@ from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.linear import BiasedHead, Head, Linear
 from mindvlm.nn.linear_plan import ProductRule, choose_products
 from mindvlm.nn.lora import LoraConfig, adapt
-from mindvlm.nn.loss import next_token_loss
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.products import DenseProduct, WeightProduct
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.layers import RowParallelLinear
 from mindvlm.parallel.mesh import Mesh
+from tests.nn.plain_loss import next_token_loss
 from tests.tiny_vary import write_tiny_vary
 
 BLOCK_ROWS = 5

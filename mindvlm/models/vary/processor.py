@@ -1,15 +1,13 @@
 """Converts a question and pictures to the inputs of a Vary model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mindvlm.core.errors import UserError
 from mindvlm.models.vary.templates import TEMPLATES
 from mindvlm.models.vary.tokenizer import open_tokenizer
-from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
+from mindvlm.processing.chat_processor import ChatProcessor
 from mindvlm.processing.images.image_branch import ImageBranchConfig
 from mindvlm.processing.images.image_span import ImageSpan
 from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
@@ -66,22 +64,6 @@ class VaryTinyPixels:
     high: np.ndarray
 
 
-@dataclass(frozen=True)
-class VaryInputs(ChatPrompt):
-    """A prompt with its pictures, in the order of their placeholders.
-
-    Attributes:
-        clip_pixels: (num_images, 3, height, width) float32, None for Vary-tiny.
-        high_pixels: (num_images, 3, height, width) float32.
-    """
-
-    clip_pixels: np.ndarray | None
-    high_pixels: np.ndarray
-
-
-Pixels = VaryPixels | VaryTinyPixels
-
-
 class VaryProcessor(ChatProcessor):
     """Converts questions, earlier turns and pictures to ids and pixels.
 
@@ -114,31 +96,7 @@ class VaryProcessor(ChatProcessor):
         for token in re.findall(r"<\|\w+\|>", "".join(template.roles) + template.separator):
             tokenizer.special_id(token)
 
-    def __call__(
-        self, query: str, images: Sequence[ImageSource | Pixels] | None = None, history: History | None = None
-    ) -> VaryInputs:
-        """Returns the inputs of one prompt.
-
-        Args:
-            query: the question. Each `<image>` marks the place of a picture. Without a marker, pictures that the
-                history does not use go before the question.
-            images: all pictures of the conversation in order, as files, images or results of `pixels`.
-            history: earlier turns.
-
-        Raises:
-            UserError: a picture cannot be used, or the numbers of pictures and `<image>` markers differ.
-        """
-        images = list(images or ())
-        prompt = self.prompt(query, num_images=len(images), history=history)
-        pixels = [image if isinstance(image, Pixels) else self.pixels(image) for image in images]
-        clip = self.config.clip
-        return VaryInputs(
-            **vars(prompt),
-            clip_pixels=_stack([one.clip for one in pixels], clip) if clip else None,
-            high_pixels=_stack([one.high for one in pixels], self.config.high),
-        )
-
-    def pixels(self, image: ImageSource) -> Pixels:
+    def pixels(self, image: ImageSource) -> VaryPixels | VaryTinyPixels:
         """Returns the pixels of one picture for all towers. Raises UserError if it cannot be read."""
         picture = load_image(image, max_pixels=self.max_pixels)
         if self.config.trim is not None:
@@ -148,9 +106,3 @@ class VaryProcessor(ChatProcessor):
             return VaryTinyPixels(high)
         is_same = self.config.clip == self.config.high
         return VaryPixels(high if is_same else self.config.clip.pixels(picture), high)
-
-
-def _stack(arrays: list[np.ndarray], branch: ImageBranchConfig) -> np.ndarray:
-    if len({array.shape for array in arrays}) > 1:
-        raise UserError(f"resize {branch.resize!r} gave pictures of different sizes: use one image, or another resize")
-    return np.stack(arrays) if arrays else np.zeros((0, 3, *branch.height_width), dtype=np.float32)

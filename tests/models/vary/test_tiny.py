@@ -152,15 +152,15 @@ def test_a_batch_answers_as_its_rows_alone(tmp_path, mode):
 
 def test_logits_are_those_of_the_torch_reference(loaded):
     peer = reference(loaded.model)
-    prompt = loaded.processor("the page", [picture()])
-    assert prompt.clip_pixels is None and prompt.high_pixels.shape == (1, 3, 32, 64)
-    ids = torch.tensor([prompt.input_ids])
+    prompt, pixels = loaded.processor.prompt("the page", num_images=1), loaded.processor.pixels(picture())
+    assert list(vars(pixels)) == ["high"] and pixels.high.shape == (3, 32, 64)
+    ids, pixels = torch.tensor([prompt.input_ids]), torch.from_numpy(pixels.high[None])
     with torch.no_grad():
-        expected = peer(ids, [torch.from_numpy(prompt.high_pixels)]).logits[0].numpy()
+        expected = peer(ids, [pixels]).logits[0].numpy()
     actual = loaded.logits("the page", picture())
     assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)
     answer = loaded.chat("the page", picture(), max_new_tokens=6)
-    again = peer.generate(ids, [torch.from_numpy(prompt.high_pixels)], max_new_tokens=6).ids[0].tolist()
+    again = peer.generate(ids, [pixels], max_new_tokens=6).ids[0].tolist()
     assert answer.ids == again[: len(answer.ids)]
 
 
