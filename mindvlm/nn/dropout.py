@@ -1,4 +1,4 @@
-"""Dropout with masks derived from a counter, so a resumed run uses the same masks as an uninterrupted one."""
+"""Dropout and noise derived from a counter, so a resumed run uses the same values as an uninterrupted one."""
 
 import functools
 
@@ -9,20 +9,57 @@ from mindspore import Parameter, Tensor, nn, ops
 NUM_ROWS = 1021
 ROW_STEP = 617
 COUNTER_NAME = "num_passes"
+# values of a row of the noise table; longer rows take several
+NOISE_WIDTH = 256
 
 
-class RowDropout(nn.Cell):
+class RandomRows(nn.Cell):
+    """Base of Cells that take rows of a table of NUM_ROWS random rows.
+
+    A row of the input uses one row of the table, chosen by the step, its position among the rows of all passes and
+    replicas, and `index`. Two replicas therefore use the same values as one replica with the rows of both. The CPU
+    backend's own random operators have no state that can be read or set.
+
+    Args:
+        index: distinguishes the Cells of a model.
+        counter: number of passes so far, an int32 scalar; see `new_counter` and `place_dropout`.
+    """
+
+    def __init__(self, *, index: int, counter: Parameter):
+        super().__init__(auto_prefix=False)
+        # bypasses Cell: the counter is not a weight and is not in checkpoints
+        object.__setattr__(self, "counter", counter)
+        self.index = index
+        self.num_passes, self.num_replicas, self.replica = 1, 1, 0
+
+    def first_row(self, num_rows):
+        """Returns the index into the table for the first of `num_rows` rows of this pass, an int32 scalar."""
+        step, number = self.counter // self.num_passes, self.counter % self.num_passes
+        num_earlier = (number * self.num_replicas + self.replica) * num_rows
+        return (step % NUM_ROWS) * 389 + (num_earlier % NUM_ROWS) * ROW_STEP + self.index * 83
+
+
+class RowNoise(RandomRows):
+    """Returns values of the normal distribution N(0, 1), (num_rows, width) float32; arguments of `RandomRows`."""
+
+    def __init__(self, *, index: int, counter: Parameter):
+        super().__init__(index=index, counter=counter)
+        values = np.random.default_rng(NOISE_WIDTH).standard_normal((NUM_ROWS, NOISE_WIDTH))
+        self.table = Tensor(values, ms.float32)
+
+    def construct(self, num_rows: int, width: int):
+        num_parts = num_rows * -(-width // NOISE_WIDTH)
+        values = table_rows(self.table, self.first_row(num_parts), num_parts)
+        return values.reshape((num_rows, -1))[:, :width]
+
+
+class RowDropout(RandomRows):
     """Zeroes elements with probability p in training and scales the others by 1 / (1 - p). x (..., width).
-
-    Each row of x uses one row of a mask table, chosen by the step, the row's position among the rows of all passes and
-    replicas, and `index`. Two replicas therefore drop the same elements as one replica with the rows of both. The CPU
-    backend's own Dropout has no random state that can be read or set.
 
     Args:
         p: probability, from 0 to below 1.
         width: size of the last axis.
-        index: distinguishes the Cells of a model.
-        counter: number of passes so far, an int32 scalar; see `new_counter` and `place_dropout`.
+        index, counter: see `RandomRows`.
         columns: range [start, stop) of the width that x covers; None for all of it.
     """
 
@@ -36,35 +73,25 @@ class RowDropout(nn.Cell):
         dtype=ms.float32,
         columns: tuple[int, int] | None = None,
     ):
-        super().__init__(auto_prefix=False)
-        # bypasses Cell: the counter is not a weight and is not in checkpoints
-        object.__setattr__(self, "counter", counter)
+        super().__init__(index=index, counter=counter)
         self.masks = mask_tensor(p, width, dtype, columns)
         self.width = self.masks.shape[1]
-        self.index = index
-        self.num_passes, self.num_replicas, self.replica = 1, 1, 0
 
     def construct(self, x):
         if not self.training:
             return x
         rows = x.reshape((-1, self.width))
-        return (rows * row_masks(self.masks, self.first_row(rows.shape[0]), rows.shape[0])).reshape(x.shape)
-
-    def first_row(self, num_rows):
-        """Returns the index into the mask table for the first row of this pass, an int32 scalar."""
-        step, number = self.counter // self.num_passes, self.counter % self.num_passes
-        num_earlier = (number * self.num_replicas + self.replica) * num_rows
-        return (step % NUM_ROWS) * 389 + (num_earlier % NUM_ROWS) * ROW_STEP + self.index * 83
+        return (rows * table_rows(self.masks, self.first_row(rows.shape[0]), rows.shape[0])).reshape(x.shape)
 
 
-def row_masks(masks, first, num_rows):
-    """Returns the rows of a mask table from `first` on, (num_rows, width)."""
-    return ops.gather(masks, (row_steps(num_rows) + first) % NUM_ROWS, 0)
+def table_rows(table, first, num_rows):
+    """Returns the rows of a table from `first` on, (num_rows, width)."""
+    return ops.gather(table, (row_steps(num_rows) + first) % NUM_ROWS, 0)
 
 
 @ops.constexpr
 def row_steps(num_rows: int) -> Tensor:
-    """Returns offsets into the mask table, (num_rows,) int32. ROW_STEP is coprime to NUM_ROWS."""
+    """Returns offsets into a table, (num_rows,) int32. ROW_STEP is coprime to NUM_ROWS."""
     return Tensor(np.arange(num_rows) * ROW_STEP % NUM_ROWS, ms.int32)
 
 
@@ -82,12 +109,12 @@ def mask_table(p: float, width: int) -> np.ndarray:
 
 
 def new_counter() -> Parameter:
-    """Returns a counter for all `RowDropout` Cells of a model; `TrainStep` increments it."""
+    """Returns a counter for all `RandomRows` Cells of a model; `TrainStep` increments it."""
     return Parameter(Tensor(0, ms.int32), name=COUNTER_NAME, requires_grad=False)
 
 
 def place_dropout(model: nn.Cell, *, num_passes: int, num_replicas: int, replica: int) -> None:
-    """Sets the position of this replica for a model's dropout.
+    """Sets the position of this replica for a model's dropout and noise.
 
     Args:
         num_passes: passes per step on each replica.
@@ -95,10 +122,10 @@ def place_dropout(model: nn.Cell, *, num_passes: int, num_replicas: int, replica
         replica: index of this replica.
     """
     for _, cell in model.cells_and_names():
-        if isinstance(cell, RowDropout):
+        if isinstance(cell, RandomRows):
             cell.num_passes, cell.num_replicas, cell.replica = num_passes, num_replicas, replica
 
 
 def dropout_counter(model: nn.Cell) -> Parameter | None:
-    """Returns the counter of a model's dropout, or None."""
-    return next((cell.counter for _, cell in model.cells_and_names() if isinstance(cell, RowDropout)), None)
+    """Returns the counter of a model's dropout and noise, or None."""
+    return next((cell.counter for _, cell in model.cells_and_names() if isinstance(cell, RandomRows)), None)

@@ -15,7 +15,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.core.errors import UserError
-from mindvlm.nn.dropout import RowDropout, row_masks
+from mindvlm.nn.dropout import RowDropout, table_rows
 from mindvlm.nn.linear import Linear
 
 
@@ -115,10 +115,10 @@ class DroppedLowRankCore(LowRankCore):
     """`LowRankCore` after a `RowDropout`; masks and first are its mask table and `first_row`."""
 
     def construct(self, x, a, b, masks, first):
-        return super().construct(x * row_masks(masks, first, x.shape[0]), a, b)
+        return super().construct(x * table_rows(masks, first, x.shape[0]), a, b)
 
     def bprop(self, x, a, b, masks, first, out, dout):
-        mask = row_masks(masks, first, x.shape[0])
+        mask = table_rows(masks, first, x.shape[0])
         by_x, by_a, by_b = super().bprop(x * mask, a, b, out, dout)
         return by_x * mask, by_a, by_b, ops.zeros_like(masks), ops.zeros_like(first)
 

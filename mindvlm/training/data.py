@@ -30,7 +30,7 @@ class PassInputs:
         pixels: (N, C, H, W) float32 of each vision branch, in the order of the model's arguments.
         num_tokens: tokens that are not padding.
         origins: origin of each row.
-        choices: (B, L) int32, see `SampleBatch`; None if the model takes none.
+        choices: (B, 1 + P, L) int32, see `SampleBatch`; None if the model takes none.
     """
 
     input_ids: np.ndarray

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from mindvlm.nn.dropout import RowDropout, dropout_counter, new_counter, place_dropout
+from mindvlm.nn.dropout import RowDropout, RowNoise, dropout_counter, new_counter, place_dropout
 
 P, WIDTH = 0.3, 64
 
@@ -103,3 +103,17 @@ def test_a_graph_reads_the_counter_as_it_is_now(two):
     outs = [counting(x).asnumpy() for _ in range(2)]
     np.testing.assert_array_equal(outs[0], drop(two, 5)[0])
     np.testing.assert_array_equal(outs[1], drop(two, 6)[0])
+
+
+def test_noise_is_normal_and_shared_by_replicas():
+    counter = new_counter()
+    noise = RowNoise(index=0, counter=counter)
+    counter.set_data(Tensor(7, ms.int32))
+    whole = noise(6, 300).asnumpy()
+    assert whole.shape == (6, 300) and abs(whole.mean()) < 0.1 and abs(whole.std() - 1) < 0.1
+    assert len(np.unique(whole)) > 1700, "rows of more than one part have no part twice"
+    parts = []
+    for replica in range(2):
+        noise.num_replicas, noise.replica = 2, replica
+        parts.append(noise(3, 300).asnumpy())
+    np.testing.assert_array_equal(np.concatenate(parts), whole)

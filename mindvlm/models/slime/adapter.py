@@ -13,6 +13,7 @@ from mindvlm.core.runtime import BuildContext
 from mindvlm.models.slime.model_config import RESAMPLER_HEAD_DIM
 from mindvlm.models.slime.positions import resize_matrix
 from mindvlm.nn.attention_core import attention_core
+from mindvlm.nn.dropout import RowNoise
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse
 from mindvlm.nn.layout import permute_rows, read_with, widen
 from mindvlm.nn.linear import Linear
@@ -20,6 +21,8 @@ from mindvlm.nn.mlp import activation
 from mindvlm.nn.norm import LayerNorm
 
 NORM_EPS = 1e-6
+# least standard deviation of the gate's noise
+MIN_NOISE = 0.01
 
 
 class CrossAttention(nn.Cell):
@@ -100,11 +103,15 @@ class GlobalAdapter(nn.Cell):
         width: W.
         hidden_size: width of the decoder.
         num_tokens: T.
+        noise: added to the logits of the gate in training, see `SlimeModelConfig.gate_noise`; None for none.
     """
 
-    def __init__(self, width: int, hidden_size: int, num_tokens: int, context: BuildContext):
+    def __init__(
+        self, width: int, hidden_size: int, num_tokens: int, context: BuildContext, noise: RowNoise | None = None
+    ):
         super().__init__()
         dtype = context.dtype
+        self.noise = noise
         self.projection = nn.SequentialCell(
             Linear(width, hidden_size, dtype=dtype), activation("gelu"), Linear(hidden_size, hidden_size, dtype=dtype)
         )
@@ -117,7 +124,11 @@ class GlobalAdapter(nn.Cell):
     def gates(self, x):
         """Returns the weights of the two experts for each token: x (N, T, W) -> (N, T, 2) float32."""
         rows, weight = x.reshape((-1, x.shape[-1])).astype(ms.float32), read_with(self.w_gate, x).astype(ms.float32)
-        gates = self.softmax(self.matmul(rows, weight))
+        logits = self.matmul(rows, weight)
+        if self.training and self.noise is not None:
+            values = self.noise(x.shape[0], 2 * x.shape[1]).reshape(logits.shape)
+            logits = logits + values * (ops.softplus(logits) + MIN_NOISE)
+        gates = self.softmax(logits)
         gates = gates / (gates.sum(-1, keepdims=True) + 1e-6)
         return gates.reshape(x.shape[:-1] + (2,))
 

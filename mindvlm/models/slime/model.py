@@ -2,9 +2,10 @@
 (arXiv 2406.08487).
 
 N pictures, V views of a picture, C crops of a view, T tokens of a view, Q tokens of a crop, W width of the tower, R
-rows of a picture.
+rows of a picture, B sequences, L length, P pictures of a sequence.
 """
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
@@ -12,8 +13,9 @@ from mindvlm.core.interruption import uninterrupted
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.slime.adapter import ADAPTERS, QueryResampler
 from mindvlm.models.slime.model_config import SlimeModelConfig
-from mindvlm.models.slime.router import kept_rows, router_scores, text_direction
+from mindvlm.models.slime.router import kept_first, kept_mask, kept_rows, router_scores, text_direction
 from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.dropout import RowNoise, new_counter
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.nn.parameters import freeze
 from mindvlm.nn.vit import VisionTransformer
@@ -26,7 +28,7 @@ class SlimeModel(ImageTextModel):
     """The tower, which does not train, the adapters and the decoder.
 
     The tower's input decides the path: a global view goes through the adapter, a bucket of crops through the local
-    compression.
+    compression. The router chooses outside of graphs when asking, and within the graph in training.
 
     Args:
         config: sizes of the parts, and the use of the views.
@@ -41,15 +43,25 @@ class SlimeModel(ImageTextModel):
         self.vision_tower = VisionTransformer(
             config.vision_tower, context, select_layer=config.vision_select_layer, num_dropped_tokens=1
         )
+        counter = new_counter()
+        noise = RowNoise(index=0, counter=counter) if config.gate_noise else None
         adapter = ADAPTERS[config.gate]
-        self.mm_projector = adapter(width, config.language_model.hidden_size, num_tokens, context)
+        self.mm_projector = adapter(width, config.language_model.hidden_size, num_tokens, context, noise)
         self.sampler = QueryResampler(width, config.num_local_tokens, num_tokens, context)
+        self.noise = RowNoise(index=1, counter=counter) if config.router.noise else None
+        self.separator = Tensor([[config.separator_id]], ms.int32)
+        self.freeze_vision_tower = True
         freeze(self.vision_tower)
 
     @property
     def rows_depend_on_text(self) -> bool:
         """Whether there are local rows, among which the router chooses."""
         return self.config.use != "global"
+
+    @property
+    def takes_choices(self) -> bool:
+        """Whether there are local rows, among which the router chooses."""
+        return self.rows_depend_on_text
 
     @property
     def towers(self) -> list[nn.Cell]:
@@ -72,15 +84,25 @@ class SlimeModel(ImageTextModel):
 
     @property
     def constant_parameters(self) -> list[Parameter]:
-        """The positions of both resamplers."""
-        return [self.mm_projector.attn.pos_embed, self.sampler.pos_embed]
+        """The positions of both resamplers, and the tower, which passes no gradient."""
+        return [self.mm_projector.attn.pos_embed, self.sampler.pos_embed, *self.vision_tower.get_parameters()]
 
     def tower_features(self, pixels):
         """Returns the features of the tower: pixels (N, 3, height, width) -> (N, T, W)."""
         return ops.stop_gradient(self.vision_tower(pixels))
 
-    def encode_images(self, pixels):
-        """Returns feature rows of views as decoder inputs, (N, T, hidden).
+    def encode_images(self, *pixels):
+        """Returns feature rows of views as decoder inputs, (N, T, hidden); those of several arrays follow each other.
+
+        Args:
+            pixels: see `encode_views`.
+        """
+        if len(pixels) == 1:
+            return self.encode_views(pixels[0])
+        return ops.concat((self.encode_views(pixels[0]), self.encode_views(pixels[1])), 0)
+
+    def encode_views(self, pixels):
+        """Returns feature rows of views of one kind, (N, T, hidden).
 
         Args:
             pixels: (N, 3, height, width), global views, or (N, C, 3, height, width), buckets of crops. The rows of a
@@ -99,6 +121,44 @@ class SlimeModel(ImageTextModel):
     def encode_crops(self, pixels):
         """Returns the compressed features of crops: pixels (N, 3, height, width) -> (N, Q, hidden)."""
         return self.mm_projector.projection(self.sampler(self.tower_features(pixels)))
+
+    def insert(self, input_ids, labels, image_features, sources, choices=None):
+        """Returns the inputs of the decoder, (B, L, hidden), and their labels.
+
+        The rows that the router leaves out move behind the padding, so that causal attention never sees them. Then the
+        sequence is cut to the context.
+
+        Args:
+            input_ids, labels, sources: (B, L) int32, see `SampleBatch`.
+            image_features: (..., hidden), of all views.
+            choices: (B, 1 + P, L) int32, see `SampleBatch`; None if all rows are kept.
+        """
+        embeds = self.embed(input_ids)
+        hidden_size = embeds.shape[-1]
+        separator = self.embed(self.separator).reshape((1, hidden_size)).astype(image_features.dtype)
+        rows = (embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size)), separator)
+        rows = ops.concat(rows, 0)
+        if choices is not None:
+            order = self.routed(ops.stop_gradient(rows), sources, choices)[:, : self.config.max_length]
+            sources, labels = ops.gather_elements(sources, 1, order), ops.gather_elements(labels, 1, order)
+        return ops.gather(rows, sources.reshape((-1,)), 0).reshape(sources.shape + (hidden_size,)), labels
+
+    def routed(self, rows, sources, choices):
+        """Returns the order of a sequence with the rows that are left out at its end, (B, L) int32.
+
+        Args:
+            rows: (..., hidden), without gradient; sources and choices as of `insert`.
+        """
+        embeds = ops.gather(rows, sources.reshape((-1,)), 0).reshape(sources.shape + (rows.shape[-1],))
+        text = choices[:, 0]
+        mask = (text > 0) if self.config.router.sees_answers else (text == 1)
+        scores = router_scores(embeds, text_direction(embeds, mask.astype(ms.float32)))
+        if self.training and self.noise is not None:
+            scores = scores + self.config.router.noise * self.noise(*scores.shape)
+        members = choices[:, 1:] > 0
+        kept = kept_mask(scores, members, self.config.router)
+        num_dropped = members.astype(ms.float32).sum(1) - kept.astype(ms.float32).sum(1)
+        return kept_first(num_dropped > 0)
 
     def view_rows(self, features):
         """Returns the feature rows of all views, then the row of the separator."""

@@ -20,16 +20,23 @@ class RouterConfig:
     Attributes:
         top_p: rows are kept, the likeliest first, up to and including the one that exceeds this sum of probabilities.
         temperature: divisor of the scores before the softmax.
+        noise: in training, standard deviation of the normal noise that is added to the scores.
+        sees_answers: in training, whether the text is the whole conversation, without padding; otherwise it ends before
+            the first answer, as it does when asking the first question.
     """
 
     top_p: float = 0.95
     temperature: float = 1.0
+    noise: float = 0.0
+    sees_answers: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.top_p <= 1:
             raise UserError(f"model.router.top_p is {self.top_p}; expected 0 (keeps one row) to 1 (keeps all rows)")
         if not 0 < self.temperature < math.inf:
             raise UserError(f"model.router.temperature is {self.temperature}; expected a finite number above 0")
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"model.router.noise is {self.noise}; expected 0 (none) or a finite number above it")
 
 
 @dataclass(kw_only=True)
@@ -41,10 +48,13 @@ class SlimeModelConfig:
             class token is dropped.
         num_local_tokens: number of feature rows of a crop, after compression (`mm_resampler_dim`).
         gate: how the global adapter mixes its two experts: "learned" for each token, or one expert alone.
+        gate_noise: in training, adds normal noise to the logits of the gate, of the standard deviation
+            softplus(logit) + 0.01.
         use: the views that the model gets ("global", "local" or "both").
         separator_id: token whose embedding stands between global and local rows: the last one of ",".
         router: the choice among local rows.
-        max_length: limit of prompt plus answer in tokens, image features included.
+        max_length: limit of prompt plus answer in tokens, image features included. In training, longer ones are cut
+            after the choice of the router.
         validate: whether to check that the model can run; if False, the config only describes tensor sizes.
     """
 
@@ -53,6 +63,7 @@ class SlimeModelConfig:
     vision_select_layer: int = -2
     num_local_tokens: int = 144
     gate: Gate = "learned"
+    gate_noise: bool = False
     use: Use = "both"
     separator_id: int
     router: RouterConfig
@@ -69,6 +80,8 @@ class SlimeModelConfig:
                 raise UserError(
                     f"model.{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}"
                 )
+        if self.gate_noise and self.gate != "learned":
+            raise UserError(f"model.gate_noise has no effect with model.gate {self.gate!r}; set it to false")
         if self.max_length < 1:
             raise UserError(f"model.max_length is {self.max_length}; expected at least 1")
         if self.vision_tower.dialect != "clip":

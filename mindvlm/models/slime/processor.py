@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, l
 from mindvlm.processing.images.picture import Picture, ShownView
 from mindvlm.processing.images.transforms import normalize
 from mindvlm.processing.samples.chat_samples import TrainingSample
-from mindvlm.processing.samples.llava_samples import llava_sample
+from mindvlm.processing.samples.llava_samples import expand_images, llava_sample, with_images_in_front
 from mindvlm.processing.text.chat_template import get_template
 from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.processing.text.tokenizer_files import open_tokenizer
@@ -36,6 +36,7 @@ class SlimeProcessorConfig:
         template: name in `templates.TEMPLATES`: v1 for Vicuna, llama3 for Llama-3.
         image_joint: text between an image and a question without an `<image>` marker.
         views: how a picture is cut into views.
+        original_parse: builds training samples as the original program does: see `llava_sample` and `llama3_sample`.
         max_pixels: limit of width x height of a source picture.
     """
 
@@ -44,14 +45,22 @@ class SlimeProcessorConfig:
     template: str = "v1"
     image_joint: str = "\n"
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    original_parse: bool = False
     max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class SlimePixels:
-    """One view: float32 array (3, height, width), or (C, 3, height, width) for a bucket of crops."""
+    """The global view: float32 array (3, height, width)."""
 
     image: np.ndarray
+
+
+@dataclass(frozen=True)
+class SlimeCrops:
+    """A bucket of crops: float32 array (C, 3, height, width)."""
+
+    crops: np.ndarray
 
 
 class SlimeProcessor(ChatProcessor):
@@ -87,9 +96,14 @@ class SlimeProcessor(ChatProcessor):
     def with_usual_markers(self, query: str) -> str:
         return query.replace(QUICK_START_MARKER, IMAGE_MARKER)
 
-    def pixels(self, image: ImageSource) -> SlimePixels:
-        """Raises UserError: this is called for training."""
-        raise UserError("training a SliME is not supported yet; train a model of another family")
+    @property
+    def rows_per_view(self) -> int:
+        return self.config.views.num_global_tokens
+
+    @property
+    def cuts_samples(self) -> bool:
+        """Whether `training_sample` truncates long samples itself, as the original program does."""
+        return self.config.original_parse
 
     def picture(self, image: ImageSource) -> Picture:
         """Returns the global view of a picture, and its crops in buckets. Zeros fill the last bucket."""
@@ -97,6 +111,31 @@ class SlimeProcessor(ChatProcessor):
         whole = normalize(views.global_view(loaded)) if views.has_global else None
         parts, grid = views.crops(loaded) if views.has_crops else ([], (0, 0))
         return make_picture(views, whole, list(map(normalize, parts)), grid)
+
+    def training_sample(
+        self, record: dict | list, *, max_length: int, image_lengths: Sequence[int] | None = None
+    ) -> TrainingSample:
+        """Returns ids and labels of a training record. The only picture of a question moves to its front.
+
+        With `original_parse`, ids are cut to `max_length` before the pictures are expanded. The model cuts the whole
+        sequence after the choice of the router.
+
+        Raises:
+            UserError: the record is malformed, or an image does not fit into `max_length`.
+        """
+        if not self.config.original_parse:
+            record = with_images_in_front(record)
+            return super().training_sample(record, max_length=max_length, image_lengths=image_lengths)
+        record = record if isinstance(record, dict) else {"conversations": record}
+        sample = self.original_sample(record, max_length=max_length)
+        ids, labels = sample.input_ids[:max_length], sample.labels[:max_length]
+        images = sample.images[: list(ids).count(self.tokenizer.special_id(IMAGE_MARKER))]
+        return expand_images(
+            replace(sample, input_ids=ids, labels=labels, images=images),
+            placeholder_id=self.tokenizer.special_id(IMAGE_MARKER),
+            num_tokens=self.image_span.num_tokens,
+            lengths=image_lengths,
+        )
 
     def shown_views(self, image: ImageSource) -> list[ShownView]:
         """Returns the global view and the crops. Raises UserError if the model gets no crops."""
@@ -137,8 +176,10 @@ def make_picture(
     for start in range(0, len(crops), size):
         bucket = crops[start : start + size]
         blank = [np.zeros_like(bucket[0])] * (size - len(bucket))
-        found.append(SlimePixels(np.stack([*bucket, *blank])))
-    return Picture(tuple(found), views.layout(grid))
+        found.append(SlimeCrops(np.stack([*bucket, *blank])))
+    layout = views.layout(grid)
+    num_local = len(crops) * views.num_local_tokens
+    return Picture(tuple(found), layout, None if views.use == "global" else len(layout) - num_local)
 
 
 def make_tokenizer(config: SlimeProcessorConfig) -> Tokenizer:

@@ -1,6 +1,6 @@
 """SliME's router: chooses local feature rows by their similarity to the text of the prompt. It has no parameters.
 
-R local rows, L tokens of text.
+R local rows, L tokens of text or of a sequence, B sequences, P pictures of a sequence.
 """
 
 import mindspore as ms
@@ -11,28 +11,31 @@ from mindvlm.models.slime.model_config import RouterConfig
 
 # least norm of a vector in a cosine
 NORM_EPS = 1e-8
+# score of rows that are not among those of a picture
+LOWEST = -3.0e38
 
 
 def text_direction(embeds, mask):
-    """Returns the sum of the normalized embeddings of the text, (hidden,) float32.
+    """Returns the sum of the normalized embeddings of the text, (..., hidden) float32.
 
     Args:
-        embeds: (L, hidden).
-        mask: (L,) float32, 0 for padding.
+        embeds: (..., L, hidden).
+        mask: (..., L) float32, 0 for padding.
     """
-    return ops.matmul(mask.reshape((1, -1)), normalized(embeds)).reshape((-1,))
+    summed = ops.matmul(mask.expand_dims(-2), normalized(embeds))
+    return summed.reshape(embeds.shape[:-2] + embeds.shape[-1:])
 
 
 def router_scores(rows, direction):
-    """Returns the sum over the tokens of text of the cosine with each row, (R,) float32.
+    """Returns the sum over the tokens of text of the cosine with each row, (..., R) float32.
 
     The cosines are summed before the product: it is linear in the normalized text.
 
     Args:
-        rows: (R, hidden).
-        direction: (hidden,) float32, see `text_direction`.
+        rows: (..., R, hidden).
+        direction: (..., hidden) float32, see `text_direction`.
     """
-    return ops.matmul(normalized(rows), direction.reshape((-1, 1))).reshape((-1,))
+    return ops.matmul(normalized(rows), direction.expand_dims(-1)).reshape(rows.shape[:-1])
 
 
 def normalized(x):
@@ -63,3 +66,35 @@ def kept_rows(scores: np.ndarray, config: RouterConfig) -> np.ndarray:
     cumulative = np.cumsum(probabilities(scores, config)[order], dtype=np.float64).astype(np.float32)
     num_below = int((cumulative <= np.float32(config.top_p)).sum())
     return np.sort(order[: num_below + 1]).astype(np.int32)
+
+
+def kept_mask(scores, members, config: RouterConfig):
+    """Returns which rows of each picture are kept, (B, P, L) bool: `kept_rows` inside of a graph.
+
+    The cumulative sums are accumulated in float32, so that a row at the boundary may differ. At `top_p` 1 all are kept.
+
+    Args:
+        scores: (B, L) float32.
+        members: (B, P, L) bool, the rows among which the router chooses for each picture.
+    """
+    if config.top_p >= 1:
+        return members
+    scaled = ops.broadcast_to(scores.expand_dims(1), members.shape) / config.temperature
+    scaled = ops.select(members, scaled, ops.full_like(scaled, LOWEST))
+    # of equal scores, the first comes first
+    ordered, order = ops.TopK(sorted=True)(scaled, scaled.shape[-1])
+    cumulative = ops.cumsum(ops.softmax(ordered, -1), -1)
+    num_below = (cumulative <= config.top_p).astype(ms.float32).sum(-1, keepdims=True)
+    rank = ops.argsort(order.astype(ms.float32), -1).astype(ms.float32)
+    return ops.logical_and(members, rank <= num_below)
+
+
+def kept_first(dropped):
+    """Returns the order that moves dropped elements of a row behind all others, (B, L) int32.
+
+    Args:
+        dropped: (B, L) bool.
+    """
+    length = dropped.shape[1]
+    places = ops.arange(length).astype(ms.float32) + dropped.astype(ms.float32) * length
+    return ops.argsort(places, -1).astype(ms.int32)

@@ -12,13 +12,13 @@ from mindvlm.core.errors import UserError
 from mindvlm.models.tinyllava.templates import TAGGED_IMAGE, TEMPLATES, announces_images, image_turns
 from mindvlm.processing.chat_processor import ChatProcessor, ChatPrompt, History
 from mindvlm.processing.images.image_branch import ImageBranchConfig
-from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan, with_image_marks
+from mindvlm.processing.images.image_span import IMAGE_MARKER, ImageSpan
 from mindvlm.processing.images.loading import DEFAULT_MAX_PIXELS, ImageSource, load_image
 from mindvlm.processing.images.picture import Picture, ShownView
 from mindvlm.processing.images.tiling import TilingConfig, grid_shape
 from mindvlm.processing.images.transforms import CLIP_MEAN, CLIP_STD, SIGLIP_MEAN, SIGLIP_STD, PictureMode, chat_picture
 from mindvlm.processing.samples.chat_samples import TrainingSample
-from mindvlm.processing.samples.llava_samples import expand_images, image_to_front, llava_sample
+from mindvlm.processing.samples.llava_samples import expand_images, llava_sample, with_images_in_front
 from mindvlm.processing.text.chat_template import ChatTemplate, get_template
 from mindvlm.processing.text.tokenizer import Tokenizer
 from mindvlm.processing.text.tokenizer_files import find_tokenizer, open_tokenizer
@@ -221,10 +221,8 @@ class TinyLlavaProcessor(ChatProcessor):
         """
         if self.config.original_parse:
             return self.original_sample(record, max_length=max_length, image_lengths=image_lengths)
-        if isinstance(record, dict) and isinstance(record.get("conversations"), list) and record.get("image"):
-            # the image span adds <im_start> and <im_end>
-            marks = image_marks(self.template, use_im_start_end=False)
-            record = {**record, "conversations": [shown_images(turn, marks) for turn in record["conversations"]]}
+        # the image span adds <im_start> and <im_end>
+        record = with_images_in_front(record, image_marks(self.template, use_im_start_end=False))
         return super().training_sample(record, max_length=max_length, image_lengths=image_lengths)
 
     def original_sample(
@@ -257,15 +255,6 @@ class TinyLlavaProcessor(ChatProcessor):
 def cut(sample: TrainingSample, length: int) -> TrainingSample:
     """Returns the first `length` tokens of a sample."""
     return replace(sample, input_ids=sample.input_ids[:length], labels=sample.labels[:length])
-
-
-def shown_images(turn: object, marks: tuple[str, str]) -> object:
-    """Returns a turn of a training record with marks around its images. A single image moves to the front."""
-    if not isinstance(turn, dict) or turn.get("from") != "human" or "value" not in turn:
-        return turn
-    text = str(turn["value"])
-    shown = image_to_front(text, marks) if text.count(IMAGE_MARKER) == 1 else with_image_marks(text, marks)
-    return {**turn, "value": shown}
 
 
 def image_marks(template: ChatTemplate, use_im_start_end: bool) -> tuple[str, str]:

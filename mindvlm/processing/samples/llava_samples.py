@@ -31,6 +31,24 @@ def image_to_front(text: str, marks: tuple[str, str] = ("", "")) -> str:
     return with_image_marks((IMAGE_MARKER + "\n" + text.replace(IMAGE_MARKER, "").strip()).strip(), marks)
 
 
+def with_images_in_front(record: Any, marks: tuple[str, str] = ("", "")) -> Any:
+    """Returns a training record whose only image of a question is at its front; see `image_to_front`.
+
+    A record without images, or without turns, is unchanged.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list) or not record.get("image"):
+        return record
+    return {**record, "conversations": [_shown_images(turn, marks) for turn in record["conversations"]]}
+
+
+def _shown_images(turn: Any, marks: tuple[str, str]) -> Any:
+    if not isinstance(turn, dict) or turn.get("from") != "human" or "value" not in turn:
+        return turn
+    text = str(turn["value"])
+    shown = image_to_front(text, marks) if text.count(IMAGE_MARKER) == 1 else with_image_marks(text, marks)
+    return {**turn, "value": shown}
+
+
 def llava_sample(
     record: dict[str, Any],
     *,

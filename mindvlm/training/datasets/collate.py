@@ -13,9 +13,8 @@ from mindvlm.processing.images.picture import NEWLINE, Picture, branches_of
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.datasets.samples import Sample
 
-PROMPT, FIXED, ANSWERED = 0, -1, -2
-"""Entries of `SampleBatch.choices`: text before the first answer; a row that is kept, or padding; text from the first
-answer on."""
+PROMPT, ANSWERED = 1, 2
+"""Entries of the first row of `SampleBatch.choices`: text before the first answer, and from the first answer on."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,9 @@ class SampleBatch:
         input_ids: (B, L) int32, padded on the right; placeholders without an embedding have the pad id too.
         labels: (B, L) int32, not shifted; -100 where nothing is learned and in the padding.
         sources: (B, L) int32, rows of [token embeddings; feature rows of all view slots; the row that a family adds].
-        choices: (B, L) int32; k for a placeholder of the k-th picture of its row, counted from 1, that the model may
-            leave out, else `PROMPT`, `FIXED` or `ANSWERED`. None if models of this family leave out none.
+        choices: (B, 1 + P, L) int32 for models that leave out placeholders by the text, else None. [:, 0] is `PROMPT`
+            or `ANSWERED` for a token of text, and 0 elsewhere. [:, k] is 1 for a placeholder of the k-th picture that
+            may be left out. P is the largest number of pictures of a sample, at least 1.
         pixels: (N, C, H, W) float32 of each branch, where C may be several axes; views in reading order, then zeros up
             to the number of slots. Branches of one kind of view have the same N.
         num_images: images without padding.
@@ -130,13 +130,15 @@ class Collator:
         return pixels, np.concatenate(rows)
 
     def _choices(self, samples: Sequence[Sample], length: int) -> np.ndarray:
-        choices = np.full((len(samples), length), FIXED, np.int32)
-        for row, sample in zip(choices, samples, strict=True):
-            num_tokens, is_learned = len(sample.labels), sample.labels != IGNORED_LABEL
-            row[:num_tokens] = ANSWERED
-            row[: int(np.argmax(is_learned)) if is_learned.any() else num_tokens] = PROMPT
-            numbers = [np.zeros(0, np.int32)]
-            for k, picture in enumerate(sample.pictures, 1):
-                numbers.append(np.where(np.arange(len(picture.layout)) < picture.num_fixed, FIXED, k))
-            row[:num_tokens][sample.input_ids == self.placeholder_id] = np.concatenate(numbers)
+        num_pictures = max(1, *(len(sample.pictures) for sample in samples))
+        choices = np.zeros((len(samples), 1 + num_pictures, length), np.int32)
+        for own, sample in zip(choices, samples, strict=True):
+            has_answered = np.cumsum(sample.labels != IGNORED_LABEL) > 0
+            is_image = sample.input_ids == self.placeholder_id
+            own[0, : len(is_image)] = np.where(is_image, 0, np.where(has_answered, ANSWERED, PROMPT))
+            places, start = np.flatnonzero(is_image), 0
+            for row, picture in zip(own[1:], sample.pictures, strict=False):
+                end = start + len(picture.layout)
+                row[places[start + picture.num_fixed : end]] = 1
+                start = end
         return choices

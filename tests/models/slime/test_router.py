@@ -6,7 +6,14 @@ from mindspore import Tensor
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.slime.model_config import RouterConfig
-from mindvlm.models.slime.router import kept_rows, router_scores, text_direction
+from mindvlm.models.slime.router import (
+    kept_first,
+    kept_mask,
+    kept_rows,
+    probabilities,
+    router_scores,
+    text_direction,
+)
 
 
 def kept(scores, top_p=0.95, temperature=1.0):
@@ -34,6 +41,35 @@ def test_equal_scores_are_taken_in_order():
     assert kept([1, 1, 1, 1], top_p=0.4) == [0, 1]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_rule_in_a_graph_is_the_same(seed):
+    rng = np.random.default_rng(seed)
+    num_rows, num_pictures, length = rng.integers(1, 4), rng.integers(1, 4), int(rng.integers(5, 80))
+    config = RouterConfig(top_p=float(rng.choice([0, 0.3, 0.75, 0.95, 1])), temperature=float(rng.choice([0.25, 1, 4])))
+    # every other case has many equal scores
+    scores = rng.normal(0, 3, (num_rows, length)).astype(np.float32)
+    scores = scores.round() if seed % 2 else scores
+    owners = rng.integers(0, num_pictures + 1, (num_rows, length))
+    owners[0, :] = 0
+    members = np.stack([owners == k for k in range(1, num_pictures + 1)], 1)
+    mask = kept_mask(Tensor(scores), Tensor(members), config).asnumpy()
+    expected = np.zeros_like(members)
+    for row in range(num_rows):
+        for picture in range(num_pictures):
+            places = np.flatnonzero(members[row, picture])
+            own = scores[row, places]
+            sums = np.cumsum(np.sort(probabilities(own, config))[::-1])
+            if config.top_p < 1 and (np.abs(sums - config.top_p) < 1e-5).any():
+                pytest.skip("a sum at the threshold is rounding")
+            expected[row, picture, places[kept_rows(own, config)] if len(places) else []] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_what_is_dropped_moves_behind_in_order():
+    dropped = np.array([[False, True, False, True, False], [False] * 5])
+    assert kept_first(Tensor(dropped)).asnumpy().tolist() == [[0, 2, 4, 1, 3], [0, 1, 2, 3, 4]]
+
+
 def test_the_temperature_flattens():
     scores = [3, 2, 1, 0]
     assert len(kept(scores, top_p=0.8, temperature=0.2)) < len(kept(scores, top_p=0.8, temperature=10))
@@ -56,6 +92,7 @@ def test_scores_are_sums_of_cosines():
         ({"top_p": 1.5}, r"model.router.top_p is 1.5; expected 0 \(keeps one row\) to 1"),
         ({"top_p": -0.1}, "model.router.top_p is -0.1"),
         ({"temperature": 0.0}, "model.router.temperature is 0.0; expected a finite number above 0"),
+        ({"noise": -1.0}, r"model.router.noise is -1.0; expected 0 \(none\) or a finite number above it"),
     ],
 )
 def test_wrong_values_are_named(changes, message):

@@ -93,8 +93,9 @@ def test_the_last_bucket_is_filled():
     views = ViewsConfig(size=56, num_global_tokens=16, num_local_tokens=4)
     crops = list(np.random.default_rng(0).normal(size=(3, 3, 56, 56)).astype(np.float32))
     picture = make_picture(views, crops[0], crops, (3, 1))
-    assert [view.image.shape for view in picture.views] == [(3, 56, 56), (2, 3, 56, 56), (2, 3, 56, 56)]
-    assert (picture.views[2].image[0] == crops[2]).all() and not picture.views[2].image[1].any()
+    whole, *buckets = picture.views
+    assert whole.image.shape == (3, 56, 56) and [one.crops.shape for one in buckets] == [(2, 3, 56, 56)] * 2
+    assert (buckets[1].crops[0] == crops[2]).all() and not buckets[1].crops[1].any()
 
 
 @pytest.mark.parametrize(
