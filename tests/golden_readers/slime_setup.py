@@ -16,8 +16,9 @@ from PIL import Image
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.conversion import Request, convert
 from mindvlm.core.runtime import EAGER_FLOAT32
+from mindvlm.models.hf.export import flat
 from mindvlm.models.registry import get_family
-from mindvlm.models.slime.export import TRAINED_FILES
+from mindvlm.models.slime.export import TRAINED_FILES, TRAINING_FIELDS
 from mindvlm.models.slime.hf_config import from_hf_config
 from mindvlm.models.slime.names import STATISTICS, infos_of
 from mindvlm.models.slime.views import ViewsConfig
@@ -127,10 +128,12 @@ class SetupReader:
         name, flags = stage["stage"], stage["flags"]
         config, described = self.job(stage)
         model_config = building.read_model(config)
-        self.same(
-            name, "model", [(key, value, asdict(described)[key]) for key, value in asdict(model_config.model).items()]
-        )
         family = get_family("slime")
+        ours, theirs = (
+            flat(one, ("language_model", "vision_tower", "router"), TRAINING_FIELDS)
+            for one in (model_config.model, described)
+        )
+        self.same(name, "model", [(key, value, theirs[key]) for key, value in ours.items()])
         model, _ = building.build_model(config, model_config, family, Mesh(), EAGER_FLOAT32, is_new=True)
         parameters = dict(model.parameters_and_names())
         native = ParameterSource(parameters).infos

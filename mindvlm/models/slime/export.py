@@ -16,6 +16,9 @@ TRAINED_FILES = {"mm_projector.bin": ("mm_projector.",), "sampler.bin": ("sample
 """The files that each run before the last one leaves -> native names in them."""
 DTYPES = {".w_gate": "bfloat16", ".w_noise": "bfloat16", ".pos_embed": "float16"}
 
+TRAINING_FIELDS = ("gate_noise", "router.noise", "router.sees_answers")
+"""Fields of the model config that act in training only."""
+
 # without effect in the original, too
 GRID_PINPOINTS = [[672, 672], [336, 672], [672, 336], [336, 1008], [1008, 336], [336, 1344], [1344, 336]]
 
@@ -29,7 +32,7 @@ def companions(config: SlimeConfig) -> dict[str, bytes]:
     tokenizer = config.processor.tokenizer
     description = hf_config(config, make_tokenizer(config.processor), source=source_config(tokenizer))
     parts = ("language_model", "vision_tower", "router")
-    require_described(config.model, description, read=from_hf_config, parts=parts)
+    require_described(config.model, description, read=from_hf_config, parts=parts, others=TRAINING_FIELDS)
     return folder_files(tokenizer, description)
 
 

@@ -81,7 +81,8 @@ def _merged(
     if not any(target in back.infos for target in targets):
         raise UserError(
             f"{adapter.path}: changes tensors that {model.name} has under none of its names, the first is "
-            f"{next(iter(targets), None)}; give an adapter of this model"
+            f"{next(iter(targets), None)}; give an adapter of this model, or name the file among the sources too if it "
+            f"holds a part that {source.path} lacks"
         )
     base = MergedSource(back.view(source), adapter, beside)
     forward = make_plan(table, base.infos, partial=True, origin=str(source.path))
