@@ -33,12 +33,14 @@ class Run:
 
     Attributes:
         opened: closes the files at the end.
-        config: the typed config.
+        config: the typed config of the model, or of a training job.
+        model_config: that of the model that a training job trains.
         family: its family.
         checkpoint: the open weights file.
         parts: open weights files of separate parts, see `separate_parts`.
         tokenizer_file: True if all files of the tokenizer are present.
         processor: the family's processor.
+        model: the built Cell, with unfilled weights.
         model_parameters: name and shape of every parameter of the model.
         weights: the checkpoint's tensors under native names.
         device: 'CPU' or 'Ascend'.
@@ -48,11 +50,13 @@ class Run:
     arguments: argparse.Namespace
     opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     config: Any = None
+    model_config: Any = None
     family: Any = None
     checkpoint: Any = None
     parts: dict[str, Any] = field(default_factory=dict)
     tokenizer_file: bool | None = None
     processor: Any = None
+    model: Any = None
     model_parameters: dict[str, tuple[int, ...]] | None = None
     weights: Any = None
     device: str | None = None
@@ -77,6 +81,23 @@ def check_config(run: Run) -> Lines:
         raise UserError(f"config {path} has no model.language_model; add the section")
     run.config, run.family = config, get_family(config.family)
     yield OK, f"{config.name} of the family {config.family}, contexts up to {config.model.max_length} tokens"
+
+
+def check_job(run: Run) -> Lines:
+    """Checks the keys of a training job and of its model. Does not open data or weights."""
+    with uninterrupted():
+        from mindvlm.models.registry import get_family
+        from mindvlm.training.building import read_model
+        from mindvlm.training.job_file import parse_overrides, read_job
+
+    config = read_job(run.arguments.config_path, parse_overrides(run.arguments.set)).config
+    model = read_model(config)
+    run.config, run.model_config, run.family = config, model, get_family(model.family)
+    parallel = config.parallel
+    layout = f"dp {parallel.dp} x tp {parallel.tp}, zero {parallel.zero}, {config.batch_size} rows a pass"
+    lora = f", adapters of rank {config.lora.rank}" if config.lora else ""
+    recompute = ", recompute" if config.recompute else ""
+    yield OK, f"training job of {model.name} of the family {model.family}: {layout}{lora}{recompute}"
 
 
 def check_files(run: Run) -> Lines:
@@ -205,7 +226,7 @@ def check_model(run: Run) -> Lines:
     for name, shape in parameters.items():
         part = name.partition(".")[0]
         parts[part] = parts.get(part, 0) + math.prod(shape)
-    run.model_parameters = parameters
+    run.model, run.model_parameters = model, parameters
     counts = ", ".join(f"{part} {count:,}" for part, count in parts.items())
     yield OK, f"{sum(parts.values()):,} parameters: {counts}"
 

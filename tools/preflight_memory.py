@@ -1,4 +1,4 @@
-"""The memory check of `mindvlm-check`: compares the needs of a run with the free memory."""
+"""The memory checks of `mindvlm-check`: the needs of a run beside the free memory, and plans for several devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,11 @@ from typing import Any
 from mindvlm.core.errors import UserError, counted
 from mindvlm.core.host_memory import free_host_memory
 from mindvlm.tools.predict_llm import DEFAULT_QUERY
-from mindvlm.tools.preflight import OK, WARNING, Lines, Run, mib
+from mindvlm.tools.preflight import MIB, OK, WARNING, Lines, Run, mib
+
+WORLD_SIZES = (1, 2, 4, 8)
+# the NPUs' memories, of which a tenth is left to the driver, the runtime and communication
+NPU_GIB, NPU_SHARE = (32, 64), 0.9
 
 
 def check_memory(run: Run) -> Lines:
@@ -17,12 +21,15 @@ def check_memory(run: Run) -> Lines:
     from mindvlm.core import runtime
     from mindvlm.generation import memory
     from mindvlm.nn.memory import VisionMemory
+    from mindvlm.parallel.sharding import shard_infos
 
     config, size = run.config.model, item_size(run.dtype)
+    num_processes = run.config.tensor_parallel or 1
     vision = run.family.vision_memory(config, size) if run.family.vision_memory else VisionMemory()
     num_tokens = prompt_length(run)
     infos = {} if run.weights is None else run.weights.infos
-    weights = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
+    whole = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
+    weights = shard_infos(whole, specs_for(run, num_processes))
 
     def estimate(model_config) -> memory.MemoryEstimate:
         return memory.estimate_memory(
@@ -33,14 +40,20 @@ def check_memory(run: Run) -> Lines:
             num_prompt_tokens=num_tokens,
             dtype=run.dtype,
             on_host=run.device == "CPU",
+            num_processes=num_processes,
         )
 
     needed = estimate(config)
     free = free_host_memory() if run.device == "CPU" else runtime.free_device_memory()
+    if free is not None and run.device == "CPU":
+        # the processes are taken to run on this machine
+        free //= num_processes
     text = (
         f"load {mib(needed.load)}, prompt of {num_tokens} tokens with {counted(run.arguments.num_images, 'picture')} "
         f"{mib(needed.prefill)}, context of {config.max_length} tokens {mib(needed.decode)}"
     )
+    if num_processes > 1:
+        text = f"each of {num_processes} processes: {text}"
     if run.device != "CPU":
         text += " (never measured on an NPU; its runtime comes on top)"
     if free is None:
@@ -56,6 +69,71 @@ def check_memory(run: Run) -> Lines:
         else:
             remedy = "take a smaller model" + (", or set dtype: float16" if run.dtype == "float32" else "")
         yield WARNING, f"{text}, but {mib(free)} are free: {remedy}"
+
+
+def check_plan(run: Run) -> Lines:
+    """Counts the memory of each NPU when several share the weights, for a prompt that fills the context."""
+    from mindvlm.checkpoint import TensorInfo
+    from mindvlm.checkpoint.dtypes import item_size
+    from mindvlm.generation.memory import estimate_memory
+    from mindvlm.nn.memory import VisionMemory
+    from mindvlm.parallel.sharding import shard_infos
+
+    length, num_slots = run.arguments.max_length or run.config.model.max_length, run.arguments.num_slots
+    config = dataclasses.replace(run.config.model, max_length=length)
+    whole = [TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
+    yield OK, f"each NPU, {counted(num_slots, 'slot')} of {length} tokens (computed, never measured on an NPU):"
+    for num_processes in WORLD_SIZES:
+        named = "1 process" if num_processes == 1 else f"{num_processes} processes"
+        try:
+            weights = shard_infos(whole, specs_for(run, num_processes))
+        except UserError as error:
+            yield OK, f"{named}: not possible, {error}"
+            continue
+        found = {}
+        for dtype in ("bfloat16", "float32"):
+            find = run.family.vision_memory
+            found[dtype] = estimate_memory(
+                config,
+                weights,
+                find(config, item_size(dtype)) if find else VisionMemory(),
+                num_images=run.arguments.num_images,
+                num_prompt_tokens=length,
+                dtype=dtype,
+                on_host=False,
+                num_slots=num_slots,
+                num_processes=num_processes,
+            )
+        half, full = found.values()
+        parts = f"weights {mib(half.parameters)}, cache {mib(half.prompt_cache)}, activations {mib(half.activations)}"
+        yield OK, f"{named}: {parts} in 16 bits, {held_by(half.prefill)}; float32 {held_by(full.prefill)}"
+
+
+def check_job_plan(run: Run) -> Lines:
+    """Counts the memory of each device of a training job."""
+    from mindvlm.training.memory import estimate_training
+
+    config = run.config
+    dtype = "float32" if config.device == "cpu" else config.dtype
+    found = estimate_training(config, run.model_config, run.family, dtype=dtype)
+    parts = ", ".join(f"{part} {mib(size)}" for part, size in dataclasses.asdict(found).items())
+    yield OK, f"each device: {parts} in {dtype}, {held_by(found.total)} (computed, never measured on an NPU)"
+
+
+def specs_for(run: Run, num_processes: int) -> dict:
+    """Returns the parts of the first of several processes; raises UserError if they cannot share the model."""
+    from mindvlm.parallel.mesh import Mesh
+    from mindvlm.parallel.plan import plan_specs
+
+    return plan_specs(run.model, run.family.tensor_parallel, Mesh(tp=num_processes))
+
+
+def held_by(num_bytes: int) -> str:
+    """Returns a size with the smallest NPU that holds it."""
+    gib = 1024 * MIB
+    holding = next((size for size in NPU_GIB if num_bytes <= NPU_SHARE * size * gib), None)
+    fits = f"fits {holding} GB" if holding else f"does not fit {NPU_GIB[-1]} GB"
+    return f"{num_bytes / gib:.1f} GiB ({fits})"
 
 
 def longest_context(config, fits: Callable[[Any], bool], *, at_least: int) -> int | None:

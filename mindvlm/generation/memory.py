@@ -54,7 +54,7 @@ DECODER_LAYER_BYTES = 3 * MIB
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory of each part of a run in bytes, for one row (batch size 1).
+    """Memory of each part of a run in bytes, in one process.
 
     Attributes:
         runtime: Python with MindSpore; 0 on a separate device.
@@ -103,19 +103,23 @@ def estimate_memory(
     num_prompt_tokens: int,
     dtype: str = "float32",
     on_host: bool = True,
+    num_slots: int = 1,
+    num_processes: int = 1,
 ) -> MemoryEstimate:
     """Returns the estimated memory for loading a model and answering one prompt.
 
     Args:
         config: the family's model config: `language_model`, `image_token_len` and `max_length`.
-        weights: the stored tensors in the order of loading.
-        vision: memory of the towers, see `Family.vision_memory`.
+        weights: the stored tensors in the order of loading; of several processes the parts of one.
+        vision: memory of the towers, see `Family.vision_memory`; every process is assumed to hold all of it.
         num_images: number of pictures in the prompt.
         num_prompt_tokens: length of the prompt, including image placeholders.
         dtype: the compute dtype.
         on_host: whether the model is in host memory with the runtime; False on an NPU.
+        num_slots: rows of the KV cache; prompts are computed one by one.
+        num_processes: tensor-parallel processes that share the decoder.
     """
-    lm, weights, item_size = config.language_model, list(weights), dtypes.item_size(dtype)
+    lm, weights, item_size = config.language_model.share(num_processes), list(weights), dtypes.item_size(dtype)
     vision = vision if num_images else VisionMemory()
     num_padded = padded_prompt_length(num_prompt_tokens, config.max_length)
     capacity = cache_capacity(num_padded, config.max_length)
@@ -129,8 +133,8 @@ def estimate_memory(
         loading=loading_bytes(weights, dtype),
         graphs=int(graphs) if on_host else 0,
         activations=max(vision.activations, prefill) + features,
-        prompt_cache=cache_bytes(lm, capacity, item_size),
-        full_cache=grown_cache_bytes(lm, capacity, config.max_length, item_size),
+        prompt_cache=num_slots * cache_bytes(lm, capacity, item_size),
+        full_cache=num_slots * grown_cache_bytes(lm, capacity, config.max_length, item_size),
     )
 
 

@@ -99,6 +99,11 @@ class DecoderConfig:
         """R, the number of rotated dimensions; two share one inverse frequency."""
         return int(self.head_dim * self.partial_rotary_factor)
 
+    def share(self, num_processes: int) -> "DecoderConfig":
+        """Returns the sizes of the part that each of several tensor-parallel processes computes."""
+        divided = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        return dataclasses.replace(self, **{name: getattr(self, name) // num_processes for name in divided})
+
     @property
     def is_grouped(self) -> bool:
         """Whether there are fewer key and value heads than query heads."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,20 @@ class ShardSpec:
             )
 
 
+def shard_infos(infos: Iterable[TensorInfo], specs: Mapping[str, ShardSpec]) -> list[TensorInfo]:
+    """Returns the tensors with the shapes of a rank's parts.
+
+    Raises:
+        UserError: a tensor cannot be divided.
+    """
+    return [
+        TensorInfo(info.name, info.dtype, specs[info.name].part_shape(info.name, info.shape))
+        if info.name in specs
+        else info
+        for info in infos
+    ]
+
+
 class ShardedSource(SourceView):
     """One rank's parts of the tensors of another source, which it closes; reads no other parts of divided tensors.
 
@@ -71,11 +85,7 @@ class ShardedSource(SourceView):
     """
 
     def __init__(self, source: TensorSource, specs: Mapping[str, ShardSpec]):
-        infos = {
-            name: TensorInfo(name, info.dtype, specs[name].part_shape(name, info.shape)) if name in specs else info
-            for name, info in source.infos.items()
-        }
-        super().__init__(source, infos)
+        super().__init__(source, {info.name: info for info in shard_infos(source.infos.values(), specs)})
         self._specs = specs
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:

@@ -113,8 +113,7 @@ def build_model(
             rules=family.initial_rules,
             specs=divided.specs,
         )
-    patterns = {"lora.modules_to_save": config.lora.modules_to_save if config.lora else [], "train": config.train}
-    choose_trainable(model, freeze=config.freeze, train=patterns, freezes_all=config.lora is not None)
+    choose_trained(model, config)
     if config.lora:
         require_base_in_files(model, made)
         add_lora(model, config.lora, seed=config.seed, divided=divided, mesh=mesh)
@@ -125,6 +124,12 @@ def build_model(
         logger.info(line)
     model.set_train()
     return model, divided
+
+
+def choose_trained(model: nn.Cell, config: TrainConfig) -> None:
+    """Selects the trained parameters of a job before adapters are added; see `choose_trainable`."""
+    patterns = {"lora.modules_to_save": config.lora.modules_to_save if config.lora else [], "train": config.train}
+    choose_trainable(model, freeze=config.freeze, train=patterns, freezes_all=config.lora is not None)
 
 
 def require_loadable(model: nn.Cell, family: Family, origin: str) -> None:

@@ -14,7 +14,9 @@ from mindvlm.parallel.sharding import ShardSpec
 from mindvlm.training.trainable import found_names, names_of
 
 
-def add_lora(model: ImageTextModel, config: LoraConfig, *, seed: int, divided: ParallelModel, mesh: Mesh) -> None:
+def add_lora(
+    model: ImageTextModel, config: LoraConfig, *, seed: int | None, divided: ParallelModel, mesh: Mesh
+) -> None:
     """Adapts the Linears that match `config.targets` and initializes the new parameters.
 
     Linears that no output depends on get no adapter.
@@ -26,7 +28,7 @@ def add_lora(model: ImageTextModel, config: LoraConfig, *, seed: int, divided: P
     Args:
         model: the model, with its base filled and divided.
         config: targets, rank, scale and dropout.
-        seed: seed of A.
+        seed: seed of A; None leaves the new parameters unfilled.
         divided: the parts of the divided model; the new parameters are added to it.
         mesh: the mesh of this process.
 
@@ -55,7 +57,7 @@ def add_lora(model: ImageTextModel, config: LoraConfig, *, seed: int, divided: P
         spec = divided.specs.get(f"{name}.weight")
         adapt(linear, config, dropout=build_dropout(linear, config.dropout, index, counter, spec))
         divide_factors(name, spec, divided, mesh)
-        for factor in ("lora_A", "lora_B"):
+        for factor in ("lora_A", "lora_B") if seed is not None else ():
             full_name = f"{name}.{factor}"
             fill(getattr(linear, factor), full_name, divided.specs.get(full_name), seed)
     name_by_place(model)

@@ -1,5 +1,8 @@
 """Models that several processes share answer as in one process."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,8 @@ LIKE_70B = {
     "num_key_value_heads": 8,
 }
 ADDED_TOKENS = '{"<a>": 330, "<b>": 331}'
-COMMAND = Path(__file__).parents[2] / "tools" / "predict_llm.py"
+ROOT = Path(__file__).parents[2]
+COMMAND = ROOT / "tools" / "predict_llm.py"
 JOB = Path(__file__).with_name("asking_job.py")
 
 
@@ -120,3 +124,33 @@ def test_another_number_of_processes_is_refused(wanted, running, message, monkey
     monkeypatch.setattr(mesh, "world_size", lambda: running)
     with pytest.raises(UserError, match=message):
         mesh.init_tensor_parallel(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, num_layers, num_processes", [("7b", 2, 1), ("8b", 1, 1), ("13b", 2, 2), ("70b", 1, 2), ("70b", 1, 4)]
+)
+def test_a_few_layers_of_published_widths(name, num_layers, num_processes, tmp_path):
+    """Needs 14 GB of memory for 70B."""
+    script = Path(__file__).with_name("real_widths_job.py")
+    arguments = [name, str(num_layers), str(tmp_path / "one.npz")]
+    subprocess.run(
+        [sys.executable, str(script), *arguments], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    with np.load(tmp_path / "one.npz") as arrays:
+        one = dict(arrays)
+    assert np.isfinite(one["logits"]).all() and len(one["ids"]) == 8
+    if num_processes == 1:
+        return
+    job = start(
+        script, name, str(num_layers), str(tmp_path / "several.npz"), num_processes=num_processes, log_dir=tmp_path
+    )
+    output, _ = job.communicate(timeout=1800)
+    assert job.returncode == 0, output[-3000:]
+    with np.load(tmp_path / "several.npz") as arrays:
+        np.testing.assert_array_equal(arrays["ids"], one["ids"])
+        np.testing.assert_array_equal(arrays["rows"], one["rows"])
+        error = np.linalg.norm(arrays["logits"] - one["logits"]) / np.linalg.norm(one["logits"])
+        assert error <= 1e-5
+        # every process holds its share of the decoder; the adapters are whole in each
+        assert arrays["memory"][:, 0].max() < 0.1 * one["memory"][0, 0] + one["memory"][0, 0] / num_processes

@@ -4,18 +4,26 @@ from pathlib import Path
 
 import pytest
 
+from mindvlm.checkpoint import TensorInfo
 from mindvlm.core.errors import UserError
+from mindvlm.generation.graphs import cache_capacity
+from mindvlm.generation.memory import estimate_memory
+from mindvlm.models.loading import build_model
+from mindvlm.models.registry import get_family
+from mindvlm.models.slime.hf_config import from_hf_config
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.decoder import CausalLM
-from mindvlm.nn.parameters import freeze
+from mindvlm.nn.memory import VisionMemory
+from mindvlm.nn.parameters import freeze, parameter_shapes
 from mindvlm.parallel import collectives
 from mindvlm.parallel.buckets import make_buckets
 from mindvlm.parallel.layers import VocabParallelEmbedding, VocabParallelTiedHead
 from mindvlm.parallel.mesh import Mesh
-from mindvlm.parallel.plan import DECODER, apply_tensor_parallel
-from mindvlm.parallel.sharding import ShardSpec
+from mindvlm.parallel.plan import DECODER, apply_tensor_parallel, plan_specs
+from mindvlm.parallel.sharding import ShardSpec, shard_infos
 from tests.parallel.launch import start
 from tests.parallel.tiny_training import CONFIGS, TinyModel
+from tests.tiny_slime import CONFIG, TOWER
 
 MESH = Mesh(tp=2, rank=1)
 
@@ -101,6 +109,27 @@ def test_buckets_hold_every_parameter_once_and_one_kind_each():
         assert {divided[i] for i in bucket.indices} == {bucket.is_divided}
         assert sum(bucket.sizes) <= 500 or len(bucket.indices) == 1
         assert 0 <= bucket.chunk_size * mesh.dp - sum(bucket.sizes) < mesh.dp
+
+
+@pytest.mark.parametrize("num_processes", [2, 4, 8])
+def test_the_plan_of_a_rank_is_what_it_holds(num_processes):
+    changes = {"num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 256, "intermediate_size": 896}
+    tower = {**TOWER, "num_attention_heads": 8}
+    config = from_hf_config({**CONFIG, **changes, "vocab_size": 344}, vision_config=tower)
+    family, mesh = get_family("slime"), Mesh(tp=num_processes, rank=1)
+    whole, _ = build_model(family, config)
+    infos = [TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(whole).items()]
+    specs = plan_specs(whole, family.tensor_parallel, mesh)
+    weights = shard_infos(infos, specs)
+    model, divided = build_model(family, config, mesh=mesh)
+    assert divided.specs == specs
+    assert {info.name: info.shape for info in weights} == parameter_shapes(model)
+
+    memory = {"num_images": 0, "num_prompt_tokens": 100, "num_slots": 3, "num_processes": num_processes}
+    found = estimate_memory(config, weights, VisionMemory(), **memory)
+    assert found.parameters == sum(parameter.nbytes for parameter in model.get_parameters())
+    caches = model.language_model.new_caches(3, cache_capacity(128, config.max_length))
+    assert found.prompt_cache == sum(parameter.nbytes for parameter in caches.get_parameters())
 
 
 @pytest.mark.ci

@@ -7,7 +7,7 @@ from mindvlm.checkpoint import Checkpoint
 from mindvlm.nn import parameters as weights_module
 from mindvlm.tools import check_model
 
-NAMES = ["config", "files", "tokenizer", "model", "weights", "device", "dtype", "memory"]
+NAMES = ["config", "files", "tokenizer", "model", "weights", "device", "dtype", "memory", "plan"]
 
 
 def checker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -51,7 +51,7 @@ def assert_failed(result, expected: dict[str, str], *texts: str) -> None:
     assert statuses(out) == dict.fromkeys(NAMES, "ok") | expected
     failed = [name for name in NAMES if expected.get(name) == "FAILED"]
     (line,) = err.splitlines()
-    assert line.startswith(f"error: {len(failed)} of 8 check") and f"failed: {', '.join(failed)};" in line
+    assert line.startswith(f"error: {len(failed)} of 9 check") and f"failed: {', '.join(failed)};" in line
     shown = "\n".join(text for name in failed for status, text in found(out)[name] if status == "FAILED")
     for text in texts:
         assert text in shown

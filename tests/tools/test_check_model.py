@@ -61,7 +61,7 @@ def test_the_shipped_model_as_a_process():
 def test_a_config_that_cannot_be(check, config_path, change, expected):
     write_yaml(config_path.parent, tiny_config(**change))
     status, out, err = check("--config_path", config_path)
-    assert (status, err) == (2, "error: 1 of 8 checks failed: config; the lines above say why\n")
+    assert (status, err) == (2, "error: 1 of 9 checks failed: config; the lines above say why\n")
     assert statuses(out) == dict.fromkeys(NAMES, "skipped") | {"config": "FAILED"}
     assert expected in found(out)["config"][0][1]
     assert found(out)["memory"] == [("skipped", "needs the model parameters and the device")]

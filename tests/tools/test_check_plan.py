@@ -1,0 +1,113 @@
+"""The memory plans of `mindvlm-check`, for models and training jobs."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_vary import tiny_config, write_tiny_vary, write_yaml
+from tests.tools.checked import checker, found
+from tests.training.small_job import write_job
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MIB = 2**20
+# parameters of the published files less their two buffers; bytes of a position in the cache, in 16 bits
+PUBLISHED = {
+    "slime_7b": (7_072_790_528, 32 * 2 * 32 * 128 * 2),
+    "slime_8b": (8_364_636_160, 32 * 2 * 8 * 128 * 2),
+    "slime_13b": (13_360_727_040, 40 * 2 * 40 * 128 * 2),
+    "slime_70b": (70_942_615_552, 80 * 2 * 8 * 128 * 2),
+}
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    return checker(monkeypatch, capsys)
+
+
+def plan(out: str) -> dict[str, str]:
+    """Number of processes -> what a device holds."""
+    lines = [text for _, text in found(out)["plan"][1:]]
+    return dict(line.split(": " if ": " in line else ", ", 1) for line in lines)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_plan_of_a_published_model(check, name):
+    _, out, _ = check("--config_path", CONFIGS / "slime" / f"{name}.yaml", "--num_slots", 3, "--max_length", 2048)
+    total, position = PUBLISHED[name]
+    sizes = {}
+    for number, text in plan(out).items():
+        weights, cache = (int(text.partition(f"{part} ")[2].split()[0]) for part in ("weights", "cache"))
+        count = int(number.split()[0])
+        assert cache == math.ceil(3 * 2048 * position / count / MIB)
+        sizes[count] = weights
+    assert list(sizes) == [1, 2, 4, 8]
+    assert sizes[1] == math.ceil(2 * total / MIB)
+    # what is not whole in every process is halved each time
+    assert sizes[1] - sizes[2] == pytest.approx(2 * (sizes[2] - sizes[4]), abs=3)
+    assert sizes[2] - sizes[4] == pytest.approx(2 * (sizes[4] - sizes[8]), abs=3)
+    assert sizes[8] < 1.05 * sizes[1] / 8 + 400
+
+
+def test_which_npu_holds_which_model(check):
+    holds = {}
+    for name in PUBLISHED:
+        _, out, _ = check("--config_path", CONFIGS / "slime" / f"{name}.yaml")
+        lines = plan(out).values()
+        holds[name] = [line.partition("(")[2].partition(")")[0] for line in lines]
+    assert holds["slime_7b"] == ["fits 32 GB"] * 4
+    assert holds["slime_8b"] == ["fits 32 GB"] * 4
+    assert holds["slime_13b"] == ["fits 64 GB"] + ["fits 32 GB"] * 3
+    assert holds["slime_70b"] == ["does not fit 64 GB"] * 2 + ["fits 64 GB", "fits 32 GB"]
+
+
+def test_processes_that_cannot_share_a_model(check, tmp_path):
+    status, out, _ = check("--config_path", write_tiny_vary(tmp_path))
+    assert status == 0
+    assert plan(out)["4 processes"].startswith("not possible, language_model has 2 heads, which 4 tensor-parallel")
+
+
+def test_memory_of_one_of_several_processes(check, tmp_path):
+    _, whole, _ = check("--config_path", write_tiny_vary(tmp_path))
+    status, out, _ = check("--config_path", write_tiny_vary(tmp_path, tensor_parallel=2))
+    assert status == 0 and found(out)["memory"][0][1].startswith("each of 2 processes: load")
+    status, out, _ = check("--config_path", write_tiny_vary(tmp_path, tensor_parallel=5))
+    assert status == 2 and "5 tensor-parallel processes cannot share" in found(out)["memory"][0][1]
+    assert "processes" not in found(whole)["memory"][0][1]
+    status, out, _ = check("--config_path", write_yaml(tmp_path, tiny_config(tensor_parallel=0)))
+    assert status == 2 and "tensor_parallel is 0; expected the number of processes" in found(out)["config"][0][1]
+
+
+def test_the_plan_of_a_job(check, tmp_path):
+    path = write_job(tmp_path, recompute=True)
+    status, out, err = check("--config_path", path, "--set", "parallel.tp=2")
+    assert (status, err) == (0, "")
+    assert "dp 1 x tp 2, zero 0, 2 rows a pass, recompute" in out
+    assert "each device: weights 1 MiB, gradients 1 MiB, optimizer 1 MiB, activations" in out
+    assert out.splitlines()[-1] == "ready"
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--set", "parallel.tp=3"], "3 tensor-parallel processes cannot share"),
+        (["--set", "parallel.zero=1"], "parallel.zero is 1 but dp is 1"),
+        (["--set", "freeze=[nothing]"], "'nothing' matches no"),
+        (["--set", "optimiser=1"], "did you mean 'optimizer'"),
+    ],
+)
+def test_a_job_that_cannot_be(check, tmp_path, options, expected):
+    status, out, err = check("--config_path", write_job(tmp_path), *options)
+    assert status == 2 and expected in out and err.startswith("error: 1 of 2 checks failed: ")
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--num_slots", 0], "--num_slots is 0; expected at least 1"),
+        (["--max_length", -4], "--max_length is -4; expected at least 1"),
+        (["--set", "parallel.tp=2"], "--set changes a training job; give its YAML as --config_path"),
+    ],
+)
+def test_options_of_the_plan(check, options, expected):
+    assert check(*options) == (2, "", f"error: {expected}\n")

@@ -1,0 +1,87 @@
+"""The memory plan of a job against the tensors that its parts hold; nothing is computed and nothing filled."""
+
+import dataclasses
+
+import mindspore as ms
+import pytest
+
+from mindvlm.core.runtime import BuildContext
+from mindvlm.models import loading
+from mindvlm.models.registry import get_family
+from mindvlm.parallel import collectives
+from mindvlm.parallel.mesh import Mesh
+from mindvlm.training import building
+from mindvlm.training.job_file import read_job
+from mindvlm.training.lora import add_lora
+from mindvlm.training.memory import decoder_activations, estimate_training
+from mindvlm.training.step import TrainStep
+from tests.training.recompute_memory import BATCH_SIZE, LENGTH, Decoder
+from tests.training.small_job import write_job
+
+LORA = {"rank": 4, "targets": [r"^language_model\.layers\."], "modules_to_save": ["^mm_projector"]}
+
+
+def num_bytes(parameters) -> int:
+    return sum(parameter.nbytes for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    "kind, dtype, changes",
+    [
+        ("toy", "float32", {}),
+        ("toy", "bfloat16", {"accumulation": 3, "freeze": ["^vision"]}),
+        ("toy", "bfloat16", {"parallel": {"tp": 2}}),
+        ("toy", "bfloat16", {"parallel": {"dp": 4, "zero": 1}, "accumulation": 2}),
+        ("toy", "float32", {"parallel": {"dp": 3, "tp": 2, "zero": 2}, "accumulation": 2}),
+        ("slime", "bfloat16", {"parallel": {"dp": 4, "tp": 2, "zero": 2}}),
+        ("slime", "bfloat16", {"parallel": {"tp": 2}, "lora": LORA, "init": {"weights": ["model"]}}),
+    ],
+)
+def test_weights_gradients_and_state_are_those_of_the_step(kind, dtype, changes, tmp_path, monkeypatch):
+    monkeypatch.setattr(collectives.SumOver, "__init__", lambda self, group: collectives.nn.Cell.__init__(self))
+    config = read_job(write_job(tmp_path, kind=kind, **changes)).config
+    model_config = building.read_model(config)
+    family = get_family(model_config.family)
+    found = estimate_training(config, model_config, family, dtype=dtype)
+
+    mesh = Mesh(dp=config.parallel.dp, tp=config.parallel.tp)
+    context = BuildContext(dtype={"float32": ms.float32, "bfloat16": ms.bfloat16}[dtype])
+    model, divided = loading.build_model(family, model_config.model, context, mesh=mesh)
+    building.choose_trained(model, config)
+    if config.lora:
+        add_lora(model, dataclasses.replace(config.lora, dropout=0.0), seed=None, divided=divided, mesh=mesh)
+    options = {"parallel": config.parallel, "mesh": mesh, "divided": divided, "accumulates": config.num_passes > 1}
+    step = TrainStep(model, config.optimizer, **options)
+    optimizer = step.optimizer
+    copies = optimizer.master if step.is_sharded else [master for _, master in optimizer.masters]
+    assert found.weights == num_bytes(model.get_parameters())
+    assert found.optimizer == num_bytes([*optimizer.moment1, *optimizer.moment2, *copies])
+    expected = num_bytes(model.trainable_params())
+    if step.accumulate_graph:
+        expected += num_bytes(step.accumulate_graph.buffers)
+    elif config.parallel.zero == 2:
+        # the chunks of the summed gradients
+        expected += num_bytes(optimizer.moment1)
+    assert found.gradients == expected
+
+
+def test_zero_and_tensor_parallelism_leave_less(tmp_path):
+    def plan(**changes):
+        config = read_job(write_job(tmp_path, **changes)).config
+        model_config = building.read_model(config)
+        return estimate_training(config, model_config, get_family(model_config.family), dtype="bfloat16")
+
+    alone, zero, shared = plan(), plan(parallel={"dp": 4, "zero": 2}), plan(parallel={"tp": 2})
+    assert zero.weights == alone.weights and zero.optimizer < 0.3 * alone.optimizer
+    assert 0.5 * alone.weights < shared.weights < alone.weights
+    assert shared.activations < alone.activations
+    assert plan(recompute=True).activations < alone.activations
+
+
+@pytest.mark.parametrize("recompute, measured", [(False, 0.86), (True, 0.41)])
+def test_activations_are_near_the_measured_step_of_the_docs(recompute, measured, tmp_path):
+    changes = {"data__batch_size": BATCH_SIZE, "data__max_length": LENGTH, "data__lengths": [LENGTH]}
+    config = read_job(write_job(tmp_path, recompute=recompute, **changes)).config
+    model = Decoder()
+    found = decoder_activations(model, model.language_model.config, config, 4)
+    assert 0.9 <= found / (measured * 2**30) <= 1.2
