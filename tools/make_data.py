@@ -18,8 +18,8 @@ EXAMPLES = """examples:
   charts in both languages:
     mindvlm-make-data charts --languages en zh --fonts FOLDER --output data/charts --num_images 1000
   records of public data sets from local downloads, several in one folder; the help of each says where to get it:
-    mindvlm-make-data PUBLISHED --help
-    mindvlm-make-data PUBLISHED --source DOWNLOAD --output data/records --num_records 1000
+    mindvlm-make-data PUBLIC_DATA --help
+    mindvlm-make-data PUBLIC_DATA --source DOWNLOAD --output data/records --num_records 1000
 
 A training job reads OUTPUT/registry.yaml. The same command resumes an interrupted run; a larger --num_images adds
 pictures. Charts need matplotlib: pip install mindvlm[plots]"""
@@ -27,13 +27,13 @@ pictures. Charts need matplotlib: pip install mindvlm[plots]"""
 
 def build_parser() -> argparse.ArgumentParser:
     # imported here: worker processes import this file and need none of it
-    from mindvlm.models.registry import published_data
+    from mindvlm.models.registry import public_data
 
-    published = {f"{family}-{name}": (name, data) for (family, name), data in published_data().items()}
+    public = {f"{family}-{name}": (name, data) for (family, name), data in public_data().items()}
     parser = Parser(
         prog="mindvlm-make-data",
         description=__doc__,
-        epilog=EXAMPLES.replace("PUBLISHED", next(iter(published))),
+        epilog=EXAMPLES.replace("PUBLIC_DATA", next(iter(public))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU's cores)"
         )
-    for kind, (name, data) in published.items():
+    for kind, (name, data) in public.items():
         needs = "\n".join(f"  {path:26}  {description}" for path, description in data.needs.items())
         one = kinds.add_parser(
             kind,
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--source", type=os.path.expanduser, required=True, metavar="FOLDER", help="the download, see above"
         )
         add_common_options(one)
-        default = f"{data.num_records} at random; 0: all" if data.num_records else "all"
+        default = f"{data.num_records}; 0: all" if data.num_records else "all"
         one.add_argument("--num_records", type=int, metavar="N", help=f"items to draw at random (default: {default})")
     return parser
 
@@ -131,7 +131,7 @@ def make(argv: list[str] | None) -> int:
 def prepare_records(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> list[str]:
     """Prepares a public data set. Returns the lines that say what was made."""
     from mindvlm.core.errors import UserError
-    from mindvlm.datagen.published import prepare
+    from mindvlm.datagen.public_data import prepare
 
     if arguments.num_records is not None and arguments.num_records < 0:
         raise UserError(f"--num_records is {arguments.num_records}; expected 0 or more")

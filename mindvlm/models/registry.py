@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.samples.published import PublishedData
+from mindvlm.processing.samples.public_data import PublicData
 from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.weights.recognise import ConvertibleModel
 
@@ -21,7 +21,7 @@ FAMILIES = {
     "slime": "mindvlm.models.slime",
 }
 """Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS. Optional modules:
-`<package>.records` defines RECORD_FORMATS, `<package>.published` defines PUBLISHED."""
+`<package>.records` defines RECORD_FORMATS, `<package>.public_data` defines PUBLIC_DATA."""
 
 
 def get_family(name: str) -> Family:
@@ -48,10 +48,10 @@ def record_formats() -> dict[str, RecordFormat]:
     return {name: format for module in _optional("records").values() for name, format in module.RECORD_FORMATS.items()}
 
 
-def published_data() -> dict[tuple[str, str], PublishedData]:
+def public_data() -> dict[tuple[str, str], PublicData]:
     """Returns (family, name) -> public data set that a family trains on. Does not import MindSpore."""
-    modules = _optional("published").items()
-    return {(family, name): data for family, module in modules for name, data in module.PUBLISHED.items()}
+    modules = _optional("public_data").items()
+    return {(family, name): data for family, module in modules for name, data in module.PUBLIC_DATA.items()}
 
 
 def _optional(name: str) -> dict[str, ModuleType]:

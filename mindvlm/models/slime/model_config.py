@@ -80,8 +80,7 @@ class SlimeModelConfig:
                 raise UserError(
                     f"model.{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(choices))}"
                 )
-        if self.gate_noise and self.gate != "learned":
-            raise UserError(f"model.gate_noise has no effect with model.gate {self.gate!r}; set it to false")
+        self.check_training_keys()
         if self.max_length < 1:
             raise UserError(f"model.max_length is {self.max_length}; expected at least 1")
         if self.vision_tower.dialect != "clip":
@@ -104,6 +103,20 @@ class SlimeModelConfig:
             raise UserError(
                 f"model.separator_id is {self.separator_id}; expected 0 to {self.language_model.vocab_size - 1}"
             )
+
+    def check_training_keys(self) -> None:
+        """Raises UserError if a key that acts in training has no effect on this model."""
+        routes, router = self.use != "global", self.router
+        for key, is_set, has_effect, default in (
+            ("gate_noise", self.gate_noise, self.gate == "learned" and self.use != "local", "false"),
+            ("router.noise", router.noise > 0, routes, "0"),
+            ("router.sees_answers", not router.sees_answers, routes, "true"),
+        ):
+            if is_set and not has_effect:
+                raise UserError(
+                    f"model.{key} has no effect with model.gate {self.gate!r} and model.use {self.use!r}; set it to "
+                    f"{default}"
+                )
 
     @property
     def num_global_tokens(self) -> int:

@@ -243,7 +243,17 @@ def test_noise_follows_from_the_pass_and_is_off_when_asking(opened):
     np.testing.assert_allclose(loss(3), quiet, rtol=1e-6)
 
 
-def test_noise_of_a_fixed_gate_is_refused(opened):
+def test_training_keys_without_effect_are_refused(opened):
     model, _, _ = opened()
-    with pytest.raises(UserError, match="model.gate_noise has no effect with model.gate 'mlp'; set it to false"):
-        replace(model.config.model, gate="mlp", gate_noise=True)
+    config, noisy = model.config.model, replace(model.config.model.router, noise=0.1)
+    for changes, message in (
+        ({"gate": "mlp", "gate_noise": True}, "gate_noise has no effect with model.gate 'mlp' .*; set it to false"),
+        ({"use": "local", "gate_noise": True}, "gate_noise has no effect with .* model.use 'local'; set it to false"),
+        ({"use": "global", "router": noisy}, "router.noise has no effect with .* model.use 'global'; set it to 0"),
+        (
+            {"use": "global", "router": replace(config.router, sees_answers=False)},
+            "router.sees_answers has no effect with .* model.use 'global'; set it to true",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            replace(config, **changes)

@@ -12,7 +12,7 @@ from PIL import Image
 from mindvlm.core.config import read_yaml
 from mindvlm.core.errors import UserError
 from mindvlm.models.slime.processor import SlimeProcessor, SlimeProcessorConfig
-from mindvlm.models.slime.published import PUBLISHED
+from mindvlm.models.slime.public_data import PUBLIC_DATA
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.tools import make_data
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
@@ -20,7 +20,7 @@ from mindvlm.training.datasets.inspection import inspect_data
 from mindvlm.training.datasets.registry import read_registry
 from mindvlm.training.datasets.samples import SampleMaker, Skipped
 from tests.golden_files import golden_path
-from tests.models.slime.test_published import EXPECTED, write_download
+from tests.models.slime.test_public_data import EXPECTED, write_download
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "slime"
 TEMPLATES = {"v1": ("tokenizer_v1", "</s>"), "llama3": ("tokenizer_l3", "<|eot_id|>")}
@@ -38,7 +38,7 @@ def open_data(root: Path, names: str, template: str, *, registry: str = "registr
 def made_root(tmp_path_factory):
     """A folder with the records of all sources."""
     folder = tmp_path_factory.mktemp("smr")
-    for name in PUBLISHED:
+    for name in PUBLIC_DATA:
         download = write_download(folder / "downloads" / name, name)
         command = [f"slime-{name}", "--source", str(download), "--output", str(folder / "root")]
         assert make_data.main(command) == 0
@@ -48,7 +48,7 @@ def made_root(tmp_path_factory):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_answers_of_all_sources_are_learned(made_root, template):
-    maker = open_data(made_root, "+".join(PUBLISHED), template)
+    maker = open_data(made_root, "+".join(PUBLIC_DATA), template)
     processor, end = maker.processor, TEMPLATES[template][1]
     expected = [(image, *texts) for records in EXPECTED.values() for _, image, *texts in records]
     assert maker.options.mixture.epoch_size == len(expected)
@@ -69,7 +69,7 @@ def test_answers_of_all_sources_are_learned(made_root, template):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_inspection_finds_nothing_wrong(made_root, template):
-    maker = open_data(made_root, "+".join(PUBLISHED), template)
+    maker = open_data(made_root, "+".join(PUBLIC_DATA), template)
     said = inspect_data(maker.options, maker.processor, stops=True)
     for name, records in EXPECTED.items():
         count = len(records)
@@ -142,8 +142,8 @@ def test_a_data_set_without_its_images_is_refused(tmp_path):
 
 def test_the_registry_lists_the_published_files_and_all_sources():
     registry = read_registry(CONFIGS / "datasets.yaml")
-    assert registry.keys() == {"llava_pretrain", "sharegpt4v_mix665k", "smr", *PUBLISHED}
-    for name in PUBLISHED:
+    assert registry.keys() == {"llava_pretrain", "sharegpt4v_mix665k", "smr", *PUBLIC_DATA}
+    for name in PUBLIC_DATA:
         assert registry[name].annotations == str(CONFIGS / "data" / f"{name}.json")
         assert registry[name].images == str(CONFIGS / "data")
     for job in CONFIGS.glob("train_*.yaml"):

@@ -8,20 +8,22 @@ asked for in the words of SliME's evaluation.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from mindvlm.processing.samples.published import (
+from mindvlm.core.errors import UserError
+from mindvlm.processing.samples.public_data import (
     LETTERS,
     Exchange,
     Item,
-    PublishedData,
+    PublicData,
     Unusable,
+    items_of,
     letter_of,
     options_of,
     read_json,
     read_json_lines,
+    read_text,
     records_of,
     shown_options,
     text_of,
@@ -49,9 +51,12 @@ DESCRIBE = (
 )
 """Questions for the descriptions of TextbookQA; one is drawn for each."""
 
-_OPTION_MARK = re.compile(r"\(?([A-Za-z])[).:]\s*")
-_LABEL = re.compile(r"\W*([A-Za-z])(?:\W*$|[).:])")
-_MARK_LINE = re.compile(r"^[ \t]*(?:<image\d+>[ \t]*)+(?:\n|$)", re.MULTILINE)
+_OPTION_MARK = re.compile(r"\W*([A-Za-z])[).:]\s*")
+_LETTER = re.compile(r"\W*([A-Za-z])\W*")
+_OUTER_MARKS = re.compile(
+    r"^(?:<image\d+>[ \t]*)+(?:\n|$)|^(?:<image\d+>[ \t]+)+|(?:[ \t]+<image\d+>)+[ \t]*$", re.MULTILINE
+)
+_DRAWING = re.compile(r"\s*!\[[^\]]*\]\([^)]*\)")
 
 
 def reasoned(rationale: str, answer: str) -> str:
@@ -64,32 +69,29 @@ def with_options(question: str, options: list[str], *last_lines: str) -> str:
     return "\n".join((question, f"Options: {shown_options(options)}", *last_lines))
 
 
-def arxivqa_items(folder: Path) -> Iterator[Item]:
-    for number, content in enumerate(read_json_lines(folder / "arxivqa.jsonl")):
-        yield Item(_name(content, "id", number), content)
-
-
 def arxivqa(item: Item, rng: random.Random) -> Exchange:
     """The label names its option in several ways: "B", "B)", "(b)", the whole option with its letter or without."""
     content, shown = item.content, options_of(item.content, "options")
+    while len(shown) > 2 and shown[-1].startswith("##"):  # the caption of a figure
+        shown.pop()
     marks = [_OPTION_MARK.match(option) for option in shown]
     options = shown
     if all(mark and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)):
         options = [option[mark.end() :].strip() for option, mark in zip(shown, marks, strict=True)]
     label = text_of(content, "label")
-    found = next((i for i in range(len(options)) if label in (shown[i], options[i])), None)
-    if found is None and (mark := _LABEL.match(label)):
+    if label in shown:
+        found = shown.index(label)
+    elif mark := _LETTER.fullmatch(label):
         found = mark[1]
+    elif label in options:
+        found = options.index(label)
+    else:
+        mark = _OPTION_MARK.match(label)
+        found = mark[1] if mark else None
     answer = letter_of(found, options)
     name = text_of(content, "image")
     texts = with_options(text_of(content, "question"), options), reasoned(text_of(content, "rationale"), answer)
     return Exchange(texts, name, f"arxivqa/{name}")
-
-
-def dvqa_items(folder: Path) -> Iterator[Item]:
-    path = folder / "train_qa.json"
-    for number, content in enumerate(records_of(read_json(path), list, path)):
-        yield Item(_name(content, "question_id", number), content)
 
 
 def dvqa(item: Item, rng: random.Random) -> Exchange:
@@ -100,8 +102,7 @@ def dvqa(item: Item, rng: random.Random) -> Exchange:
 
 def chartqa_items(folder: Path) -> Iterator[Item]:
     for kind in ("human", "augmented"):
-        path = folder / "train" / f"train_{kind}.json"
-        for number, content in enumerate(records_of(read_json(path), list, path)):
+        for number, content in enumerate(read_json(folder / "train" / f"train_{kind}.json", list)):
             yield Item(f"{kind}-{number}", content)
 
 
@@ -112,16 +113,18 @@ def chartqa(item: Item, rng: random.Random) -> Exchange:
 
 
 def geometry3k_items(folder: Path) -> Iterator[Item]:
-    for path in _numbered(folder / "train", "*/data.json"):
-        yield Item(path.parent.name, read_json(path))
+    """Yields the problems of `train`, and those of `val` if the folder exists: SMR has the drawings of both."""
+    for split in ("train", "val"):
+        for path in _numbered(folder / split, "*/data.json"):
+            name = path.parent.name
+            yield Item(name, read_json(path) | {"image": f"{split}/{name}/img_diagram.png"})
 
 
 def geometry3k(item: Item, rng: random.Random) -> Exchange:
     options = options_of(item.content, "choices")
     answer = letter_of(text_of(item.content, "answer"), options)
     question = with_options(text_of(item.content, "problem_text"), options, ASKS_FOR_LETTER)
-    name = f"{item.id}/img_diagram.png"
-    return Exchange((question, answer), f"train/{name}", f"Geometry3K/{name}")
+    return Exchange((question, answer), text_of(item.content, "image"), f"Geometry3K/{item.id}/img_diagram.png")
 
 
 def geoqa3_items(folder: Path) -> Iterator[Item]:
@@ -138,50 +141,43 @@ def geoqa3(item: Item, rng: random.Random) -> Exchange:
     return Exchange((question, f"{text_of(item.content, 'answer')}\n所以答案是{answer}。"), name, f"GeoQA3/{name}")
 
 
-def geoqa_plus_items(folder: Path) -> Iterator[Item]:
-    for number, content in enumerate(read_json_lines(folder / "geoqa+.jsonl")):
-        yield Item(_name(content, "id", number), content)
-
-
 def geoqa_plus(item: Item, rng: random.Random) -> Exchange:
     """The published records are conversations already."""
     turns = item.content.get("conversations") if isinstance(item.content, dict) else None
     if not isinstance(turns, list) or not turns:
         raise Unusable("no turns under 'conversations'")
-    texts = [text_of(turn, "value").replace("<image>", "").strip() for turn in turns]
+    texts = [text_of(turn, "value") for turn in turns]
     name = text_of(item.content, "image").removeprefix("geoqa+/")
     return Exchange(texts, name, f"geoqa+/{name}")
 
 
 def mathvision_items(folder: Path) -> Iterator[Item]:
     """Yields the problems that are not in the split `testmini`, on which models are evaluated."""
-    held_out = {_name(content, "id", 0) for content in read_json_lines(folder / "data" / "testmini.jsonl")}
-    for number, content in enumerate(read_json_lines(folder / "data" / "test.jsonl")):
-        if (name := _name(content, "id", number)) not in held_out:
-            yield Item(name, content)
+    path = folder / "data" / "testmini.jsonl"
+    held_out = _held_out((item.id for item in items_of(read_json_lines(path))), path)
+    return (item for item in items_of(read_json_lines(path.with_name("test.jsonl"))) if item.id not in held_out)
 
 
 def mathvision(item: Item, rng: random.Random) -> Exchange:
     """A question marks parts of its only image by `<image1>` and so on; options that it shows are bare letters."""
     content = item.content
-    question, answer = _MARK_LINE.sub("", text_of(content, "question")).strip(), text_of(content, "answer")
+    question, answer = _OUTER_MARKS.sub("", text_of(content, "question")).strip(), text_of(content, "answer")
     is_choice = bool(isinstance(content, dict) and content.get("options"))
     if is_choice:
         options = options_of(content, "options")
         answer = letter_of(answer, options)
-        if options != list(LETTERS[: len(options)]):
+        if [option.strip("()") for option in options] != list(LETTERS[: len(options)]):
             question = with_options(question, options)
     name = text_of(content, "image")
-    if content.get("solution"):
-        texts = question, reasoned(text_of(content, "solution"), answer)
-    else:
-        texts = f"{question}\n{ASKS_FOR_LETTER if is_choice else ASKS_FOR_WORDS}", answer
-    return Exchange(texts, name, f"mathvision/{name}")
+    solution = _DRAWING.sub("", text_of(content, "solution")).strip() if content.get("solution") else ""
+    if solution:
+        return Exchange((question, reasoned(solution, answer)), name, f"mathvision/{name}")
+    question = f"{question}\n{ASKS_FOR_LETTER if is_choice else ASKS_FOR_WORDS}".strip()
+    return Exchange((question, answer), name, f"mathvision/{name}")
 
 
 def scienceqa_items(folder: Path) -> Iterator[Item]:
-    path = folder / "problems.json"
-    for name, content in records_of(read_json(path), dict, path).items():
+    for name, content in read_json(folder / "problems.json").items():
         if not isinstance(content, dict) or content.get("split") == "train":
             yield Item(name, content)
 
@@ -204,8 +200,7 @@ def scienceqa(item: Item, rng: random.Random) -> Exchange:
 
 def tabmwp_items(folder: Path) -> Iterator[Item]:
     for split in ("train", "dev"):
-        path = folder / f"problems_{split}.json"
-        yield from (Item(name, content) for name, content in records_of(read_json(path), dict, path).items())
+        yield from (Item(*entry) for entry in read_json(folder / f"problems_{split}.json").items())
 
 
 def tabmwp(item: Item, rng: random.Random) -> Exchange:
@@ -224,7 +219,7 @@ def tabmwp(item: Item, rng: random.Random) -> Exchange:
 def textbookqa_items(folder: Path) -> Iterator[Item]:
     """Yields the questions about diagrams and the diagrams with a description; other questions have no image."""
     path = folder / "train" / "tqa_v1_train.json"
-    for lesson in records_of(read_json(path), list, path):
+    for lesson in read_json(path, list):
         lesson = records_of(lesson, dict, path)
         questions = lesson.get("questions")
         diagrams = questions.get("diagramQuestions") if isinstance(questions, dict) else None
@@ -248,56 +243,66 @@ def textbookqa(item: Item, rng: random.Random) -> Exchange:
 
 def ai2d_items(folder: Path) -> Iterator[Item]:
     """Yields the questions about images that are not in the official test split."""
-    held_out = set((folder / "ai2d_test_ids.csv").read_text(encoding="utf-8").split())
+    path = folder / "ai2d_test_ids.csv"
+    held_out = _held_out(read_text(path).split(), path)
     for path in _numbered(folder / "questions", "*.json"):
         if path.name.partition(".")[0] in held_out:
             continue
-        content = records_of(read_json(path), dict, path)
-        for question, entry in records_of(content.get("questions"), dict, path).items():
-            entry = {"question": question, "image": content.get("imageName")} | records_of(entry, dict, path)
-            yield Item(_name(entry, "questionId", question), entry)
+        content = read_json(path)
+        questions = records_of(content.get("questions"), dict, path)
+        image = {"image": content.get("imageName")}
+        entries = [
+            {"question": question} | image | records_of(questions[question], dict, path) for question in questions
+        ]
+        yield from items_of(entries, "questionId")
 
 
 def ai2d(item: Item, rng: random.Random) -> Exchange:
-    """The options of a question with `abcLabel` are letters, which stand in the image of that name in `abc_images`."""
-    options = options_of(item.content, "answerTexts")
+    """The options of a question with `abcLabel` are letters, which stand in the image of that name in `abc_images`.
+
+    An option "{}" stands for none.
+    """
+    shown = options_of(item.content, "answerTexts")
+    right = shown[LETTERS.index(letter_of(item.content.get("correctAnswer"), shown))]
+    options = [option for option in dict.fromkeys(shown) if option != "{}"]
+    answer = letter_of(options.index(right) if right in options else None, options)
     question = with_options(text_of(item.content, "question"), options, ASKS_FOR_LETTER)
-    answer = letter_of(item.content.get("correctAnswer"), options)
     folder = "abc_images" if item.content.get("abcLabel") else "images"
     name = f"{folder}/{text_of(item.content, 'image')}"
     return Exchange((question, answer), name, f"ai2d/{name}")
 
 
-def _name(content: Any, key: str, default: object) -> str:
-    try:
-        return text_of(content, key)
-    except Unusable:
-        return str(default)
+def _held_out(names: Iterable[str], path: Path) -> set[str]:
+    """Returns the numbers of the items to leave out. Raises UserError if there are none, or others than numbers."""
+    held_out = set(names)
+    if not held_out or not all(name.isdecimal() for name in held_out):
+        raise UserError(f"{path}: expected the numbers of the items to leave out; download it again")
+    return held_out
 
 
 def _numbered(folder: Path, pattern: str) -> list[Path]:
     """Returns the matching files in the order of the numbers in their paths."""
-    files = [path for path in folder.glob(pattern) if path.is_file()]
+    files = [path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(".")]
     return sorted(files, key=lambda path: ([int(digits) for digits in re.findall(r"\d+", str(path))], str(path)))
 
 
-PUBLISHED = {
-    "arxivqa": PublishedData(
+PUBLIC_DATA = {
+    "arxivqa": PublicData(
         title="ArxivQA",
         page="MMInstruction/ArxivQA on Hugging Face",
         needs={"arxivqa.jsonl": "the questions", "images": "images.tgz, unpacked"},
-        read=arxivqa_items,
+        read=lambda folder: items_of(read_json_lines(folder / "arxivqa.jsonl")),
         exchange=arxivqa,
     ),
-    "dvqa": PublishedData(
+    "dvqa": PublicData(
         title="DVQA",
         page="https://github.com/kushalkafle/DVQA_dataset",
         needs={"train_qa.json": "the questions, from qa.tar.gz", "images": "images.tar.gz, unpacked"},
-        read=dvqa_items,
+        read=lambda folder: items_of(read_json(folder / "train_qa.json", list), "question_id"),
         exchange=dvqa,
         num_records=200_000,
     ),
-    "chartqa": PublishedData(
+    "chartqa": PublicData(
         title="ChartQA",
         page="https://github.com/vis-nlp/ChartQA (folder ChartQA Dataset)",
         needs={
@@ -308,21 +313,21 @@ PUBLISHED = {
         read=chartqa_items,
         exchange=chartqa,
     ),
-    "geometry3k": PublishedData(
+    "geometry3k": PublicData(
         title="Geometry3K",
         page="https://lupantech.github.io/inter-gps",
         needs={"train": "train.zip, unpacked: a folder with data.json and img_diagram.png for each problem"},
         read=geometry3k_items,
         exchange=geometry3k,
     ),
-    "geoqa3": PublishedData(
+    "geoqa3": PublicData(
         title="GeoQA3",
         page="https://github.com/chen-judge/GeoQA",
-        needs={"json": "a file for each problem", "image": "the drawings"},
+        needs={"json": "a file for each problem, from GeoQA3 in data.zip", "image": "the drawings, from there"},
         read=geoqa3_items,
         exchange=geoqa3,
     ),
-    "mathvision": PublishedData(
+    "mathvision": PublicData(
         title="MathVision",
         page="https://github.com/mathllm/MATH-V",
         needs={
@@ -333,30 +338,33 @@ PUBLISHED = {
         read=mathvision_items,
         exchange=mathvision,
     ),
-    "scienceqa": PublishedData(
+    "scienceqa": PublicData(
         title="ScienceQA",
         page="https://github.com/lupantech/ScienceQA",
         needs={"problems.json": "the questions, from data/scienceqa", "train": "the images' train.zip, unpacked"},
         read=scienceqa_items,
         exchange=scienceqa,
     ),
-    "tabmwp": PublishedData(
+    "tabmwp": PublicData(
         title="TabMWP",
         page="https://github.com/lupantech/PromptPG (folder data/tabmwp)",
         needs={"problems_train.json": "problems", "problems_dev.json": "more problems", "tables": "the images"},
         read=tabmwp_items,
         exchange=tabmwp,
     ),
-    "textbookqa": PublishedData(
+    "textbookqa": PublicData(
         title="TextbookQA",
         page="https://prior.allenai.org/projects/tqa",
         needs={"train/tqa_v1_train.json": "the lessons", "train": "tqa_train_val_test.zip, unpacked"},
         read=textbookqa_items,
         exchange=textbookqa,
     ),
-    "ai2d": PublishedData(
+    "ai2d": PublicData(
         title="AI2D",
-        page="https://prior.allenai.org/projects/diagram-understanding",
+        page=(
+            "https://prior.allenai.org/projects/diagram-understanding (abc_images: "
+            "the link to AI2D in the README of https://github.com/yfzhang114/SliME)"
+        ),
         needs={
             "questions": "a file for each image",
             "images": "the diagrams",
@@ -366,11 +374,14 @@ PUBLISHED = {
         read=ai2d_items,
         exchange=ai2d,
     ),
-    "geoqa-plus": PublishedData(
+    "geoqa-plus": PublicData(
         title="GeoQA+",
         page="OpenGVLab/InternVL on Hugging Face",
-        needs={"geoqa+.jsonl": "the problems as conversations", "images": "geoqa+_images.zip, unpacked"},
-        read=geoqa_plus_items,
+        needs={
+            "geoqa+.jsonl": "the problems as conversations, from playground.zip",
+            "images": "geoqa+_images.zip, unpacked",
+        },
+        read=lambda folder: items_of(read_json_lines(folder / "geoqa+.jsonl")),
         exchange=geoqa_plus,
     ),
 }

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedData:
+class PublicData:
     """A public data set, prepared from a local download.
 
     Attributes:
@@ -59,15 +59,34 @@ class PublishedData:
     num_records: int | None = None
 
 
-def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file. Raises UserError if it is damaged."""
-    return _parse(_read(path), f"{path}")
+def read_text(path: Path) -> str:
+    """Returns the content of a UTF-8 file, without byte order mark. Raises UserError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; download it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); download it again") from None
+
+
+def read_json(path: Path, kind: type[list] | type[dict] = dict) -> Any:
+    """Returns the content of a JSON file. Raises UserError if it is damaged or not of the type `kind`."""
+    return records_of(_parse(read_text(path), f"{path}"), kind, path)
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """Returns the records of a file with one JSON record a line. Raises UserError if a line is damaged."""
-    lines = _read(path).split("\n")
+    lines = read_text(path).split("\n")
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def items_of(records: Iterable[Any], key: str = "id") -> Iterator[Item]:
+    """Yields the records as items named by `key`, or by their number if they lack it."""
+    for number, content in enumerate(records):
+        try:
+            yield Item(text_of(content, key), content)
+        except Unusable:
+            yield Item(f"{number}", content)
 
 
 def records_of(content: Any, kind: type[list] | type[dict], path: Path) -> Any:
@@ -119,20 +138,13 @@ def shown_options(options: Sequence[str]) -> str:
     return " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; download it again") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); download it again") from None
-
-
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = "" if ", line " in where else f", line {error.lineno}"
         raise UserError(f"{where}{line}: not JSON ({error.msg}); download it again") from None
+    except ValueError:  # Python limits the length of numbers
+        raise UserError(f"{where}: a number is too long; download it again") from None
     except RecursionError:
         raise UserError(f"{where}: brackets nested too deeply; download it again") from None

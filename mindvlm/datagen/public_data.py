@@ -22,7 +22,7 @@ from mindvlm.core.config import read_yaml
 from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.samples.chat_samples import SPEAKERS
-from mindvlm.processing.samples.published import Exchange, Item, PublishedData, Unusable
+from mindvlm.processing.samples.public_data import Exchange, Item, PublicData, Unusable
 
 
 @dataclass
@@ -42,11 +42,14 @@ class Prepared:
     def lines(self) -> list[str]:
         """Returns a line for each reason, the most frequent one first."""
         by_count = sorted(self.skipped.items(), key=lambda entry: -len(entry[1]))
-        return [f"skipped {counted(len(ids), 'item')}: {reason} (the first is {ids[0]})" for reason, ids in by_count]
+        return [
+            f"skipped {counted(len(ids), 'item')}: {reason} (the first is {' '.join(ids[0].split())})"
+            for reason, ids in by_count
+        ]
 
 
 def prepare(
-    data: PublishedData,
+    data: PublicData,
     name: str,
     download: str | Path,
     root: str | Path,
@@ -74,7 +77,8 @@ def prepare(
     download, root = Path(download), Path(root)
     _require(data, download)
     annotations, registry = root / f"{name}.json", root / "registry.yaml"
-    if annotations.exists() and not _is_registered(registry, name):
+    _check_folder(root)
+    if _with_entry(registry, name) is not None and annotations.exists():
         raise UserError(f"{annotations} exists, but {registry} does not list it; move it away or choose another output")
     try:
         items = list(data.read(download))
@@ -100,12 +104,15 @@ def prepare(
     if not records:
         reasons = result.lines() or ["it holds none"]
         raise UserError(f"{download}: no item of {data.title} can be used; {reasons[0]}; is it the published download?")
-    _register(registry, name)
-    _write(annotations, "[\n" + ",\n".join(records) + "\n]\n")
+    root.mkdir(parents=True, exist_ok=True)
+    if (entries := _with_entry(registry, name)) is not None:
+        _write(registry, entries)
+    # a lone surrogate remains an escape of JSON
+    _write(annotations, ("[\n" + ",\n".join(records) + "\n]\n").encode(errors="backslashreplace"))
     return result
 
 
-def _require(data: PublishedData, download: Path) -> None:
+def _require(data: PublicData, download: Path) -> None:
     for path, description in data.needs.items():
         if not (download / path).exists():
             raise UserError(
@@ -114,10 +121,20 @@ def _require(data: PublishedData, download: Path) -> None:
             )
 
 
+def _check_folder(root: Path) -> None:
+    place = next(place for place in (root, *root.parents) if place.exists())
+    if not place.is_dir():
+        raise UserError(f"{root}: {place.name} is not a folder; choose another output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{root}: the folder {place} is not writable; choose another output")
+
+
 def _record(name: str, item: Item, exchange: Exchange) -> dict:
-    texts = list(exchange.texts)
+    texts = [text.replace(IMAGE_MARKER, "").strip() for text in exchange.texts]
     if len(texts) % 2:
         raise Unusable("the last question has no answer")
+    if not all(texts):
+        raise Unusable("a question or answer is empty")
     image = {} if exchange.image is None else {"image": exchange.place}
     if image:
         texts[0] = f"{IMAGE_MARKER}\n{texts[0]}"
@@ -145,7 +162,7 @@ class _Placer:
         source, target = self.download / image, self.root / place
         if _is_image(target):
             return ""
-        if not source.is_file():
+        if not os.path.isfile(source):  # unlike Path.is_file, False for a name that is too long
             return "its image is missing"
         if not _is_image(source):
             return "its image cannot be read"
@@ -158,10 +175,12 @@ class _Placer:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether the file begins as an image does; PNG checksums are verified, too."""
+    """Whether the path is a file that begins as an image does; PNG checksums are verified, too."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if not path.is_file():  # opening a pipe would wait
+                return False
             with Image.open(path) as image:
                 image.verify()
             return True
@@ -171,7 +190,7 @@ def _is_image(path: Path) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{os.getpid()}.partial")
     try:
         try:
             os.link(source.resolve(), partial)
@@ -182,23 +201,26 @@ def _link(source: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _is_registered(path: Path, name: str) -> bool:
-    return path.exists() and name in read_yaml(path)
+def _with_entry(path: Path, name: str) -> bytes | None:
+    """Returns the registry with an entry for `name` below its other lines; None if it has the entry.
 
-
-def _register(path: Path, name: str) -> None:
-    """Adds an entry to the registry, whose other lines stay as they are."""
-    if _is_registered(path, name):
-        return
-    known = path.read_text(encoding="utf-8") if path.exists() else ""
+    Raises:
+        UserError: the registry cannot be read, or cannot be extended by lines.
+    """
+    entries, known = (read_yaml(path), path.read_bytes()) if path.exists() else ({}, b"")
+    if name in entries:
+        return None
     entry = {name: {"images": ".", "annotations": f"{name}.json", "format": "llava", "weight": 1.0}}
-    _write(path, known + "\n" * bool(known and not known.endswith("\n")) + yaml.safe_dump(entry, sort_keys=False))
-
-
-def _write(path: Path, text: str) -> None:
+    text = known + b"\n" * bool(known and not known.endswith(b"\n")) + yaml.safe_dump(entry, sort_keys=False).encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose another output") from None
+        is_extended = yaml.safe_load(text) == entries | entry
+    except yaml.YAMLError:
+        is_extended = False
+    if not is_extended:
+        raise UserError(f"{path}: an entry cannot be appended; write its data sets below each other in UTF-8")
+    return text
+
+
+def _write(path: Path, content: bytes) -> None:
     with atomic_file(path) as file:
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(content)

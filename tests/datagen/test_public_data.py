@@ -1,17 +1,18 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mindvlm.core.errors import UserError
-from mindvlm.datagen.published import prepare
-from mindvlm.models.registry import published_data
-from mindvlm.processing.samples.published import Exchange, Item, PublishedData, Unusable, text_of
+from mindvlm.datagen.public_data import prepare
+from mindvlm.models.registry import public_data
+from mindvlm.processing.samples.public_data import Exchange, Item, PublicData, Unusable, text_of
 from mindvlm.tools import make_data
 from mindvlm.training.datasets.registry import choose_datasets, read_registry
-from tests.models.slime.test_published import write_download
+from tests.models.slime.test_public_data import write_download
 
 
 def exchange(item, rng):
@@ -21,10 +22,10 @@ def exchange(item, rng):
     return Exchange(texts, item.content.get("image"), f"tree/{item.content.get('image')}")
 
 
-def data_of(*contents: dict, **changes) -> PublishedData:
+def data_of(*contents: dict, **changes) -> PublicData:
     items = [Item(f"n{number}", content) for number, content in enumerate(contents)]
     options = {"title": "Made", "page": "the page", "needs": {"images": "the images"}}
-    return PublishedData(**options, read=lambda folder: items, exchange=exchange, **changes)
+    return PublicData(**options, read=lambda folder: items, exchange=exchange, **changes)
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def test_the_download_may_be_the_root(tmp_path, download):
     def in_place(item, rng):
         return Exchange(("q", "a"), item.content["image"], item.content["image"])
 
-    data = PublishedData(title="Made", page="", needs={"tree": ""}, read=data.read, exchange=in_place)
+    data = PublicData(title="Made", page="", needs={"tree": ""}, read=data.read, exchange=in_place)
     prepare(data, "made", download, download)
     assert files_of(download).keys() == {"tree/images/a.png", "tree/images/b.jpg", "made.json", "registry.yaml"}
 
@@ -191,6 +192,53 @@ def test_the_registry_keeps_other_entries(tmp_path, download):
         prepare(data_of(question(0)), "made", download, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{other: {images: ., annotations: o.json}}\n", "entry cannot be appended"),
+        (b"other: {images: ., annotations: o.json}\n...\n", "entry cannot be appended"),
+        ("other: {images: ., annotations: o.json}\n".encode("utf-16"), "entry cannot be appended"),
+        (b"- other\n", "holds no mapping"),
+        (b"[broken", "not valid YAML"),
+    ],
+)
+def test_a_registry_that_would_be_damaged_is_refused_at_once(tmp_path, download, content, message):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "registry.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        prepare(data_of(question(0)), "made", download, tmp_path / "root")
+    assert {name: data for name, (data, _) in files_of(tmp_path / "root").items()} == {"registry.yaml": content}
+
+
+def test_markers_in_texts_are_removed(tmp_path, download):
+    def marked(item, rng):
+        return Exchange(
+            ("where is <image> here?", "<image>\nright", "why?", item.content["answer"]), *["images/a.png"] * 2
+        )
+
+    data = PublicData(
+        title="Made",
+        page="",
+        needs={},
+        read=lambda folder: [Item("1", {"answer": "so"}), Item("2", {"answer": " <image>"})],
+        exchange=marked,
+    )
+    made = prepare(data, "made", download, tmp_path / "root")
+    assert made.skipped == {"a question or answer is empty": ["2"]}
+    (record,) = json.loads((tmp_path / "root" / "made.json").read_text())
+    texts = [turn["value"] for turn in record["conversations"]]
+    assert texts == ["<image>\nwhere is  here?", "right", "why?", "so"]
+
+
+def test_long_names(tmp_path, download):
+    long = "é" * 125 + ".png"
+    (download / "images" / "a.png").rename(download / "images" / long)
+    contents = [question(0, f"images/{'x' * 300}.png"), question(1, f"images/{long}")]
+    made = prepare(data_of(*contents), "made", download, tmp_path / "root")
+    assert made.skipped == {"its image is missing": ["n0"]}
+    assert (tmp_path / "root" / "tree" / "images" / long).is_file()
+
+
 def test_records_of_others_are_kept(tmp_path, download):
     (tmp_path / "made.json").write_text("[]")
     with pytest.raises(
@@ -202,10 +250,30 @@ def test_records_of_others_are_kept(tmp_path, download):
 
 def test_an_output_that_cannot_be_written(tmp_path, download):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .*the same command resumes"):
-        prepare(data_of(question(0)), "made", download, tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be written .*choose another output"):
-        prepare(data_of(question(0, None)), "made", download, tmp_path / "file")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        for image in ("images/a.png", None):
+            with pytest.raises(UserError, match=f"{root}: .*file is not a folder; choose another output"):
+                prepare(data_of(question(0, image)), "made", download, root)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "tree").write_text("")
+    with pytest.raises(UserError, match="a.png: cannot be written .*the same command resumes"):
+        prepare(data_of(question(0)), "made", download, tmp_path / "root")
+    assert files_of(tmp_path / "root").keys() == {"tree"}
+
+
+def test_a_full_disk_leaves_no_part_of_an_image(tmp_path, download, monkeypatch):
+    def refuse(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    def fill(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(UserError, match="a.png: cannot be written .No space left on device.*the same command resumes"):
+        prepare(data_of(question(0)), "made", download, tmp_path / "root")
+    assert not files_of(tmp_path / "root")
 
 
 def test_the_command_line(tmp_path, capsys):
@@ -235,7 +303,7 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def test_every_source_has_a_command(capsys):
-    for (family, name), data in published_data().items():
+    for (family, name), data in public_data().items():
         with pytest.raises(SystemExit) as ended:
             make_data.main([f"{family}-{name}", "--help"])
         shown = capsys.readouterr().out

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from mindvlm.core.errors import UserError
-from mindvlm.datagen.published import prepare
-from mindvlm.models.slime.published import DESCRIBE, PUBLISHED, arxivqa, mathvision, textbookqa
-from mindvlm.processing.samples.published import Item, Unusable
+from mindvlm.datagen.public_data import prepare
+from mindvlm.models.slime.public_data import DESCRIBE, PUBLIC_DATA, ai2d, arxivqa, mathvision, textbookqa
+from mindvlm.processing.samples.public_data import Item, Unusable
 
 IMAGE = "an image"
 WORDS = "Answer the question using a single word or phrase."
@@ -325,12 +325,12 @@ def records(name: str) -> list[dict]:
 
 
 def test_every_source_is_tested():
-    assert PUBLISHED.keys() == DOWNLOADS.keys() == EXPECTED.keys()
+    assert PUBLIC_DATA.keys() == DOWNLOADS.keys() == EXPECTED.keys()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLIC_DATA)
 def test_records_of_a_source(tmp_path, name):
-    made = prepare(PUBLISHED[name], name, write_download(tmp_path / "download", name), tmp_path / "root")
+    made = prepare(PUBLIC_DATA[name], name, write_download(tmp_path / "download", name), tmp_path / "root")
     expected = records(name)
     assert json.loads((tmp_path / "root" / f"{name}.json").read_text(encoding="utf-8")) == expected
     assert (made.num_items, made.num_records, made.skipped) == (len(expected), len(expected), {})
@@ -340,17 +340,17 @@ def test_records_of_a_source(tmp_path, name):
                 assert image.size == (40, 30)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLIC_DATA)
 def test_a_missing_part_is_named_with_its_place(tmp_path, name):
 
-    for path in PUBLISHED[name].needs:
+    for path in PUBLIC_DATA[name].needs:
         download = write_download(tmp_path / path.replace("/", "_"), name)
         (download / path).rename(tmp_path / "away")
         with pytest.raises(UserError) as raised:
-            prepare(PUBLISHED[name], name, download, tmp_path / "root")
+            prepare(PUBLIC_DATA[name], name, download, tmp_path / "root")
         message = str(raised.value)
         assert message.startswith(f"{download}/") and " not found: " in message and "\n" not in message
-        assert PUBLISHED[name].page in message and path.split("/")[0] in message
+        assert PUBLIC_DATA[name].page in message and path.split("/")[0] in message
         (tmp_path / "away").rename(tmp_path / f"away_{path.replace('/', '_')}")
     assert not (tmp_path / "root").exists()
 
@@ -367,6 +367,12 @@ def exchange_of(function, content, seed=0):
         (["A) up", "B) down"], "(A)", "A"),
         (["A) up", "B) down"], "B) down", "B"),
         (["A) up", "B) down"], "down", "B"),
+        (["A) up", "B) down"], "[B]", "B"),
+        # a letter is the mark of an option, not the text of another one
+        (["A) B", "B) A"], "A", "A"),
+        (["A) I. up", "B) II. down"], "I. up", "A"),
+        # some lists end with the caption of a figure
+        (["A) up", "B) down", "## Figure 2"], "B", "B"),
         (["(a) up", "(b) down"], "A. up and more", "A"),
         # an option that begins with the article is no label
         (["no line", "A line"], "A line", "B"),
@@ -378,7 +384,7 @@ def test_labels_of_arxivqa(options, label, letter):
     content = {"question": "q", "rationale": "r", "image": "i.jpg", "options": options, "label": label}
     question, answer = exchange_of(arxivqa, content)
     assert answer == f"r So the answer is {letter}."
-    assert question.startswith("q\nOptions: (A) ") and " (B) " in question
+    assert question.startswith("q\nOptions: (A) ") and " (B) " in question and "##" not in question
 
 
 @pytest.mark.parametrize("label", ["C", "", None, "sideways", "Both", "1"])
@@ -395,11 +401,87 @@ def test_questions_of_mathvision():
         f"Which is opposite to <image2>?\n{LETTER}",
         "C",
     )
+    marked = letters | {"question": "Which one?", "options": ["(A)", "(B)", "(C)"]}
+    assert exchange_of(mathvision, marked) == (f"Which one?\n{LETTER}", "C")
     solved = {"options": ["1", "2"], "answer": "B", "solution": "1 + 1 = 2", "image": "images/1.jpg"}
     assert exchange_of(mathvision, solved | {"question": "<image1>\nHow many?"}) == (
         "How many?\nOptions: (A) 1 (B) 2",
         "1 + 1 = 2 So the answer is B.",
     )
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ("How many mandarins has Eve got? <image1>", "How many mandarins has Eve got?\n"),
+        ("How big is $x?$ <image1> <image2>", "How big is $x?$\n"),
+        ("<image1> How many ways are there?", "How many ways are there?\n"),
+        ("5 = 25+<image1>", "5 = 25+<image1>\n"),
+        ("What is <image1>square?", "What is <image1>square?\n"),
+        # the image is the whole question
+        ("<image1>", ""),
+    ],
+)
+def test_marks_of_mathvision_stay_within_sentences(question, shown):
+    content = {"question": question, "answer": "7", "image": "images/1.jpg"}
+    assert exchange_of(mathvision, content) == (f"{shown}{WORDS}", "7")
+
+
+def test_solutions_of_mathvision_lose_their_images():
+    content = {"question": "How many?\n<image1>", "answer": "7", "image": "images/1.jpg"}
+    drawing = "![](https://cdn.mathpix.com/cropped/2023_12_27_0f4e-009.jpg?height=212&top_left_x=1529)"
+    assert exchange_of(mathvision, content | {"solution": f"It is 3.\n{drawing}\nAnd 4. {drawing}"}) == (
+        "How many?",
+        "It is 3.\nAnd 4. So the answer is 7.",
+    )
+    assert exchange_of(mathvision, content | {"solution": drawing}) == (f"How many?\n{WORDS}", "7")
+
+
+def test_empty_and_repeated_options_of_ai2d_are_left_out():
+    content = {"question": "What eats?", "image": "2.png", "answerTexts": ["cow", "{}", "cow", "sun"]}
+    question, answer = exchange_of(ai2d, content | {"correctAnswer": 3})
+    assert question == f"What eats?\nOptions: (A) cow (B) sun\n{LETTER}" and answer == "B"
+    assert exchange_of(ai2d, content | {"correctAnswer": 2})[1] == "A"
+    with pytest.raises(Unusable, match="none of the options"):
+        exchange_of(ai2d, content | {"correctAnswer": 1})
+
+
+def test_geometry3k_takes_the_validation_split_if_it_is_there(tmp_path):
+    download = write_download(tmp_path / "download", "geometry3k")
+    (download / "train" / "10").rename(download / "train" / "2100")
+    (download / "train" / "9").rename(tmp_path / "2101")
+    (download / "val").mkdir()
+    (tmp_path / "2101").rename(download / "val" / "2101")
+    prepare(PUBLIC_DATA["geometry3k"], "geometry3k", download, tmp_path / "root")
+    made = json.loads((tmp_path / "root" / "geometry3k.json").read_text())
+    assert [(record["id"], record["image"]) for record in made] == [
+        (f"geometry3k-{number}", f"Geometry3K/{number}/img_diagram.png") for number in (2100, 2101)
+    ]
+    assert all((tmp_path / "root" / record["image"]).is_file() for record in made)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("ai2d", "ai2d_test_ids.csv", b""),
+        ("ai2d", "ai2d_test_ids.csv", b"<html>not found</html>"),
+        ("ai2d", "ai2d_test_ids.csv", "10\n11\n".encode("utf-16")),
+        ("mathvision", "data/testmini.jsonl", b"\n"),
+    ],
+)
+def test_without_the_items_to_leave_out_nothing_is_prepared(tmp_path, name, file, content):
+    download = write_download(tmp_path / "download", name)
+    (download / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file}: .*; download it again"):
+        prepare(PUBLIC_DATA[name], name, download, tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
+def test_hidden_files_are_no_problems(tmp_path):
+    """Archives made on macOS hold a binary `._NAME` for each file."""
+    download = write_download(tmp_path / "download", "geoqa3")
+    (download / "json" / "._7.json").write_bytes(b"\0\5\x16\7\xff")
+    assert prepare(PUBLIC_DATA["geoqa3"], "geoqa3", download, tmp_path / "root").num_items == 1
 
 
 def test_descriptions_are_drawn_from_all_questions():
@@ -408,15 +490,15 @@ def test_descriptions_are_drawn_from_all_questions():
     assert drawn == set(DESCRIBE) and len(drawn) == 16
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PUBLIC_DATA)
 @pytest.mark.parametrize("content", [None, [], "text", 3, {}, {"options": 1, "choices": {}, "answerChoices": 1}])
 def test_a_malformed_item_is_unusable(name, content):
     with pytest.raises(Unusable):
-        PUBLISHED[name].exchange(Item("1", content), random.Random(0))
+        PUBLIC_DATA[name].exchange(Item("1", content), random.Random(0))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("broken", ["{", '"text"', "3", "[[1]]"])
+@pytest.mark.parametrize("name", PUBLIC_DATA)
+@pytest.mark.parametrize("broken", ["{", '"text"', "3", "[[1]]", "1" * 5000])
 def test_broken_files_are_named(tmp_path, name, broken):
 
     download = write_download(tmp_path / "download", name)
@@ -424,6 +506,6 @@ def test_broken_files_are_named(tmp_path, name, broken):
         if content != IMAGE and not path.endswith(".csv"):
             (download / path).write_text(broken)
     with pytest.raises(UserError) as raised:
-        prepare(PUBLISHED[name], name, download, tmp_path / "root")
+        prepare(PUBLIC_DATA[name], name, download, tmp_path / "root")
     assert str(download) in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "root").exists()
