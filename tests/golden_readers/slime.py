@@ -20,12 +20,12 @@ from tests.golden_readers.case import Case, read_arrays
 from tests.golden_readers.language import DecoderStates
 from tests.golden_readers.report import PIXEL_BOUND, Report, relative_error
 from tests.golden_readers.slime_loaded import NOTHING, PLACEHOLDER, STAGES, LoadedSlime, RoutedPicture
+from tests.golden_readers.slime_training import Row, TrainingReader
 from tests.golden_readers.training import MergedLoss
 
 VARIANTS = "variants.json"
 # keys of config.json that change the graphs of the vision part
 GRAPH_KEYS = {"mm_learnable_gated", "mm_vision_select_layer"}
-TRAINING = re.compile(r"(grad|adamw|adamw_official)/.+|grad_norm_(total|each)|train_noise\..+")
 
 
 def is_slime_case(case: Case) -> bool:
@@ -60,6 +60,7 @@ class SlimeReader:
         self.engine = self.loaded.engine
         self.states = DecoderStates(self.loaded.model.language_model)
         self.merged_loss = MergedLoss(self.loaded.model)
+        self.training = TrainingReader(case, report, self.loaded, self.picture)
         self.samples = {one["name"]: one for one in case.documents["records.json"]}
         longest = max(len(ids) for name, ids in case.inputs.items() if name.endswith(".input_ids") and ids.ndim == 1)
         # all samples run in one shape, so that each graph is compiled once
@@ -74,9 +75,9 @@ class SlimeReader:
         if "batch.input_ids" in self.case.inputs:
             self.compare_batch("batch.", self.loaded, self.batch_rows())
         self.compare_variants()
-        for name in self.report.recorded:
-            if name in self.report.open_names and TRAINING.fullmatch(name):
-                self.report.skip(name, "training is not part of this family yet")
+        if "batch.input_ids" in self.case.inputs:
+            self.training.compare_batch("batch.", self.batch_rows(), self.close)
+            self.training.compare_steps(self.batch_rows(), self.close)
 
     def close(self, prefix: str, name: str, array: np.ndarray, *, axis: int | None = None, **options) -> None:
         """Compares an array with the recorded one, with its sampled rows and with its sums."""
@@ -223,7 +224,9 @@ class SlimeReader:
         self.report.close(f"{name}.gen_greedy_ids", np.array(slot.new_ids, np.int32))
         self.report.close(f"{name}.gen_step_logits", np.concatenate(self.engine.recorded))
         if f"{name}.gen_returned_ids" in recorded:
-            self.report.skip(f"{name}.gen_returned_ids", "gen_greedy_ids behind a mark that the original adds")
+            # behind a mark that the original adds
+            returned = [self.case.config["bos_token_id"], *slot.new_ids]
+            self.report.close(f"{name}.gen_returned_ids", np.array(returned, np.int32))
 
     def batch_rows(self) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
         """Returns the sample, ids and labels of each row of the recorded batch, without padding."""
@@ -268,7 +271,9 @@ class SlimeReader:
         self.report.recorded.update(recorded)
         self.report.open_names |= recorded.keys()
         for name, variant in self.case.documents.get(VARIANTS, {}).items():
-            if not TRAINING.fullmatch(f"{name}.loss"):
+            if f"{name}.router_noise" in inputs:
+                self.training.compare_noise(f"{name}.", self.whole_rows([variant["sample"]]), inputs, self.close)
+            else:
                 self.compare_variant(name, variant, inputs)
 
     def compare_variant(self, name: str, variant: dict, inputs: dict[str, np.ndarray]) -> None:
@@ -299,7 +304,17 @@ class SlimeReader:
             self.compare_router(prefix, ids, merged, ".0")
             self.close(prefix, "visual_tokens", merged.picture.rows.asnumpy())
             self.compare_single(prefix, merged)
+        # a graph would be compiled for each variant
+        if f"{prefix}mm_labels" in self.report.recorded and not self.graph_mode:
+            max_length = changes.get("tokenizer_model_max_length")
+            rows = self.batch_rows() if len(names) > 1 else self.whole_rows(names)
+            self.training.compare_batch(prefix, rows, self.close, loaded, max_length=max_length)
         self.loaded.change(before)
+
+    def whole_rows(self, names: list[str]) -> list[Row]:
+        """Returns the recorded ids and labels of whole samples."""
+        inputs = self.case.inputs
+        return [(name, inputs[f"{name}.input_ids"], inputs[f"{name}.labels"]) for name in names]
 
     def compare_single(self, prefix: str, merged: Merged) -> None:
         """Compares the arrays of a variant with one sample, which have a batch axis."""
@@ -316,10 +331,9 @@ class SlimeReader:
     def compare_gates(self, recorded: str, sample: str, loaded: LoadedSlime) -> None:
         if recorded not in self.report.recorded or recorded.startswith("images_4d"):
             return
-        pixels = self.case.inputs.get(f"{sample}.pixel_values")
-        if pixels is None:
-            self.report.skip(recorded, "the blank view of a sample without a picture, which is not encoded here")
-            return
+        size = loaded.views.size
+        # a sample without a picture has a blank view
+        pixels = self.case.inputs.get(f"{sample}.pixel_values", np.zeros((2, 3, size, size), np.float32))
         gates = self.engine.runner.run("vision", loaded.stages, Tensor(pixels))[STAGES.index("gate_weights")]
         self.report.close(recorded, gates.asnumpy()[0])
 

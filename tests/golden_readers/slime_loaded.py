@@ -97,9 +97,7 @@ class LoadedSlime:
         self.config = from_hf_config(self.data)
         self.model = SlimeModel(self.config).set_train(False)
         with open_checkpoint(case.weights) as checkpoint:
-            shapes = parameter_shapes(self.model)
-            expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
-            fill_parameters(self.model, native_view(checkpoint, (MODELS["slime"],), target_infos=expected))
+            fill_parameters(self.model, native_view(checkpoint, (MODELS["slime"],), target_infos=self.infos))
         self.engine = RecordingEngine(
             self.model, placeholder_id=PLACEHOLDER, max_length=self.config.max_length, graph_mode=graph_mode
         )
@@ -115,6 +113,11 @@ class LoadedSlime:
             num_global_tokens=self.config.num_global_tokens,
             num_local_tokens=self.config.num_local_tokens,
         )
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Names, shapes and dtypes of the parameters."""
+        return {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(self.model).items()}
 
     def change(self, changes: dict[str, Any]) -> None:
         """Replaces keys of config.json that change no weight and no graph."""
