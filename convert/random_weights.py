@@ -66,7 +66,8 @@ class RandomSource(TensorSource):
         for offset in range(first, last, BLOCK_ELEMENTS):
             block = values[offset - first : offset - first + BLOCK_ELEMENTS]
             _fill_block(block, name, info.shape, offset // BLOCK_ELEMENTS, self._seed)
-        return values[start - first : stop - first]
+        # a view would keep whole blocks alive
+        return values if len(values) == stop - start else values[start - first : stop - first].copy()
 
 
 def _fill_block(block: np.ndarray, name: str, shape: tuple[int, ...], index: int, seed: int) -> None:

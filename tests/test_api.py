@@ -100,7 +100,7 @@ def test_a_seed_fixes_the_text(model):
 
 
 def test_a_stop_mark_that_is_spelled_in_letters(model, monkeypatch):
-    """The model writes the closing mark as ordinary text, across tokens; nothing of it is shown."""
+    """The model writes the closing mark as ordinary text, across tokens; the answer does not contain it."""
     ids = model.processor.tokenizer.encode("so<|im_end|> and more")
     monkeypatch.setattr(Slot, "forced_id", property(lambda slot: ids[len(slot.new_ids)]))
     stream = model.chat("read", max_new_tokens=len(ids), stream=True)

@@ -1,4 +1,4 @@
-"""What both sides of the logits check share: the request, the parts that are compared, pictures and prompts of a seed.
+"""Shared by both sides of the logits check: the request, the compared parts, and pictures and prompts of a seed.
 
 `mindvlm.convert.parity.<family>.inputs` defines, for both sides:
 

@@ -169,10 +169,10 @@ class ImageTextReference(nn.Module, ABC):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), target, ignore_index=IGNORED_LABEL)
         return ReferenceOutput(logits, last_hidden, block_inputs, embeds, loss)
 
-    def new_cache(self, batch_size: int, num_slots: int) -> KVCache:
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Returns an empty cache with the dtype and device of the model."""
         return KVCache(
-            self.transformer.config, batch_size=batch_size, num_slots=num_slots, dtype=self.dtype, device=self.device
+            self.transformer.config, batch_size=batch_size, capacity=capacity, dtype=self.dtype, device=self.device
         )
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Torch reference of the OPT decoder of Vary-tiny (Zhang et al., arXiv 2205.01068; `OPTModel` of transformers).
 
-B batch, L query length, S cached slots, H heads, D head dim. Positions count the real tokens of a row; padding on the
-left does not shift them.
+B batch, L query length, S cached positions, H heads, D head dim. The learned positions count the real tokens of a row;
+padding on the left does not shift them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class OptDecoder(Decoder):
         return embeds + self.embed_positions(self.position_rows(real)[:, first:]), {}
 
     def position_rows(self, real: Tensor) -> Tensor:
-        """Returns the position rows of slots with `real` tokens (B, S): 2 for the first token, 1 for padding.
+        """Returns the position rows of `real` tokens (B, S): 2 for the first token, 1 for padding.
 
         Raises:
             ValueError: the position table is too small.

@@ -1,6 +1,6 @@
 """The base of all decoders: the KV cache and the loop over the blocks; and that of those with rotary positions.
 
-B batch, L query length, S cached slots, H key and value heads, D head dim.
+B batch, L query length, S cached positions, H key and value heads, D head dim.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mindvlm.nn.config import DecoderConfig, RopeScaling
 
 
 def ntk_alpha(length: int, seq_length: int) -> float:
-    """Returns the dynamic NTK factor of `length` prompt slots: 1 up to `seq_length`, then 3, 7, 15 ... per doubling."""
+    """Returns the dynamic NTK factor of a prompt: 1 up to `seq_length` tokens, then 3, 7, 15 ... per doubling."""
     return max(2.0 ** math.ceil(math.log2(length / seq_length) + 1) - 1.0, 1.0)
 
 
@@ -36,10 +36,10 @@ def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
-def logn_multipliers(num_slots: int, seq_length: int) -> Tensor:
-    """Returns the float32 (num_slots) LogN factor of each slot, exactly 1 for the first `seq_length` slots."""
-    slots = torch.arange(1, num_slots + 1, dtype=torch.float64)
-    return torch.where(slots > seq_length, slots.log() / math.log(seq_length), 1.0).float()
+def logn_multipliers(num_positions: int, seq_length: int) -> Tensor:
+    """Returns the float32 (num_positions) LogN factors, exactly 1 for the first `seq_length` positions."""
+    positions = torch.arange(1, num_positions + 1, dtype=torch.float64)
+    return torch.where(positions > seq_length, positions.log() / math.log(seq_length), 1.0).float()
 
 
 class Positions:
@@ -47,28 +47,28 @@ class Positions:
 
     Args:
         config: sizes and dialect of the decoder.
-        prompt_length: number of slots of the prompt, which determines the NTK factor.
-        num_slots: number of slots in the tables.
+        prompt_length: length of the prompt, which determines the NTK factor.
+        capacity: number of positions in the tables.
         training: whether to disable dynamic NTK and LogN.
         device: device of the tables.
     """
 
     def __init__(
-        self, config: DecoderConfig, *, prompt_length: int, num_slots: int, training: bool, device: torch.device
+        self, config: DecoderConfig, *, prompt_length: int, capacity: int, training: bool, device: torch.device
     ) -> None:
         stretch = config.use_dynamic_ntk and not training
         self.alpha = ntk_alpha(prompt_length, config.training_length) if stretch else 1.0
         frequencies = inverse_frequencies(config.rotary_dim, config.rope_theta, self.alpha)
         if config.rope_scaling:
             frequencies = scaled_frequencies(frequencies, config.rope_scaling)
-        angles = torch.outer(torch.arange(num_slots, dtype=torch.float32), frequencies).repeat(1, 2)
+        angles = torch.outer(torch.arange(capacity, dtype=torch.float32), frequencies).repeat(1, 2)
         self.cos, self.sin = (table[:, None, None].to(device) for table in (angles.cos(), angles.sin()))
         self.logn: Tensor | None = None
-        if config.use_logn_attn and not training and num_slots > config.training_length:
-            self.logn = logn_multipliers(num_slots, config.training_length)[:, None, None].to(device)
+        if config.use_logn_attn and not training and capacity > config.training_length:
+            self.logn = logn_multipliers(capacity, config.training_length)[:, None, None].to(device)
 
     def rotate(self, heads: Tensor, start: int) -> Tensor:
-        """Rotates heads (B, L, *, H, D) of the slots start .. start + L - 1 in float32."""
+        """Rotates heads (B, L, *, H, D) of the positions start .. start + L - 1 in float32."""
         stop = start + heads.shape[1]
         cos, sin = self.cos[start:stop], self.sin[start:stop]
         width = cos.shape[-1]
@@ -84,7 +84,7 @@ class KVCache:
     Args:
         config: sizes of the decoder.
         batch_size: number of rows.
-        num_slots: capacity.
+        capacity: number of positions of a row.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class KVCache:
         config: DecoderConfig,
         *,
         batch_size: int,
-        num_slots: int,
+        capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (batch_size, config.num_key_value_heads, num_slots, config.head_dim)
-        self.num_slots = num_slots
+        shape = (batch_size, config.num_key_value_heads, capacity, config.head_dim)
+        self.capacity = capacity
         self.length = 0
         self.positions: Positions | None = None
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
@@ -105,7 +105,7 @@ class KVCache:
         self.key_mask: Tensor | None = None
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends key and value (B, H, L, D) and returns views (B, H, length + L, D) of all filled slots."""
+        """Appends key and value (B, H, L, D) and returns views (B, H, length + L, D) of all filled positions."""
         stop = self.length + key.shape[2]
         self.keys[layer][:, :, self.length : stop].copy_(key)
         self.values[layer][:, :, self.length : stop].copy_(value)
@@ -136,7 +136,7 @@ class Decoder(nn.Module, ABC):
         Args:
             embeds: (B, L, hidden).
             cache: see `decode`.
-            real: (B, S) boolean, which slots hold tokens, the new ones included; None = all.
+            real: (B, S) boolean, which positions hold tokens, the new ones included; None = all.
         """
 
     def decode(
@@ -146,18 +146,18 @@ class Decoder(nn.Module, ABC):
 
         Args:
             embeds: (B, L, hidden).
-            cache: new slots are written after the filled ones; an empty cache means prefill, which fixes the NTK factor
-                of rotary positions. None computes without a cache.
-            attention_mask: (B, L) of the new slots, nonzero = real token; None = all real.
+            cache: new positions are written after the filled ones; an empty cache means prefill, which fixes the NTK
+                factor of rotary positions. None computes without a cache.
+            attention_mask: (B, L) of the new positions, nonzero = real token; None = all real.
 
         Raises:
             ValueError: the cache, or a table of learned positions, is too small.
         """
         batch_size, num_new = embeds.shape[:2]
         start = cache.length if cache else 0
-        if cache and start + num_new > cache.num_slots:
-            raise ValueError(f"{start + num_new} slots: the cache has {cache.num_slots}")
-        mask = visible_slots(attention_mask, cache, batch_size, num_new, embeds.device)
+        if cache and start + num_new > cache.capacity:
+            raise ValueError(f"{start + num_new} positions: the cache has {cache.capacity}")
+        mask = visible_keys(attention_mask, cache, batch_size, num_new, embeds.device)
         real = cache.key_mask if cache else attention_mask
         x, arguments = self.start(embeds, cache, None if real is None else real.to(embeds.device) != 0)
         inputs = []
@@ -170,7 +170,7 @@ class Decoder(nn.Module, ABC):
 
 
 class RotaryDecoder(Decoder):
-    """Base class of a decoder with rotary positions, which are slot indices and count padding."""
+    """Base class of a decoder with rotary positions, which are indices in the cache and count padding."""
 
     def start(self, embeds: Tensor, cache: KVCache | None, real: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         positions = cache.positions if cache else None
@@ -178,7 +178,7 @@ class RotaryDecoder(Decoder):
             positions = Positions(
                 self.config,
                 prompt_length=embeds.shape[1],
-                num_slots=cache.num_slots if cache else embeds.shape[1],
+                capacity=cache.capacity if cache else embeds.shape[1],
                 training=self.training,
                 device=embeds.device,
             )
@@ -187,10 +187,10 @@ class RotaryDecoder(Decoder):
         return embeds, {"positions": positions}
 
 
-def visible_slots(
+def visible_keys(
     attention_mask: Tensor | None, cache: KVCache | None, batch_size: int, num_new: int, device: torch.device
 ) -> Tensor | None:
-    """Returns which slots each query attends to, boolean (B, 1, L, S), or None for plain causal attention."""
+    """Returns which keys each query attends to, boolean (B, 1, L, S), or None for plain causal attention."""
     start = cache.length if cache else 0
     keys = None if attention_mask is None else attention_mask.to(device).bool()
     if cache and (keys is not None or cache.key_mask is not None):
@@ -199,10 +199,10 @@ def visible_slots(
         keys = cache.key_mask = torch.cat([past, real[:, start:] if keys is None else keys], dim=1)
     if keys is None and (start == 0 or num_new == 1):
         return None
-    slots = torch.arange(start + num_new, device=device)
-    causal = slots[None, :] <= slots[start:, None]
+    indices = torch.arange(start + num_new, device=device)
+    causal = indices[None, :] <= indices[start:, None]
     if keys is None:
         return causal[None, None]
     # a padded query attends to itself, otherwise its softmax would be 0/0
-    itself = slots[None, :] == slots[start:, None]
+    itself = indices[None, :] == indices[start:, None]
     return causal & (keys[:, None, None, :] | itself)

@@ -27,7 +27,7 @@ from mindvlm.training.initial_weights import fill_weights, identify_weights
 from mindvlm.training.job_file import lay_over
 from mindvlm.training.lora import add_lora
 from mindvlm.training.metrics_log import MetricsLog
-from mindvlm.training.rendered_text import RenderedTextData
+from mindvlm.training.rendered_batches import RenderedTextData
 from mindvlm.training.run_tensors import DTYPE_NAMES, ParameterSource, full_shape
 from mindvlm.training.trainable import (
     check_optimizer_patterns,

@@ -22,7 +22,7 @@ from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.config import EvaluationConfig
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker, Skipped
-from mindvlm.training.rendered_text import Batch, RenderedTextData
+from mindvlm.training.rendered_batches import Batch, RenderedTextData
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class RenderedTextEvaluator:
             model,
             self.batches.processor,
             max_length=self.batches.length,
-            num_slots=self.batches.batch_size,
+            num_slots=self.batches.config.batch_size,
             graph_mode=graph_mode,
         )
 
@@ -130,13 +130,13 @@ class RenderedTextEvaluator:
     def read_stage(self, stage: int) -> Evaluation:
         """Evaluates the images of one stage."""
         batches = self.batches
-        count = -(-self.source.config.num_evaluation_images // batches.batch_size)
+        count = -(-self.source.config.num_evaluation_images // batches.config.batch_size)
         readings = []
         for number in range(RENDERED_TEXT_SEED, RENDERED_TEXT_SEED + count):
             batch = batches.make(number, DIFFICULTIES[stage], "evaluation")
             lengths = zip(batch.input_ids, batch.prompt_lengths, strict=True)
             prompts = [ids[:length].tolist() for ids, length in lengths]
-            texts = self.reader.read(self.encoded(prompts, batch), max_new_tokens=batches.max_answer_tokens)
+            texts = self.reader.read(self.encoded(prompts, batch), max_new_tokens=batches.config.max_answer_tokens)
             readings += [Reading(f"batch {number}", *pair) for pair in zip(batch.texts, texts, strict=True)]
         return measured(readings)
 

@@ -16,6 +16,7 @@ import numpy as np
 from mindvlm.checkpoint import SourceView, TensorSource
 from mindvlm.core.errors import UserError
 from mindvlm.weights.rules.findings import fold_name
+from mindvlm.weights.rules.naming import best_fit
 from mindvlm.weights.rules.table import RuleTable
 
 _WORDS = frozenset({"module", "model", "base_model", "net", "network", "_orig_mod", "_forward_module"})
@@ -77,15 +78,15 @@ def wrapper_prefix(names: Collection[str], tables: Iterable[RuleTable]) -> str:
     # one name per pattern decides as well as all
     shown = list({fold_name(name): name for name in names}.values())
     tables = list(tables)
-    best, most = "", _count(shown, tables)
-    if most[1] == len(shown):
+    best, most = "", best_fit(tables, shown)
+    if most.num_known == len(shown):
         return best
     common = _common_words(shown)
     for stop in range(1, len(common) + 1):
         prefix = ".".join(common[:stop]) + "."
-        kept, known = _count([name.removeprefix(prefix) for name in shown], tables)
-        if kept > most[0] and (known == len(shown) or _WORDS.issuperset(common[:stop])):
-            best, most = prefix, (kept, known)
+        fit = best_fit(tables, [name.removeprefix(prefix) for name in shown])
+        if fit.num_kept > most.num_kept and (fit.num_known == len(shown) or _WORDS.issuperset(common[:stop])):
+            best, most = prefix, fit
     return best
 
 
@@ -108,15 +109,6 @@ def require_no_adapter(source: TensorSource) -> None:
         f"{source.path}: holds a model and {factors} factors of a LoRA adapter that was not merged into it; call "
         "PEFT's merge_and_unload() before saving, or give the base's weights and the adapter's folder with --merge_lora"
     )
-
-
-def _count(names: Sequence[str], tables: Iterable[RuleTable]) -> tuple[int, int]:
-    """Returns how many names the best table keeps, and how many it keeps or drops."""
-    best = (0, 0)
-    for table in tables:
-        rules = [claims[0][0] for name in names if (claims := table.claims(name))]
-        best = max(best, (sum(bool(rule.targets) for rule in rules), len(rules)))
-    return best
 
 
 def _common_words(names: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ _CODECS = ("utf-32-le", "cp437", "latin-1")
 
 
 class Timeout(BaseException):
-    """Not an Exception, so that no reader mistakes it for one of its own."""
+    """Not an Exception, so that no reader catches it."""
 
 
 def main() -> int:

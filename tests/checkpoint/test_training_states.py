@@ -69,7 +69,7 @@ def package(monkeypatch):
 
 
 def state(package) -> dict:
-    """What stands beside the weights in a file mp_rank_00_model_states.pt, and more."""
+    """The other entries of a file mp_rank_00_model_states.pt, and more."""
     config = package.Config()
     config.nested, config.strategy = package._Private(), package.Strategy.NO
     return {

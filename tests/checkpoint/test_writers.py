@@ -1,4 +1,4 @@
-"""What the writers write is read by the original libraries, and a failed write leaves no trace."""
+"""The original libraries read our files, and a failed write leaves no trace."""
 
 import errno
 import os

@@ -295,7 +295,7 @@ def test_a_folder_of_shards_is_not_overwritten_by_its_own_conversion(tmp_path, c
 
 
 class _Slow(TensorSource):
-    """Waits before it gives a tensor away, and says so."""
+    """Prints a line and waits before it returns a tensor."""
 
     def __init__(self, source):
         self.path, self.infos, self._source = source.path, source.infos, source
@@ -307,7 +307,7 @@ class _Slow(TensorSource):
 
 
 def convert_slowly(source, target):
-    """Run by `test_a_stopped_conversion_leaves_nothing` in a process of its own."""
+    """Run by `test_a_stopped_conversion_leaves_nothing` in a separate process."""
     import mindvlm.convert.conversion as conversion
 
     write_at_once = conversion.write_checkpoint

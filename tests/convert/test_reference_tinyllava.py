@@ -77,7 +77,7 @@ def test_towers_are_those_of_transformers(make):
 
 
 def prefix_of(peer: torch.nn.Module) -> str:
-    """Where transformers keeps the model; another place in different releases."""
+    """Returns the model inside the class of transformers; releases keep it in different places."""
     return "vision_model" if hasattr(peer, "vision_model") else ""
 
 

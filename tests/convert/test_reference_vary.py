@@ -201,7 +201,7 @@ def test_prefill_in_pieces_equals_one_piece(model):
     actual = model.prefill(embeds[:, 4:], pieces)
     assert relative(actual, expected) < FORWARD_BOUND
     assert relative(pieces.keys[1], whole.keys[1]) < FORWARD_BOUND
-    with pytest.raises(ValueError, match="10 slots: the cache has 9"):
+    with pytest.raises(ValueError, match="10 positions: the cache has 9"):
         model.decode_step(torch.tensor([1]), pieces)
 
 

@@ -50,7 +50,7 @@ TABLE = RuleTable(
 
 @pytest.fixture(scope="module")
 def account() -> SimpleNamespace:
-    """A base with a layer over it and an adapter, led to our names and from there to other ones."""
+    """Two sources and an adapter, converted to native names and from there to other ones."""
     base = MemorySource(
         {
             "h.0.qkv": np.ones((4, 2), np.float32),

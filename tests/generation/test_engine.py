@@ -261,7 +261,7 @@ def test_buckets_and_capacities():
 
 
 def test_a_row_that_ended_does_not_outgrow_the_context(make_engine):
-    """One row stops near the limit while the other goes on: the cache stays at its size."""
+    """One row stops near the limit while the other continues: the cache keeps its size."""
     engine = make_engine(max_length=30, num_slots=2)
     rows = [random_ids(28), random_ids(4, seed=2)]
     options = GenerationConfig(max_new_tokens=9)

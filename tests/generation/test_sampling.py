@@ -61,7 +61,7 @@ def choose(logits: np.ndarray, slots: list[Slot], uniform=None) -> np.ndarray:
 
 
 def penalised(logits: np.ndarray, rows, penalty: float) -> np.ndarray:
-    """What the repetition penalty makes of logits."""
+    """Returns logits after the repetition penalty."""
     slots = slots_of(rows, repetition_penalty=penalty)
     seen, _, penalties, *_ = make_sampler().rules(slots, len(rows))
     return SamplingGraph(0).penalised(Tensor(logits), seen, penalties).asnumpy()

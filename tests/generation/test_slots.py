@@ -1,4 +1,4 @@
-"""Slots do not see each other: requests that come and go get what each gets alone."""
+"""Slots are independent: a request gets the same answer with and without others."""
 
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def test_no_value_of_an_option_compiles_a_graph(counting_engine):
 
 
 def test_a_held_slot_is_continued_where_it_was(make_engine):
-    """A slot that has ended waits beside others that run, and goes on with the ids that it holds."""
+    """A finished slot waits while others run, and continues from the ids in its cache."""
     engine, alone = make_engine(num_slots=2), make_engine()
     first = request_of(engine, 1)
     held = engine.add(first)

@@ -1,4 +1,4 @@
-"""When answers end, and that nothing of a stop string is shown."""
+"""The end of answers, whose text never contains a part of a stop string."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What the library needs from the Mosaic family."""
+"""The `Family` of Mosaic, the toy family of the tests."""
 
 from mindvlm.models.base import Family
 from tests.mosaic.config import parse_config

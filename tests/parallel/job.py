@@ -1,4 +1,4 @@
-"""What the processes of a test do: msrun ... job.py <folder> <layouts>; without msrun, one process is a layout, too.
+"""Script of the processes of a test: msrun ... job.py <folder> <layouts>; without msrun it runs in one process.
 
 Each layout trains and leaves its full tensors in `<layout>.safetensors` and what it measured in `<layout>.json`. One
 named "_resumed" starts from `half_way.safetensors` and trains the second half. A further "_graph" compiles the step.

@@ -1,4 +1,4 @@
-"""What the console shows and what is left running when one rank of a job fails."""
+"""A job of which one rank fails: the console, and the processes that remain."""
 
 import re
 from pathlib import Path

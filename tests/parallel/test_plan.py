@@ -1,4 +1,4 @@
-"""What becomes of a model's Cells and parameters when it is divided. Nothing is computed here: that takes ranks."""
+"""Cells and parameters of a divided model. Nothing is computed here, because that takes ranks."""
 
 from pathlib import Path
 

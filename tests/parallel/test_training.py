@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def single(folder) -> dict[str, dict]:
-    """What one process gives in PyNative mode, for each dialect; the state half way is left in the folder."""
+    """Results of one process in PyNative mode, for each dialect. Saves the state half way in the folder."""
     runtime.start(runtime.RuntimeConfig(device="cpu", mode="pynative"))
     found = {}
     for dialect in ("qwen", "opt"):

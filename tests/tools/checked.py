@@ -1,4 +1,4 @@
-"""What the tests of `mindvlm-check` share: running it in this process, and reading its lines."""
+"""Helpers of the tests of `mindvlm-check`: they run it in this process and read its lines."""
 
 import pytest
 from mindspore import device_context

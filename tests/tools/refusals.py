@@ -1,4 +1,4 @@
-"""What every refused command line looks like."""
+"""Assertions about a refused command line."""
 
 
 def assert_refused(result, *expected: str) -> None:

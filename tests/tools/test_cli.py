@@ -1,4 +1,4 @@
-"""What all command-line tools share."""
+"""Behaviour that all command-line tools share."""
 
 import argparse
 import importlib

@@ -23,7 +23,7 @@ TIMEOUT = 60
 
 
 class Terminal:
-    """A process on a terminal of its own, and what it has written there."""
+    """A process on its own terminal, and its output."""
 
     def __init__(self, *argv):
         self.end, inner = pty.openpty()

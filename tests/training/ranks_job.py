@@ -1,4 +1,4 @@
-"""What the processes of a test do: msrun ... ranks_job.py <folder for results>"""
+"""Script of the processes of a test: msrun ... ranks_job.py <folder for results>"""
 
 import json
 import sys

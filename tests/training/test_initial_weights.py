@@ -1,4 +1,4 @@
-"""Where first weights come from."""
+"""Sources of the initial weights."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a job's YAML may say, and what is refused."""
+"""Valid and invalid keys and values of a job's YAML."""
 
 from pathlib import Path
 

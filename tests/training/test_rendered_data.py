@@ -12,7 +12,7 @@ from mindvlm.models.vary.processor import VaryProcessor
 from mindvlm.training.config import RenderedTextConfig
 from mindvlm.training.datasets.loader import Share
 from mindvlm.training.job_file import read_job
-from mindvlm.training.rendered_text import BackgroundBatches, RenderedTextData
+from mindvlm.training.rendered_batches import BackgroundBatches, RenderedTextData
 from tests.training.test_trainer import CONFIGS
 
 

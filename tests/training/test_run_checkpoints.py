@@ -1,4 +1,4 @@
-"""Folders of a run: complete or not there, whatever ends the writing."""
+"""Checkpoint folders are complete or absent, even if a kill ends the writing."""
 
 import json
 import os

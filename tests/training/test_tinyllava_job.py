@@ -48,7 +48,7 @@ def built(job):
 
 
 def trained_parts(job) -> set[str]:
-    """What trains, folded: a part, or a part and the number of its layer."""
+    """Returns the trained parameters, folded: a part, or a part and the number of its layer."""
     names = [parameter.name.split(".") for parameter in built(job)[0].trainable_params()]
     folded = {".".join(name[: 4 if "encoder" in name else 2]) for name in names}
     return {name.replace("vision_tower.encoder.layers", "layer") for name in folded}

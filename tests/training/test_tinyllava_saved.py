@@ -1,4 +1,4 @@
-"""What a training of TinyLLaVA leaves: folders that load and go on, files under published names, adapters."""
+"""Files of a TinyLLaVA training: folders that load and resume, files under published names, adapters."""
 
 import dataclasses
 import json

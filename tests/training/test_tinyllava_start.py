@@ -1,4 +1,4 @@
-"""What a TinyLLaVA starts its training with: rows of new tokens, norms of a resampler, the row that ends lines."""
+"""Initial values of a TinyLLaVA training: rows of new tokens, norms of a resampler, the row that ends lines."""
 
 import json
 import warnings

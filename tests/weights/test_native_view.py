@@ -1,4 +1,4 @@
-"""What loading a model takes from a checkpoint: the model that the targets say, whichever names it has."""
+"""Native views of a checkpoint: the model of the target tensors, under any names."""
 
 import numpy as np
 import pytest

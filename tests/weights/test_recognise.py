@@ -1,4 +1,4 @@
-"""Every model and every naming is recognised, and leads back to the bytes that it came from."""
+"""Every model and every naming is recognised, and converts back to the same bytes."""
 
 from functools import partial
 
@@ -102,7 +102,7 @@ def test_it_is_recognised(file):
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_way_back_gives_the_same_bytes(file, dtype):
-    """But for what is dropped, as told by the plan."""
+    """The names that the plan does not drop."""
     name, _, shapes = FILES[file]
     source = MemorySource(random_tensors(shapes, dtype))
     there = make_plan(MODELS[name].detect_table(source.infos), source.infos, partial=True).view(source)

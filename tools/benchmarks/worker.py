@@ -94,7 +94,7 @@ class TrainingPeer(Protocol):
 
 @dataclass(frozen=True)
 class PeerEntry:
-    """Where a contender lives and what its process needs.
+    """The module of a contender and the needs of its process.
 
     Attributes:
         module: defines `Inference` and `Training`, the two kinds of peer.

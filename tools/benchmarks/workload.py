@@ -1,4 +1,4 @@
-"""What the benchmark computes: a model of known sizes, a prompt with one image, pixels. Imports no framework.
+"""Workloads of the benchmark: a model of known sizes, a prompt with one image, pixels. Imports no framework.
 
 `mindvlm.tools.benchmarks.<family>` defines the workloads of a family: MODELS, a `BenchmarkModel` by name.
 """

@@ -91,7 +91,7 @@ class MergedSource(SourceView):
         return result
 
     def _read_plain(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Elements without the low-rank change: of the base or of the tensor that replaces it, with a bias's shift."""
+        """Returns elements before the low-rank change: of the base or its replacement, with the shift of a bias."""
         info = self.infos[name]
         key = self._adapter.replaced.get(name)
         source, source_name = (self._source, name) if key is None else (self._adapter.checkpoint, key)
@@ -216,7 +216,7 @@ def _compute_dtype(*dtypes: str) -> str:
 
 
 def _block_elements(info: TensorInfo) -> int:
-    """Elements of the blocks that a weight is merged in: whole rows, at least one."""
+    """Returns the number of elements of a block of a weight: whole rows, at least one."""
     columns = info.num_elements // info.shape[0] if info.num_elements else 1
     return columns * max(1, _BLOCK_BYTES // 4 // columns)
 
@@ -226,7 +226,7 @@ def _is_transposed(pair: LowRank, info: TensorInfo, adapter: Adapter) -> bool:
 
 
 def _misfits(infos: Mapping[str, TensorInfo], adapter: Adapter) -> list[Finding]:
-    """What of the adapter finds no place among the tensors of the base."""
+    """Returns findings about tensors of the adapter that do not fit the base."""
     stored = adapter.checkpoint.infos
     findings = []
     for target, keys in adapter.targets.items():
@@ -248,7 +248,7 @@ def _misfits(infos: Mapping[str, TensorInfo], adapter: Adapter) -> list[Finding]
 
 
 def _shape_of_change(pair: LowRank, info: TensorInfo, adapter: Adapter) -> tuple[int, ...] | None:
-    """The shape of the weight that the factors change; None if they are no factors of a weight with as many axes.
+    """Returns the shape of the weight that the factors change; None if they have another number of axes.
 
     For a convolution A is (rank, in, kernel...) and B is (out, rank, 1...), which makes B @ A a product of matrices.
     """
@@ -267,7 +267,7 @@ def _misshapen(key: str, shape: tuple[int, ...] | None, info: TensorInfo, adapte
 
 
 def _left_out(infos: Mapping[str, TensorInfo], adapter: Adapter) -> list[Finding]:
-    """Modules that the config targets by name, and that are adapted in other layers but not in this one."""
+    """Returns findings about modules that the config targets and that are adapted only in other layers."""
     names = adapter.config.target_modules or ()
     adapted = {fold_name(pair.module) for pair in adapter.low_rank.values()}
     findings = []

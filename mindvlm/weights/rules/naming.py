@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mindvlm.checkpoint import TensorInfo
@@ -30,9 +30,9 @@ class Fit:
         return self.num_kept > 0 and 2 * self.num_known >= self.num_tensors
 
 
-def best_fit(tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo]) -> Fit:
-    """Returns the fit of the table that keeps most tensors; of equals, that knows most; then of the first."""
-    return max((_fit(table, infos) for table in tables), key=lambda fit: (fit.num_kept, fit.num_known))
+def best_fit(tables: Sequence[RuleTable], names: Collection[str]) -> Fit:
+    """Returns the fit of the table that keeps most names; of equals, that knows most; then of the first."""
+    return max((_fit(table, names) for table in tables), key=lambda fit: (fit.num_kept, fit.num_known))
 
 
 def total_fit(fits: Sequence[Fit]) -> Fit:
@@ -98,9 +98,9 @@ def targets_of(table: RuleTable, name: str) -> tuple[str, ...]:
     return ()
 
 
-def _fit(table: RuleTable, infos: Mapping[str, TensorInfo]) -> Fit:
-    rules = [claims[0][0] for name in infos if (claims := table.claims(name))]
-    return Fit(table, sum(bool(rule.targets) for rule in rules), len(rules), len(infos))
+def _fit(table: RuleTable, names: Collection[str]) -> Fit:
+    rules = [claims[0][0] for name in names if (claims := table.claims(name))]
+    return Fit(table, sum(bool(rule.targets) for rule in rules), len(rules), len(names))
 
 
 def _mixed_in(table: RuleTable, tables: Sequence[RuleTable], infos: Mapping[str, TensorInfo]) -> list[Finding]:

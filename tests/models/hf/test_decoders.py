@@ -1,4 +1,4 @@
-"""What a language model's config.json may ask for, and what is refused rather than computed wrongly."""
+"""Keys of a language model's config.json: supported values, and those that are refused."""
 
 import mindspore as ms
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a checkpoint folder must have to be read as a run config; whole folders are among the recorded cases."""
+"""Checkpoint folders as run configs; the recorded cases contain whole folders."""
 
 import json
 

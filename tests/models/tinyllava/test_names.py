@@ -285,7 +285,7 @@ def test_googles_siglip_over_a_model(tmp_path, has_config, has_tower):
     ],
 )
 def test_the_way_back_of_a_native_file_goes_with_its_config(tmp_path, config, naming):
-    """As a training writes it, whose file says nothing of other names."""
+    """A file of a training, without an entry about other names."""
     if "text_config" in config:
         config = {**config, "text_config": {**config_of("llama"), "model_type": "llama"}}
         config["vision_config"] = {**config_of("llama")["vision_config"], "num_hidden_layers": 2}

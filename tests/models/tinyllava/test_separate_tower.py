@@ -1,4 +1,4 @@
-"""Weights of the tower from a repository of its own: which file wins, what published towers have too much, errors."""
+"""Tower weights from a separate repository: precedence of files, unused tensors of published towers, errors."""
 
 import json
 

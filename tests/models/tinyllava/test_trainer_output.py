@@ -1,4 +1,4 @@
-"""What training programs write: parts in folders of their own, an adapter beside them, and names inside wrappers."""
+"""Files of training programs: parts in separate folders, an adapter beside them, and names inside wrappers."""
 
 import json
 import shutil
@@ -213,7 +213,7 @@ def test_every_layout_and_back(title, shorten):
 
 
 def test_the_state_of_a_llava_in_memory_has_these_names():
-    """What the installed transformers names its parameters, torch.save(model.state_dict()) writes."""
+    """torch.save(model.state_dict()) with the names of the installed transformers."""
     state = {name: value.detach().numpy() for name, value in llava().state_dict().items()}
     native = view(state)
     assert native.plan.table.name.endswith("transformers llava in memory") and not native.plan.absent_parts

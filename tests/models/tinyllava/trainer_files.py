@@ -82,7 +82,7 @@ def split_factory(folder: Path, tensors: dict, *, base_layer: bool = False) -> d
 
 
 def write_parts(folder: Path, tensors: dict, *, config: dict | None) -> list[Path]:
-    """A decoder with a config.json of its own, a tower and a connector, each saved alone."""
+    """A decoder with a config.json, a tower and a connector, each saved alone."""
     parts: list[dict] = [{}, {}, {}]
     for name, value in tensors.items():
         index = 1 if "vision_tower" in name else 2 if "mm_projector" in name else 0

@@ -1,4 +1,4 @@
-"""What a picture may be given as: paths, local URLs, bytes, open files; what else is named."""
+"""Sources of pictures: paths, local URLs, bytes, open files. Errors name everything else."""
 
 import base64
 import io

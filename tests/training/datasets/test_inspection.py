@@ -1,4 +1,4 @@
-"""What is said, and refused, before the first step."""
+"""Messages and errors before the first step."""
 
 import json
 import logging

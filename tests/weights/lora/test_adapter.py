@@ -45,7 +45,7 @@ def test_nothing_was_trained_whole(tmp_path):
 @pytest.mark.parametrize("ending", [".bin", ".safetensors"])
 @pytest.mark.parametrize("prefix", [PREFIX, "", "module.", f"module.{PREFIX}", f"_orig_mod.{PREFIX}"])
 def test_what_the_llava_programs_trained_whole(tmp_path, prefix, ending):
-    """It lies in a file of its own beside the adapter."""
+    """A separate file beside the adapter holds it."""
     folder = write_adapter(tmp_path / "a", PAIR, weights="adapter_model.bin")
     second = folder / f"non_lora_trainables{ending}"
     (torch.save if ending == ".bin" else save_file)({f"{prefix}c.weight": torch.full((3,), 7.0)}, second)
@@ -267,7 +267,7 @@ def test_an_unknown_setting_whose_name_is_no_word(tmp_path):
 
 
 def test_settings_that_change_nothing(tmp_path):
-    """What peft 0.21 writes for a plain adapter."""
+    """The config of a plain adapter of peft 0.21."""
     folder = write_adapter(
         tmp_path,
         PAIR,

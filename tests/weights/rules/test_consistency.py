@@ -123,7 +123,7 @@ def test_wrong_kind_of_numbers_is_named():
 
 
 def test_findings_bear_the_names_of_the_files():
-    """Layers are checked together under native names; what is found is told by the names that the user's files have."""
+    """Layers are checked together under native names; findings show the names of the user's files."""
     model, source = MODELS["vary_toy"], infos(SHAPES["vary_toy"])
     name = "transformer.h.0.attn.c_attn.weight"
     source[name] = replace(source[name], shape=(24, 9))

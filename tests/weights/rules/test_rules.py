@@ -1,4 +1,4 @@
-"""What rules make of tensors, and how a table that does not fit is told."""
+"""Results of rules, and the errors of tables that do not fit."""
 
 import time
 

@@ -43,29 +43,15 @@ class RenderedTextBatches:
     """Makes batch n of a job as a function of the seed and n.
 
     Args:
-        processor_type, processor_config: of the model.
-        queries: questions; the first one has the share `main_query_share` of samples.
-        batch_size, seed: of the job.
-        max_answer_tokens: a text may have one character less.
+        config: the section `rendered_text` of the job.
+        processor_type, processor_config: processor of the model.
+        seed: seed of the images.
     """
 
-    def __init__(
-        self,
-        processor_type: Callable,
-        processor_config: Any,
-        *,
-        queries: Sequence[str],
-        main_query_share: float,
-        batch_size: int,
-        max_answer_tokens: int,
-        seed: int,
-    ):
+    def __init__(self, config: RenderedTextConfig, processor_type: Callable, processor_config: Any, seed: int):
+        self.config, self.seed = config, seed
         self.processor = processor_type(processor_config)
-        self.prompts = [self.processor.prompt(query, num_images=1).input_ids for query in queries]
-        self.main_query_share = main_query_share if len(queries) > 1 else 1.0
-        self.batch_size = batch_size
-        self.max_answer_tokens = max_answer_tokens
-        self.seed = seed
+        self.prompts = [self.processor.prompt(query, num_images=1).input_ids for query in config.queries]
         if len(self.processor.stop_ids) != 2:
             template = self.processor.template
             raise UserError(
@@ -73,19 +59,17 @@ class RenderedTextBatches:
                 "is no token besides the end of text; set model_changes.processor.template to another one"
             )
         self.end_id, self.fill_id = self.processor.stop_ids
-        self.length = max(map(len, self.prompts)) + max_answer_tokens
+        self.length = max(map(len, self.prompts)) + config.max_answer_tokens
 
     def make(self, number: int, difficulty: Difficulty, split: str = "training") -> Batch:
         """Makes batch `number`, with the samples number * B to number * B + B - 1."""
         rng = np.random.Generator(np.random.PCG64([self.seed, number]))
-        rendered = [
-            sample(self.seed, number * self.batch_size + row, difficulty=difficulty, split=split)
-            for row in range(self.batch_size)
-        ]
+        first, size = number * self.config.batch_size, self.config.batch_size
+        rendered = [sample(self.seed, first + row, difficulty=difficulty, split=split) for row in range(size)]
         pixels = stack_branches([self.processor.pixels(one.image) for one in rendered])
-        input_ids = np.full((self.batch_size, self.length), self.fill_id, dtype=np.int32)
+        input_ids = np.full((size, self.length), self.fill_id, dtype=np.int32)
         labels = np.full_like(input_ids, IGNORED_LABEL)
-        prompt_lengths = np.zeros(self.batch_size, dtype=np.int32)
+        prompt_lengths = np.zeros(size, dtype=np.int32)
         for row, one in enumerate(rendered):
             prompt, answer = self.prompts[self.query_number(rng, split)], self.answer_ids(one.text)
             input_ids[row, : len(prompt) + len(answer)] = prompt + answer
@@ -94,17 +78,16 @@ class RenderedTextBatches:
         return Batch(input_ids, labels, prompt_lengths, pixels, [one.text for one in rendered])
 
     def query_number(self, rng: np.random.Generator, split: str) -> int:
-        if split == "evaluation" or rng.random() < self.main_query_share:
+        if split == "evaluation" or rng.random() < self.config.main_query_share or len(self.prompts) == 1:
             return 0
         return int(rng.integers(1, len(self.prompts)))
 
     def answer_ids(self, text: str) -> list[int]:
         """Returns one id per byte, although the vocabulary has longer tokens for prompts, and the end mark."""
         ids = [self.processor.tokenizer.encode(character)[0] for character in text] + [self.end_id]
-        if len(ids) > self.max_answer_tokens:
-            raise UserError(
-                f"rendered_text.max_answer_tokens is {self.max_answer_tokens}; a text needs {len(ids)}, raise it"
-            )
+        most = self.config.max_answer_tokens
+        if len(ids) > most:
+            raise UserError(f"rendered_text.max_answer_tokens is {most}; a text needs {len(ids)}, raise it")
         return ids
 
 
@@ -127,7 +110,8 @@ class BackgroundBatches:
     `ordered_stages`, so that a resumed job sees the same images.
 
     Args:
-        options: arguments of `RenderedTextBatches`.
+        arguments: those of `RenderedTextBatches`; they can be pickled.
+        num_workers: number of processes.
         difficulties: difficulties of the curriculum, by stage.
         first: number of the first batch.
         ordered_stages: stage numbers of the first batches.
@@ -138,7 +122,7 @@ class BackgroundBatches:
 
     def __init__(
         self,
-        options: dict,
+        arguments: tuple,
         *,
         difficulties: Sequence[Difficulty],
         num_workers: int,
@@ -149,7 +133,7 @@ class BackgroundBatches:
     ):
         self.difficulties, self.shard, self.num_shards = difficulties, shard, num_shards
         remedy = "lower rendered_text.num_workers"
-        self.pool = ProcessPool(num_workers, _start_worker, (options,), remedy=remedy)
+        self.pool = ProcessPool(num_workers, _start_worker, arguments, remedy=remedy)
         self.next_number = first
         self.results: deque = deque()
         self.ordered_stages: deque[int] = deque()
@@ -177,9 +161,9 @@ class BackgroundBatches:
 _maker: RenderedTextBatches | None = None
 
 
-def _start_worker(options: dict) -> None:
+def _start_worker(*arguments: Any) -> None:
     global _maker
-    _maker = RenderedTextBatches(**options)
+    _maker = RenderedTextBatches(*arguments)
 
 
 def _make(number: int, difficulty: Difficulty) -> Batch:
@@ -204,16 +188,8 @@ class RenderedTextData:
         self, config: RenderedTextConfig, processor_type: Callable, processor_config: Any, *, seed: int, share: Share
     ):
         self.config, self.share = config, share
-        self.options = dict(
-            processor_type=processor_type,
-            processor_config=processor_config,
-            queries=config.queries,
-            main_query_share=config.main_query_share,
-            batch_size=config.batch_size,
-            max_answer_tokens=config.max_answer_tokens,
-            seed=seed,
-        )
-        self.batches = RenderedTextBatches(**self.options)
+        self.arguments = (config, processor_type, processor_config, seed)
+        self.batches = RenderedTextBatches(*self.arguments)
         self.curriculum = Curriculum(threshold=config.curriculum_threshold)
         self.background: BackgroundBatches | None = None
 
@@ -225,7 +201,7 @@ class RenderedTextData:
             self.curriculum = replace(Curriculum(**state["curriculum"]), threshold=self.config.curriculum_threshold)
             ordered = state["ordered_stages"]
         self.background = BackgroundBatches(
-            self.options,
+            self.arguments,
             difficulties=TRAINING_DIFFICULTIES,
             num_workers=self.config.num_workers,
             first=step * self.share.num_passes,
