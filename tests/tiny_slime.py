@@ -87,3 +87,22 @@ def write_tiny_parts(folder: Path, **changes) -> tuple[Path, Path]:
         (folder / name / "config.json").write_text(json.dumps(config))
         save_file(part, folder / name / "model.safetensors", metadata={"format": "pt"})
     return folder / "llm", folder / "clip"
+
+
+# Llama-3-70B's ratios: 64 query and 8 key heads, an untied head, an MLP 3.5 times as wide
+LIKE_70B = {
+    "vocab_size": 332,
+    "hidden_size": 256,
+    "intermediate_size": 896,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+# so many ids that four processes can share them
+ADDED_TOKENS = '{"<a>": 330, "<b>": 331}'
+
+
+def make_like_70b(model: Path) -> None:
+    """Gives the folder of a tiny SliME a decoder with the ratios of Llama-3-70B."""
+    (model / "config.json").write_text(json.dumps({**CONFIG, **LIKE_70B}))
+    (model / "added_tokens.json").write_text(ADDED_TOKENS)
+    save_file(hf_tensors(**LIKE_70B), model / "model.safetensors", metadata={"format": "pt"})

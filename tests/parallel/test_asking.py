@@ -8,27 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from mindvlm.core.errors import UserError
 from mindvlm.parallel import mesh
 from mindvlm.tools import predict_llm
 from tests.parallel import asking_job
 from tests.parallel.launch import start
-from tests.tiny_slime import hf_tensors, write_tiny_slime
+from tests.tiny_slime import ADDED_TOKENS, make_like_70b, write_tiny_slime
 from tests.tiny_tinyllava import TOWER, write_tiny_tinyllava
 from tests.tiny_vary import CONFIG, VOCAB_SIZE, picture, write_tiny_vary
 from tests.weights.lora.adapters import write_adapter
 
-# Llama-3-70B's ratios: 64 query and 8 key heads, an untied head, an MLP 3.5 times as wide
-LIKE_70B = {
-    "vocab_size": 332,
-    "hidden_size": 256,
-    "intermediate_size": 896,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-}
-ADDED_TOKENS = '{"<a>": 330, "<b>": 331}'
 ROOT = Path(__file__).parents[2]
 COMMAND = ROOT / "tools" / "predict_llm.py"
 JOB = Path(__file__).with_name("asking_job.py")
@@ -38,10 +28,7 @@ JOB = Path(__file__).with_name("asking_job.py")
 def folder(tmp_path_factory) -> Path:
     """Three models, with what one process computes for each."""
     folder = tmp_path_factory.mktemp("models")
-    model = write_tiny_slime(folder / "slime", **LIKE_70B)
-    save_file(hf_tensors(**LIKE_70B), model / "model.safetensors", metadata={"format": "pt"})
-    # so many ids that four processes can share them
-    (model / "added_tokens.json").write_text(ADDED_TOKENS)
+    make_like_70b(write_tiny_slime(folder / "slime"))
     sizes = {"q_proj": (256, 256), "o_proj": (256, 256)}
     factors = {f"{name}.lora_A": (2, num_in) for name, (_, num_in) in sizes.items()}
     factors |= {f"{name}.lora_B": (num_out, 2) for name, (num_out, _) in sizes.items()}

@@ -110,6 +110,22 @@ def test_files_of_trained_tensors_lack_the_positions(handed_over):
         np.testing.assert_array_equal(dict(model.parameters_and_names())[name].asnumpy(), values[name])
 
 
+def test_values_that_a_short_dtype_cannot_hold_keep_theirs(tmp_path):
+    """The gate and the positions are stored as in the original, unless that rounds a trained value."""
+    write_tiny_parts(tmp_path)
+    job = slime_job(tmp_path, **(FIRST_RUN | {"train": ["w_gate"]}))
+    model, _ = built(job)
+    for value, dtype in ((0.5, torch.bfloat16), (0.1, torch.float32)):
+        model.mm_projector.w_gate.set_data(model.mm_projector.w_gate * 0 + value)
+        write_parameters(tmp_path / "weights.safetensors", dict(model.parameters_and_names()))
+        get_family("slime").write_trained_parts(tmp_path, ["mm_projector.w_gate"])
+        saved = torch.load(tmp_path / "mm_projector.bin", weights_only=True)
+        gate = saved["model.mm_projector.w_gate"]
+        assert gate.dtype == dtype and (gate.float() == torch.tensor(value)).all()
+        assert saved["model.mm_projector.attn.pos_embed"].dtype == torch.float16
+        assert saved["model.mm_projector.attn.query"].dtype == torch.float32
+
+
 def changed(step: Path, name: str, change) -> Path:
     """Writes a file of a run with changed tensors beside the run."""
     path = step.with_name(f"changed-{name}")

@@ -168,6 +168,14 @@ def test_a_run_of_the_connector_alone_leaves_it_for_other_programs(tmp_path):
     assert not (tmp_path / "all/step-1/mm_projector.bin").exists()
 
 
+def test_a_connector_of_which_a_part_trains_is_left_whole(tmp_path):
+    """Half of it could not be read again."""
+    freeze = [r"^language_model\.", r"^mm_projector\.0\."]
+    train(llava_job(tmp_path, freeze=freeze, schedule__total_steps=1))
+    loaded = torch.load(tmp_path / "run/step-1/mm_projector.bin", weights_only=True)
+    assert set(loaded) == {f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+
+
 def as_the_original_saves_it(step: Path, folder: Path) -> Path:
     """The adapter of a run with the connector in a file of its own, which no modules_to_save names."""
     folder.mkdir()
