@@ -4,7 +4,6 @@ import argparse
 import math
 import os
 import sys
-import textwrap
 
 from mindvlm.core.errors import Parser, UserError
 
@@ -52,6 +51,10 @@ def show(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     if not arguments.output.lower().endswith(".png"):
         raise UserError(f"--output is {arguments.output!r}; give a name that ends in .png")
+    if os.path.exists(arguments.output) and os.path.realpath(arguments.output) == os.path.realpath(arguments.image):
+        raise UserError(f"--output is the picture itself, {arguments.image}; give another name")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; expected 0 or more")
     # MindSpore takes seconds to import; help and the errors above come before
     from mindvlm.checkpoint import atomic_file, check_writable
     from mindvlm.processing.images.loading import load_image
@@ -120,9 +123,25 @@ def draw(model, image, query: str, *, is_random: bool = False):
     original.thumbnail((2 * EDGE, EDGE))
     above = [(title, original), *((view.title, panels[view.title]) for view in views if not view.place)]
     name = f"{model.config.name}: random weights, an untrained model" if is_random else f"{model.config.name}"
-    captions = [f"{name}. {line} for:", textwrap.shorten(query, 100)]
+    captions = [f"{name}. {line} for:", shown_query(query)]
     placed = [(panels[view.title], view.place) for view in tiles]
     return arranged(above, placed, "tiles; dimmed rows are left out", captions), line
+
+
+def shown_query(query: str) -> str:
+    """Returns the question as one line of at most 100 characters."""
+    from mindvlm.datagen.fonts import characters_of
+
+    line = " ".join(query.split())
+    if not set(line) <= characters_of(font_path()):
+        return "a question with characters that the font lacks"
+    return line if len(line) <= 100 else f"{line[:97]}..."
+
+
+def font_path() -> str:
+    from mindvlm.datagen.fonts import find_fonts
+
+    return next(path for path in find_fonts().paths if "Sans." in path)
 
 
 def drawn_cells(view, is_kept):
@@ -156,9 +175,9 @@ def arranged(above: list, tiles: list, title: str, captions: list[str]):
     """
     from PIL import Image, ImageDraw
 
-    from mindvlm.datagen.fonts import find_fonts, load_font
+    from mindvlm.datagen.fonts import load_font
 
-    font = load_font(next(path for path in find_fonts().paths if "Sans." in path), 13)
+    font = load_font(font_path(), 13)
     columns, lines = (max(place[axis] for _, place in tiles) + 1 for axis in (0, 1))
     width, height = tiles[0][0].size
     top = LINE_HEIGHT + max(panel.height for _, panel in above) + GAP

@@ -21,12 +21,14 @@ import yaml
 from PIL import Image
 
 from mindvlm.checkpoint.atomic import atomic_file
+from mindvlm.core.config import read_yaml
 from mindvlm.core.errors import UserError
 from mindvlm.core.processes import ProcessPool
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 
 IMAGE_FORMATS = {"png": {}, "jpg": {"quality": 92}}
 AHEAD = 8
+ANNOTATIONS = "annotations.json"
 
 Item = TypeVar("Item")
 
@@ -135,6 +137,7 @@ def make_dataset(
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output") from None
     _check_description(folder, job.describe())
+    _registry(folder)  # a registry that cannot be extended is an error before the work
     records = {n: record for n, record in _finished(folder).items() if n < num_images}
     missing = [number for number in range(num_images) if number not in records]
     progress(len(records))
@@ -145,10 +148,9 @@ def make_dataset(
             partial.flush()
             progress(len(records))
     lines = [json.dumps(records[number], ensure_ascii=False) for number in range(num_images)]
-    _write(folder / "annotations.json", "[\n" + ",\n".join(lines) + "\n]\n")
-    name = re.sub(r"\W+", "_", folder.resolve().name) or "made"
-    entry = {name: {"images": ".", "annotations": "annotations.json", "format": "vary", "weight": 1.0}}
-    _write(folder / "registry.yaml", yaml.safe_dump(entry, allow_unicode=True, sort_keys=False))
+    write_file(folder / ANNOTATIONS, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+    if (registry := _registry(folder)) is not None:
+        write_file(folder / "registry.yaml", registry)
     (folder / ".annotations.partial").unlink()
     return len(missing)
 
@@ -169,22 +171,22 @@ def _check_description(folder: Path, description: dict) -> None:
                 f"{folder} holds pictures made with {key} {before.get(key)!r}, not {now[key]!r}; "
                 "delete it or choose another output"
             )
-    elif any((folder / "images").iterdir()) or (folder / "annotations.json").exists():
+    elif any((folder / "images").iterdir()) or (folder / ANNOTATIONS).exists():
         raise UserError(f"{folder} holds other data; choose another output")
-    _write(path, json.dumps(description, ensure_ascii=False))
+    write_file(path, json.dumps(description, ensure_ascii=False).encode())
 
 
 def _finished(folder: Path) -> dict[int, dict]:
     """Returns the records of an earlier run whose pictures exist, by number."""
     records = {}
-    annotations, partial = folder / "annotations.json", folder / ".annotations.partial"
+    annotations, partial = folder / ANNOTATIONS, folder / ".annotations.partial"
     if annotations.exists():
         records = dict(enumerate(json.loads(annotations.read_text(encoding="utf-8"))))
     if partial.exists():
         lines = partial.read_text(encoding="utf-8").split("\n")
         # a killed run leaves a last line without its end
         records |= dict(json.loads(line) for line in lines[:-1])
-        _write(partial, "".join(line + "\n" for line in lines[:-1]))
+        write_file(partial, "".join(line + "\n" for line in lines[:-1]).encode())
     return {number: record for number, record in records.items() if (folder / record["image"]).is_file()}
 
 
@@ -207,9 +209,43 @@ def _make_all(job: _Job, maker: Maker, numbers: list[int], num_workers: int):
         pool.close()
 
 
-def _write(path: Path, text: str) -> None:
+def _registry(folder: Path) -> bytes | None:
+    """Returns the registry with the entry of the folder in place of an earlier one; None if it need not change."""
+    path, name = folder / "registry.yaml", re.sub(r"\W+", "_", folder.resolve().name) or "made"
+    entry = {"images": ".", "annotations": ANNOTATIONS, "format": "vary", "weight": 1.0}
+    known = read_yaml(path).values() if path.exists() else ()
+    if all(isinstance(other, dict) and other.get("annotations") == ANNOTATIONS for other in known):
+        return _dump({name: entry})
+    return extended_registry(path, name, entry)
+
+
+def extended_registry(path: Path, name: str, entry: dict) -> bytes | None:
+    """Returns the content of a registry with an entry for `name` below its other lines; None if it has one.
+
+    Raises:
+        UserError: the registry cannot be read, or cannot be extended by lines.
+    """
+    entries, known = (read_yaml(path), path.read_bytes()) if path.exists() else ({}, b"")
+    if name in entries:
+        return None
+    extended = known + b"\n" * bool(known and not known.endswith(b"\n")) + _dump({name: entry})
+    try:
+        is_extended = yaml.safe_load(extended) == entries | {name: entry}
+    except yaml.YAMLError:
+        is_extended = False
+    if not is_extended:
+        raise UserError(f"{path}: an entry cannot be appended; write its data sets below each other in UTF-8")
+    return extended
+
+
+def _dump(entries: dict) -> bytes:
+    return yaml.safe_dump(entries, allow_unicode=True, sort_keys=False).encode()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears when it is complete."""
     with atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(content)
 
 
 _worker: tuple[_Job, Maker] | None = None

@@ -14,12 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import yaml
 from PIL import Image
 
-from mindvlm.checkpoint.atomic import atomic_file
-from mindvlm.core.config import read_yaml
 from mindvlm.core.errors import UserError, counted
+from mindvlm.datagen.dataset import extended_registry, write_file
 from mindvlm.processing.images.image_span import IMAGE_MARKER
 from mindvlm.processing.samples.chat_samples import SPEAKERS
 from mindvlm.processing.samples.public_data import Exchange, Item, PublicData, Unusable
@@ -78,7 +76,8 @@ def prepare(
     _require(data, download)
     annotations, registry = root / f"{name}.json", root / "registry.yaml"
     _check_folder(root)
-    if _with_entry(registry, name) is not None and annotations.exists():
+    entry = {"images": ".", "annotations": annotations.name, "format": "llava", "weight": 1.0}
+    if extended_registry(registry, name, entry) is not None and annotations.exists():
         raise UserError(f"{annotations} exists, but {registry} does not list it; move it away or choose another output")
     try:
         items = list(data.read(download))
@@ -105,10 +104,10 @@ def prepare(
         reasons = result.lines() or ["it holds none"]
         raise UserError(f"{download}: no item of {data.title} can be used; {reasons[0]}; is it the published download?")
     root.mkdir(parents=True, exist_ok=True)
-    if (entries := _with_entry(registry, name)) is not None:
-        _write(registry, entries)
+    if (extended := extended_registry(registry, name, entry)) is not None:
+        write_file(registry, extended)
     # a lone surrogate remains an escape of JSON
-    _write(annotations, ("[\n" + ",\n".join(records) + "\n]\n").encode(errors="backslashreplace"))
+    write_file(annotations, ("[\n" + ",\n".join(records) + "\n]\n").encode(errors="backslashreplace"))
     return result
 
 
@@ -191,6 +190,7 @@ def _is_image(path: Path) -> bool:
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # one of a killed process with this ID may be a link to another image
     try:
         try:
             os.link(source.resolve(), partial)
@@ -199,28 +199,3 @@ def _link(source: Path, target: Path) -> None:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _with_entry(path: Path, name: str) -> bytes | None:
-    """Returns the registry with an entry for `name` below its other lines; None if it has the entry.
-
-    Raises:
-        UserError: the registry cannot be read, or cannot be extended by lines.
-    """
-    entries, known = (read_yaml(path), path.read_bytes()) if path.exists() else ({}, b"")
-    if name in entries:
-        return None
-    entry = {name: {"images": ".", "annotations": f"{name}.json", "format": "llava", "weight": 1.0}}
-    text = known + b"\n" * bool(known and not known.endswith(b"\n")) + yaml.safe_dump(entry, sort_keys=False).encode()
-    try:
-        is_extended = yaml.safe_load(text) == entries | entry
-    except yaml.YAMLError:
-        is_extended = False
-    if not is_extended:
-        raise UserError(f"{path}: an entry cannot be appended; write its data sets below each other in UTF-8")
-    return text
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_file(path) as file:
-        file.write(content)

@@ -162,6 +162,16 @@ def test_images_are_linked_or_copied(tmp_path, download, monkeypatch):
     assert copy.read_bytes() == source.read_bytes()
 
 
+def test_a_link_that_a_killed_run_left_is_not_written_through(tmp_path, download):
+    """In a container, every run may have the same process ID."""
+    folder, other = tmp_path / "root" / "tree" / "images", download / "images" / "b.jpg"
+    folder.mkdir(parents=True)
+    os.link(other, folder / f".{os.getpid()}.partial")
+    before = other.read_bytes()
+    prepare(data_of(question(0)), "made", download, tmp_path / "root")
+    assert other.read_bytes() == before and os.path.samefile(download / "images" / "a.png", folder / "a.png")
+
+
 def test_the_download_may_be_the_root(tmp_path, download):
     (download / "tree").mkdir()
     (download / "images").rename(download / "tree" / "images")
@@ -300,6 +310,19 @@ def test_the_command_line(tmp_path, capsys):
     (download / "problems.json").write_text('{"1": {},\n "2": oops}')
     assert make_data.main(command) == 2
     assert f"{download}/problems.json, line 2: not JSON" in capsys.readouterr().err
+
+
+def test_drawn_pages_and_records_share_a_registry(tmp_path, capsys):
+    download, root, text = write_download(tmp_path / "download", "dvqa"), tmp_path / "root", tmp_path / "text.txt"
+    text.write_text("some words " * 50)
+    records = ["slime-dvqa", "--source", str(download), "--output", str(root)]
+    pages = ["pages", "--text", str(text), "--output", str(root), "--num_images", "1", "--size", "320", "64"]
+    for command in (records, pages, records, pages):
+        assert make_data.main(command) == 0
+    assert [(name, entry.format) for name, entry in read_registry(root / "registry.yaml").items()] == [
+        ("dvqa", "llava"),
+        ("root", "vary"),
+    ]
 
 
 def test_every_source_has_a_command(capsys):

@@ -123,16 +123,33 @@ def test_the_command_of_the_docs(tmp_path, capsys):
         ({"--image": "none.png"}, "none.png: no such file"),
         ({"--config_path": "none"}, "none"),
         ({"--query": "word " * 600}, "context"),
+        ({"--seed": "-1"}, "--seed is -1; expected 0 or more"),
+        ({"--image": "same.png", "--output": "../{cwd}/same.png"}, "--output is the picture itself"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(tmp_path, slime, capsys, changes, expected):
+def test_what_cannot_be_drawn_is_one_line(tmp_path, slime, capsys, monkeypatch, changes, expected):
     Image.new("RGB", (150, 100), RED).save(tmp_path / "red.png")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (150, 100), RED).save("same.png")
+    changes = {name: value.format(cwd=tmp_path.name) for name, value in changes.items()}
     options = {"--config_path": str(slime), "--image": str(tmp_path / "red.png"), "--output": str(tmp_path / "o.png")}
     assert show_views.main([word for pair in (options | changes).items() for word in pair]) == 2
     error = capsys.readouterr().err
     *progress, line = error.splitlines()
     assert line.startswith("error: ") and expected in line and all(one.startswith("loading ") for one in progress)
     assert not (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("query", "caption"),
+    [
+        ("what\n is\tit", "what is it"),
+        ("x" * 200, "x" * 97 + "..."),
+        ("图里有什么？", "a question with characters that the font lacks"),
+    ],
+)
+def test_captions(query, caption):
+    assert show_views.shown_query(query) == caption
 
 
 def test_models_without_tiles_are_refused(tmp_path, slime, capsys):

@@ -258,7 +258,7 @@ def ai2d_items(folder: Path) -> Iterator[Item]:
 
 
 def ai2d(item: Item, rng: random.Random) -> Exchange:
-    """The options of a question with `abcLabel` are letters, which stand in the image of that name in `abc_images`.
+    """A question with `abcLabel` is about letters, which replace the words in the image of that name in `abc_images`.
 
     An option "{}" stands for none.
     """
