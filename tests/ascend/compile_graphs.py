@@ -1,11 +1,11 @@
 """Compiles graphs as they are on Ascend and runs none: python -m tests.ascend.compile_graphs JSON
 
 JSON is {"config": YAML, "dtype": name, "attention": "fused" or "eager", "job": see `train_graphs`, or "predict",
-"graphs": names}. Each graph gives one line of
+"num_processes": those that share the model when it predicts, "graphs": names}. Each graph gives one line of
 JSON: its name, the error or null, and how many fused attentions it holds, forward and backward. Widths and picture
 sizes are the config's own, but of every stack only as many layers as differ from each other are built.
 
-Needs MS_SIMULATION_LEVEL=0, and RANK_SIZE=2 for the parallel step, in the environment.
+Needs MS_SIMULATION_LEVEL=0 in the environment, and RANK_SIZE: the number of processes, 2 for the parallel step.
 """
 
 import json
@@ -24,10 +24,7 @@ from mindvlm.models.run_config import read_config
 from mindvlm.nn.config import height_and_width
 from mindvlm.nn.lora import LoraConfig
 from mindvlm.parallel.mesh import Mesh, ParallelConfig
-from mindvlm.parallel.plan import (
-    ParallelModel,
-    apply_tensor_parallel,
-)
+from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
 from mindvlm.training.data import PassInputs
 from mindvlm.training.lora import add_lora
 from mindvlm.training.loss import LossScaleConfig
@@ -183,6 +180,8 @@ def main() -> None:
     model = get_family(config.family).build(config.model, context)
     names, job = request["graphs"], request["job"]
     if job == "predict":
+        mesh = Mesh(tp=request["num_processes"], device="Ascend")
+        apply_tensor_parallel(model, get_family(config.family).tensor_parallel, mesh)
         graphs = predict_graphs(config, model, dtype)
     else:
         graphs = train_graphs(config, model, dtype, job=job)

@@ -14,15 +14,24 @@ PREDICT = ["vision", "merge", "prefill", "decode", "score", "greedy", "sample"]
 
 
 def compile_graphs(
-    folder: Path, config: str, dtype: str, attention: str, graphs: list[str], *, job: str = "predict"
+    folder: Path,
+    config: str,
+    dtype: str,
+    attention: str,
+    graphs: list[str],
+    *,
+    job: str = "predict",
+    num_processes: int = 1,
 ) -> dict[str, list[int]]:
     """Fused attentions, forward and backward, of each graph by name; fails where one does not compile."""
     request = {"config": str(CONFIGS / config), "dtype": dtype, "attention": attention, "job": job, "graphs": graphs}
+    request["num_processes"] = num_processes
+    num_ranks = "2" if job == "parallel step" else str(num_processes)
     done = subprocess.run(
         [sys.executable, "-m", "tests.ascend.compile_graphs", json.dumps(request)],
         # the compiler leaves a folder of what failed where it runs
         cwd=folder,
-        env={**os.environ, "MS_SIMULATION_LEVEL": "0", "RANK_SIZE": "2", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "MS_SIMULATION_LEVEL": "0", "RANK_SIZE": num_ranks, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -60,6 +69,16 @@ def test_predict_with_global_views_and_crops(tmp_path, dtype):
     # a layer of the tower and a resampler
     assert num_fused["vision"] == num_fused["crops"] == [2, 0]
     assert num_fused["prefill"] == num_fused["decode"] == num_fused["score"] == [2, 0]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("attention", ["fused", "eager"])
+def test_predict_in_one_of_eight_processes(tmp_path, attention):
+    """Each has 8 query heads and one key head of 70B."""
+    graphs = ["vision", "crops", "merge", "prefill", "decode", "score"]
+    num_fused = compile_graphs(tmp_path, "slime/slime_70b.yaml", "bfloat16", attention, graphs, num_processes=8)
+
+    assert num_fused["prefill"] == num_fused["decode"] == [2 if attention == "fused" else 0, 0]
 
 
 @pytest.mark.ci

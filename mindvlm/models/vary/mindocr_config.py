@@ -40,7 +40,7 @@ MODEL_KEYS_WITHOUT_EFFECT = {
 }  # fmt: skip
 PROCESSOR_KEYS_WITHOUT_EFFECT = {"return_tensors", "type"}
 TOKENIZER_KEYS_WITHOUT_EFFECT = {"pad_token"}
-RUNTIME_KEYS = ("device", "mode", "dtype", "quant", "seed")
+RUNTIME_KEYS = ("device", "mode", "dtype", "quant", "seed", "tensor_parallel")
 
 
 def is_mindocr_config(data: dict) -> bool:

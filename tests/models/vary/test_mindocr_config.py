@@ -104,8 +104,10 @@ def test_keys_without_effect_are_named_in_one_warning(read):
 
 
 def test_our_runtime_keys_may_stand_in_it(read):
-    config, _ = read({"device": "cpu", "dtype": "float32", "checkpoint": "/other.safetensors"}, seed=3)
-    assert (config.device, config.dtype, config.seed) == ("cpu", "float32", 3)
+    config, _ = read(
+        {"device": "cpu", "dtype": "float32", "checkpoint": "/other.safetensors"}, seed=3, tensor_parallel=2
+    )
+    assert (config.device, config.dtype, config.seed, config.tensor_parallel) == ("cpu", "float32", 3, 2)
     assert config.checkpoint == "/other.safetensors"
 
 
