@@ -19,6 +19,7 @@ from mindvlm.processing.chat_processor import ChatProcessor
 from mindvlm.weights.config_json import Config
 from mindvlm.weights.recognise import ConvertibleModel, native_view
 from mindvlm.weights.rules.findings import Finding
+from mindvlm.weights.trained_parts import PartFiles
 
 Infos = Mapping[str, TensorInfo]
 FitTensor = Callable[..., np.ndarray]
@@ -71,8 +72,7 @@ class Family:
         view_with_parts: returns the native view of a checkpoint and of separate checkpoints of parts; called
             with (source, target_infos=..., **parts), where the parts are those of `separate_parts`.
         companions: returns name -> content of the files to write beside trained weights; called with the run config.
-        write_trained_parts: writes the files of single parts that other programs read; called with
-            (folder, names of trained parameters).
+        part_files: the files of single parts that other programs read, written beside trained weights.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Family:
     sizes_remedy: Callable[[Any, Collection[Finding]], str] | None = None
     view_with_parts: Callable[..., TensorSource] | None = None
     companions: Callable[[Any], dict[str, bytes]] | None = None
-    write_trained_parts: Callable[[Path, Collection[str]], None] | None = None
+    part_files: PartFiles | None = None
 
     @property
     def separate_parts(self) -> tuple[str, ...]:

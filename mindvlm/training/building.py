@@ -112,6 +112,7 @@ def build_model(
             fit=family.fit(model_config),
             rules=family.initial_rules,
             specs=divided.specs,
+            part_files=family.part_files,
         )
     choose_trained(model, config)
     if config.lora:

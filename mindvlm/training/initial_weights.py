@@ -25,6 +25,7 @@ from mindvlm.training.run_tensors import full_shape
 from mindvlm.training.trainable import fold_numbers
 from mindvlm.weights.opened import Opened, open_native
 from mindvlm.weights.rules.table import CONNECTORS
+from mindvlm.weights.trained_parts import PartFiles
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def fill_weights(
     fit: FitTensor,
     rules: Sequence[InitialRule],
     specs: Mapping[str, ShardSpec],
+    part_files: PartFiles | None = None,
 ) -> set[str]:
     """Initializes every parameter and logs the origin of the values.
 
@@ -65,6 +67,7 @@ def fill_weights(
         fit: adapts a tensor of a checkpoint to the model, see `Family.make_fit`.
         rules: scales of random values, before `INITIAL_RULES`.
         specs: this rank's parts of divided parameters.
+        part_files: the files of single parts; a message names those that are missing.
 
     Returns:
         Names of parameters whose values are in no checkpoint and are not computed: random and adapted ones.
@@ -81,7 +84,7 @@ def fill_weights(
         places = lay_checkpoints(stack, config.weights, shapes)
         computed = {name for name in shapes if name not in norms and rule_of(name, rules).compute}
         if config.weights:
-            check_random([name for name in shapes if name not in computed], places, config)
+            check_random([name for name in shapes if name not in computed], places, config, part_files)
         made, fitted = set(), []
         for name, target in stored_tensors(model).items():
             if name in places:
@@ -142,15 +145,19 @@ def lay_checkpoints(stack: contextlib.ExitStack, paths: list[str], shapes: Mappi
     return places
 
 
-def check_random(names: Collection[str], places: Mapping[str, Any], config: InitConfig) -> None:
+def check_random(
+    names: Collection[str], places: Mapping[str, Any], config: InitConfig, part_files: PartFiles | None
+) -> None:
     missing = [name for name in names if name not in places]
     for pattern in config.random:
         if not any(re.search(pattern, name) for name in missing):
             raise UserError(f"init.random: {pattern!r} matches no parameter that the checkpoints lack; remove it")
     refused = [name for name in missing if not any(re.search(pattern, name) for pattern in config.random)]
     if refused:
+        files = part_files.holding(refused) if part_files else []
+        named = f", such as the {' and the '.join(files)} of an earlier run" if files else ""
         raise UserError(
-            f"init.weights have no values for {summarize(refused)}; add a checkpoint that has them, or add "
+            f"init.weights have no values for {summarize(refused)}; add a checkpoint that has them{named}, or add "
             "them to init.random"
         )
     if missing:

@@ -283,9 +283,9 @@ class Trainer:
 
         def fill(folder: Path) -> None:
             self.tensors.write(folder)
-            if self.family.write_trained_parts:
+            if self.family.part_files:
                 names = [parameter.name for parameter in self.model.trainable_params()]
-                self.family.write_trained_parts(folder, names)
+                self.family.part_files.write(folder, names, self.family.models)
             for name, content in self.companions.items():
                 (folder / name).write_bytes(content)
             write_state(folder, state)

@@ -64,6 +64,9 @@ def small_config(path: str):
         vocabulary.global_attn_indexes = [1]
     if model.vision_tower:
         model.vision_tower.num_hidden_layers = NUM_LAYERS
+    if router := getattr(model, "router", None):
+        # in training only
+        model.gate_noise, router.noise = True, 0.1
     return config
 
 
@@ -154,8 +157,13 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
     learning_rate = blank(dtype=ms.float32)
     tokens = np.zeros((BATCH_SIZE, LENGTH), np.int32)
     images = tuple(np.zeros(tensor.shape, np.float32) for tensor in pixels(config.model, ms.float32))
+    choices = None
+    if model.takes_choices:
+        # global views and buckets of two crops; text and one picture
+        images += tuple(np.stack((view, view), 1) for view in images)
+        choices = np.zeros((BATCH_SIZE, 2, LENGTH), np.int32)
     inv_freq = blank(config.model.language_model.rotary_dim // 2, dtype=ms.float32)
-    batch = model_arguments(PassInputs(tokens, tokens, tokens, images, 0, []), inv_freq, dtype)
+    batch = model_arguments(PassInputs(tokens, tokens, tokens, images, 0, [], choices), inv_freq, dtype)
     if job == "passes":
         return {"accumulate": (step.accumulate_graph, batch), "update": (step.update_graph, [learning_rate])}
     return {job: (step.graph, [learning_rate, *batch])}

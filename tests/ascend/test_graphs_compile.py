@@ -104,6 +104,8 @@ def test_eager_attention_in_float16(tmp_path, config):
         ("vary/vary_toy.yaml", "float16", [5, 2]),
         pytest.param("vary/vary_tiny.yaml", "bfloat16", [4, 4], marks=pytest.mark.ci),
         pytest.param("tinyllava/tinyllava_1_5b.yaml", "float16", [4, 2], marks=pytest.mark.ci),
+        # the tower for both kinds of view, two resamplers, two layers
+        ("slime/slime_8b.yaml", "bfloat16", [6, 4]),
     ],
 )
 def test_training_step(tmp_path, config, dtype, expected):
@@ -126,6 +128,8 @@ def test_training_step_of_several_passes(tmp_path):
     [
         ("vary/vary_toy.yaml", "lora step", [5, 2]),
         ("vary/vary_toy.yaml", "recomputed step", [7, 2]),
+        ("slime/slime_7b.yaml", "lora step", [6, 2]),
+        ("slime/slime_7b.yaml", "recomputed step", [8, 4]),
         ("tinyllava/tinyllava_3_1b.yaml", "lora step", [4, 2]),
         ("tinyllava/tinyllava_2_0b.yaml", "recomputed step", [6, 2]),
     ],

@@ -18,7 +18,7 @@ from mindvlm.convert.conversion import Request, convert
 from mindvlm.core.runtime import EAGER_FLOAT32
 from mindvlm.models.hf.export import flat
 from mindvlm.models.registry import get_family
-from mindvlm.models.slime.export import TRAINED_FILES, TRAINING_FIELDS
+from mindvlm.models.slime.export import PART_FILES, TRAINING_FIELDS
 from mindvlm.models.slime.hf_config import from_hf_config
 from mindvlm.models.slime.names import STATISTICS, infos_of
 from mindvlm.models.slime.views import ViewsConfig
@@ -150,7 +150,7 @@ class SetupReader:
         for parameter in model.trainable_params():
             parameter.set_data(parameter + 1)
         write_parameters(folder / "weights.safetensors", parameters)
-        family.write_trained_parts(folder, [parameter.name for parameter in model.trainable_params()])
+        PART_FILES.write(folder, [parameter.name for parameter in model.trainable_params()], family.models)
         self.compare_saved(stage, folder)
         written = json.loads(family.companions(model_config)["config.json"])
         recorded = {key: value for key, value in stage["saved_config"].items() if key not in NOTES}
@@ -220,7 +220,7 @@ class SetupReader:
     def compare_saved(self, stage: dict, folder: Path) -> None:
         """Compares names, shapes and dtypes of the files that a run leaves."""
         saved = self.saved[stage["stage"]] = {}
-        for file in TRAINED_FILES:
+        for file in PART_FILES.files:
             recorded = stage.get(f"saved_{file.removesuffix('.bin')}")
             written = {}
             if (folder / file).exists():

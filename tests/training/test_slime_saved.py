@@ -10,6 +10,8 @@ import torch
 import mindvlm
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
+from mindvlm.models.slime.export import PART_FILES
+from mindvlm.models.slime.names import MODELS
 from mindvlm.models.slime.positions import sine_table
 from mindvlm.training.run_tensors import write_parameters
 from tests.tiny_slime import CONFIG, write_tiny_parts, write_tiny_slime
@@ -74,7 +76,7 @@ def leave_parts(folder: Path, job) -> tuple[Path, dict[str, np.ndarray]]:
     parameters, step = dict(model.parameters_and_names()), folder / "step-1"
     step.mkdir()
     write_parameters(step / "weights.safetensors", parameters)
-    get_family("slime").write_trained_parts(step, [parameter.name for parameter in model.trainable_params()])
+    PART_FILES.write(step, [parameter.name for parameter in model.trainable_params()], MODELS)
     for name, content in get_family("slime").companions(config).items():
         (step / name).write_bytes(content)
     return step, {name: parameter.asnumpy() for name, parameter in parameters.items()}
@@ -118,7 +120,7 @@ def test_values_that_a_short_dtype_cannot_hold_keep_theirs(tmp_path):
     for value, dtype in ((0.5, torch.bfloat16), (0.1, torch.float32)):
         model.mm_projector.w_gate.set_data(model.mm_projector.w_gate * 0 + value)
         write_parameters(tmp_path / "weights.safetensors", dict(model.parameters_and_names()))
-        get_family("slime").write_trained_parts(tmp_path, ["mm_projector.w_gate"])
+        PART_FILES.write(tmp_path, ["mm_projector.w_gate"], MODELS)
         saved = torch.load(tmp_path / "mm_projector.bin", weights_only=True)
         gate = saved["model.mm_projector.w_gate"]
         assert gate.dtype == dtype and (gate.float() == torch.tensor(value)).all()
@@ -145,7 +147,10 @@ def without_query_norm(tensors: dict) -> dict:
 @pytest.mark.parametrize(
     ("projector", "message"),
     [
-        (None, r"no values for 15 tensors \(sampler.query, .*add a checkpoint that has them"),
+        (
+            None,
+            r"no values for 15 tensors \(sampler.query, .*that has them, such as the sampler.bin of an earlier run",
+        ),
         (wider, r"changed-mm_projector.bin: tensor mm_projector.projection.0.weight has shape \[64, 128\]; .* \[32"),
         (without_query_norm, "changed-mm_projector.bin .*missing model.mm_projector.attn.ln_q.bias"),
     ],

@@ -11,10 +11,13 @@ from mindvlm.models.slime.folder import TEMPLATE_KEY, default_template
 from mindvlm.models.slime.hf_config import DEFAULT_LENGTH, GATES, MODEL_TYPES, from_hf_config
 from mindvlm.models.slime.processor import make_tokenizer
 from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.weights.trained_parts import PartFiles
 
-TRAINED_FILES = {"mm_projector.bin": ("mm_projector.",), "sampler.bin": ("sampler.",)}
-"""The files that each run before the last one leaves -> native names in them."""
-DTYPES = {".w_gate": "bfloat16", ".w_noise": "bfloat16", ".pos_embed": "float16"}
+PART_FILES = PartFiles(
+    {"mm_projector.bin": ("mm_projector.",), "sampler.bin": ("sampler.",)},
+    dtypes={".w_gate": "bfloat16", ".w_noise": "bfloat16", ".pos_embed": "float16"},
+)
+"""The files that each run before the last one leaves."""
 
 TRAINING_FIELDS = ("gate_noise", "router.noise", "router.sees_answers")
 """Fields of the model config that act in training only."""

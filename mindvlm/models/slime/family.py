@@ -1,11 +1,9 @@
 """The SliME family (7B, 8B, 13B and 70B) and the memory estimate of its tower and adapters."""
 
-from functools import partial
-
 from mindvlm.models.base import Family, InitialRule
 from mindvlm.models.hf.tower_folder import sizes_remedy
 from mindvlm.models.slime.config import parse_config
-from mindvlm.models.slime.export import DTYPES, TRAINED_FILES, companions
+from mindvlm.models.slime.export import PART_FILES, companions
 from mindvlm.models.slime.folder import folder_config
 from mindvlm.models.slime.hf_config import is_slime
 from mindvlm.models.slime.model import SlimeModel
@@ -17,7 +15,6 @@ from mindvlm.models.slime.views import MAX_BUCKET
 from mindvlm.models.slime.weights import view_with_parts
 from mindvlm.nn.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_memory
 from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER
-from mindvlm.weights.trained_parts import write_trained_parts
 
 
 def vision_memory(config: SlimeModelConfig, item_size: int) -> VisionMemory:
@@ -55,5 +52,5 @@ FAMILY = Family(
     sizes_remedy=sizes_remedy,
     view_with_parts=view_with_parts,
     companions=companions,
-    write_trained_parts=partial(write_trained_parts, models=MODELS, files=TRAINED_FILES, dtypes=DTYPES),
+    part_files=PART_FILES,
 )

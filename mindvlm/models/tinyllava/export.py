@@ -13,14 +13,15 @@ from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
 from mindvlm.models.tinyllava.processor import make_tokenizer
 from mindvlm.processing.text.tokenizer import Tokenizer
+from mindvlm.weights.trained_parts import PartFiles
 
 TYPES = {
     "phi": ("TinyLlavaPhiForCausalLM", "tiny_llava_phi"),
     "stablelm": ("TinyLlavaStablelmForCausalLM", "tiny_llava_stablelm"),
     "llama": ("TinyLlavaLlamaForCausalLM", "tiny_llava"),
 }
-TRAINED_FILES = {"mm_projector.bin": ("mm_projector.", "image_newline", "language_model.embed_tokens.")}
-"""The file of a run of the connector alone, for TinyLLaVABench's `pretrain_mm_mlp_adapter` -> what it may train."""
+PART_FILES = PartFiles({"mm_projector.bin": ("mm_projector.", "image_newline", "language_model.embed_tokens.")})
+"""The file of a run of the connector alone, for TinyLLaVABench's `pretrain_mm_mlp_adapter`."""
 
 
 def companions(config: TinyLlavaConfig) -> dict[str, bytes]:

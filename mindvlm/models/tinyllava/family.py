@@ -5,7 +5,7 @@ from functools import partial
 from mindvlm.models.base import Family, InitialRule
 from mindvlm.models.hf.tower_folder import sizes_remedy, view_with_tower
 from mindvlm.models.tinyllava.config import parse_config
-from mindvlm.models.tinyllava.export import TRAINED_FILES, companions
+from mindvlm.models.tinyllava.export import PART_FILES, companions
 from mindvlm.models.tinyllava.folder import folder_config
 from mindvlm.models.tinyllava.model import build_model
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
@@ -15,7 +15,6 @@ from mindvlm.models.tinyllava.processor import TinyLlavaProcessor
 from mindvlm.nn.config import FEED_FORWARD_FACTOR
 from mindvlm.nn.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_memory
 from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER
-from mindvlm.weights.trained_parts import write_trained_parts
 
 
 def vision_memory(config: TinyLlavaModelConfig, item_size: int) -> VisionMemory:
@@ -61,5 +60,5 @@ FAMILY = Family(
     sizes_remedy=sizes_remedy,
     view_with_parts=partial(view_with_tower, models=MODELS),
     companions=companions,
-    write_trained_parts=partial(write_trained_parts, models=MODELS, files=TRAINED_FILES),
+    part_files=PART_FILES,
 )
