@@ -41,6 +41,12 @@ class PassInputs:
     origins: list[str]
     choices: np.ndarray | None = None
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the arrays, those of the ids first; each has a graph."""
+        others = self.pixels if self.choices is None else (*self.pixels, self.choices)
+        return self.input_ids.shape, *(array.shape for array in others)
+
 
 class TrainingData(Protocol):
     """The batches of one process in a fixed order, from any step on.

@@ -11,7 +11,7 @@ from mindvlm.nn.parameters import name_by_place
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.sharding import ShardSpec
-from mindvlm.training.trainable import found_names, names_of
+from mindvlm.training.trainable import found_names, untrainable
 
 
 def add_lora(
@@ -19,7 +19,7 @@ def add_lora(
 ) -> None:
     """Adapts the Linears that match `config.targets` and initializes the new parameters.
 
-    Linears that no output depends on get no adapter.
+    Linears whose weights cannot train get no adapter, see `untrainable`.
 
     If tensor parallelism divides the outputs of a Linear, it also divides B, and every rank has the whole A. If it
     divides the inputs, it also divides A, and every rank has the whole B. The gradient of the whole factor is a sum
@@ -33,16 +33,20 @@ def add_lora(
         mesh: the mesh of this process.
 
     Raises:
-        UserError: a target matches no Linear that an output depends on, or the weights of an adapted Linear also train.
+        UserError: a target matches no Linear that can train, or the weights of an adapted Linear also train.
     """
     linears = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, Linear)}
-    unused = names_of(model.unused_parameters, model)
+    never = untrainable(model)
     targets = set()
     for pattern in config.targets:
-        found = [name for name in found_names("lora.targets", pattern, linears) if f"{name}.weight" not in unused]
-        if not found:
-            raise UserError(f"lora.targets: {pattern!r} matches only layers that no output depends on; remove it")
-        targets.update(found)
+        found = found_names("lora.targets", pattern, linears)
+        names = [name for name in found if f"{name}.weight" not in never]
+        if not names:
+            raise UserError(
+                f"lora.targets: {pattern!r} matches only layers that cannot train, such as {found[0]} "
+                f"({never[f'{found[0]}.weight']}); remove it"
+            )
+        targets.update(names)
     counter = dropout_counter(model)
     if counter is None:
         counter = new_counter()

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mindspore as ms
-from mindspore import Parameter, nn
-from mindspore.common.initializer import initializer
+from mindspore import nn
 
 from mindvlm.checkpoint.dtypes import item_size
 from mindvlm.core.runtime import DTYPES
@@ -53,6 +52,19 @@ class TrainingMemory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
+@dataclass(frozen=True)
+class Part:
+    """Stands for a trained Parameter, or this process's part of it, without its memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
 def estimate_training(config: TrainConfig, model_config: Any, family: Family, *, dtype: str) -> TrainingMemory:
     """Returns the estimated memory of a job. Builds the model, which allocates nothing.
 
@@ -80,8 +92,8 @@ def estimate_training(config: TrainConfig, model_config: Any, family: Family, *,
         shape = divided.specs[name].part_shape(name, shape) if name in divided.specs else shape
         num_elements += math.prod(shape)
         if parameter.requires_grad:
-            trained.append(Parameter(initializer("zeros", shape, DTYPES[dtype]), name=name))
-    gradients, optimizer = state_bytes(model, trained, config, divided, mesh)
+            trained.append(Part(name, shape, DTYPES[dtype]))
+    gradients, optimizer = state_bytes(model, trained, config, divided, mesh, size)
     vision = family.vision_memory(model_config.model, size) if family.vision_memory else VisionMemory()
     decoder = decoder_activations(model, model_config.model.language_model, config, size)
     activations = max(config.batch_size * vision.activations, decoder)
@@ -89,12 +101,12 @@ def estimate_training(config: TrainConfig, model_config: Any, family: Family, *,
 
 
 def state_bytes(
-    model: nn.Cell, trained: list[Parameter], config: TrainConfig, divided: ParallelModel, mesh: Mesh
+    model: nn.Cell, trained: list[Part], config: TrainConfig, divided: ParallelModel, mesh: Mesh, size: int
 ) -> tuple[int, int]:
     """Returns the sizes of the gradients and of the optimizer's state, as `TrainStep` allocates them."""
     zero, accumulates = config.parallel.zero, config.num_passes > 1
     num_trained = sum(parameter.size for parameter in trained)
-    gradients = sum(parameter.nbytes for parameter in trained)
+    gradients = num_trained * size
     copies = sum(parameter.size for parameter in trained if parameter.dtype != ms.float32)
     moments = num_trained
     accumulated = num_trained if accumulates else 0

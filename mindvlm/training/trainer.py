@@ -174,11 +174,11 @@ class Trainer:
 
     def run_step(self, passes: list[PassInputs]) -> Outcome:
         """Runs the update of the current step."""
-        shapes = {(one.input_ids.shape, tuple(array.shape for array in one.pixels)) for one in passes}
+        shapes = {one.shapes for one in passes}
         is_new = bool(shapes - self.seen_shapes) and self.config.mode == "graph"
         if is_new:
             self.seen_shapes |= shapes
-            logger.info(f"compiling the training graph for {sorted(shape for shape, _ in shapes)} tokens")
+            logger.info(f"compiling the training graph for {sorted(shape for shape, *_ in shapes)} tokens")
         self.progress.start_step()
         outcome = self.runner.run(self.learning_rate, passes)
         num_tokens = sum(one.num_tokens for one in passes) * self.mesh.dp

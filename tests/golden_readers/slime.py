@@ -272,7 +272,10 @@ class SlimeReader:
         self.report.open_names |= recorded.keys()
         for name, variant in self.case.documents.get(VARIANTS, {}).items():
             if f"{name}.router_noise" in inputs:
+                before = {key: self.case.config[key] for key in variant["config_overrides"]}
+                self.loaded.change(variant["config_overrides"])
                 self.training.compare_noise(f"{name}.", self.whole_rows([variant["sample"]]), inputs, self.close)
+                self.loaded.change(before)
             else:
                 self.compare_variant(name, variant, inputs)
 

@@ -1,6 +1,8 @@
 """The memory plans of `mindvlm-check`, for models and training jobs."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,20 @@ def plan(out: str) -> dict[str, str]:
     return dict(line.split(": " if ": " in line else ", ", 1) for line in lines)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_plan_of_a_published_model(check, name):
-    _, out, _ = check("--config_path", CONFIGS / "slime" / f"{name}.yaml", "--num_slots", 3, "--max_length", 2048)
+@pytest.mark.parametrize(
+    "name, holders",
+    [
+        pytest.param("slime_7b", ["fits 32 GB"] * 4, marks=pytest.mark.ci),
+        pytest.param("slime_8b", ["fits 32 GB"] * 4, marks=pytest.mark.ci),
+        pytest.param("slime_13b", ["fits 64 GB"] + ["fits 32 GB"] * 3, marks=pytest.mark.ci),
+        ("slime_70b", ["does not fit 64 GB"] * 2 + ["fits 64 GB", "fits 32 GB"]),
+    ],
+)
+def test_the_plan_of_a_published_model(name, holders):
+    """In a process of its own, because unfilled weights take memory that an earlier test has used."""
+    command = [sys.executable, "-m", "mindvlm.tools.check_model", "--num_slots", "3", "--max_length", "2048"]
+    command += ["--config_path", str(CONFIGS / "slime" / f"{name}.yaml")]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     total, position = PUBLISHED[name]
     sizes = {}
     for number, text in plan(out).items():
@@ -47,18 +60,7 @@ def test_the_plan_of_a_published_model(check, name):
     assert sizes[1] - sizes[2] == pytest.approx(2 * (sizes[2] - sizes[4]), abs=3)
     assert sizes[2] - sizes[4] == pytest.approx(2 * (sizes[4] - sizes[8]), abs=3)
     assert sizes[8] < 1.05 * sizes[1] / 8 + 400
-
-
-def test_which_npu_holds_which_model(check):
-    holds = {}
-    for name in PUBLISHED:
-        _, out, _ = check("--config_path", CONFIGS / "slime" / f"{name}.yaml")
-        lines = plan(out).values()
-        holds[name] = [line.partition("(")[2].partition(")")[0] for line in lines]
-    assert holds["slime_7b"] == ["fits 32 GB"] * 4
-    assert holds["slime_8b"] == ["fits 32 GB"] * 4
-    assert holds["slime_13b"] == ["fits 64 GB"] + ["fits 32 GB"] * 3
-    assert holds["slime_70b"] == ["does not fit 64 GB"] * 2 + ["fits 64 GB", "fits 32 GB"]
+    assert [text.partition("(")[2].partition(")")[0] for text in plan(out).values()] == holders
 
 
 def test_processes_that_cannot_share_a_model(check, tmp_path):

@@ -1,6 +1,8 @@
 """The recipes of SliME: rows, rates and what trains, on models of published widths and few layers."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from mindvlm.parallel.plan import ParallelModel
 from mindvlm.training import building
 from mindvlm.training.job_file import read_job
 from mindvlm.training.lora import add_lora
+from mindvlm.training.memory import estimate_training
 from mindvlm.training.resume import fingerprint, require_same_job
 from mindvlm.training.trainable import check_optimizer_patterns, choose_trainable
 
@@ -38,12 +41,12 @@ RECIPES = {
     "8b_1b": (RESAMPLER, 256, 32, 5e-4, "plain", "resampler", "global"),
     "8b_2": (COMPRESSION, 256, 8, 5e-4, "plain", "learned", "local"),
     "8b_3": (everything_but_decoder(4096), 128, 8, 1e-5, "llama3", "learned", "both"),
-    "13b_1a": (MLP[5120], 256, 32, 1e-3, "plain", "mlp", "global"),
-    "13b_1b": (RESAMPLER, 256, 32, 1e-3, "plain", "resampler", "global"),
-    "13b_2": (COMPRESSION, 256, 32, 1e-3, "plain", "learned", "local"),
-    "13b_3": (everything_but_decoder(5120), 128, 16, 2e-5, "v1", "learned", "both"),
-    "70b_1a": (MLP[8192], 256, 32, 1e-3, "plain", "mlp", "global"),
-    "70b_1b": (RESAMPLER, 256, 32, 1e-3, "plain", "resampler", "global"),
+    "13b_1a": (MLP[5120], 256, 16, 1e-3, "plain", "mlp", "global"),
+    "13b_1b": (RESAMPLER, 256, 16, 1e-3, "plain", "resampler", "global"),
+    "13b_2": (COMPRESSION, 256, 16, 1e-3, "plain", "learned", "local"),
+    "13b_3": (everything_but_decoder(5120), 128, 8, 2e-5, "v1", "learned", "both"),
+    "70b_1a": (MLP[8192], 256, 8, 1e-3, "plain", "mlp", "global"),
+    "70b_1b": (RESAMPLER, 256, 8, 1e-3, "plain", "resampler", "global"),
     "70b_2": (COMPRESSION, 256, 8, 1e-3, "plain", "learned", "local"),
 }
 LORA = ("8b_lora", "70b_lora")
@@ -95,7 +98,25 @@ def test_on_8_devices_a_recipe_is_the_same_job(name):
     jobs = [read_job(CONFIGS / f"train_{name}{ending}.yaml") for ending in ("", "_8_devices")]
     model = building.read_model(jobs[0].config)
     require_same_job(*(fingerprint(job, model) for job in jobs), "the checkpoint")
-    assert jobs[1].config.parallel.dp == 8 and jobs[0].config.num_passes == 8 * jobs[1].config.num_passes
+    assert jobs[1].config.parallel.dp == 8 and jobs[0].config.num_rows == jobs[1].config.num_rows
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["7b_3_8_devices", "8b_3_8_devices", "13b_1a", "13b_3", "70b_1a"])
+def test_a_recipe_of_several_devices_fits_them(name):
+    """NPUs of 64 GB by the memory plan, of which a tenth stays free."""
+    config = read_job(CONFIGS / f"train_{name}.yaml").config
+    model_config = building.read_model(config)
+    found = estimate_training(config, model_config, get_family(config.family), dtype=config.dtype)
+    assert found.total <= 0.9 * 64 * 2**30
+
+
+@pytest.mark.ci
+def test_the_adapters_of_70b_fit_8_devices():
+    """In a process of its own, because unfilled weights take memory that an earlier test has used."""
+    command = [sys.executable, "-m", "mindvlm.tools.check_model", "--config_path", CONFIGS / "train_70b_lora.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "(fits 64 GB)" in done.stdout
 
 
 def test_every_recipe_is_tested():

@@ -173,6 +173,7 @@ def test_parts_that_are_missing_or_do_not_fit_are_one_line(handed_over, projecto
         (dict(model_changes=GLOBAL, optimizer__learning_rate_factors={r"^sampler\.": 0.1}), "no parameter that trains"),
         (dict(freeze=[r"^mm_"], optimizer__learning_rate_factors={r"^mm_": 0.1}), "matches no parameter that trains"),
         (dict(model_changes={"model": {"use": "global"}}), "processor.views.use is both but model.use is global"),
+        (dict(lora={"targets": [r"^vision_tower\."]}), r"lora.targets: .* cannot train, .*vision_tower.* constant\)"),
         (dict(init={"weights": BASE, "random": FRESH}, lora={}), r"w_gate .*\(36 such tensors\); add it to lora.mod"),
     ],
 )
@@ -199,3 +200,11 @@ def test_only_what_an_output_depends_on_trains(handed_over, use, gate, expected)
     names = [parameter.name for parameter in built(job)[0].trainable_params()]
     assert {name.removeprefix("mm_projector.").split(".")[0] for name in names} == expected
     assert not any(name.endswith(("pos_embed", "w_noise")) for name in names)
+
+
+def test_adapters_leave_out_the_tower_which_passes_no_gradient(handed_over):
+    folder, _, _ = handed_over
+    job = slime_job(folder, init={"weights": ["model"]}, recompute=True, lora={"targets": ["q_proj"]})
+    model = built(job)[0]
+    names = {parameter.name.split(".")[0] for parameter in model.trainable_params()}
+    assert names == {"language_model", "mm_projector", "sampler"} and model.freeze_vision_tower

@@ -59,8 +59,8 @@ class Collator:
         pixel_shapes: (C, H, W) of each branch.
         has_choices: whether the batches have `choices`.
         lengths: allowed values of L in rising order; empty for multiples of `pad_multiple`.
-        image_slots: of each kind of view; N is a positive multiple of it, so that few graphs are compiled; 0 does not
-            pad views.
+        image_slots: of each kind of view; N is a positive multiple of it, so that few graphs are compiled; 0 counts as
+            1.
     """
 
     pad_id: int
@@ -114,7 +114,8 @@ class Collator:
         first, slots_of = 0, {}
         for kind, multiple in zip(self.kinds, self.image_slots, strict=True):
             own = [view for picture in views for view in picture if tuple(view) == kind]
-            num_slots = max(1, -(-len(own) // multiple)) * multiple if multiple else len(own)
+            multiple = max(1, multiple)
+            num_slots = max(1, -(-len(own) // multiple)) * multiple
             for branch in kind:
                 pixels[branch] = np.zeros((num_slots, *self.pixel_shapes[branch]), dtype=np.float32)
                 for slot, view in enumerate(own):

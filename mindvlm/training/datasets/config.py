@@ -37,7 +37,7 @@ class DatasetsConfig:
         long_answers: "cut" truncates a first answer that is too long, "skip" skips its sample.
         lengths: padded lengths in rising order, with one graph each; empty for multiples of `pad_multiple`.
         image_slots: the number of views, one for each image unless it is tiled, is padded to multiples of this; null is
-            `batch_size`, 0 does not pad. A list has one entry for each kind of view of the family.
+            `batch_size`, 0 counts as 1. A list has one entry for each kind of view of the family.
         inspection: "stop" refuses a template that does not fit the tokenizer, and a data set of whose records most
             cannot be used, have no label or lose their picture; "warn" only says so. See `inspect_data`.
         bad_samples: "skip" lists samples that cannot be used, "stop" ends the run.

@@ -154,6 +154,24 @@ def test_a_batch_of_text_alone_has_the_loss_of_its_text(opened):
     np.testing.assert_allclose(model.model(*inputs)[0].asnumpy(), expected.asnumpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("slots", [0, [0, 3]])
+def test_batches_without_a_picture_have_a_slot(opened, slots):
+    _, maker, collate = opened(records=[RECORDS[1]], data={"image_slots": slots})
+    pixels = collate([maker.make(0)]).pixels
+    assert [len(array) for array in pixels.values()] == [1, 3 if slots else 1]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_pictures_train(opened, tmp_path, size):
+    model, maker, collate = opened(records=[RECORDS[0]])
+    Image.new("RGB", size, "red").save(tmp_path / "wide.png")
+    sample = maker.make(0)
+    model.model.set_train()
+    inputs = arguments(model, collate([sample]))
+    expected, _ = asked_loss(model, [sample], inputs[2], sees_answers=True)
+    np.testing.assert_allclose(model.model(*inputs)[0].asnumpy(), expected.asnumpy(), rtol=1e-6)
+
+
 def test_left_out_rows_move_behind_the_sequence(opened):
     model, maker, collate = opened(mm_resampler_topp=0.3)
     samples = [maker.make(number) for number in (0, 1)]

@@ -173,8 +173,9 @@ def test_pictures_and_text_share_a_batch(open_job):
 def test_lengths_are_chosen_from_a_list(open_job):
     loader = open_job(batch_size=1, config={"lengths": [30, 60, 300], "image_slots": 0})
     seen = {(batch.input_ids.shape[1], len(batch.pixels["clip"])) for batch in (loader.take() for _ in range(12))}
-    assert seen == {(60, 1), (300, 0)} or {length for length, _ in seen} <= {30, 60, 300}
-    assert {count for _, count in seen} == {0, 1}
+    assert {length for length, _ in seen} <= {30, 60, 300}
+    # no tower runs on no view
+    assert {count for _, count in seen} == {1}
 
 
 @pytest.mark.parametrize(
