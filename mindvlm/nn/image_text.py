@@ -16,11 +16,11 @@ class ImageTextModel(nn.Cell):
     A subclass sets `language_model` (a `CausalLM`) and defines `encode_images` and `towers`, the Cells that pass no
     gradient if `freeze_vision_tower` is set. The inputs of training are (input_ids, labels, inv_freq, *pixels,
     sources), see `SampleBatch`; a family that leaves out rows overrides `insert` and takes `choices` behind `sources`
-    (`takes_choices`). A tower may have `unused_parameters`. For training with recomputation it
-    also defines `recomputed_tower` (with `embed`, `blocks` and `parameters_before_blocks`), `recomputed_pixels`, the
-    index of this tower's pixels among the arguments of `encode_images`, and `features_behind_blocks`, which computes
-    the result of `encode_images` from the output of the last block and the pixels. `freezing_keys` are the keys of
-    its config that freeze parameters. `rows_depend_on_text` says whether `picture_rows` depends on the prompt.
+    (`takes_choices`). A tower may have `unused_parameters`. For training a tower with recomputation, the subclass also
+    defines `recomputed_tower` (with `embed`, `blocks` and `parameters_before_blocks`), `recomputed_pixels`, the index
+    of this tower's pixels among the arguments of `encode_images`, and `features_behind_blocks`, which computes the
+    result of `encode_images` from the output of the last block and the pixels. `freezing_keys` are the keys of its
+    config that freeze parameters. `rows_depend_on_text` says whether `picture_rows` depends on the prompt.
 
     Attributes:
         from_first_rank: returns an array as the first of the tensor-parallel ranks has it, so that all ranks choose

@@ -37,7 +37,7 @@ class ParallelConfig:
         if num_processes == expected:
             return
         needed = f"{expected} processes" if expected > 1 else "1 process"
-        started = f"{num_processes} run" if num_processes > 1 else "only this one runs"
+        started = f"{num_processes} are running" if num_processes > 1 else "only 1 is running"
         remedy = f"msrun with --worker_num={expected}" if expected > 1 else "without msrun"
         raise UserError(
             f"parallel: dp {self.dp} x tp {self.tp} needs {needed} but {started}; change the section or start {remedy}"
@@ -114,7 +114,7 @@ def init_tensor_parallel(num_processes: int | None) -> Mesh:
     started = world_size()
     size = started if num_processes is None else num_processes
     if size != started:
-        running = f"{started} run" if started > 1 else "only this one runs"
+        running = f"{started} processes are running" if started > 1 else "only 1 process is running"
         remedy = f"start msrun with --worker_num={size}" if size > 1 else "start without msrun"
         raise UserError(f"tensor_parallel is {size} but {running}; set it to {started}, or {remedy}")
     return connect(ParallelConfig(tp=size))

@@ -16,7 +16,7 @@ from mindvlm.training.optimizer import OptimizerConfig
 logger = logging.getLogger(__name__)
 
 MAX_NEAR = 3
-TRAINED, UNUSED, CONSTANT = "trained", "no output depends on it", "it is constant"
+TRAINED, UNUSED, CONSTANT = "trained", "no output depends on it", "the model keeps it constant"
 
 
 def choose_trainable(

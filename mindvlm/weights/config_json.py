@@ -135,7 +135,7 @@ class ConfigTable:
         try:
             yield
         except UserError as error:
-            message = str(error)
+            message = str(error).removeprefix(f"{self.path}: ")
             for name, key in names.items():
                 message = message.replace(name, key)
             raise UserError(f"{self.path}: {message}") from None

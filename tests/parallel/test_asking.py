@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from mindvlm.api import load
 from mindvlm.core.errors import UserError
-from mindvlm.parallel import mesh
+from mindvlm.parallel import collectives, mesh
+from mindvlm.parallel.host import HostGather
 from mindvlm.tools import predict_llm
 from tests.parallel import asking_job
 from tests.parallel.launch import start
@@ -102,15 +104,38 @@ def test_the_command_answers_once(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "wanted, running, message",
     [
-        (4, 1, "tensor_parallel is 4 but only this one runs; set it to 1, or start msrun with --worker_num=4"),
-        (1, 2, "tensor_parallel is 1 but 2 run; set it to 2, or start without msrun"),
-        (0, 1, "tensor_parallel is 0 but only this one runs; set it to 1, or"),
+        (4, 1, "tensor_parallel is 4 but only 1 process is running; set it to 1, or start msrun with --worker_num=4"),
+        (1, 2, "tensor_parallel is 1 but 2 processes are running; set it to 2, or start without msrun"),
+        (0, 1, "tensor_parallel is 0 but only 1 process is running; set it to 1, or"),
     ],
 )
 def test_another_number_of_processes_is_refused(wanted, running, message, monkeypatch):
     monkeypatch.setattr(mesh, "world_size", lambda: running)
     with pytest.raises(UserError, match=message):
         mesh.init_tensor_parallel(wanted)
+
+
+def test_every_rank_takes_the_choices_of_the_first(monkeypatch):
+    monkeypatch.setattr(collectives.SumOver, "__init__", lambda self, group: collectives.nn.Cell.__init__(self))
+    host = HostGather(mesh.Mesh(tp=2, rank=1))
+    monkeypatch.setattr(host, "over_tp", lambda array: [array + 4, array])
+    chosen = host.first(np.array([3], np.int32))
+    assert chosen.dtype == np.int32 and chosen.tolist() == [7]
+
+
+def test_tokens_are_those_of_the_first_rank(tmp_path):
+    model = load(write_tiny_vary(tmp_path))
+    model.model.from_first_rank = lambda ids: np.full_like(ids, 7)
+    assert model.chat("Say one.", max_new_tokens=3).ids == [7, 7, 7]
+
+
+def test_rows_are_chosen_by_the_scores_of_the_first_rank(tmp_path):
+    model = load(write_tiny_slime(tmp_path), mode="pynative")
+    whole = model.prepared(model.prompter("Say one.", 1), model.pictures(picture(1, (90, 60))))[1].counts
+    # all but one row are improbable
+    model.model.from_first_rank = lambda scores: np.where(np.arange(len(scores)) == 2, 1e3, 0).astype(np.float32)
+    kept = model.prepared(model.prompter("Say one.", 1), model.pictures(picture(1, (90, 60))))[1].counts
+    assert kept == [model.model.num_fixed_rows + 1] and whole != kept
 
 
 @pytest.mark.slow

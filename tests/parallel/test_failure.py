@@ -56,7 +56,9 @@ def test_a_killed_rank_is_named_by_msrun(consoles):
 
 def test_a_mesh_of_another_size_is_refused_before_the_ranks_meet(consoles):
     output = consoles["mismatch"][1]
-    assert "error: parallel: dp 4 x tp 1 needs 4 processes but 2 run; change the section or start msrun" in output
+    assert (
+        "error: parallel: dp 4 x tp 1 needs 4 processes but 2 are running; change the section or start msrun" in output
+    )
 
 
 def test_outside_a_job_errors_pass_through(monkeypatch):

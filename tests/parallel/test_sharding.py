@@ -50,6 +50,10 @@ def test_columns_are_read_in_blocks_of_rows(monkeypatch):
     part = read_shard(source, "x", ShardSpec(axis=1, index=2, count=3))
     np.testing.assert_array_equal(part, full[:, 4:])
     assert max(largest) * 4 <= 100
+    # of rows no others
+    largest.clear()
+    read_shard(source, "x", ShardSpec(axis=0, index=1, count=5))
+    assert largest == [12]
 
 
 def test_a_size_that_cannot_be_divided_is_refused():
@@ -82,9 +86,9 @@ def test_impossible_sections_are_refused(section, message):
 @pytest.mark.parametrize(
     "section, num_processes, message",
     [
-        ({"dp": 2, "tp": 2}, 2, "dp 2 x tp 2 needs 4 processes but 2 run; .* --worker_num=4"),
-        ({"tp": 2}, 1, "dp 1 x tp 2 needs 2 processes but only this one runs; .* --worker_num=2"),
-        ({}, 2, "dp 1 x tp 1 needs 1 process but 2 run; .* without msrun"),
+        ({"dp": 2, "tp": 2}, 2, "dp 2 x tp 2 needs 4 processes but 2 are running; .* --worker_num=4"),
+        ({"tp": 2}, 1, "dp 1 x tp 2 needs 2 processes but only 1 is running; .* --worker_num=2"),
+        ({}, 2, "dp 1 x tp 1 needs 1 process but 2 are running; .* without msrun"),
     ],
 )
 def test_another_number_of_processes_is_refused(section, num_processes, message):

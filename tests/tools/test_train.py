@@ -17,7 +17,7 @@ from tests.training.test_trainer import ROOT
         (["--set", "optimizer.learning_rat=1"], "did you mean 'learning_rate'"),
         (["--set", "optimizer"], "expected KEY=VALUE"),
         (["--set", "data.datasets=pages"], "unknown data set 'pages'"),
-        (["--set", "parallel.dp=2"], "2 processes but only this one runs"),
+        (["--set", "parallel.dp=2"], "2 processes but only 1 is running"),
         (["--set", "init.weights=[absent]"], "absent"),
         (["--set", "model_changes.processor.template=v1"], "template 'v1' closes an answer with '</s>'"),
     ],

@@ -168,7 +168,10 @@ def test_parts_that_are_missing_or_do_not_fit_are_one_line(handed_over, projecto
     ("changes", "message"),
     [
         (dict(model_changes=GLOBAL, freeze=["."], train=[r"^sampler\."]), r"train: .* sampler.query \(no output"),
-        (dict(freeze=["."], train=["pos_embed"]), r"train: .* cannot train, .*pos_embed \(it is constant\)"),
+        (
+            dict(freeze=["."], train=["pos_embed"]),
+            r"train: .* cannot train, .*pos_embed \(the model keeps it constant\)",
+        ),
         (dict(freeze=["."], train=["w_noise"]), r"train: .* cannot train, .*w_noise \(no output"),
         (dict(model_changes=GLOBAL, optimizer__learning_rate_factors={r"^sampler\.": 0.1}), "no parameter that trains"),
         (dict(freeze=[r"^mm_"], optimizer__learning_rate_factors={r"^mm_": 0.1}), "matches no parameter that trains"),

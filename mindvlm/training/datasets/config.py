@@ -77,7 +77,8 @@ class DatasetsConfig:
             raise UserError(f"data.lengths is {self.lengths}; expected rising numbers")
         if self.lengths and self.lengths[-1] < self.max_length:
             raise UserError(
-                f"data.lengths ends with {self.lengths[-1]}; expected at least max_length, {self.max_length}"
+                f"data.lengths ends with {self.lengths[-1]} but data.max_length is {self.max_length}; append "
+                f"{self.max_length} or lower data.max_length"
             )
 
     def resolve_paths(self, config_path: Path) -> None:

@@ -58,7 +58,9 @@ class MergedSource(SourceView):
     def __init__(self, base: TensorSource, adapter: Adapter, beside: Sequence[MergedSource] = ()):
         findings = [*_misfits(base.infos, adapter), *_left_out(base.infos, adapter)]
         if findings:
-            raise ConversionError(f"{adapter.path} does not fit {base.path}", findings)
+            has_base = adapter.targets.keys() & base.infos.keys()
+            remedy = "" if has_base else "give the base of the adapter before its other files"
+            raise ConversionError(f"{adapter.path} does not fit {base.path}", findings, remedy)
         super().__init__(base)
         self.merged: Mapping[str, tuple[str, ...]] = dict(adapter.targets)
         self._adapter = adapter

@@ -99,7 +99,6 @@ def asked_loss(model, samples: list[Sample], frequencies: Tensor, *, sees_answer
     ("changes", "options"),
     [
         ({}, {}),
-        ({}, {"sees_answers": False}),
         ({"mm_resampler_topp": 0.0, "mm_patch_merge_type": "flat"}, {}),
         ({"mm_resampler_topp": 1.0}, {}),
         ({"use_local_only": True}, {}),
@@ -110,12 +109,11 @@ def asked_loss(model, samples: list[Sample], frequencies: Tensor, *, sees_answer
 )
 def test_the_loss_and_gradients_are_those_of_the_rows_when_asking(opened, changes, options):
     options = dict(options)
-    max_length, sees_answers = options.pop("max_length", None), options.pop("sees_answers", True)
+    max_length = options.pop("max_length", None)
     original = options.get("original", False)
     records = ONE_PICTURE if original else RECORDS
     model, maker, collate = opened(**options, records=records, **changes)
     config = model.model.config
-    config.router.sees_answers = sees_answers
     if max_length:
         config.max_length = max_length
     samples = [maker.make(number) for number in range(len(records))]
@@ -124,7 +122,7 @@ def test_the_loss_and_gradients_are_those_of_the_rows_when_asking(opened, change
     model.model.set_train()
     inputs = arguments(model, batch)
     loss, gradients = loss_and_gradients(model, lambda: model.model(*inputs))
-    asked = partial(asked_loss, model, samples, inputs[2], sees_answers=sees_answers)
+    asked = partial(asked_loss, model, samples, inputs[2], sees_answers=True)
     expected, of_rows = loss_and_gradients(model, asked)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     for name, array in of_rows.items():
@@ -170,6 +168,20 @@ def test_extreme_pictures_train(opened, tmp_path, size):
     inputs = arguments(model, collate([sample]))
     expected, _ = asked_loss(model, [sample], inputs[2], sees_answers=True)
     np.testing.assert_allclose(model.model(*inputs)[0].asnumpy(), expected.asnumpy(), rtol=1e-6)
+
+
+def test_the_router_may_see_the_answers_or_not(opened):
+    records = [(["wide"], ["<image>\nWhat?", "the red cup " * 12, "Is it red?", "yes"])]
+    model, maker, collate = opened(records=records, mm_resampler_topp=0.3, mm_resampler_temp=0.5)
+    sample, losses = maker.make(0), []
+    model.model.set_train()
+    inputs = arguments(model, collate([sample]))
+    for sees_answers in (True, False):
+        model.model.config.router.sees_answers = sees_answers
+        expected, _ = asked_loss(model, [sample], inputs[2], sees_answers=sees_answers)
+        losses.append(model.model(*inputs)[0].asnumpy())
+        np.testing.assert_allclose(losses[-1], expected.asnumpy(), rtol=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-3, "other rows are kept"
 
 
 def test_left_out_rows_move_behind_the_sequence(opened):
@@ -221,10 +233,10 @@ def assert_equal_steps(steps: list[dict[str, np.ndarray]]) -> None:
                 np.testing.assert_allclose(other[name], array, rtol=0, atol=1e-4 * np.abs(array).max(), err_msg=name)
 
 
-def noisy(model):
-    """Switches the noise of a loaded model on."""
+def noisy(model, *, gate: bool = True, router: float = 3.0):
+    """Switches the noise of a loaded model on; that of the router is so large that it changes the choice."""
     config = model.config.model
-    config = replace(config, gate_noise=True, router=replace(config.router, noise=0.1))
+    config = replace(config, gate_noise=gate, router=replace(config.router, noise=router))
     cell = SlimeModel(config)
     for name, parameter in cell.parameters_and_names():
         parameter.set_data(dict(model.model.parameters_and_names())[name].value())
@@ -244,11 +256,12 @@ def test_recompute_and_graphs_give_the_same_steps_with_noise(opened):
     assert_equal_steps(steps)
 
 
-def test_noise_follows_from_the_pass_and_is_off_when_asking(opened):
+@pytest.mark.parametrize("noise", [{"router": 0.0}, {"gate": False}, {}])
+def test_noise_follows_from_the_pass_and_is_off_when_asking(opened, noise):
     model, maker, collate = opened(mm_resampler_topp=0.5)
     inputs = arguments(model, collate([maker.make(number) for number in range(4)]))
     quiet = model.model.set_train()(*inputs)[0].asnumpy()
-    cell = noisy(model).model
+    cell = noisy(model, **noise).model
 
     def loss(num_passes: int) -> np.ndarray:
         dropout_counter(cell).set_data(Tensor(num_passes, ms.int32))
@@ -256,7 +269,8 @@ def test_noise_follows_from_the_pass_and_is_off_when_asking(opened):
 
     cell.set_train()
     assert loss(3) == loss(3) != loss(4) and quiet not in (loss(3), loss(4))
-    assert cell.mm_projector.noise.counter is cell.noise.counter, "one counter, which the step increments"
+    if not noise:
+        assert cell.mm_projector.noise.counter is cell.noise.counter, "one counter, which the step increments"
     cell.set_train(False)
     np.testing.assert_allclose(loss(3), quiet, rtol=1e-6)
 

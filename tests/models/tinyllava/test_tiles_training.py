@@ -114,6 +114,14 @@ def test_the_turns_that_fit_depend_on_the_size_of_the_picture(opened):
     assert len(wide.input_ids) == longest and len(square.input_ids) < longest
 
 
+def test_turns_are_dropped_with_their_pictures(opened):
+    turns = ["<image>\nWhat?", "the red cup", "And <image>?", "yes"]
+    _, whole, _ = opened("flat", records=[(["wide", "square"], turns)])
+    maker = SampleMaker(replace(whole.options, max_length=len(whole.make(0).input_ids) - 1))
+    (picture,) = maker.make(0).pictures
+    assert len(whole.make(0).pictures) == 2 and len(picture.layout) == 3 * 4
+
+
 def test_a_picture_that_does_not_fit_is_skipped(opened):
     _, maker, _ = opened("flat", max_length=20)
     assert "raise data.max_length of 20" in maker.make(0).reason

@@ -182,7 +182,10 @@ def test_lengths_are_chosen_from_a_list(open_job):
     ("options", "message"),
     [
         ({"lengths": [64, 32], "max_length": 32}, "expected rising numbers"),
-        ({"lengths": [64], "max_length": 65}, "data.lengths ends with 64; expected at least max_length, 65"),
+        (
+            {"lengths": [64], "max_length": 65},
+            "data.lengths ends with 64 but data.max_length is 65; append 65 or lower data.max_length",
+        ),
         ({"batch_size": 0}, "data.batch_size is 0; expected at least 1"),
         ({"num_workers": -1}, "data.num_workers is -1; expected 0 or more"),
     ],
