@@ -4,6 +4,9 @@ import numpy as np
 
 from mindvlm.core.errors import UserError, counted
 
+PROMPT, ANSWERED = 1, 2
+"""Kinds of text in a training batch: before the first answer, and from the first answer on."""
+
 
 def splice_sources(
     input_ids: np.ndarray, num_images: int, image_token_len: int, pad_id: int, *, max_length: int | None = None

@@ -18,6 +18,7 @@ from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.dropout import RowNoise, new_counter
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.nn.parameters import freeze
+from mindvlm.nn.splice import ANSWERED, PROMPT
 from mindvlm.nn.vit import VisionTransformer
 
 # text is padded to a multiple of this many tokens, so that few graphs are compiled
@@ -139,8 +140,11 @@ class SlimeModel(ImageTextModel):
         rows = (embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size)), separator)
         rows = ops.concat(rows, 0)
         if choices is not None:
-            order = self.routed(ops.stop_gradient(rows), sources, choices)[:, : self.config.max_length]
+            order = self.routed(ops.stop_gradient(rows), sources, choices)
             sources, labels = ops.gather_elements(sources, 1, order), ops.gather_elements(labels, 1, order)
+        length = self.config.max_length
+        if sources.shape[1] > length:
+            sources, labels = sources[:, :length], labels[:, :length]
         return ops.gather(rows, sources.reshape((-1,)), 0).reshape(sources.shape + (hidden_size,)), labels
 
     def routed(self, rows, sources, choices):
@@ -151,7 +155,9 @@ class SlimeModel(ImageTextModel):
         """
         embeds = ops.gather(rows, sources.reshape((-1,)), 0).reshape(sources.shape + (rows.shape[-1],))
         text = choices[:, 0]
-        mask = (text > 0) if self.config.router.sees_answers else (text == 1)
+        mask = text == PROMPT
+        if self.config.router.sees_answers:
+            mask = ops.logical_or(mask, text == ANSWERED)
         scores = router_scores(embeds, text_direction(embeds, mask.astype(ms.float32)))
         if self.training and self.noise is not None:
             scores = scores + self.config.router.noise * self.noise(*scores.shape)

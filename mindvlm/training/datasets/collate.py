@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindvlm.core.errors import UserError
+from mindvlm.nn.splice import ANSWERED, PROMPT
 from mindvlm.processing.images.picture import NEWLINE, Picture, branches_of
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.datasets.samples import Sample
-
-PROMPT, ANSWERED = 1, 2
-"""Entries of the first row of `SampleBatch.choices`: text before the first answer, and from the first answer on."""
 
 
 @dataclass(frozen=True)

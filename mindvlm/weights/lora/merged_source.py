@@ -58,8 +58,8 @@ class MergedSource(SourceView):
     def __init__(self, base: TensorSource, adapter: Adapter, beside: Sequence[MergedSource] = ()):
         findings = [*_misfits(base.infos, adapter), *_left_out(base.infos, adapter)]
         if findings:
-            has_base = adapter.targets.keys() & base.infos.keys()
-            remedy = "" if has_base else "give the base of the adapter before its other files"
+            no_base = adapter.low_rank and not adapter.low_rank.keys() & base.infos.keys()
+            remedy = "give the weights on which it was trained" if no_base else ""
             raise ConversionError(f"{adapter.path} does not fit {base.path}", findings, remedy)
         super().__init__(base)
         self.merged: Mapping[str, tuple[str, ...]] = dict(adapter.targets)

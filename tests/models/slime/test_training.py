@@ -105,6 +105,7 @@ def asked_loss(model, samples: list[Sample], frequencies: Tensor, *, sees_answer
         ({"use_global_only": True, "mm_learnable_gated": 1}, {}),
         ({"image_aspect_ratio": "pad"}, {}),
         ({}, {"original": True, "max_length": 163}),
+        ({"use_global_only": True}, {"original": True, "max_length": 150}),
     ],
 )
 def test_the_loss_and_gradients_are_those_of_the_rows_when_asking(opened, changes, options):
@@ -271,8 +272,23 @@ def test_noise_follows_from_the_pass_and_is_off_when_asking(opened, noise):
     assert loss(3) == loss(3) != loss(4) and quiet not in (loss(3), loss(4))
     if not noise:
         assert cell.mm_projector.noise.counter is cell.noise.counter, "one counter, which the step increments"
+        assert (cell.mm_projector.noise(4, 8) != cell.noise(4, 8)).any(), "other values for the router"
     cell.set_train(False)
     np.testing.assert_allclose(loss(3), quiet, rtol=1e-6)
+
+
+def test_noise_is_added_to_the_scores_before_the_temperature(opened):
+    cell = noisy(opened(mm_resampler_temp=4.0)[0]).model.set_train()
+    num_text, length = 5, 45
+    rows = np.random.default_rng(0).normal(size=(length, 32)).astype(np.float32)
+    choices = np.zeros((1, 2, length), np.int32)
+    choices[0, 0, :num_text], choices[0, 1, num_text:] = 1, 1
+    sources = Tensor(np.arange(length, dtype=np.int32)[None])
+    order = cell.routed(Tensor(rows), sources, Tensor(choices)).asnumpy()[0]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    scores = unit[num_text:] @ unit[:num_text].sum(0) + 3.0 * cell.noise(1, length).asnumpy()[0, num_text:]
+    kept = np.concatenate((np.arange(num_text), num_text + kept_rows(scores, cell.config.router)))
+    assert len(kept) < length and order[: len(kept)].tolist() == kept.tolist()
 
 
 def test_training_keys_without_effect_are_refused(opened):

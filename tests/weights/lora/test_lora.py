@@ -214,8 +214,9 @@ def layers(num_layers: int) -> dict[str, torch.Tensor]:
 
 
 def test_files_beside_an_adapter_are_no_base(tmp_path):
-    error = refused({"mm_projector.weight": torch.ones(6, 5)}, write_adapter(tmp_path, layers(1)))
-    assert "does not fit" in str(error) and str(error).endswith("; give the base of the adapter before its other files")
+    folder = write_adapter(tmp_path, {**layers(1), "norm.bias": torch.ones(2)})
+    error = refused({"norm.bias": torch.ones(2)}, folder)
+    assert "does not fit" in str(error) and str(error).endswith("; give the weights on which it was trained")
 
 
 def test_targets_that_the_base_has_not(tmp_path):
