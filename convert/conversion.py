@@ -37,11 +37,12 @@ from mindvlm.weights.buffers import unpack_buffers
 from mindvlm.weights.companions import copy_companions
 from mindvlm.weights.lora.merging import ADAPTERS_KEY
 from mindvlm.weights.opened import ALIASES_KEY, BUFFERS_KEY, METADATA_KEY, NAMING_KEY, Opened, open_native
+from mindvlm.weights.recognise import Formed
 from mindvlm.weights.rules.overlaid import OverlaidSource
 from mindvlm.weights.rules.plan import Plan
 
 DTYPES = ("keep", "float32", "float16", "bfloat16")
-NAMINGS = ("native", "hf")
+NAMINGS = ("native", "hf", *sorted({name for model in convertible_models() for name in model.forms} - {"hf"}))
 PROOFS = ("tensors", "logits")
 
 
@@ -54,7 +55,7 @@ class Request:
         target: a `.safetensors` or `.ckpt` file, or a folder; None for MODEL.ckpt beside the base.
         model: the name of a convertible model, or None to recognise it.
         dtype: "keep", or the dtype to cast floating-point tensors to.
-        to: "native" names, or "hf" for the names, shapes and layout of the Hugging Face files.
+        to: "native" names, "hf" for the names, shapes and layout of the Hugging Face files, or a form of the model.
         only: the key of the part to keep, None for everything.
         merge_lora: folder of a PEFT adapter to merge into the weights.
         max_shard_size: size limit of each file in bytes, None for one file.
@@ -82,8 +83,10 @@ class Request:
         _check_choice("--to", self.to, NAMINGS)
         if self.verify:
             _check_choice("--verify", self.verify, PROOFS)
-        if self.target is None and self.to == "hf":
-            raise UserError("--to hf writes new weights; give a folder or a .safetensors with --mindspore_ckpt_path")
+        if self.target is None and self.to != "native":
+            raise UserError(
+                f"--to {self.to} writes new weights; give a folder or a .safetensors with --mindspore_ckpt_path"
+            )
         if self.target is not None:
             check_ending(self.target)
 
@@ -106,6 +109,7 @@ class Conversion:
         statistics: of each written tensor, if requested.
         verified, parity: the proofs, if requested.
         failure: the first failed proof; then no file appears.
+        formed: the form whose tensors were computed, or None.
     """
 
     request: Request
@@ -122,6 +126,7 @@ class Conversion:
     verified: Verified | None = None
     parity: ParityReport | None = None
     failure: UserError | None = None
+    formed: Formed | None = None
 
 
 class ParityFailure(UserError):
@@ -183,7 +188,12 @@ def _prepare(request: Request, opened: Opened) -> Conversion:
     if request.target is None:
         request = dataclasses.replace(request, target=opened.default_target())
     config = opened.parity_config() if request.verify == "logits" else None
-    way_out = opened.way_back() if request.to == "hf" else None
+    formed, form = None, request.to if request.to in opened.model.forms else ""
+    if request.to != "native" and request.to != "hf" and not form:
+        raise UserError(f"--to {request.to!r} is no form of {opened.model.name}; expected native or hf")
+    if form:
+        opened, formed = opened.in_form(form)
+    way_out = opened.way_back(form) if request.to != "native" else None
     tensors: TensorSource = way_out.view(opened.source) if way_out else opened.source
     # computed tensors that the base has, or had before it was converted to native names
     found = unpack_buffers(opened.packed_buffers) if way_out and not request.only else {}
@@ -201,6 +211,7 @@ def _prepare(request: Request, opened: Opened) -> Conversion:
         tensors=tensors,
         target=target,
         config=config,
+        formed=formed,
     )
 
 
@@ -226,6 +237,10 @@ def _write(conversion: Conversion, place: Path, show_progress: bool) -> None:
             without = ("config.json",) if opened.undescribed_parts else ()
             copies = copy_companions(folder, place, opened.model.companions, without=without)
             companions.update((file.name, file) for file in copies)
+        if conversion.formed:
+            for name, content in conversion.formed.files.items():
+                (place / name).write_bytes(content)
+                companions[name] = place / name
         conversion.copied = tuple(Output(target.folder / name, file) for name, file in companions.items())
 
 
@@ -265,7 +280,7 @@ def _is_whole(opened: Opened, only: str | None) -> bool:
 def _metadata(request: Request, opened: Opened) -> dict[str, str]:
     """Returns the text entries of the file: those of the source for `--to hf`, else what the way back needs."""
     adapters = {ADAPTERS_KEY: ",".join(opened.held_adapters)} if opened.held_adapters else {}
-    if request.to == "hf":
+    if request.to != "native":
         return opened.source_metadata | adapters
     kept = {"format": "ms", NAMING_KEY: opened.naming, METADATA_KEY: json.dumps(opened.source_metadata)}
     optional = {ALIASES_KEY: ",".join(opened.aliases), BUFFERS_KEY: opened.packed_buffers}

@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parts = ", ".join(dict.fromkeys(part.key for model in convertible_models() for part in model.native.parts))
     add("--model", help=f"one of: {models} (default: recognised from the tensors and config.json)")
     add("--dtype", default="keep", help=f"one of: {', '.join(DTYPES)} (default: %(default)s)")
-    add("--to", default="native", help=f"names and layout of the target: {' or '.join(NAMINGS)} (default: %(default)s)")
+    add("--to", default="native", help=f"names and layout of the target: {', '.join(NAMINGS)} (default: %(default)s)")
     add("--max_shard_size", metavar="SIZE", help="split .safetensors into files of at most this size, such as 2GB")
     add("--only", metavar="PART", help=f"keep one part: {parts}")
     add("--merge_lora", metavar="FOLDER", help="merge a PEFT adapter into the weights")

@@ -6,7 +6,7 @@ below; a float that JSON cannot express is one of the texts "NaN", "Infinity", "
     schema            "mindvlm-conversion"
     schema_version    1; grows when a key changes its meaning or disappears
     model, family     what was recognised, such as "vary_toy" and "vary"
-    options           the settings of the conversion, by name
+    options           the settings of the conversion, by name; form: note and residual of computed tensors, or null
     sources           list: role ("base", "layer", "adapter"), path, format, naming, files
       files           list: path, bytes, sha256
     rules             list: source, kind, from, to, used; the rules that were used, `used` times each
@@ -208,7 +208,11 @@ def _origins(conversion: Conversion) -> Origins:
         carry_origins({name: {index: [name]} for name in one.tensors.infos}, one.plan)
         for index, one in enumerate(opened.inputs)
     ]
-    origins: Origins = {name: carried[opened.origins[name]][name] for name in opened.source.infos}
+    computed = conversion.formed.computed if conversion.formed else {}
+    origins: Origins = {
+        name: _joined(carried[opened.origins[one]][one] for one in computed.get(name, [name]))
+        for name in opened.source.infos
+    }
     if opened.adapter:
         origins = add_origins(origins, opened.modified, len(carried))
     if not conversion.way_out:
@@ -227,7 +231,8 @@ def _sources(opened: Opened) -> list[dict[str, Any]]:
     found = []
     for index, one in enumerate(opened.inputs):
         checkpoint = one.checkpoint
-        files = dict.fromkeys((checkpoint.path, *checkpoint.files))
+        # a folder of shards is no file
+        files = dict.fromkeys(path for path in (checkpoint.path, *checkpoint.files) if not path.is_dir())
         found.append(
             ("layer" if index else "base", checkpoint.path, describe_format(checkpoint), one.plan.table.name, files)
         )
@@ -247,6 +252,7 @@ def _options(conversion: Conversion) -> dict[str, Any]:
         "max_shard_size": request.max_shard_size,
         "dry_run": request.dry_run,
         "sizes": conversion.opened.sizes,
+        "form": {"note": conversion.formed.note, "residual": conversion.formed.residual} if conversion.formed else None,
     }
 
 

@@ -24,6 +24,8 @@ def summary(conversion: Conversion) -> str:
     lines.append(f"model: {opened.model.name}")
     for one in opened.inputs:
         lines += _rules(one.plan)
+    if conversion.formed and conversion.formed.note:
+        lines.append(conversion.formed.note)
     if conversion.way_out:
         lines += _rules(conversion.way_out)
     if opened.absent_parts:

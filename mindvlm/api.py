@@ -1,10 +1,11 @@
-"""Loading a model: `load` returns a `VisionLanguageModel`."""
+"""Loading a model: `load` returns a `VisionLanguageModel`, or a `PictureSequenceModel` if it generates pictures."""
 
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mindvlm.code_session import PictureSequenceModel
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to, silence_progress
@@ -19,6 +20,8 @@ from mindvlm.session import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
 
+SESSIONS = {"text": VisionLanguageModel, "pictures": PictureSequenceModel}
+
 
 def load(
     config_path: str | Path | None = None,
@@ -26,7 +29,7 @@ def load(
     progress: Callable[[str], None] | None = None,
     cache: bool = True,
     **overrides,
-) -> VisionLanguageModel:
+) -> VisionLanguageModel | PictureSequenceModel:
     """Builds the model of a YAML or a checkpoint folder and loads its weights.
 
     Args:
@@ -74,7 +77,7 @@ def load(
         if mesh.is_first:
             host.wait()
         fill_parameters(model, ShardedSource(weights, specs))
-    loaded = VisionLanguageModel(model, processor, config, progress=progress, mesh=mesh)
+    loaded = SESSIONS[family.output](model, processor, config, progress=progress, mesh=mesh)
     loaded.load_seconds = time.perf_counter() - start
     return loaded
 

@@ -27,20 +27,26 @@ logger = logging.getLogger(__name__)
 MAX_SLOTS = 16
 
 
-class VisionLanguageModel:
-    """A loaded model with its processor, as returned by `mindvlm.load`.
+class LoadedModel:
+    """A loaded model with its processor. Base of the sessions.
 
     Methods accept the options of `GenerationConfig` as keyword arguments, which override the YAML.
 
     Attributes:
         load_seconds: time taken by loading.
-        engine: generates tokens for requests.
-        encoder: encodes pictures and caches recent ones.
+        engine: generates ids for requests.
         mesh: the processes that share the weights; all of them must make the same calls.
     """
 
     def __init__(
-        self, model, processor, config, *, progress: Callable[[str], None] | None = None, mesh: Mesh | None = None
+        self,
+        model,
+        processor,
+        config,
+        *,
+        placeholder_id: int,
+        progress: Callable[[str], None] | None = None,
+        mesh: Mesh | None = None,
     ):
         self.model = model
         self.progress = progress
@@ -50,16 +56,44 @@ class VisionLanguageModel:
         self.load_seconds = 0.0
         self.engine = Engine(
             model,
-            placeholder_id=processor.tokenizer.special_id(processor.image_span.placeholder),
+            placeholder_id=placeholder_id,
             max_length=config.model.max_length,
             graph_mode=config.mode == "graph",
             on_compile=self.log_compilation,
         )
-        self.encoder = ImageEncoder(self.engine)
 
     def log_compilation(self, stage: str) -> None:
         with progress_to(self.progress):
             logger.info(f"compiling the {stage} graph (once per shape)")
+
+    def generation_config(self, overrides: dict) -> GenerationConfig:
+        """Returns the generation section of the YAML with some keys replaced."""
+        return build_config(GenerationConfig, {**dataclasses.asdict(self.config.generation), **overrides}, "generation")
+
+    def options(self, generation: dict) -> GenerationConfig:
+        """Returns `generation_config` and warns of options without effect."""
+        options = self.generation_config(generation)
+        without_effect = [key for key in ("temperature", "top_k", "top_p") if key in generation]
+        if without_effect and not options.do_sample:
+            warnings.warn(f"{', '.join(without_effect)} without effect: do_sample is false", stacklevel=3)
+        return options
+
+    def seed(self, options: GenerationConfig, offset: int = 0) -> int:
+        """Returns the seed of the request with a number."""
+        return (self.config.seed if options.seed is None else options.seed) + offset
+
+
+class VisionLanguageModel(LoadedModel):
+    """A model that answers with text, as returned by `mindvlm.load`.
+
+    Attributes:
+        encoder: encodes pictures and caches recent ones.
+    """
+
+    def __init__(self, model, processor, config, **options):
+        placeholder_id = processor.tokenizer.special_id(processor.image_span.placeholder)
+        super().__init__(model, processor, config, placeholder_id=placeholder_id, **options)
+        self.encoder = ImageEncoder(self.engine)
 
     def chat(
         self, query: str, images=None, history: History | None = None, *, stream: bool = False, **generation
@@ -182,18 +216,6 @@ class VisionLanguageModel:
             ids = [*prefix, *prompter(features.counts).input_ids]
         return ids, features
 
-    def generation_config(self, overrides: dict) -> GenerationConfig:
-        """Returns the generation section of the YAML with some keys replaced."""
-        return build_config(GenerationConfig, {**dataclasses.asdict(self.config.generation), **overrides}, "generation")
-
-    def options(self, generation: dict) -> GenerationConfig:
-        """Returns `generation_config` and warns of options without effect."""
-        options = self.generation_config(generation)
-        without_effect = [key for key in ("temperature", "top_k", "top_p") if key in generation]
-        if without_effect and not options.do_sample:
-            warnings.warn(f"{', '.join(without_effect)} without effect: do_sample is false", stacklevel=3)
-        return options
-
     def new_text(self, options: GenerationConfig) -> AnswerText:
         """Returns the empty text of a new answer, with the stop rules of the template and the options."""
         stop_strings = (*self.processor.stop_strings, *options.stop_strings)
@@ -214,7 +236,7 @@ class VisionLanguageModel:
         seed_offset: int = 0,
     ) -> Request:
         """A request whose answer goes to `text`."""
-        seed = (self.config.seed if options.seed is None else options.seed) + seed_offset
+        seed = self.seed(options, seed_offset)
         return Request(ids=ids, features=features.rows, options=options, stop=text.reason_after, seed=seed)
 
     def start(

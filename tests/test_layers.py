@@ -16,6 +16,7 @@ LAYERS = (
     ("convert", "evaluation", "serving"),
     ("training",),
     ("api", "datagen"),
+    ("code_session",),
     ("session",),
     ("generation",),
     ("models",),

@@ -60,7 +60,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chat_mode", nargs="?", const=True, default=False, type=cli.yes_or_no, help="chat over several turns"
     )
-    parser.add_argument("--output", type=os.path.expanduser, metavar="FILE", help="write one JSON line per answer")
+    parser.add_argument(
+        "--output",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="write one JSON line per answer; for a model that generates pictures the PNG, or a folder of them",
+    )
+    pictures = parser.add_argument_group("models that generate pictures")
+    pictures.add_argument(
+        "--prompt_pairs",
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="examples of the task: pictures NAME_img and their labels NAME_label",
+    )
+    pictures.add_argument("--grid", action="store_true", help="write examples, query and result as one picture")
+    pictures.add_argument(
+        "--num_frames", type=int, metavar="N", help="continue the pictures, frames of a video, by N frames"
+    )
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", type=os.path.expanduser, metavar="FILE", help="weights")
     for key, text in separate_parts().items():
@@ -100,7 +116,8 @@ def predict(argv: list[str] | None) -> int:
         raise UserError("--output has no effect with --chat_mode; leave one of them out")
     if arguments.chat_mode and is_launched():
         raise UserError("--chat_mode reads a keyboard, which msrun gives to no process; ask with --query")
-    if arguments.output:
+    # pictures may go to a folder
+    if arguments.output and not (arguments.prompt_pairs or arguments.num_frames):
         from mindvlm.checkpoint import check_writable
 
         check_writable(arguments.output)
@@ -127,6 +144,15 @@ def predict(argv: list[str] | None) -> int:
     if arguments.stop:
         options["stop_strings"] = arguments.stop
     model.generation_config(options)
+    if hasattr(model, "continue_pictures"):
+        if arguments.chat_mode or arguments.query != DEFAULT_QUERY:
+            raise UserError("the model generates pictures and reads no text; leave --query and --chat_mode out")
+        from mindvlm.tools.predict_pictures import predict_pictures
+
+        return predict_pictures(model, images, arguments, options)
+    for option in ("prompt_pairs", "grid", "num_frames"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} is for models that generate pictures; this one answers with text")
     if arguments.chat_mode:
         from mindvlm.tools.chat import chat
 

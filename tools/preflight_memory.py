@@ -154,8 +154,11 @@ def prompt_length(run: Run) -> int:
         UserError: the pictures alone are longer than the option says, or the prompt is longer than the context.
     """
     num_images, asked = run.arguments.num_images, run.arguments.num_prompt_tokens
-    pictures = counted(num_images, "picture")
-    length, max_length = run.config.model.image_token_len, run.config.model.max_length
+    pictures, max_length = counted(num_images, "picture"), run.config.model.max_length
+    if run.family.output == "pictures":
+        # the context is for pictures only, and is filled
+        return asked or max_length - run.config.model.num_picture_codes
+    length = run.config.model.image_token_len
     shortest, longest = run.processor.picture_lengths if run.processor else (length, length)
     if asked is not None and asked < num_images * shortest:
         raise UserError(f"--num_prompt_tokens is {asked} but {pictures} take {num_images * shortest} tokens; raise it")

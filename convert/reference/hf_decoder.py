@@ -56,7 +56,7 @@ class GroupedAttention(nn.Module):
 class LlamaAttention(GroupedAttention):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.o_bias)
 
     def forward(self, x: Tensor, **attention: Any) -> Tensor:
         return self.o_proj(self.attend(x, **attention))

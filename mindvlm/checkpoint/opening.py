@@ -15,6 +15,7 @@ from mindvlm.checkpoint.mindspore_format import read_mindspore
 from mindvlm.checkpoint.safetensors_format import read_safetensors
 from mindvlm.checkpoint.stored import Checkpoint, Contents, StoredTensor
 from mindvlm.checkpoint.torch_reader import read_torch
+from mindvlm.checkpoint.training_shards import find_shards, read_shards
 from mindvlm.checkpoint.untrusted import (
     MAX_JSON_BYTES,
     MAX_TENSORS,
@@ -66,7 +67,8 @@ def open_checkpoint(path: str | Path, *, require_finite: bool = False, may_be_em
     """Opens a checkpoint: `.safetensors`, torch `.bin/.pt/.pth`, MindSpore `.ckpt`, an index of shards, or a folder.
 
     A folder may hold the weights in sub-folders, as TinyLLaVA Factory saves them: language_model, vision_tower and
-    connector. The names then begin with that of the sub-folder.
+    connector. The names then begin with that of the sub-folder. Or it holds the shards of InternLM's trainer, see
+    training_shards.py; one of them stands for all.
 
     Only headers are read; tensors are read on request. Nothing in the file is executed.
 
@@ -80,10 +82,16 @@ def open_checkpoint(path: str | Path, *, require_finite: bool = False, may_be_em
     """
     path = Path(os.path.expanduser(path))
     try:
-        folders = part_folders(path)
-        if path.is_dir() and not folders:
-            path = find_weights(path)
-        contents = _read_parts(folders) if folders else _read_weights(path)
+        shards = find_shards(path)
+        folders = [] if shards else part_folders(path)
+        if shards:
+            path = path if len(shards) == 1 or path.is_dir() else path.parent
+            contents = read_shards(shards, _read_file)
+        elif folders:
+            contents = _read_parts(folders)
+        else:
+            path = find_weights(path) if path.is_dir() else path
+            contents = _read_weights(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); check the path and permissions"

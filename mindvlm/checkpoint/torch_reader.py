@@ -62,6 +62,7 @@ _MAX_PICKLE_BYTES = 16 * 1024 * 1024
 _MAX_REPEATED_BYTES = 64 * 1024 * 1024
 _MAX_ITEMS = 500_000
 _MAX_AXES = 32
+_MAX_DEPTH = 16
 _WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 _OPTIMIZER = ("optimizer_state_dict", "param_groups", "optimizer_states", "optimizer")
 _MAX_TABLES, _MAX_ENTRIES = 3, 32
@@ -93,22 +94,59 @@ def read_torch(path: Path) -> Contents:
     Raises:
         UserError: the file is truncated, damaged, not a torch file, or its pickle would run code.
     """
+    pickled, segments = _read_pickle(path)
+    table = _tensor_table(path, pickled)
+    return Contents({name: _locate(path, name, tensor, segments) for name, tensor in table.items()})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the entries of a table of settings that `torch.save` wrote, of any kind of dict.
+
+    A dtype becomes its name. Values other than texts, numbers, lists and tables are left out.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, holds no table, or its pickle would run code.
+    """
+    try:
+        pickled, _ = _read_pickle(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check path and permissions") from error
+    if not isinstance(pickled, Opaque | dict):
+        raise UserError(f"{path}: holds no table of settings; give the file that the training wrote")
+    return _plain_entries(path, pickled, _MAX_DEPTH)
+
+
+def _plain_entries(path: Path, table: Opaque | dict, depth: int) -> dict[str, Any]:
+    if not depth:
+        raise UserError(
+            f"{path}: its tables lie more than {_MAX_DEPTH} deep in each other; give the file that the training wrote"
+        )
+    found = {}
+    for key, value in _entries(table).items():
+        if isinstance(value, Opaque) and value.entries or isinstance(value, dict):
+            value = _plain_entries(path, value, depth - 1)
+        elif isinstance(value, Global):
+            value = value.name
+        if isinstance(key, str) and (value is None or isinstance(value, str | int | float | list | dict)):
+            found[key] = value
+    return found
+
+
+def _read_pickle(path: Path) -> tuple[Any, Mapping[str, Segment]]:
+    """Returns the object in a file of `torch.save`, and the places of its storages."""
     with open(path, "rb") as file:
         head = file.read(4)
         file.seek(0)
         try:
             if head[:2] == b"PK":
-                pickled, segments = _read_zip(path, file)
-            elif head[:1] == b"\x80":
-                pickled, segments = _read_legacy(path, file)
-            else:
-                raise UserError(f"{path}: not a PyTorch file; give a .bin/.pt that torch.save wrote")
+                return _read_zip(path, file)
+            if head[:1] == b"\x80":
+                return _read_legacy(path, file)
         except PickleRefused as error:
             raise UserError(
                 f"{path}: refused, it {error}; nothing was executed, save the plain state_dict or use safetensors"
             ) from error
-    table = _tensor_table(path, pickled)
-    return Contents({name: _locate(path, name, tensor, segments) for name, tensor in table.items()})
+    raise UserError(f"{path}: not a PyTorch file; give a .bin/.pt that torch.save wrote")
 
 
 def _read_zip(path: Path, file: BinaryIO) -> tuple[Any, Mapping[str, Segment]]:

@@ -22,7 +22,7 @@ from mindvlm.checkpoint.tensor_file import TensorFile
 from mindvlm.checkpoint.torch_writer import stream_torch
 from mindvlm.core.errors import UserError
 
-_STREAMS = {".safetensors": stream_safetensors, ".ckpt": stream_mindspore, ".bin": stream_torch}
+_STREAMS = {".safetensors": stream_safetensors, ".ckpt": stream_mindspore, ".bin": stream_torch, ".pt": stream_torch}
 WRITABLE_ENDINGS = tuple(_STREAMS)
 _FOLDER_STEM = "model"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -139,7 +139,7 @@ def plan_target(path: str | Path, infos: Mapping[str, TensorInfo], *, max_shard_
     check_ending(path)
     if max_shard_size is not None and max_shard_size < 1:
         raise UserError(f"max_shard_size {max_shard_size}: must be at least 1 byte; give a size such as 5GB")
-    if path.suffix in (".ckpt", ".bin"):
+    if path.suffix in (".ckpt", ".bin", ".pt"):
         if max_shard_size is not None:
             raise UserError(
                 f"{path}: a {path.suffix} is always one file; leave max_shard_size out or write .safetensors"

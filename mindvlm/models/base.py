@@ -16,6 +16,7 @@ from mindvlm.nn.memory import VisionMemory
 from mindvlm.nn.resize_tables import keep_shape
 from mindvlm.parallel.plan import Rule
 from mindvlm.processing.chat_processor import ChatProcessor
+from mindvlm.processing.code_processor import CodeProcessor
 from mindvlm.weights.config_json import Config
 from mindvlm.weights.recognise import ConvertibleModel, native_view
 from mindvlm.weights.rules.findings import Finding
@@ -55,6 +56,7 @@ class Family:
         parse_config: returns the run config of a YAML; called with (mapping, path of the file).
         build: builds the model Cell; called with (config.model, context).
         processor: converts pictures and text to model inputs; called with (config.processor).
+        output: what the model generates: text, with a `ChatProcessor`, or codes of pictures, with a `CodeProcessor`.
         models: the checkpoints that can be loaded and converted.
         vision_memory: estimates the memory that the towers need for one picture; called with (config.model, item_size).
         tensor_parallel: rules for the Cells that tensor parallelism divides; a rule may match nothing.
@@ -78,8 +80,9 @@ class Family:
     name: str
     parse_config: Callable[[dict, Path], Any]
     build: Callable[[Any, BuildContext], nn.Cell]
-    processor: Callable[[Any], ChatProcessor]
+    processor: Callable[[Any], ChatProcessor | CodeProcessor]
     models: Sequence[ConvertibleModel]
+    output: Literal["text", "pictures"] = "text"
     vision_memory: Callable[[Any, int], VisionMemory] | None = None
     tensor_parallel: tuple[Rule, ...] = ()
     make_fit: Callable[[Any], FitTensor] | None = None

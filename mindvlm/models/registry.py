@@ -19,6 +19,7 @@ FAMILIES = {
     "vary": "mindvlm.models.vary",
     "tinyllava": "mindvlm.models.tinyllava",
     "slime": "mindvlm.models.slime",
+    "delvm": "mindvlm.models.delvm",
 }
 """Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS. Optional modules:
 `<package>.records` defines RECORD_FORMATS, `<package>.public_data` defines PUBLIC_DATA."""

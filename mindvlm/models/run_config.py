@@ -65,6 +65,9 @@ def read_folder(folder: Path, overrides: dict[str, Any]) -> Any:
     """
     data = config_json.read_config(folder)
     if data is None:
+        readers = filter(None, (model.other_config for model in convertible_models()))
+        data = next((found for read in readers if (found := read(folder)) is not None), None)
+    if data is None:
         raise UserError(f"{folder}: has no config.json; give the folder of a checkpoint, or a YAML")
     types = config_json.named_types(data)
     names = dict.fromkeys(model.family for model in convertible_models() if set(types) & set(model.model_types))

@@ -50,7 +50,7 @@ class DecoderConfig:
         partial_rotary_factor: fraction of a head's dimensions that are rotated, from the first one on.
         residual: "sequential": attention, then the MLP, each after its own norm; "parallel": both after one norm.
         residual_dropout: dropout probability of the parallel branches in training.
-        mlp: "gated": down(act(gate x) * up x) without biases; "plain": fc2(act(fc1 x)) with biases.
+        mlp: "gated": down(act(gate x) * up x) without biases; "plain": fc2(act(fc1 x)), with biases if `mlp_bias`.
         qkv_bias, o_bias: whether the attention's input and output projections have biases.
         float32_scores: whether query-key products are always in float32.
         tie_word_embeddings: whether the head shares the matrix of token embeddings.
@@ -77,6 +77,7 @@ class DecoderConfig:
     residual: Literal["sequential", "parallel"] = "sequential"
     residual_dropout: float = 0.0
     mlp: Literal["gated", "plain"] = "gated"
+    mlp_bias: bool = True
     hidden_act: str = "silu"
     qkv_bias: bool = True
     o_bias: bool = False

@@ -15,7 +15,7 @@ from mindvlm.nn.dropout import RowDropout, new_counter
 from mindvlm.nn.kv_cache import LayerKVCache, cache_indices
 from mindvlm.nn.layout import widen
 from mindvlm.nn.linear import BiasedHead, Embedding, Head, TiedHead
-from mindvlm.nn.mlp import MLPS
+from mindvlm.nn.mlp import build_mlp
 from mindvlm.nn.norm import NORMS
 from mindvlm.nn.positions import GroupedRotaryPositions, LearnedPositions, RotaryPositions
 from mindvlm.nn.rotary import logn_scale
@@ -53,9 +53,7 @@ class DecoderLayer(nn.Cell):
         self.self_attn = attention(config, context)
         if config.residual == "sequential":
             self.post_attention_layernorm = build_norm(config, dtype)
-        self.mlp = MLPS[config.mlp](
-            config.hidden_size, config.intermediate_size, hidden_act=config.hidden_act, dtype=dtype
-        )
+        self.mlp = build_mlp(config, dtype)
 
     def construct(self, x, cos, sin, query_scale, mask):
         normed = self.input_layernorm(x)

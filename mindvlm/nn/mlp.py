@@ -8,6 +8,7 @@ import functools
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.linear import Linear
 
 
@@ -122,16 +123,23 @@ class GatedMLP(nn.Cell):
 
 
 class PlainMLP(nn.Cell):
-    """fc2(act(fc1 x)), with biases. x (..., hidden_size) -> the same shape."""
+    """fc2(act(fc1 x)). x (..., hidden_size) -> the same shape."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, *, hidden_act: str = "relu", dtype=ms.float32):
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, *, hidden_act: str = "relu", has_bias=True, dtype=ms.float32
+    ):
         super().__init__()
-        self.fc1 = Linear(hidden_size, intermediate_size, dtype=dtype)
-        self.fc2 = Linear(intermediate_size, hidden_size, dtype=dtype)
+        self.fc1 = Linear(hidden_size, intermediate_size, has_bias=has_bias, dtype=dtype)
+        self.fc2 = Linear(intermediate_size, hidden_size, has_bias=has_bias, dtype=dtype)
         self.act = activation(hidden_act)
 
     def construct(self, x):
         return self.fc2(self.act(self.fc1(x)))
 
 
-MLPS = {"gated": GatedMLP, "plain": PlainMLP}
+def build_mlp(config: DecoderConfig, dtype) -> nn.Cell:
+    """Returns a new feed-forward block of the kind in the config of a decoder."""
+    sizes = config.hidden_size, config.intermediate_size
+    if config.mlp == "gated":
+        return GatedMLP(*sizes, hidden_act=config.hidden_act, dtype=dtype)
+    return PlainMLP(*sizes, hidden_act=config.hidden_act, has_bias=config.mlp_bias, dtype=dtype)

@@ -44,9 +44,8 @@ def decoder_layer_shapes(config: DecoderConfig, prefix: str) -> Shapes:
     if config.residual == "sequential":
         shapes |= norm_shapes(f"{prefix}post_attention_layernorm", hidden, bias=has_norm_bias)
     if config.mlp == "plain":
-        return (
-            shapes | linear_shapes(f"{prefix}mlp.fc1", inner, hidden) | linear_shapes(f"{prefix}mlp.fc2", hidden, inner)
-        )
+        shapes |= linear_shapes(f"{prefix}mlp.fc1", inner, hidden, bias=config.mlp_bias)
+        return shapes | linear_shapes(f"{prefix}mlp.fc2", hidden, inner, bias=config.mlp_bias)
     for name in ("gate", "up"):
         shapes |= linear_shapes(f"{prefix}mlp.{name}_proj", inner, hidden, bias=False)
     return shapes | linear_shapes(f"{prefix}mlp.down_proj", hidden, inner, bias=False)

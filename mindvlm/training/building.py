@@ -46,7 +46,8 @@ def read_model(config: TrainConfig) -> Any:
     """Reads the config of the model to train and applies the changes of the job.
 
     Raises:
-        UserError: the config cannot be read, has another family than the job, or a change is invalid.
+        UserError: the config cannot be read, has another family than the job or one that cannot train, or a change is
+            invalid.
     """
     changes = dict(config.model_changes)
     parts = {key: changes.pop(key) for key in separate_parts() if key in changes}
@@ -59,6 +60,8 @@ def read_model(config: TrainConfig) -> Any:
             f"family is {config.family!r} but {config.model_config} is of the family {model.family!r}; "
             f"set family: {model.family}"
         )
+    if (output := get_family(model.family).output) != "text":
+        raise UserError(f"model_config {config.model_config}: generates {output}; only models that answer can train")
     if not changes:
         return model
     path = Path(config.model_config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mindvlm.weights.config_json import read_config
 from mindvlm.weights.foreign import require_plain_weights
 from mindvlm.weights.lora.adapter import Adapter, chosen_adapter, open_adapter
 from mindvlm.weights.lora.merging import held_adapters, merge_adapter
-from mindvlm.weights.recognise import ConvertibleModel, detect_model, tables_of
+from mindvlm.weights.recognise import ConvertibleModel, Formed, detect_model, tables_of
 from mindvlm.weights.remedies import connector_remedy
 from mindvlm.weights.rules.findings import ConversionError, Finding
 from mindvlm.weights.rules.overlaid import OverlaidSource, SelectedSource
@@ -160,8 +160,22 @@ class Opened:
             return self.model.released_config()
         raise UserError(f"{self.source.path}: --verify logits needs the model's config.json; put it beside the weights")
 
-    def way_back(self) -> Plan:
-        """Returns the plan from native names to Hugging Face names, those of the base if it had such."""
+    def in_form(self, name: str) -> tuple[Opened, Formed]:
+        """Returns the model in a form of `ConvertibleModel.forms`, and its description.
+
+        Raises:
+            UserError: the tensors do not determine the form.
+        """
+        formed = self.model.forms[name].make(self.source, self.config)
+        origins = dict(self.origins) | dict.fromkeys(formed.computed, 0)
+        absent = self.model.native.absent(formed.source.infos)
+        return replace(self, source=formed.source, origins=origins, absent_parts=absent), formed
+
+    def way_back(self, form: str = "") -> Plan:
+        """Returns the plan from native names to those of a form, or to Hugging Face names, those of the base if it had
+        such."""
+        if form and (chosen := self.model.forms[form].table):
+            return make_plan(chosen.reverse(), self.source.infos, partial=True, origin=str(self.source.path))
         tables = self.model.hf_tables_for(self.source.infos)
         table = next((table for table in tables if table.name == self.naming), None)
         if table is None:
@@ -206,6 +220,8 @@ def open_native(
         found = detect_model(
             models, *(source.infos for source in sources), folder_config=config, name=model, origin=origin
         )
+        if config is None and found.other_config:
+            config = found.other_config(checkpoints[0].folder)
         folder, target_infos = _description(found, checkpoints)
         base = _input(found, checkpoints[0], sources[0], target_infos)
         left_out = found.left_out(target_infos or base.plan.infos) if found.left_out else None

@@ -12,7 +12,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.weights.config_json import Config, named_types, shown_name
 from mindvlm.weights.foreign import require_plain_weights
 from mindvlm.weights.remedies import remedy_for
-from mindvlm.weights.rules.consistency import require_consistent_sizes
+from mindvlm.weights.rules.consistency import require_consistent_sizes, require_open_tensors
 from mindvlm.weights.rules.findings import ConversionError
 from mindvlm.weights.rules.naming import Fit, best_fit, choose_table, require_size_of_model, targets_of, total_fit
 from mindvlm.weights.rules.overlaid import FirstRows
@@ -22,6 +22,38 @@ from mindvlm.weights.rules.table import RuleTable
 from mindvlm.weights.wrappers import without_wrappers
 
 Infos = Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True)
+class Formed:
+    """Native tensors of another form of a model.
+
+    Attributes:
+        source: the tensors.
+        computed: the tensors whose values are computed -> the native tensors that they are computed from.
+        note: a line for the summary and the report, or "".
+        residual: relative error of a form that the tensors determine only approximately; 0 if they determine it.
+        files: further files of a folder of this form, by name.
+    """
+
+    source: TensorSource
+    computed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    note: str = ""
+    residual: float = 0.0
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of a model that a conversion can write although its tensors are not those of the source.
+
+    Attributes:
+        make: returns the form; called with the native tensors and the config of the folder, or None.
+        table: names to write; None for those of `hf_tables`.
+    """
+
+    make: Callable[[TensorSource, Config | None], Formed]
+    table: RuleTable | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,9 @@ class ConvertibleModel:
         config_naming: returns the naming of the files beside a config.json, or None for that of `hf`.
         separate_parts: the keys of a run config that name checkpoints with parts of the model, with their help.
         companions: files that its folders have besides those of `mindvlm.weights.companions`.
+        other_config: returns the config of a folder that has it in another file than a config.json, or None.
+        implied_infos: returns the native tensors below open patterns that the sizes of given native tensors imply.
+        forms: the forms by the name that `--to` gives them; "hf" is computed before its names are given.
     """
 
     name: str
@@ -63,6 +98,9 @@ class ConvertibleModel:
     config_naming: Callable[[Config], str | None] | None = None
     separate_parts: Mapping[str, str] = field(default_factory=dict, hash=False)
     companions: tuple[str, ...] = ()
+    other_config: Callable[[Path], Config | None] | None = None
+    implied_infos: Callable[[Infos], Infos] | None = None
+    forms: Mapping[str, Form] = field(default_factory=dict, hash=False)
 
     @property
     def native(self) -> RuleTable:
@@ -107,6 +145,8 @@ class ConvertibleModel:
         sources_of: Callable[[str], Sequence[str]] | None = None,
     ) -> None:
         """Checks the target tensors of a plan against each other; see consistency.py for arguments and errors."""
+        if self.implied_infos:
+            require_open_tensors(plan, self.native, self.implied_infos(plan.infos), origin=origin)
         require_consistent_sizes(plan, self.native, self.example_infos(), origin=origin, sources_of=sources_of)
 
 

@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from mindvlm.code_session import PictureGraph
 from mindvlm.core import runtime
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import FEW_CANDIDATES, GreedyGraph, SamplingGraph
@@ -62,8 +63,8 @@ def small_config(path: str):
     if vocabulary := getattr(model, "vision_vocabulary", None):
         vocabulary.depth = 2
         vocabulary.global_attn_indexes = [1]
-    if model.vision_tower:
-        model.vision_tower.num_hidden_layers = NUM_LAYERS
+    if tower := getattr(model, "vision_tower", None):
+        tower.num_hidden_layers = NUM_LAYERS
     if router := getattr(model, "router", None):
         # in training only
         model.gate_noise, router.noise = True, 0.1
@@ -76,7 +77,7 @@ def blank(*shape: int, dtype) -> Tensor:
 
 
 def pixels(model_config, dtype) -> list[Tensor]:
-    sections = (model_config.vision_tower, getattr(model_config, "vision_vocabulary", None))
+    sections = [getattr(model_config, name, None) for name in ("vision_tower", "vision_vocabulary")]
     towers = [tower for tower in sections if tower]
     return [blank(NUM_IMAGES, 3, *height_and_width(tower.image_size), dtype=dtype) for tower in towers]
 
@@ -100,11 +101,18 @@ def predict_graphs(config, model, dtype) -> dict:
     ids, column = blank(BATCH_SIZE, CAPACITY, dtype=ms.int32), blank(BATCH_SIZE, 1, dtype=ms.float32)
     rules = [ids, ids, column, blank(BATCH_SIZE, dtype=ms.bool_), column, blank(BATCH_SIZE, 1, dtype=ms.int32)]
     rules += [column, column]
-    views = pixels(config.model, dtype)
+    views, seen = pixels(config.model, dtype), (features, dtype)
+    pictures = {}
+    if num_codes := getattr(config.model, "num_picture_codes", 0):
+        # one picture of codes, computed in float32
+        shape = (1, 3, config.model.vqgan.resolution, config.model.vqgan.resolution)
+        views, seen = [blank(*shape, dtype=ms.float32)], ((1, num_codes), ms.int32)
+        codes = blank(1, num_codes, dtype=ms.int32)
+        pictures = {"picture": (Checked(PictureGraph(model), shape, ms.float32), [codes])}
     # a bucket of two crops in place of a whole picture
     crops = [blank(NUM_IMAGES, 2, *view.shape[1:], dtype=dtype) for view in views]
-    return {
-        "vision": (Checked(VisionGraph(model), features, dtype), views),
+    return pictures | {
+        "vision": (Checked(VisionGraph(model), *seen), views),
         "crops": (Checked(VisionGraph(model), features, dtype), crops),
         "merge": (
             Checked(MergeGraph(model), embeds.shape, dtype),

@@ -72,6 +72,15 @@ def test_predict_with_global_views_and_crops(tmp_path, dtype):
 
 
 @pytest.mark.ci
+def test_predict_pictures(tmp_path):
+    """The VQGAN computes in float32 beside a decoder of 16 bits."""
+    num_fused = compile_graphs(tmp_path, "delvm/delvm_300m.yaml", "float16", "fused", [*PREDICT, "picture"])
+
+    assert num_fused["vision"] == num_fused["picture"] == [0, 0]
+    assert num_fused["prefill"] == num_fused["decode"] == num_fused["score"] == [2, 0]
+
+
+@pytest.mark.ci
 @pytest.mark.parametrize("attention", ["fused", "eager"])
 def test_predict_in_one_of_eight_processes(tmp_path, attention):
     """Each has 8 query heads and one key head of 70B."""

@@ -14,6 +14,9 @@ from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RuntimeConfig, start
 from tests.golden_readers import (
     caption,
+    delvm,
+    delvm_files,
+    delvm_pictures,
     language,
     preprocess,
     slime,
@@ -73,6 +76,16 @@ def is_text(case: Case) -> bool:
 
 
 KINDS = (
+    Kind("VQGAN", delvm_pictures.is_vqgan, delvm_pictures.read_vqgan_case),
+    Kind(
+        "DeLVM checkpoint",
+        delvm_files.is_checkpoint,
+        delvm_files.read_checkpoint,
+    ),
+    Kind("DeLVM decoder", delvm.is_decoder, delvm.read_decoder_case),
+    Kind("DeLVM conversion", delvm_files.is_conversion, delvm_files.read_conversion),
+    Kind("DeLVM pictures", delvm_pictures.is_sequence, delvm_pictures.read_sequence),
+    Kind("DeLVM demo", delvm_pictures.is_demo, delvm_pictures.read_demo),
     Kind("Vary-tiny", lambda case: is_language(case, config_key="ffn_dim"), language.read_language),
     Kind("Vary-tiny text", caption.is_caption_text, lambda case, report, mode: caption.read_caption_text(case, report)),
     Kind("language model", lambda case: is_language(case, config_key="rotary_emb_base"), language.read_language),

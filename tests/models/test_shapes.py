@@ -1,7 +1,12 @@
 """The listed shapes of a whole model are those of the Cell that is built from the same config."""
 
+import math
+
 import pytest
 
+from mindvlm.models.delvm.model import DelvmModel
+from mindvlm.models.delvm.model_config import DelvmModelConfig, VqganConfig
+from mindvlm.models.delvm.model_config import model_shapes as delvm_shapes
 from mindvlm.models.slime.model import SlimeModel
 from mindvlm.models.slime.model_config import RouterConfig, SlimeModelConfig
 from mindvlm.models.slime.model_config import model_shapes as slime_shapes
@@ -63,3 +68,18 @@ def test_slime(gate):
         router=RouterConfig(),
     )
     assert slime_shapes(config) == parameter_shapes(SlimeModel(config))
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("input_embedding", ["table", "codebook"])
+def test_delvm(input_embedding, attention):
+    changes = {"attn_resolutions": [8], "no_attn_mid_block": False, "resample_with_conv": False} if attention else {}
+    sizes = {"hidden_channels": 32, "channel_mult": [1, 2, 1], "num_res_blocks": 2, "z_channels": 6}
+    vqgan = VqganConfig(resolution=16, num_embeddings=50, quantized_embed_dim=4, **sizes, **changes)
+    decoder = DecoderConfig(**DECODER, o_bias=True)
+    config = DelvmModelConfig(language_model=decoder, vqgan=vqgan, input_embedding=input_embedding)
+    assert delvm_shapes(config) == parameter_shapes(DelvmModel(config))
+
+
+def test_the_published_delvm_has_the_published_number_of_parameters():
+    assert sum(map(math.prod, delvm_shapes(DelvmModelConfig(vqgan=VqganConfig())).values())) == 146_244_675

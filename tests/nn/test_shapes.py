@@ -23,6 +23,7 @@ DECODERS = {
     "stablelm": {"norm": "layer_norm", "partial_rotary_factor": 0.5},
     "stablelm without biases": {"norm": "layer_norm", "qkv_bias": False},
     "internlm": {"o_bias": True},
+    "vit": {"norm": "layer_norm", "mlp": "plain", "mlp_bias": False, "o_bias": True},
     "qwen2": {"num_key_value_heads": 2, "rope_theta": 1e6},
     "tied qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
 }

@@ -53,8 +53,8 @@ def test_what_is_ambiguous_without_targets():
 
 
 def test_an_unknown_family():
-    with pytest.raises(UserError, match="'family' is 'delvm'; expected one of vary, tinyllava"):
-        get_family("delvm")
+    with pytest.raises(UserError, match="'family' is 'nothing'; expected one of vary, tinyllava"):
+        get_family("nothing")
 
 
 def test_everything_is_needed_for_a_model():

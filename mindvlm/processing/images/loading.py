@@ -28,7 +28,9 @@ _TO_UPRIGHT = {
 """EXIF orientation -> the operation that makes the picture upright."""
 
 
-def load_image(source: ImageSource, *, folder: str = "", max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: ImageSource, *, folder: str = "", max_pixels: int = DEFAULT_MAX_PIXELS, keep_alpha: bool = False
+) -> Image.Image:
     """Loads a picture as upright RGB with 8 bits per channel.
 
     Applies the EXIF orientation and takes the first frame of an animation. Alpha is dropped, as in the original
@@ -41,6 +43,7 @@ def load_image(source: ImageSource, *, folder: str = "", max_pixels: int = DEFAU
             or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8, uint16, bool, or floats in 0..1.
         folder: folder of relative paths.
         max_pixels: limit of width x height, checked before decoding.
+        keep_alpha: whether to return a picture of mode RGBA unchanged.
 
     Raises:
         UserError: the file is missing, empty, damaged, not an image or over the limit, the URL is not local, or the
@@ -49,14 +52,14 @@ def load_image(source: ImageSource, *, folder: str = "", max_pixels: int = DEFAU
     if isinstance(source, np.ndarray):
         image = _image_of_array(source)
         _check_size("the array", image.size, max_pixels)
-        return _to_rgb(image)
+        return _to_rgb(image, keep_alpha)
     if isinstance(source, Image.Image):
-        return _decode(source, "the image", max_pixels)
+        return _decode(source, "the image", max_pixels, keep_alpha)
     name, file = encoded_picture(source, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _open(file, name) as image:
-            return _decode(image, name, max_pixels)
+            return _decode(image, name, max_pixels, keep_alpha)
 
 
 def _open(file: bytes | Path, name: str) -> Image.Image:
@@ -81,13 +84,13 @@ def _open(file: bytes | Path, name: str) -> Image.Image:
         raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _decode(image: Image.Image, name: str, max_pixels: int, keep_alpha: bool) -> Image.Image:
     _check_size(name, image.size, max_pixels)
     try:
         image.load()
         upright = _upright(image)
         _check_size(name, upright.size, max_pixels)
-        return _to_rgb(upright)
+        return _to_rgb(upright, keep_alpha)
     except UserError:
         raise
     except Exception as error:  # see _open
@@ -116,7 +119,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    if keep_alpha and image.mode == "RGBA":
+        return image
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
         return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or (image.mode == "P" and "transparency" in image.info):

@@ -43,8 +43,14 @@ def resize(
     return image.resize(size, resample)
 
 
-def resize_shortest_edge(image: Image.Image, size: int, *, rows_first: bool = False) -> Image.Image:
-    """Resizes the shortest edge to `size` and the other in proportion, rounded down; `rows_first` as in `resize`.
+def resize_shortest_edge(
+    image: Image.Image,
+    size: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    *,
+    rows_first: bool = False,
+) -> Image.Image:
+    """Resizes the shortest edge to `size` and the other in proportion, rounded down; other arguments as in `resize`.
 
     Raises:
         UserError: the result would exceed MAX_RESIZED_PIXELS, for a long and narrow picture.
@@ -54,7 +60,7 @@ def resize_shortest_edge(image: Image.Image, size: int, *, rows_first: bool = Fa
     if size * longest > MAX_RESIZED_PIXELS:
         raise UserError(f"image of {width} x {height}: too narrow to become {size} x {longest}; crop it")
     new_size = (size, longest) if width <= height else (longest, size)
-    return resize(image, new_size, rows_first=rows_first)
+    return resize(image, new_size, resample, rows_first=rows_first)
 
 
 def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:

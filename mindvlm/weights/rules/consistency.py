@@ -42,14 +42,16 @@ def require_consistent_sizes(
     axes = _axes_of_patterns(native, example)
     dtypes = {_pattern(native, name): info.dtype for name, info in example.items()}
     votes: dict[int, Counter[int]] = defaultdict(Counter)
-    for name, info in plan.infos.items():
+    # an example cannot show the tensors of an open pattern
+    infos = {name: info for name, info in plan.infos.items() if _pattern(native, name) in axes}
+    for name, info in infos.items():
         expected = axes[_pattern(native, name)]
         if len(expected) == len(info.shape):
             for axis in {(number, size) for number, size in zip(expected, info.shape, strict=True) if number}:
                 votes[axis[0]][axis[1]] += 1
     sizes = {number: _settle(counts) for number, counts in votes.items()}
     findings: dict[str, Finding] = {}
-    for name, info in plan.infos.items():
+    for name, info in infos.items():
         pattern = _pattern(native, name)
         finding = _find(sources_of(name)[0], info, axes[pattern], sizes, dtypes[pattern])
         if finding:
@@ -58,11 +60,41 @@ def require_consistent_sizes(
         raise ConversionError(f"{origin} does not fit together", list(findings.values()))
 
 
+def require_open_tensors(
+    plan: Plan, native: RuleTable, expected: Mapping[str, TensorInfo], *, origin: str = "the checkpoint"
+) -> None:
+    """Checks the targets of a plan below open patterns, of which an example shows none.
+
+    Args:
+        plan: maps to native names.
+        native: the table of native names.
+        expected: the native tensors that the sizes of the others imply.
+        origin: name of the source in messages.
+
+    Raises:
+        ConversionError: a tensor is missing, unexpected or misshapen.
+    """
+    found, implied = (
+        {name: info.shape for name, info in infos.items() if _pattern(native, name).endswith(".*")}
+        for infos in (plan.infos, expected)
+    )
+    findings = [Finding("missing", name, "the sizes of the others imply it") for name in implied if name not in found]
+    for name, shape in found.items():
+        if name not in implied:
+            findings.append(Finding("unexpected", name, "the sizes of the others do not imply it"))
+        elif shape != implied[name]:
+            findings.append(Finding("shape", name, f"{list(shape)}, expected {list(implied[name])}"))
+    if findings:
+        raise ConversionError(f"{origin} does not fit together", findings)
+
+
 def _axes_of_patterns(native: RuleTable, example: Mapping[str, TensorInfo]) -> dict[str, Axes]:
     """Returns for each name pattern the example's size of each axis, None where it differs between layers."""
     axes: dict[str, Axes] = {}
     for name, info in example.items():
         pattern = _pattern(native, name)
+        if pattern.endswith(".*"):
+            continue
         known = axes.setdefault(pattern, info.shape)
         axes[pattern] = tuple(a if a == b else None for a, b in zip(known, info.shape, strict=True))
     return axes

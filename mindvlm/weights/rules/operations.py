@@ -20,12 +20,17 @@ from typing import ClassVar
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.weights.rules.findings import Finding
 
+Layers = Sequence[int | str]
+
 _NUMBER = r"(0|[1-9][0-9]{0,5})"
 _REST = ".*"
 
 
 class Pattern:
-    """A full tensor name with `{}` for layer numbers; one that ends with `.*` stands for all names below it."""
+    """A full tensor name with `{}` for layer numbers; one that ends with `.*` stands for all names below it.
+
+    What an open pattern matches behind its dot counts as its last layer number.
+    """
 
     def __init__(self, text: str):
         self.text = text
@@ -36,15 +41,20 @@ class Pattern:
     def _regex(self) -> re.Pattern[str]:
         fixed = self.text.removesuffix("*") if self.is_open else self.text
         regex = _NUMBER.join(re.escape(part) for part in fixed.split("{}"))
-        return re.compile(regex + (".+" if self.is_open else ""))
+        return re.compile(regex + ("(.+)" if self.is_open else ""))
 
-    def match(self, name: str) -> tuple[int, ...] | None:
+    def match(self, name: str) -> Layers | None:
         """Returns the layer numbers in `name`, None if it does not match."""
         found = self._regex.fullmatch(name)
-        return tuple(int(number) for number in found.groups()) if found else None
+        if not found:
+            return None
+        numbers, rest = found.groups()[: self.num_layers], found.groups()[self.num_layers :]
+        return (*map(int, numbers), *rest)
 
-    def fill(self, layers: Sequence[int]) -> str:
+    def fill(self, layers: Layers) -> str:
         """Returns the name for the given layer numbers."""
+        if self.is_open:
+            return self.text.removesuffix("*").format(*layers[:-1]) + layers[-1]
         return self.text.format(*layers)
 
 
@@ -121,7 +131,10 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Rename(Rule):
-    """Renames a tensor and keeps its values; source and target may be equal (an identity)."""
+    """Renames a tensor and keeps its values; source and target may be equal (an identity).
+
+    `source.*` to `target.*` renames all tensors below a prefix. It does not know which of them a model has.
+    """
 
     source: str
     target: str

@@ -190,7 +190,8 @@ def _require_aliases_in_all_layers(rules: Iterable[Rule], draft: _Draft) -> None
 
 def _require_whole(part: Part, source_infos: Mapping[str, TensorInfo], draft: _Draft) -> None:
     """Finds missing tensors of a part, and tensors of layers behind its last one."""
-    needed = [pattern for rule in part.rules if rule.targets for pattern in rule.needed_patterns]
+    patterns = (pattern for rule in part.rules if rule.targets for pattern in rule.needed_patterns)
+    needed = [pattern for pattern in patterns if not pattern.is_open]
     seen = {pattern: draft.found.get(pattern.text, set()) for pattern in needed}
     num_layers = _num_layers({pattern: found for pattern, found in seen.items() if pattern.num_layers})
     for pattern, found in seen.items():

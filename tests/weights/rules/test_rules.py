@@ -297,3 +297,20 @@ def test_planning_thousands_of_tensors_is_fast():
     started = time.perf_counter()
     plan = make_plan(rules, source)
     assert len(plan.infos) == 6000 and time.perf_counter() - started < 2
+
+
+def test_all_tensors_below_a_prefix_are_renamed():
+    rules = table(Rename("old.{}.*", "new.{}.*"), Rename("head", "last.head"))
+    shapes = {"old.3.a.0.weight": (2,), "old.0.b": (3,), "head": (1,)}
+    plan = make_plan(rules, infos(**shapes))
+    assert {name: plan.sources_of(name) for name in plan.infos} == {
+        "new.3.a.0.weight": ("old.3.a.0.weight",),
+        "new.0.b": ("old.0.b",),
+        "last.head": ("head",),
+    }
+    back = make_plan(plan.reverse_table(), plan.infos)
+    assert {name: info.shape for name, info in back.infos.items()} == shapes
+    with pytest.raises(ConversionError, match=r"1 missing; first: missing old.1.c \(needed for new.\{\}.c\)"):
+        make_plan(rules, infos(**shapes), {**plan.infos, **infos(**{"new.1.c": (4,)})})
+    with pytest.raises(ConversionError, match="unexpected older.0.a"):
+        make_plan(rules, infos(**{"older.0.a": (1,)}))

@@ -1,0 +1,21 @@
+"""The DeLVM family (300M, 1B, and the ViT-typed variant): pictures in, pictures out, no text."""
+
+from mindvlm.models.base import Family
+from mindvlm.models.delvm.checkpoint_config import is_delvm
+from mindvlm.models.delvm.config import folder_config, parse_config
+from mindvlm.models.delvm.model import DelvmModel
+from mindvlm.models.delvm.names import MODELS
+from mindvlm.models.delvm.processor import DelvmProcessor
+from mindvlm.models.delvm.weights import view_with_parts
+
+FAMILY = Family(
+    name="delvm",
+    parse_config=parse_config,
+    build=DelvmModel,
+    processor=DelvmProcessor,
+    models=MODELS,
+    output="pictures",
+    read_folder=folder_config,
+    reads=is_delvm,
+    view_with_parts=view_with_parts,
+)

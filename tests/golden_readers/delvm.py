@@ -1,0 +1,208 @@
+"""Cases of DeLVM's decoder in both forms."""
+
+import re
+from itertools import pairwise
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindvlm.checkpoint import MemorySource
+from mindvlm.core.config import GenerationConfig
+from mindvlm.generation.request import Request
+from mindvlm.models.delvm.checkpoint_config import VQGAN_CLASS, from_published, is_delvm, is_vit
+from mindvlm.models.delvm.names import MODELS
+from mindvlm.nn.parameters import name_by_place
+from mindvlm.weights.rules.planning import make_plan
+from tests.golden_readers.case import Case
+from tests.golden_readers.delvm_loaded import load_model
+from tests.golden_readers.language import DecoderStates
+from tests.golden_readers.loaded import RecordingEngine
+from tests.golden_readers.report import TRAINING_BOUND, Report
+
+TRAINING = re.compile(r"after\..+|loss_after_step")
+
+
+def is_decoder(case: Case) -> bool:
+    return (
+        case.weights.exists()
+        and bool(case.inputs)
+        and is_delvm(case.config)
+        and case.config.get("_class_name") != VQGAN_CLASS
+    )
+
+
+class DecoderReader:
+    """Runs the decoder of a case in either form."""
+
+    def __init__(self, case: Case, report: Report, mode: str):
+        self.case, self.report, self.graph_mode = case, report, mode == "graph"
+        self.config = from_published(case.config)
+        self.model = load_model(case.folder, self.config)
+        self.engine = self.new_engine(1)
+        self.states = DecoderStates(self.model.language_model)
+
+    def new_engine(self, num_slots: int) -> RecordingEngine:
+        length = max([self.config.max_length, *(array.shape[-1] for array in self.case.inputs.values())])
+        return RecordingEngine(
+            self.model, placeholder_id=-1, max_length=length, graph_mode=self.graph_mode, num_slots=num_slots
+        )
+
+    def run(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the states of all layers (the last one after the final norm) and the logits of ids (B, L)."""
+        embeds = self.engine.merged_embeddings(ids.astype(np.int32))
+        states, normed, logits = self.engine.runner.run("prefill", self.states, embeds, self.engine.frequencies(1))
+        return np.stack([state.asnumpy() for state in (*states, normed)]), logits.asnumpy()
+
+    def compare_hf(self) -> None:
+        inputs, report = self.case.inputs, self.report
+        states, logits = self.run(inputs["input_ids"])
+        report.close("hidden_states", np.concatenate((states[:-2], states[-1:])))
+        report.close("logits", logits)
+        self.compare_loss("loss", logits[:, :-1], inputs["labels"][:, 1:])
+        self.compare_cache(inputs["input_ids"][:1])
+        report.skip("attn_layer0", "the attention returns no probabilities")
+        self.compare_generation("gen_", [inputs["gen_input_ids"][0].tolist()])
+        mask = inputs["pad_attention_mask"] == 1
+        padded = np.zeros((*mask.shape, logits.shape[-1]), np.float32)
+        rows = [ids[real].tolist() for ids, real in zip(inputs["pad_input_ids"], mask, strict=True)]
+        for row, ids in enumerate(rows):
+            # rows are not padded here: the engine runs each of them at its own length
+            padded[row, mask[row]] = self.run(np.array([ids]))[1][0]
+        report.close("pad_logits", padded, at=mask, note="real codes")
+        self.compare_generation("pad_gen_", rows)
+        # a row of labels is unshifted, as the loss takes it
+        self.compare_gradients([(inputs["input_ids"], inputs["labels"])])
+        self.skip_training()
+
+    def compare_loss(self, name: str, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Compares the mean next-code loss of logits (..., V), by the loss that trains."""
+        head = self.model.language_model.lm_head
+        width = logits.shape[-1]
+        identity = Tensor(np.eye(width, dtype=np.float32))
+        states = np.concatenate((logits.reshape(1, -1, width), np.zeros((1, 1, width), np.float32)), 1)
+        targets = np.concatenate(([-100], labels.reshape(-1)))[None].astype(np.int32)
+        total, count = head.token_loss(Tensor(states), identity, Tensor(targets))
+        self.report.close(name, np.float32(total.asnumpy() / count.asnumpy()))
+
+    def compare_cache(self, ids: np.ndarray) -> None:
+        slot = self.engine.add(Request(ids=ids[0].tolist()))
+        for place, layer in (("layer0", 0), ("last", -1)):
+            cache = self.engine.caches[layer % len(self.engine.caches)]
+            for kind in ("key", "value"):
+                stored = getattr(cache, kind).asnumpy()[:, :, : ids.shape[1]]
+                self.report.close(f"past_{kind}_{place}", stored)
+        self.engine.release(slot)
+
+    def compare_generation(self, prefix: str, rows: list[list[int]]) -> None:
+        """Compares greedy codes of all rows at once, their logits, and the gap between the two largest."""
+        steps = self.report.recorded[f"{prefix}ids"].shape[1]
+        engine = self.new_engine(len(rows))
+        engine.resize(len(rows))
+        slots = engine.complete([Request(ids=ids, options=GenerationConfig(max_new_tokens=steps)) for ids in rows])
+        self.report.close(f"{prefix}ids", np.array([slot.new_ids for slot in slots], np.int32))
+        logits = np.stack(engine.recorded, 1)
+        self.report.close(f"{prefix}logits", logits)
+        top = np.sort(logits, -1)
+        self.report.close(f"{prefix}margin", top[..., -1] - top[..., -2], bound=1e-4, note="a difference of logits")
+
+    def compare_packs(self) -> None:
+        """Compares packs, whose segments do not see each other, segment by segment."""
+        inputs, report = self.case.inputs, self.report
+        for pack, ids in enumerate(inputs["input_ids"]):
+            ends = inputs[f"cu_seqlens_{pack}"].tolist()
+            parts = [self.run(ids[None, start:end]) for start, end in pairwise(ends)]
+            name = f"pack{pack}."
+            states = np.concatenate([states for states, _ in parts], 2)[:, 0]
+            logits = np.concatenate([logits for _, logits in parts], 1)[0]
+            report.close(f"{name}hidden_states", states)
+            report.close(f"{name}logits", logits)
+            self.compare_attention(f"{name}attn_out_block0", ids, ends)
+            labels = inputs["labels"][pack]
+            self.compare_loss(f"{name}loss", logits, labels)
+            self.compare_metrics(name, logits, labels)
+        _, logits = self.run(inputs["eval_input_ids"])
+        report.close("eval.logits", logits)
+        self.compare_loss("eval.loss", logits, inputs["eval_labels"])
+        report.skip("half.pack0.logits", "the README calls it no reference")
+        ids, labels, ends = inputs["input_ids"][0], inputs["labels"][0], inputs["cu_seqlens_0"].tolist()
+        self.compare_gradients([shifted(ids[start:end], labels[start:end]) for start, end in pairwise(ends)])
+        self.skip_training()
+
+    def compare_gradients(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Compares the gradients of the mean loss of ids and labels, each (B, L), that do not see each other."""
+        model, report = self.model, self.report
+        name_by_place(model)
+        parameters = [parameter for parameter in model.get_parameters() if parameter.requires_grad]
+        inv_freq = self.engine.frequencies(1)
+        total = {parameter.name: np.zeros(parameter.shape, np.float64) for parameter in parameters}
+        count = 0.0
+        for ids, labels in rows:
+            gradient = ms.value_and_grad(model, None, ms.ParameterTuple(parameters), has_aux=True)
+            (_, number), found = gradient(Tensor(ids.astype(np.int32)), Tensor(labels.astype(np.int32)), inv_freq)
+            count += float(number.asnumpy())
+            for parameter, one in zip(parameters, found, strict=True):
+                total[parameter.name] += one.asnumpy()
+        mean = MemorySource({name: (array / count).astype(np.float32) for name, array in total.items()})
+        names = MODELS[is_vit(self.case.config)]
+        table = names.forms["internlm"].table if self.config.input_embedding == "codebook" else names.hf
+        view = make_plan(table.reverse(), mean.infos, partial=True).view(mean)
+        norm = np.sqrt(sum((mean.read(name).data.astype(np.float64) ** 2).sum() for name in mean.infos))
+        report.close("grad_norm_all", np.float32(norm), bound=TRAINING_BOUND)
+        for name in view.infos:
+            if f"grad.{name}" in report.recorded:
+                report.close(f"grad.{name}", view.read(name).data, bound=TRAINING_BOUND)
+
+    def compare_attention(self, name: str, ids: np.ndarray, ends: list[int]) -> None:
+        parts = []
+        for start, end in pairwise(ends):
+            embeds = self.engine.merged_embeddings(ids[None, start:end].astype(np.int32))
+            parts.append(FirstAttention(self.model.language_model)(embeds, self.engine.frequencies(1)).asnumpy()[0])
+        self.report.close(name, np.concatenate(parts))
+
+    def compare_metrics(self, name: str, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Compares the accuracy, the loss and the perplexity, which are recorded with four decimals."""
+        counted = labels >= 0
+        wide = logits.astype(np.float64)
+        largest = wide.max(-1, keepdims=True)
+        log_sums = np.log(np.exp(wide - largest).sum(-1)) + largest[:, 0]
+        loss = float((log_sums - wide[np.arange(len(labels)), labels])[counted].mean())
+        values = {"acc": float((logits.argmax(-1) == labels)[counted].mean()), "loss": loss}
+        for key, value in (values | {"perplexity": np.exp(loss)}).items():
+            recorded = float(self.report.recorded[f"{name}metric_{key}"])
+            self.report.check(f"{name}metric_{key}", abs(value - recorded) / max(1.0, recorded), bound=1e-4)
+        self.report.close(f"{name}metric_tokens", np.int32(counted.sum()))
+
+    def skip_training(self) -> None:
+        for name in list(self.report.open_names):
+            if TRAINING.fullmatch(name):
+                self.report.skip(name, "the optimizer is not part of this family yet")
+
+
+def shifted(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and labels (1, L + 1) for labels that belong to the position before; nothing sees the last code."""
+    return np.append(ids, 0)[None], np.append(-100, labels)[None]
+
+
+class FirstAttention(nn.Cell):
+    """The output of the first layer's attention, after its output projection."""
+
+    def __init__(self, language_model):
+        super().__init__(auto_prefix=False)
+        self.language_model = language_model
+
+    def construct(self, embeds, inv_freq):
+        layer = self.language_model.layers[0]
+        positions = ops.arange(embeds.shape[1]).astype(ms.int32).reshape((1, -1))
+        cos, sin, _, mask = self.language_model.shared_inputs(positions, inv_freq)
+        query, key, value = layer.self_attn.project(layer.input_layernorm(embeds), cos, sin)
+        return layer.self_attn.attend(query, key, value, mask)
+
+
+def read_decoder_case(case: Case, report: Report, mode: str) -> None:
+    if "cu_seqlens_0" in case.inputs and "step0.logits" not in case.outputs:
+        DecoderReader(case, report, mode).compare_packs()
+    elif "gen_input_ids" in case.inputs:
+        DecoderReader(case, report, mode).compare_hf()
+    else:
+        report.skip_rest("training is not part of this family yet")
