@@ -8,6 +8,7 @@ import pytest
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
 from mindvlm.generation import memory
 from mindvlm.tools import preflight, preflight_memory
+from mindvlm.tools.check_model import build_parser
 from tests.tiny_vary import tiny_config, tiny_weights, write_tiny_vary, write_yaml
 from tests.tools.checked import assert_failed, checker, found, statuses
 
@@ -110,7 +111,7 @@ def test_memory_that_is_not_enough_for_anything(check, config_path, monkeypatch)
 
 def test_memory_that_is_not_enough_for_the_longest_context(check, config_path, monkeypatch):
     write_yaml(config_path.parent, tiny_config(model__max_length=32000, model__language_model__training_length=32000))
-    config = preflight.Run(argparse.Namespace(config_path=config_path, device=None, vision_tower=None))
+    config = preflight.Run(build_parser().parse_args(["--config_path", str(config_path)]))
     list(preflight.check_config(config))
     lm = config.config.model.language_model
     room = memory.cache_bytes(lm, 16384, 4)
