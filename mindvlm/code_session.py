@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from PIL import Image
 
-from mindvlm.core.config import GenerationConfig
+from mindvlm.core.config import LENGTH_KEYS, GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.request import Request
 from mindvlm.processing.images.loading import ImageSource
@@ -20,7 +20,6 @@ from mindvlm.session import MAX_SLOTS, LoadedModel, as_list
 MAX_CACHED_PICTURES = 64
 NO_PLACEHOLDER = -1
 NOT_FINITE = "check that the weights are complete and those of this model"
-LENGTH_KEYS = ("max_new_tokens", "max_repeated_tokens", "stop_strings")
 
 
 class PictureGraph(nn.Cell):

@@ -63,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
             "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU's cores)"
         )
     for kind, (name, data) in public.items():
-        needs = "\n".join(f"  {path:26}  {description}" for path, description in data.needs.items())
+        files = data.needs | {path: f"optional: {description}" for path, description in data.takes.items()}
+        needs = "\n".join(f"  {path:26}  {description}" for path, description in files.items())
         one = kinds.add_parser(
             kind,
             help=f"records of {data.title}",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
-from mindvlm.models.registry import separate_parts
+from mindvlm.models.registry import get_family, separate_parts
 from mindvlm.parallel.launch import is_launched
 from mindvlm.processing.images.sources import local_path, short_name
 from mindvlm.tools import cli
@@ -144,7 +144,7 @@ def predict(argv: list[str] | None) -> int:
     if arguments.stop:
         options["stop_strings"] = arguments.stop
     model.generation_config(options)
-    if hasattr(model, "continue_pictures"):
+    if get_family(model.config.family).output == "pictures":
         if arguments.chat_mode or arguments.query != DEFAULT_QUERY:
             raise UserError("the model generates pictures and reads no text; leave --query and --chat_mode out")
         from mindvlm.tools.predict_pictures import predict_pictures

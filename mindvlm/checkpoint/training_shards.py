@@ -32,6 +32,7 @@ _QKV = re.compile(r".*\.mixer\.Wqkv\.(weight|bias)")
 _ROWS = re.compile(r".*\.mlp\.(w1|w2|fc1)\.(weight|bias)|(model\.)?head\.weight")
 _COLUMNS = re.compile(r".*\.(mixer\.out_proj|mlp\.(w3|fc2))\.weight")
 _FIRST_ONLY = re.compile(r".*\.(mixer\.out_proj|mlp\.fc2)\.bias")
+_HEAD = re.compile(r"(model\.)?head\.weight")
 _PROJECTION = re.compile(r"(model\.)?embedding\.embed_proj\.weight")
 
 
@@ -92,6 +93,10 @@ def read_shards(shards: Shards, read: Callable[[Path], Contents]) -> Contents:
             joined = _join(files, name, [part[name] for part in parts if name in part], num_shards, hidden_size)
             tensors[whole] = replace(joined, info=replace(joined.info, name=whole))
         num_blocks += len(blocks)
+    if num_blocks and not any(_HEAD.fullmatch(name) for name in names):
+        raise UserError(
+            f"{files[0]}: has no head.weight, which the last pipeline stage has; copy the shards of all stages"
+        )
     return Contents(tensors)
 
 

@@ -168,6 +168,10 @@ NUM_REPETITIONS = 4
 """Number of times that the tail of an answer repeats a sequence before it may end the answer."""
 
 
+LENGTH_KEYS = ("max_new_tokens", "max_repeated_tokens", "stop_strings")
+"""Options that decide where a text ends. They have no effect on pictures."""
+
+
 @dataclass(kw_only=True)
 class GenerationConfig:
     """Options of text generation; the default is greedy decoding.

@@ -59,6 +59,8 @@ class Family:
         output: what the model generates: text, with a `ChatProcessor`, or codes of pictures, with a `CodeProcessor`.
         models: the checkpoints that can be loaded and converted.
         vision_memory: estimates the memory that the towers need for one picture; called with (config.model, item_size).
+        most_views: returns the number of views of the largest picture, for each kind of view; called with
+            (config.processor). If None, a picture has one view.
         tensor_parallel: rules for the Cells that tensor parallelism divides; a rule may match nothing.
         make_fit: returns a function that adapts a pretrained tensor to the model's shape; called with the run config.
             If None, all tensors must have the shape of the model.
@@ -84,6 +86,7 @@ class Family:
     models: Sequence[ConvertibleModel]
     output: Literal["text", "pictures"] = "text"
     vision_memory: Callable[[Any, int], VisionMemory] | None = None
+    most_views: Callable[[Any], tuple[int, ...]] | None = None
     tensor_parallel: tuple[Rule, ...] = ()
     make_fit: Callable[[Any], FitTensor] | None = None
     initial_rules: tuple[InitialRule, ...] = ()

@@ -28,6 +28,7 @@ from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel, plan_specs
 from mindvlm.training.building import choose_trained
 from mindvlm.training.config import TrainConfig
+from mindvlm.training.datasets.collate import padded_slots
 from mindvlm.training.lora import add_lora
 
 
@@ -96,8 +97,21 @@ def estimate_training(config: TrainConfig, model_config: Any, family: Family, *,
     gradients, optimizer = state_bytes(model, trained, config, divided, mesh, size)
     vision = family.vision_memory(model_config.model, size) if family.vision_memory else VisionMemory()
     decoder = decoder_activations(model, model_config.model.language_model, config, size)
-    activations = max(config.batch_size * vision.activations, decoder)
+    activations = max(most_slots(config, model_config, family) * vision.activations, decoder)
     return TrainingMemory(num_elements * size, gradients, optimizer, activations)
+
+
+def most_slots(config: TrainConfig, model_config: Any, family: Family) -> int:
+    """Returns the number of views that a batch holds if each row has one picture, with the most views.
+
+    Raises:
+        UserError: `data.image_slots` has not one entry for each kind of view.
+    """
+    views = family.most_views(model_config.processor) if family.most_views else (1,)
+    multiples = config.data.slot_multiples(len(views)) if config.data else [1] * len(views)
+    return sum(
+        padded_slots(config.batch_size * most, multiple) for most, multiple in zip(views, multiples, strict=True)
+    )
 
 
 def state_bytes(

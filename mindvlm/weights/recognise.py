@@ -78,7 +78,8 @@ class ConvertibleModel:
         separate_parts: the keys of a run config that name checkpoints with parts of the model, with their help.
         companions: files that its folders have besides those of `mindvlm.weights.companions`.
         other_config: returns the config of a folder that has it in another file than a config.json, or None.
-        implied_infos: returns the native tensors below open patterns that the sizes of given native tensors imply.
+        implied_infos: returns the native tensors below open patterns that the sizes of given native tensors imply;
+            called with (tensors, origin).
         forms: the forms by the name that `--to` gives them; "hf" is computed before its names are given.
     """
 
@@ -99,7 +100,7 @@ class ConvertibleModel:
     separate_parts: Mapping[str, str] = field(default_factory=dict, hash=False)
     companions: tuple[str, ...] = ()
     other_config: Callable[[Path], Config | None] | None = None
-    implied_infos: Callable[[Infos], Infos] | None = None
+    implied_infos: Callable[[Infos, str], Infos] | None = None
     forms: Mapping[str, Form] = field(default_factory=dict, hash=False)
 
     @property
@@ -146,7 +147,7 @@ class ConvertibleModel:
     ) -> None:
         """Checks the target tensors of a plan against each other; see consistency.py for arguments and errors."""
         if self.implied_infos:
-            require_open_tensors(plan, self.native, self.implied_infos(plan.infos), origin=origin)
+            require_open_tensors(plan, self.native, self.implied_infos(plan.infos, origin), origin=origin)
         require_consistent_sizes(plan, self.native, self.example_infos(), origin=origin, sources_of=sources_of)
 
 

@@ -331,4 +331,10 @@ def test_every_source_has_a_command(capsys):
             make_data.main([f"{family}-{name}", "--help"])
         shown = capsys.readouterr().out
         assert ended.value.code == 0 and data.title in shown and data.page in shown
-        assert all(f"  {path} " in shown for path in data.needs)
+        assert all(f"  {path} " in shown for path in (*data.needs, *data.takes))
+
+
+def test_the_command_names_files_that_may_be_missing(capsys):
+    with pytest.raises(SystemExit):
+        make_data.main(["slime-geometry3k", "--help"])
+    assert "  val                         optional: val.zip, unpacked" in capsys.readouterr().out

@@ -5,19 +5,22 @@ import dataclasses
 import mindspore as ms
 import pytest
 
+from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models import loading
 from mindvlm.models.registry import get_family
+from mindvlm.nn.memory import VisionMemory
 from mindvlm.parallel import collectives
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
 from mindvlm.training.job_file import read_job
 from mindvlm.training.lora import add_lora
-from mindvlm.training.memory import decoder_activations, estimate_training
+from mindvlm.training.memory import decoder_activations, estimate_training, most_slots
 from mindvlm.training.step import TrainStep
 from tests.training.recompute_memory import BATCH_SIZE, LENGTH, Decoder
 from tests.training.small_job import write_job
 
+TILES = {"processor": {"tiling": {"resolutions": [[28, 56], [56, 56]]}, "image": {"padding": "none"}}}
 LORA = {"rank": 4, "targets": [r"^language_model\.layers\."], "modules_to_save": ["^mm_projector"]}
 
 
@@ -85,3 +88,36 @@ def test_activations_are_near_the_measured_step_of_the_docs(recompute, measured,
     model = Decoder()
     found = decoder_activations(model, model.language_model.config, config, 4)
     assert 0.9 <= found / (measured * 2**30) <= 1.2
+
+
+@pytest.mark.parametrize(
+    "kind, changes, expected",
+    [
+        ("toy", {}, 2),
+        ("toy", {"data__image_slots": 5}, 5),
+        ("tinyllava", {}, 2),
+        # an overview and up to 4 tiles for each of 2 rows
+        ("tinyllava", {"model_changes": TILES}, 10),
+        ("tinyllava", {"model_changes": TILES, "data__image_slots": 3}, 12),
+        # the global view and 4 buckets of up to 7 crops for each row
+        ("slime", {}, 2 + 8),
+        ("slime", {"data__image_slots": [2, 3]}, 2 + 9),
+        ("slime", {"model_changes": {"processor": {"views": {"use": "local"}}, "model": {"use": "local"}}}, 8),
+        ("slime", {"model_changes": {"processor": {"views": {"mode": "pad_then_devide"}}}}, 2 + 10),
+    ],
+)
+def test_the_towers_hold_all_views_of_a_batch(kind, changes, expected, tmp_path):
+    """Each row has a picture with the most views; the towers' part grows with them."""
+    config = read_job(write_job(tmp_path, kind=kind, **changes)).config
+    model_config = building.read_model(config)
+    family = get_family(model_config.family)
+    assert most_slots(config, model_config, family) == expected
+    family = dataclasses.replace(family, vision_memory=lambda config, size: VisionMemory(0, 2**40))
+    assert estimate_training(config, model_config, family, dtype="float32").activations == expected * 2**40
+
+
+def test_slots_of_other_kinds_are_refused(tmp_path):
+    config = read_job(write_job(tmp_path, kind="slime", data__image_slots=[1, 2, 3])).config
+    model_config = building.read_model(config)
+    with pytest.raises(UserError, match="but the model has 2 view kinds; give one entry for each"):
+        most_slots(config, model_config, get_family("slime"))

@@ -15,6 +15,7 @@ from mindvlm.models.registry import get_family
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
+from mindvlm.training.job_file import lay_over
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from mindvlm.training.trainer import Trainer
@@ -24,6 +25,16 @@ from tests.training.small_job import small_job
 
 WEIGHTS = {"weights": ["model"]}
 SHARE = {"model": {"tune": {"vision_tower_from_layer": 1}}}
+TILES = {
+    "model_changes": {
+        "model": {"image_newline": True},
+        "processor": {
+            "tiling": {"resolutions": [[28, 56], [56, 28]], "merge": "spatial_unpad"},
+            "image": {"padding": "none"},
+        },
+    },
+    "init": {**WEIGHTS, "random": ["image_newline"]},
+}
 SHORT = dict(init=WEIGHTS, schedule__total_steps=2, schedule__warmup_steps=0)
 SHORT |= dict(data__max_length=192, data__lengths=[192])
 
@@ -117,6 +128,8 @@ def trained(model, inputs, **settings) -> dict[str, np.ndarray]:
         ({}, True),
         ({"model_changes": SHARE}, False),
         ({"model_changes": {"model": {"tune": {"vision_tower_from_layer": -1}}}}, False),
+        (TILES, False),
+        (TILES | {"model_changes": lay_over(TILES["model_changes"], SHARE)}, True),
     ],
 )
 def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
@@ -130,6 +143,8 @@ def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
         source.start(0, None)
         (one,) = source.take()
         source.close()
+        has_tiles = config.processor.tiling is not None
+        assert len(one.pixels[0]) == (4 if has_tiles else 2), "one picture, or its three views, in slots by two"
         inputs = (Tensor(one.input_ids), Tensor(one.labels), frequencies, Tensor(one.pixels[0]), Tensor(one.sources))
         results.append(trained(model, inputs, recompute=recompute, averages_passes=averages))
     plain, recomputed = results

@@ -40,7 +40,7 @@ def parity_config(request: ParityRequest, names: Collection[str]) -> DelvmModelC
     if "_class_name" in known:
         return from_published(known)
     if "vq_config" not in known and tensors:
-        known["vq_config"] = vqgan_keys(tensors)
+        known["vq_config"] = vqgan_keys(tensors, str(request.target))
     if not any(name.startswith("language_model.") for name in targets):
         return from_published({**known["vq_config"], "_class_name": VQGAN_CLASS})
     found = from_published(known)

@@ -34,6 +34,7 @@ MODEL_TYPES = ("InternLMForCausalLM", "internlm", "INTERNLM")
 VIT_TYPES = ("vit", "ViT")
 SETTINGS = "model_config.pt"
 """The trainer's file with the table that `model` holds in its config file."""
+KEYS_OF_OTHERS = ("num_key_value_heads", "image_size", "bos_token_id", "eos_token_id", "pad_token_id")
 NORMS = {"rmsnorm": "rms_norm", "layernorm": "layer_norm"}
 DEFAULT_LENGTH = 2048
 FFN_MULTIPLE = 256
@@ -52,7 +53,8 @@ def is_delvm(data: Config) -> bool:
     """Returns whether a config describes a DeLVM, its decoder or its VQGAN."""
     types = {*MODEL_TYPES, *VIT_TYPES}
     is_training = isinstance(data.get("model"), Mapping) and "num_layers" in data["model"]
-    is_decoder = "hidden_size" in data and "num_key_value_heads" not in data and "image_size" not in data
+    # the text models of InternLM have the same model type, and tokens that start and end a text
+    is_decoder = "hidden_size" in data and all(data.get(key) is None for key in KEYS_OF_OTHERS)
     return (
         data.get("_class_name") == VQGAN_CLASS
         or is_training
@@ -92,7 +94,7 @@ def whole_config(config: Config, folder: Path) -> dict[str, Any]:
         tensors = {
             name.partition(marker)[2]: info for name, info in checkpoint.infos.items() if name.partition(marker)[1]
         }
-        return {**config, "vq_config": vqgan_keys(tensors)} if tensors else dict(config)
+        return {**config, "vq_config": vqgan_keys(tensors, str(checkpoint.path))} if tensors else dict(config)
 
 
 def from_published(data: Config, *, path: str = "config.json", only_sizes: bool = False) -> DelvmModelConfig:
@@ -179,10 +181,14 @@ def read_vqgan(table: ConfigTable) -> VqganConfig:
         return build_config(VqganConfig, CLASS_DEFAULTS | values, "model.vqgan")
 
 
-def vqgan_keys(infos: Mapping[str, TensorInfo], resolution: int = 256) -> dict[str, Any]:
+def vqgan_keys(infos: Mapping[str, TensorInfo], origin: str, *, resolution: int = 256) -> dict[str, Any]:
     """Returns the config of a VQGAN from the shapes of its tensors, by openMUSE's names.
 
     The tensors do not tell the resolution; that of all published VQGANs is 256.
+
+    Args:
+        infos: the tensors.
+        origin: their file or folder, for messages.
 
     Raises:
         UserError: they are not those of a VQGAN.
@@ -209,7 +215,7 @@ def vqgan_keys(infos: Mapping[str, TensorInfo], resolution: int = 256) -> dict[s
         }
     except (KeyError, ValueError, IndexError, ZeroDivisionError):
         raise UserError(
-            "the VQGAN in the weights lacks tensors by which its sizes are known; give the weights of a whole one"
+            f"{origin}: the VQGAN lacks tensors by which its sizes are known; give the weights of a whole one"
         ) from None
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mindvlm.core.config import build_config, resolve_path
+from mindvlm.core.config import LENGTH_KEYS, build_config, resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RunConfig
 from mindvlm.models.delvm.checkpoint_config import from_published, read_published
@@ -37,7 +37,12 @@ def parse_config(data: dict, path: Path) -> DelvmConfig:
     config = build_config(DelvmConfig, data)
     for key in ("checkpoint", "vqgan", "adapter"):
         setattr(config, key, resolve_path(getattr(config, key), path))
-    return checked(config, str(path))
+    checked(config, str(path))
+    wrong = next((key for key in LENGTH_KEYS if key in (data.get("generation") or {})), None)
+    if wrong:
+        num_codes = config.model.num_picture_codes
+        raise UserError(f"{path}: generation.{wrong} has no effect: a picture has {num_codes} codes; remove it")
+    return config
 
 
 def folder_config(folder: Path, overrides: dict[str, Any] | None = None) -> DelvmConfig:

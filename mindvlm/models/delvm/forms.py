@@ -75,7 +75,7 @@ def training_form(source: TensorSource, config: Mapping[str, Any] | None) -> For
     files = {}
     if config is not None:
         tensors = {name.removeprefix("vqgan."): source.infos[name] for name in kept if name.startswith("vqgan.")}
-        files["config.json"] = as_json(training_keys(from_published(config), vqgan_keys(tensors)))
+        files["config.json"] = as_json(training_keys(from_published(config), vqgan_keys(tensors, str(source.path))))
     made = with_tensor(source, kept, PROJECTION, made)
     return Formed(made, {PROJECTION: (TABLE, CODEBOOK)}, note, residual, files)
 

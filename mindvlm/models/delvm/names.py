@@ -142,7 +142,7 @@ def infos_of(config: DelvmModelConfig) -> Infos:
     return {name: TensorInfo(name, "float32", shape) for name, shape in model_shapes(config).items()}
 
 
-def implied_infos(infos: Mapping[str, TensorInfo]) -> Infos:
+def implied_infos(infos: Mapping[str, TensorInfo], origin: str) -> Infos:
     """Returns the native tensors of the VQGAN in `infos`, from the sizes of some; none without one.
 
     Raises:
@@ -150,7 +150,7 @@ def implied_infos(infos: Mapping[str, TensorInfo]) -> Infos:
     """
     prefix = f"{VQGAN_PART}."
     vqgan = {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
-    return infos_of(from_published({**vqgan_keys(vqgan), "_class_name": VQGAN_CLASS})) if vqgan else {}
+    return infos_of(from_published({**vqgan_keys(vqgan, origin), "_class_name": VQGAN_CLASS})) if vqgan else {}
 
 
 def infos_of_folder(folder: Path, kind: Kind) -> Infos | None:

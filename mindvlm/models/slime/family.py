@@ -45,6 +45,7 @@ FAMILY = Family(
     processor=SlimeProcessor,
     models=MODELS,
     vision_memory=vision_memory,
+    most_views=lambda config: config.views.most_views,
     tensor_parallel=DECODER + VISION_TRANSFORMER,
     initial_rules=INITIAL_RULES,
     read_folder=folder_config,

@@ -317,6 +317,7 @@ PUBLIC_DATA = {
         title="Geometry3K",
         page="https://lupantech.github.io/inter-gps",
         needs={"train": "train.zip, unpacked: a folder with data.json and img_diagram.png for each problem"},
+        takes={"val": "val.zip, unpacked: the validation split, which SMR has too"},
         read=geometry3k_items,
         exchange=geometry3k,
     ),

@@ -91,6 +91,12 @@ class ViewsConfig:
         """C, the number of crops that pass the tower together. Their rows fit into those of a global view."""
         return max(1, min(MAX_BUCKET, self.num_global_tokens // self.num_local_tokens))
 
+    @property
+    def most_views(self) -> tuple[int, ...]:
+        """The number of views of the largest picture: global ones and buckets of crops, if the model gets them."""
+        buckets = -(-MAX_CROPS[self.mode] // self.crops_per_view)
+        return (1,) * self.has_global + (buckets,) * self.has_crops
+
     def num_rows(self, num_crops: int) -> int:
         """Returns the number of rows of a picture, before any is left out."""
         num_global = self.num_global_tokens if self.has_global else 0

@@ -11,7 +11,7 @@ from mindvlm.models.tinyllava.model import build_model
 from mindvlm.models.tinyllava.model_config import ConnectorConfig, TinyLlavaModelConfig
 from mindvlm.models.tinyllava.names import MODELS
 from mindvlm.models.tinyllava.pretrained import make_fit
-from mindvlm.models.tinyllava.processor import TinyLlavaProcessor
+from mindvlm.models.tinyllava.processor import TinyLlavaProcessor, TinyLlavaProcessorConfig
 from mindvlm.nn.config import FEED_FORWARD_FACTOR
 from mindvlm.nn.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_memory
 from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER
@@ -45,6 +45,11 @@ def connector_memory(
     return VisionMemory(config.num_resampler_layers * TOWER_LAYER_BYTES, keys + scores + feed_forward)
 
 
+def most_views(config: TinyLlavaProcessorConfig) -> tuple[int]:
+    """Returns the number of views of the largest picture: 1, or the overview and the tiles."""
+    return (config.tiling.most_views(config.image.height_width[0]) if config.tiling else 1,)
+
+
 FAMILY = Family(
     name="tinyllava",
     parse_config=parse_config,
@@ -52,6 +57,7 @@ FAMILY = Family(
     processor=TinyLlavaProcessor,
     models=MODELS,
     vision_memory=vision_memory,
+    most_views=most_views,
     tensor_parallel=DECODER + VISION_TRANSFORMER,
     make_fit=make_fit,
     # as in LLaVA

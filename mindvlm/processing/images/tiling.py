@@ -54,6 +54,10 @@ class TilingConfig:
                 "square number; set it to flat"
             )
 
+    def most_views(self, tile: int) -> int:
+        """Returns the number of views of the largest picture, the overview included."""
+        return 1 + max(width // tile * (height // tile) for width, height in self.resolutions)
+
     def tiles(self, image: Image.Image, tile: int) -> list[Image.Image]:
         """Returns the overview and the tiles of a picture, tile x tile pixels each."""
         return tiles(image, self.sizes, tile=tile, overview=(tile, tile))

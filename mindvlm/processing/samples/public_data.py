@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ class PublicData:
         title: its name.
         page: where its authors publish it.
         needs: file or folder below the download -> what it is.
+        takes: those that it may lack -> what they are.
         read: returns the items; called with the folder of the download.
         exchange: returns the texts and the image of an item, or raises `Unusable`; called with (item, rng).
         num_records: number of items to draw if the user names none; None takes all.
@@ -57,6 +58,7 @@ class PublicData:
     read: Callable[[Path], Iterable[Item]]
     exchange: Callable[[Item, random.Random], Exchange]
     num_records: int | None = None
+    takes: dict[str, str] = field(default_factory=dict)
 
 
 def read_text(path: Path) -> str:

@@ -28,9 +28,7 @@ class SampleBatch:
             may be left out. P is the largest number of pictures of a sample, at least 1.
         pixels: (N, C, H, W) float32 of each branch, where C may be several axes; views in reading order, then zeros up
             to the number of slots. Branches of one kind of view have the same N.
-        num_images: images without padding.
         num_tokens: tokens without padding.
-        num_learned: labels that a loss shifted by one counts.
         numbers: sample numbers.
     """
 
@@ -39,10 +37,14 @@ class SampleBatch:
     sources: np.ndarray
     choices: np.ndarray | None
     pixels: dict[str, np.ndarray]
-    num_images: int
     num_tokens: int
-    num_learned: int
     numbers: list[int]
+
+
+def padded_slots(num_views: int, multiple: int) -> int:
+    """Returns the number of slots for views of one kind, see `Collator.image_slots`."""
+    multiple = max(1, multiple)
+    return max(1, -(-num_views // multiple)) * multiple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +90,7 @@ class Collator:
             sources=sources,
             choices=self._choices(samples, length) if self.has_choices else None,
             pixels=pixels,
-            num_images=sum(len(sample.pictures) for sample in samples),
             num_tokens=sum(len(sample.input_ids) for sample in samples),
-            num_learned=int((labels[:, 1:] != IGNORED_LABEL).sum()),
             numbers=[sample.number for sample in samples],
         )
 
@@ -112,8 +112,7 @@ class Collator:
         first, slots_of = 0, {}
         for kind, multiple in zip(self.kinds, self.image_slots, strict=True):
             own = [view for picture in views for view in picture if tuple(view) == kind]
-            multiple = max(1, multiple)
-            num_slots = max(1, -(-len(own) // multiple)) * multiple
+            num_slots = padded_slots(len(own), multiple)
             for branch in kind:
                 pixels[branch] = np.zeros((num_slots, *self.pixel_shapes[branch]), dtype=np.float32)
                 for slot, view in enumerate(own):

@@ -81,6 +81,15 @@ class DatasetsConfig:
                 f"{self.max_length} or lower data.max_length"
             )
 
+    def slot_multiples(self, num_kinds: int) -> list[int]:
+        """Returns `image_slots` for each kind of view. Raises UserError if it has another number of entries."""
+        slots = self.batch_size if self.image_slots is None else self.image_slots
+        slots = slots if isinstance(slots, list) else [slots] * num_kinds
+        if len(slots) != num_kinds:
+            needed = counted(num_kinds, "view kind")
+            raise UserError(f"data.image_slots is {slots}, but the model has {needed}; give one entry for each")
+        return slots
+
     def resolve_paths(self, config_path: Path) -> None:
         """Resolves paths that are relative to the job's file."""
         self.registry = resolve_path(self.registry, config_path)
@@ -133,11 +142,6 @@ def make_collator(config: DatasetsConfig, processor: Processor) -> Collator:
     # a picture of any size has every kind of view
     blank = processor.picture(Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)))
     kinds = tuple({tuple(branches_of(view)): None for view in blank.views})
-    slots = config.batch_size if config.image_slots is None else config.image_slots
-    slots = slots if isinstance(slots, list) else [slots] * len(kinds)
-    if len(slots) != len(kinds):
-        needed = counted(len(kinds), "view kind")
-        raise UserError(f"data.image_slots is {slots}, but the model has {needed}; give one entry for each")
     return Collator(
         pad_id=processor.tokenizer.pad_id,
         placeholder_id=processor.tokenizer.special_id(processor.image_span.placeholder),
@@ -147,5 +151,5 @@ def make_collator(config: DatasetsConfig, processor: Processor) -> Collator:
         has_choices=blank.num_fixed is not None,
         lengths=tuple(config.lengths),
         pad_multiple=config.pad_multiple,
-        image_slots=tuple(slots),
+        image_slots=tuple(config.slot_multiples(len(kinds))),
     )

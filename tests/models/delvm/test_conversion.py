@@ -21,6 +21,23 @@ from mindvlm.models.delvm.checkpoint_config import from_published, is_delvm, is_
 from mindvlm.models.run_config import read_config
 from tests.tiny_delvm import TRAINING, VIT, VQGAN, training_tensors, write_hf, write_training, write_vqgan
 
+# config.json of internlm-7b
+INTERNLM_TEXT = {
+    "architectures": ["InternLMForCausalLM"],
+    "model_type": "internlm",
+    "bias": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "vocab_size": 103168,
+}
 PROJECTION = "model.embedding.embed_proj.weight"
 
 
@@ -134,6 +151,39 @@ def test_a_shard_that_is_there_twice_or_not_at_all_is_named(tmp_path):
         open_checkpoint(folder)
 
 
+def test_a_last_stage_that_is_missing_twice_or_first_is_named(tmp_path):
+    """The files alone tell it, without a config."""
+    folder = write_shards(tmp_path / "a", training_tensors(), pp=(1, 1))
+    (folder / "config.json").unlink()
+    first, last = folder / "model_tp0_pp0.pt", folder / "model_tp0_pp1.pt"
+    (folder / "model_tp0_pp2.pt").write_bytes(last.read_bytes())
+    with pytest.raises(UserError, match=r"model_tp0_pp2.pt: tensor model.\S+ is in an earlier stage too"):
+        open_checkpoint(folder)
+    (folder / "model_tp0_pp2.pt").rename(last)
+    contents = first.read_bytes(), last.read_bytes()
+    last.unlink()
+    with pytest.raises(UserError, match="model_tp0_pp0.pt: has no head.weight, which the last .* shards of all stages"):
+        open_checkpoint(folder)
+    for file, content in zip((last, first), contents, strict=True):
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="model_tp0_pp1.pt: has no head.weight"):
+        open_checkpoint(folder)
+
+
+def test_the_file_of_a_vqgan_without_its_sizes_is_named(tmp_path):
+    tensors = training_tensors()
+    del tensors["model.embedding.vq_model.encoder.conv_in.weight"]
+    folder = write_shards(tmp_path / "a", tensors, config={key: TRAINING[key] for key in ("model_type", "model")})
+    with pytest.raises(UserError, match=r"/a\S*: the VQGAN lacks tensors by which its sizes are known"):
+        read_published(folder)
+
+
+def test_a_text_model_of_internlm_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(INTERNLM_TEXT))
+    with pytest.raises(UserError, match="does not describe a decoder of DeLVM; give the folder of one, or a YAML"):
+        read_config(tmp_path)
+
+
 def test_blocks_that_a_stage_numbers_on_are_refused(tmp_path):
     tensors = training_tensors()
     folder = write_shards(tmp_path / "a", tensors, pp=(1, 1))
@@ -182,6 +232,7 @@ def test_settings_that_contain_themselves_are_refused(tmp_path):
         {"architectures": 5},
         {"architectures": [[]], "hidden_size": 8},
         {"model_type": [], "hidden_size": 8},
+        INTERNLM_TEXT,
     ],
 )
 def test_configs_of_other_models_are_not_claimed(config):

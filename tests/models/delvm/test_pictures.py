@@ -151,6 +151,17 @@ def test_a_size_that_is_not_that_of_the_model_is_refused(tmp_path):
         parse_config(data, tmp_path / "x.yaml")
 
 
+@pytest.mark.parametrize("key", ["max_new_tokens", "max_repeated_tokens", "stop_strings"])
+def test_options_of_texts_are_refused_in_a_yaml(tmp_path, key):
+    data = {"family": "delvm", "checkpoint": "x", "model": {"vqgan": {}, "language_model": {"vocab_size": 8192}}}
+    data["model"]["language_model"] |= {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    data["model"]["language_model"] |= {"head_dim": 8, "intermediate_size": 32}
+    parse_config(data | {"generation": {"seed": 1}}, tmp_path / "x.yaml")
+    data["generation"] = {key: ["a"] if key == "stop_strings" else 5}
+    with pytest.raises(UserError, match=f"x.yaml: generation.{key} has no effect: a picture has 256 codes; remove it"):
+        parse_config(data, tmp_path / "x.yaml")
+
+
 def run(folders, tmp_path, monkeypatch, *arguments):
     monkeypatch.chdir(tmp_path)
     paths = ["--config_path", str(folders / "hf"), "--vqgan", str(folders / "vqgan")]

@@ -139,7 +139,7 @@ def test_views_have_slots_by_kind(opened):
     # 4 pictures with 4, 4, 2 and 2 crops, in buckets of two
     assert batch.pixels["image"].shape[0] == 5 and batch.pixels["crops"].shape[:2] == (6, 2)
     alone = collate([maker.make(1)])
-    assert alone.pixels["image"].shape[0] == 5 and not alone.pixels["crops"].any() and alone.num_images == 0
+    assert alone.pixels["image"].shape[0] == 5 and not alone.pixels["crops"].any() and not alone.pixels["image"].any()
     assert alone.choices.shape == (1, 2, alone.input_ids.shape[1]) and not alone.choices[:, 1].any()
     assert batch.choices.shape[1] == 3, "the text and two pictures"
 

@@ -112,3 +112,17 @@ def test_the_last_bucket_is_filled():
 def test_wrong_values_are_named(changes, message):
     with pytest.raises(UserError, match=message):
         ViewsConfig(**changes)
+
+
+@pytest.mark.parametrize("mode", ["anyres", "any_res", "pad_then_devide", "pad"])
+@pytest.mark.parametrize("num_local_tokens", [4, 9])
+def test_the_largest_picture_has_the_most_views(mode, num_local_tokens):
+    views = ViewsConfig(size=28, mode=mode, num_global_tokens=16, num_local_tokens=num_local_tokens)
+    found = []
+    for size in [(28, 28), (60, 80), (90, 40), (200, 28), (100, 100)]:
+        parts = views.crops(Image.new("RGB", size))[0] if views.has_crops else []
+        arrays = [np.zeros((3, 28, 28), np.float32) for _ in parts]
+        grid = (len(parts), 1)
+        kinds = [type(view) for view in make_picture(views, np.zeros((3, 28, 28), np.float32), arrays, grid).views]
+        found.append(tuple(kinds.count(kind) for kind in dict.fromkeys(kinds)))
+    assert max(found) == views.most_views

@@ -87,7 +87,7 @@ def test_the_loss_and_gradients_are_those_of_the_rows_when_asking(opened, merge,
     batch = collate(samples)
     # 3 views of the wide picture, 3 of the tall one and 5 of each square one, in slots by 4
     assert len(batch.pixels["image"]) == (8 if original else 16)
-    assert batch.num_images == (2 if original else 4) and batch.choices is None
+    assert sum(len(one.pictures) for one in samples) == (2 if original else 4) and batch.choices is None
     model.model.set_train()
     decoder = model.config.model.language_model
     frequencies = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))

@@ -49,7 +49,7 @@ def test_pictures_take_the_places_of_their_placeholders(config, make_processor):
     maker = SampleMaker(sample_options(config, make, seed=0, shuffle=False))
     samples = [maker.make(number) for number in range(3)]
     batch = make_collator(config, make())(samples)
-    assert batch.num_images == 2 and batch.pixels["image"].shape == (4, 3, 6, 6)
+    assert batch.pixels["image"].shape == (4, 3, 6, 6)
     assert batch.input_ids.min() >= 0, "a placeholder has no embedding"
     rows, columns = np.nonzero(batch.sources >= batch.input_ids.size)
     assert rows.tolist() == [0] * 4 + [2] * 4
