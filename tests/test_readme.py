@@ -124,7 +124,9 @@ def documented_options(text: str) -> set[tuple[str, str]]:
 def test_documented_options_exist(capsys):
     options = {}
     for name, function in re.findall(r'^(mindvlm-[\w-]+) = "(.+)"', text_of("pyproject.toml"), re.MULTILINE):
-        for words in (["pages"], ["charts"], ["slime-arxivqa"]) if name == "mindvlm-make-data" else ([],):
+        for words in (
+            (["pages"], ["charts"], ["slime-arxivqa"], ["delvm-scenes"]) if name == "mindvlm-make-data" else ([],)
+        ):
             with pytest.raises(SystemExit):
                 pkgutil.resolve_name(function)([*words, "--help"])
         options[name] = set(re.findall(r"--\w+", capsys.readouterr().out))

@@ -1,4 +1,4 @@
-"""Makes data to train on: document pages with their text, charts with their tables, or records of public data sets."""
+"""Makes data to train on: pages with their text, charts with their tables, scenes, or records of public data sets."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ pictures. Charts need matplotlib: pip install mindvlm[plots]"""
 
 def build_parser() -> argparse.ArgumentParser:
     # imported here: worker processes import this file and need none of it
-    from mindvlm.models.registry import public_data
+    from mindvlm.models.registry import made_data, public_data
 
     public = {f"{family}-{name}": (name, data) for (family, name), data in public_data().items()}
     parser = Parser(
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     charts.add_argument("--languages", nargs="+", default=["en"], metavar="en|zh", help="to choose from (en)")
     charts.add_argument("--size", nargs=2, type=int, default=[800, 600], metavar=("WIDTH", "HEIGHT"), help="in pixels")
     for one in (pages, charts):
+        one.set_defaults(make=make_images)
         add_common_options(one)
         one.add_argument("--num_images", type=int, default=100, help="(default 100)")
         one.add_argument(
@@ -71,13 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
             description=f"Prepares {data.title} from a download of {data.page}:\n\n{needs}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.set_defaults(data=data, name=name)
+        one.set_defaults(make=prepare_records, data=data, name=name)
         one.add_argument(
             "--source", type=os.path.expanduser, required=True, metavar="FOLDER", help="the download, see above"
         )
         add_common_options(one)
         default = f"{data.num_records}; 0: all" if data.num_records else "all"
         one.add_argument("--num_records", type=int, metavar="N", help=f"items to draw at random (default: {default})")
+    for (family, name), made in made_data().items():
+        one = kinds.add_parser(f"{family}-{name}", help=made.help, description=made.description)
+        one.set_defaults(make=made.make)
+        add_common_options(one)
+        made.add_options(one)
     return parser
 
 
@@ -120,7 +126,7 @@ def make(argv: list[str] | None) -> int:
         bars[0].update(count - bars[0].n)
 
     try:
-        lines = (prepare_records if "data" in arguments else make_images)(arguments, progress)
+        lines = arguments.make(arguments, progress)
     finally:
         for bar in bars:
             bar.close()

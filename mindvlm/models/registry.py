@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.samples.made_data import MadeData
 from mindvlm.processing.samples.public_data import PublicData
 from mindvlm.processing.samples.record_formats import RecordFormat
 from mindvlm.weights.recognise import ConvertibleModel
@@ -22,7 +23,8 @@ FAMILIES = {
     "delvm": "mindvlm.models.delvm",
 }
 """Family name -> package. `<package>.family` defines FAMILY, `<package>.names` defines MODELS. Optional modules:
-`<package>.records` defines RECORD_FORMATS, `<package>.public_data` defines PUBLIC_DATA."""
+`<package>.records` defines RECORD_FORMATS, `<package>.public_data` defines PUBLIC_DATA, `<package>.made_data` defines
+MADE_DATA."""
 
 
 def get_family(name: str) -> Family:
@@ -53,6 +55,12 @@ def public_data() -> dict[tuple[str, str], PublicData]:
     """Returns (family, name) -> public data set that a family trains on. Does not import MindSpore."""
     modules = _optional("public_data").items()
     return {(family, name): data for family, module in modules for name, data in module.PUBLIC_DATA.items()}
+
+
+def made_data() -> dict[tuple[str, str], MadeData]:
+    """Returns (family, name) -> data that a family makes itself. Does not import MindSpore."""
+    modules = _optional("made_data").items()
+    return {(family, name): data for family, module in modules for name, data in module.MADE_DATA.items()}
 
 
 def _optional(name: str) -> dict[str, ModuleType]:

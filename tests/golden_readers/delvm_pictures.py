@@ -14,6 +14,7 @@ from mindvlm.models.delvm.processor import DelvmProcessor, DelvmProcessorConfig
 from mindvlm.processing.images.loading import load_image
 from tests.golden_readers.case import Case
 from tests.golden_readers.delvm_loaded import load_model
+from tests.golden_readers.delvm_packing import compare_joined
 from tests.golden_readers.loaded import RecordingEngine
 from tests.golden_readers.report import FORWARD_BOUND, Report, relative_error
 
@@ -148,7 +149,8 @@ def read_sequence(case: Case, report: Report, mode: str) -> None:
     for prefix in ("batches4d", "batches5d"):
         for number, line in enumerate(lines_of(case, model, prefix)):
             report.close(f"{prefix}.line{number}", line)
-    report.skip_rest("making training data is not part of this family yet")
+    compare_joined(case, report)
+    report.skip_rest("making training data from downloads is not part of this family yet")
 
 
 def lines_of(case: Case, model: DelvmModel, prefix: str) -> Iterator[np.ndarray]:
