@@ -13,6 +13,7 @@ from mindvlm.generation.request import Request
 from mindvlm.models.delvm.checkpoint_config import VQGAN_CLASS, from_published, is_delvm, is_vit
 from mindvlm.models.delvm.names import MODELS
 from mindvlm.nn.parameters import name_by_place
+from mindvlm.processing.samples.token_metrics import sum_tokens, token_figures
 from mindvlm.weights.rules.planning import make_plan
 from tests.golden_readers.case import Case
 from tests.golden_readers.delvm_loaded import load_model
@@ -162,16 +163,13 @@ class DecoderReader:
 
     def compare_metrics(self, name: str, logits: np.ndarray, labels: np.ndarray) -> None:
         """Compares the accuracy, the loss and the perplexity, which are recorded with four decimals."""
-        counted = labels >= 0
-        wide = logits.astype(np.float64)
-        largest = wide.max(-1, keepdims=True)
-        log_sums = np.log(np.exp(wide - largest).sum(-1)) + largest[:, 0]
-        loss = float((log_sums - wide[np.arange(len(labels)), labels])[counted].mean())
-        values = {"acc": float((logits.argmax(-1) == labels)[counted].mean()), "loss": loss}
-        for key, value in (values | {"perplexity": np.exp(loss)}).items():
-            recorded = float(self.report.recorded[f"{name}metric_{key}"])
-            self.report.check(f"{name}metric_{key}", abs(value - recorded) / max(1.0, recorded), bound=1e-4)
-        self.report.close(f"{name}metric_tokens", np.int32(counted.sum()))
+        sums = sum_tokens(logits, labels)
+        figures = token_figures([sums])
+        for recorded_as, key in (("acc", "accuracy"), ("loss", "loss"), ("perplexity", "perplexity")):
+            recorded = float(self.report.recorded[f"{name}metric_{recorded_as}"])
+            error = abs(figures[key] - recorded) / max(1.0, recorded)
+            self.report.check(f"{name}metric_{recorded_as}", error, bound=1e-4)
+        self.report.close(f"{name}metric_tokens", np.int32(sums.tokens))
 
     def skip_training(self) -> None:
         for name in list(self.report.open_names):
