@@ -72,7 +72,7 @@ class GatherColumns(nn.Cell):
 
     def __init__(self, group: str, rank: int, size: int):
         super().__init__()
-        self.size = size
+        self.size, self.rank = size, rank
         self.place = PlaceAmongRanks(rank, size)
         self.reduce = over_group(ReduceFromRanks, group, size)
 
@@ -81,3 +81,7 @@ class GatherColumns(nn.Cell):
         parts = self.reduce(self.place(x.reshape((-1,)))).reshape((self.size, -1, columns))
         side_by_side = ops.concat(ops.unstack(parts, 0), -1)
         return side_by_side.reshape(x.shape[:-1] + (self.size * columns,))
+
+    def own(self, x):
+        """x (..., size * n) -> the columns of this rank, (..., n)."""
+        return ops.chunk(x, self.size, -1)[self.rank]

@@ -23,7 +23,7 @@ class StepResult(NamedTuple):
     """Result of a step as scalar Tensors, equal on all ranks.
 
     Attributes:
-        loss: mean over the step, float32.
+        loss: mean over the step, float32; its terms, (n,), if the model has `loss_terms`.
         norm: norm of the gradient of that mean, before clipping.
         num_labels: number of labels, float32; the number of passes with labels if these are averaged. If it is 0,
             nothing was updated.
@@ -38,6 +38,8 @@ class StepResult(NamedTuple):
 
 class TrainStep:
     """Trains a model whose `construct` returns the sum of its token losses and their number.
+
+    A model with `loss_terms`, names of the terms of its loss, returns them as a vector whose sum trains.
 
     The loss of a step is the mean over all labels of all passes and replicas; with `averages_passes` it is the mean of
     the means of all passes and replicas. Call the object with (learning_rate, *batch) for a step of one pass, or
@@ -100,7 +102,7 @@ class TrainStep:
         update = Update(self.optimizer, sync, self.loss_scale, config.max_grad_norm)
         self.graph = self.accumulate_graph = self.update_graph = None
         if accumulates:
-            self.accumulate_graph = Accumulate(gradients, parameters, sync)
+            self.accumulate_graph = Accumulate(gradients, parameters, sync, num_terms=len(loss_terms(model)))
             self.update_graph = UpdateFromBuffers(update, self.accumulate_graph)
         else:
             self.graph = OneGraphStep(gradients, update)
@@ -176,7 +178,7 @@ class Update(nn.Cell):
         divisor = ops.maximum(num_labels, ops.ones_like(num_labels))
         scale = 1.0 / divisor if self.scale is None else 1.0 / (divisor * self.scale.value)
         norm = norm * scale
-        is_finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
+        is_finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss.sum()))
         if self.max_grad_norm is not None:
             scale = scale * ops.minimum(self.max_grad_norm / (norm + 1e-6), ops.ones_like(norm))
         result = norm
@@ -212,9 +214,15 @@ class OneGraphStep(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Adds a pass to float32 buffers: whole gradients, or with ZeRO-2 this replica's chunks of their sum."""
+    """Adds a pass to float32 buffers: whole gradients, or with ZeRO-2 this replica's chunks of their sum.
 
-    def __init__(self, gradients: PassGradients, parameters: list[Parameter], sync: GradientSync | None):
+    Args:
+        num_terms: number of terms of the loss; 0 if it is a scalar.
+    """
+
+    def __init__(
+        self, gradients: PassGradients, parameters: list[Parameter], sync: GradientSync | None, *, num_terms: int = 0
+    ):
         super().__init__(auto_prefix=False)
         self.gradients = gradients
         self.sync = sync if sync is not None and sync.keep_chunks else None
@@ -223,7 +231,7 @@ class Accumulate(nn.Cell):
         else:
             shapes = {f"gradient.{parameter.name}": parameter.shape for parameter in parameters}
         self.buffers = ms.ParameterTuple([zero_state(name, shape) for name, shape in shapes.items()])
-        self.loss = zero_state("gradient.loss", ())
+        self.loss = zero_state("gradient.loss", (num_terms,) if num_terms else ())
         self.num_labels = zero_state("gradient.num_labels", ())
 
     def construct(self, *batch):
@@ -259,6 +267,11 @@ class UpdateFromBuffers(nn.Cell):
         for buffer in (*self.buffers, self.loss, self.num_labels):
             done = ops.depend(done, ops.assign(buffer, ops.depend(ops.zeros_like(buffer), done)))
         return loss, ops.depend(norm, done), num_labels, is_finite
+
+
+def loss_terms(model: nn.Cell) -> tuple[str, ...]:
+    """Returns the names of the terms of a model's loss; none if the loss is a scalar."""
+    return getattr(model, "loss_terms", ())
 
 
 def zero_state(name: str, shape: tuple[int, ...]) -> Parameter:

@@ -1,7 +1,7 @@
 """The optimizer step of the trainer: NumPy arrays in, Python numbers out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
@@ -13,7 +13,7 @@ from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.config import TrainConfig
 from mindvlm.training.data import PassInputs
 from mindvlm.training.loss import MIN_SCALE
-from mindvlm.training.step import StepResult, TrainStep
+from mindvlm.training.step import StepResult, TrainStep, loss_terms
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Outcome:
         is_finite: false if a gradient was not finite; then nothing was updated.
         is_overflow: whether the loss scale was too large; it has been lowered.
         has_labels: false if no row of any rank had a label; then nothing was updated, and loss and norm are 0.
+        terms: the terms of the loss by name, if the model has several.
     """
 
     loss: float
@@ -33,6 +34,7 @@ class Outcome:
     is_finite: bool = True
     is_overflow: bool = False
     has_labels: bool = True
+    terms: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_measured(self) -> bool:
@@ -75,6 +77,7 @@ class StepRunner:
         self.num_passes = config.num_passes
         self.accumulates = self.num_passes > 1
         self.has_loss_scale = dtype == ms.float16
+        self.loss_terms = loss_terms(model)
         place_dropout(model, num_passes=self.num_passes, num_replicas=mesh.dp, replica=mesh.dp_rank)
         self.step = TrainStep(
             model,
@@ -100,9 +103,11 @@ class StepRunner:
         return self.outcome(result)
 
     def outcome(self, result: StepResult) -> Outcome:
-        loss, norm, num_labels, is_finite = (value.asnumpy().item() for value in result)
+        losses = result.loss.asnumpy()
+        terms = dict(zip(self.loss_terms, losses.reshape(-1).tolist(), strict=True)) if self.loss_terms else {}
+        loss, (norm, num_labels, is_finite) = float(losses.sum()), (value.asnumpy().item() for value in result[1:])
         is_overflow = self.has_loss_scale and not is_finite and math.isfinite(loss) and not self.scale_is_lowest()
-        return Outcome(loss, norm, is_finite, is_overflow, has_labels=num_labels > 0)
+        return Outcome(loss, norm, is_finite, is_overflow, has_labels=num_labels > 0, terms=terms)
 
     def scale_is_lowest(self) -> bool:
         """Whether the loss scale has its minimum value."""

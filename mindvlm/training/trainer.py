@@ -81,6 +81,7 @@ class Trainer:
         self.step: int = state.get("step", 0)
         self.best: dict[str, Any] | None = state.get("best")
         self.window: list[float] = state.get("window", [])
+        self.terms: list[dict[str, float]] = state.get("terms", [])
         self.num_overflows: int = state.get("num_overflows", 0)
         self.num_skipped_before: int = state.get("num_skipped", 0)
         self.num_bad_steps = 0
@@ -161,6 +162,7 @@ class Trainer:
                     "steps (schedule.total_steps), which lower the loss scale, or set dtype to float32 or bfloat16"
                 )
             self.window.append(outcome.loss)
+            self.terms.append(outcome.terms)
             news = self.data.observe(outcome.loss)
             if news:
                 logger.info(f"step {self.step}: {news}")
@@ -217,6 +219,8 @@ class Trainer:
     def log(self, outcome: Outcome) -> None:
         """Logs the progress line and its record; the loss is the mean since the last line."""
         means = {"loss": sum(self.window) / len(self.window)} if self.window else {}
+        names = self.terms[0] if self.terms else {}
+        means |= {name: sum(terms[name] for terms in self.terms) / len(self.terms) for name in names}
         figures = {
             **means,
             **({"norm": outcome.norm} if outcome.is_measured else {}),
@@ -229,7 +233,7 @@ class Trainer:
             figures["overflows"] = self.num_overflows
         logger.info(self.progress.line(self.step, figures))
         self.record(figures)
-        self.window = []
+        self.window, self.terms = [], []
         self.progress.restart()
 
     def record(self, figures: dict[str, float]) -> None:
@@ -271,6 +275,7 @@ class Trainer:
             "source": self.data.merge(self.ranks.of_replicas(self.data.state)),
             "best": self.best,
             "window": self.window,
+            "terms": self.terms,
             "num_overflows": self.num_overflows,
             "num_skipped": self.num_skipped(),
             "rng": ms.get_rng_state().asnumpy().tolist(),

@@ -15,6 +15,7 @@ from mindvlm.core.runtime import RuntimeConfig, start
 from tests.golden_readers import (
     caption,
     delvm,
+    delvm_distillation,
     delvm_files,
     delvm_packing,
     delvm_pictures,
@@ -92,6 +93,7 @@ KINDS = (
         delvm_packing.is_packing,
         lambda case, report, mode: delvm_packing.read_packing(case, report),
     ),
+    Kind("DeLVM distillation", delvm_distillation.is_given_logits, delvm_distillation.read_given_logits),
     Kind("Vary-tiny", lambda case: is_language(case, config_key="ffn_dim"), language.read_language),
     Kind("Vary-tiny text", caption.is_caption_text, lambda case, report, mode: caption.read_caption_text(case, report)),
     Kind("language model", lambda case: is_language(case, config_key="rotary_emb_base"), language.read_language),

@@ -36,7 +36,7 @@ def test_an_overflow_at_its_end_is_as_bad_as_a_loss_that_is_not_finite(value, is
         loss_scale = LossScale(LossScaleConfig(initial=4.0))
 
     runner = object.__new__(StepRunner)
-    runner.step, runner.has_loss_scale = Step(), True
+    runner.step, runner.has_loss_scale, runner.loss_terms = Step(), True, ()
     runner.step.loss_scale.value.set_data(Tensor(value, ms.float32))
     result = StepResult(*(Tensor(np.array(one)) for one in (1.0, np.inf, 3.0, False)))
     outcome = runner.outcome(result)

@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
@@ -48,6 +48,33 @@ def test_what_a_step_is_the_mean_of(averages, expected, loss_scale):
     result = step.update(Tensor(1e-3, ms.float32))
     np.testing.assert_allclose(result.loss.asnumpy(), 2 * expected, rtol=1e-6)
     np.testing.assert_allclose(result.norm.asnumpy(), expected, rtol=1e-6)
+
+
+class Terms(Product):
+    """The same loss as two terms."""
+
+    loss_terms = ("whole", "nothing")
+
+    def construct(self, x, num_labels):
+        loss, num_labels = super().construct(x, num_labels)
+        return ops.stack((0.25 * loss, 0.75 * loss)), num_labels
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+@pytest.mark.parametrize("loss_scale", [None, LossScaleConfig(initial=64.0)])
+def test_the_sum_of_the_terms_trains(accumulates, loss_scale):
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    results = []
+    for kind in (Product, Terms):
+        step = TrainStep(kind(), OptimizerConfig(learning_rate=1e-3), accumulates=accumulates, loss_scale=loss_scale)
+        batch, rate = (Tensor([6.0], ms.float32), Tensor(3.0, ms.float32)), Tensor(1e-3, ms.float32)
+        if accumulates:
+            step.accumulate(*batch)
+        results.append(step.update(rate) if accumulates else step(rate, *batch))
+    one, two = results
+    np.testing.assert_allclose(two.loss.asnumpy(), np.array([0.25, 0.75]) * one.loss.asnumpy(), rtol=1e-6)
+    assert two.norm.asnumpy() == one.norm.asnumpy() == 2.0
+    assert two.is_finite.asnumpy()
 
 
 @pytest.mark.parametrize("averages", [False, True])
