@@ -1,6 +1,6 @@
 """The codes of pictures, by a VQGAN alone."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +14,44 @@ from mindvlm.models.delvm.model import DelvmModel
 from mindvlm.models.delvm.names import MODELS
 from mindvlm.models.delvm.processor import DelvmProcessor, DelvmProcessorConfig
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.processing.images.loading import ImageSource
 from mindvlm.weights.recognise import native_view
 
 
-def open_vqgan(folder: Path) -> tuple[Callable[[Path], np.ndarray], int]:
-    """Returns a function from a picture to its codes (P,) int32, and the number of codes there are.
+class PictureEncoder:
+    """Encodes pictures with the VQGAN of a folder.
+
+    Attributes:
+        size: edge of the pictures it takes, in pixels; others are brought to it.
+        vocab_size: number of codes there are.
 
     Raises:
         UserError: the folder holds no VQGAN, or its weights cannot be used.
     """
-    published = read_published(folder) if folder.is_dir() else None
-    if published is None or "_class_name" not in published:
-        raise UserError(f"--vqgan {folder}: is no folder with the config.json of a VQGAN; give the folder of one")
-    config = from_published(published, path=f"{folder}/config.json")
-    start(RuntimeConfig(mode="pynative"))
-    model = DelvmModel(config).set_train(False)
-    expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(model).items()}
-    with open_checkpoint(folder) as checkpoint:
-        fill_parameters(model, native_view(checkpoint, MODELS, target_infos=expected))
-    processor = DelvmProcessor(DelvmProcessorConfig(size=config.vqgan.resolution))
 
-    def encode(path: Path) -> np.ndarray:
-        codes = model.encode_images(Tensor(processor.pixels(path)[None])).asnumpy()[0]
+    def __init__(self, folder: Path):
+        published = read_published(folder) if folder.is_dir() else None
+        if published is None or "_class_name" not in published:
+            raise UserError(f"--vqgan {folder}: is no folder with the config.json of a VQGAN; give the folder of one")
+        config = from_published(published, path=f"{folder}/config.json")
+        start(RuntimeConfig(mode="pynative"))
+        self.folder, self.size, self.vocab_size = folder, config.vqgan.resolution, config.vqgan.num_embeddings
+        self.model = DelvmModel(config).set_train(False)
+        expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(self.model).items()}
+        with open_checkpoint(folder) as checkpoint:
+            fill_parameters(self.model, native_view(checkpoint, MODELS, target_infos=expected))
+        self.processor = DelvmProcessor(DelvmProcessorConfig(size=self.size))
+
+    def __call__(self, pictures: Sequence[ImageSource]) -> np.ndarray:
+        """Returns the codes (N, P) int32 of pictures, computed in one batch.
+
+        Raises:
+            UserError: a picture cannot be read, or the VQGAN computes NaN or infinity.
+        """
+        pixels = np.stack([self.processor.pixels(picture) for picture in pictures])
+        codes = self.model.encode_images(Tensor(pixels)).asnumpy()
         if codes.min() < 0:
-            raise UserError(f"--vqgan {folder}: computes NaN or infinity for {path}; check that its weights are whole")
+            raise UserError(
+                f"--vqgan {self.folder}: computes NaN or infinity for a picture; check that its weights are whole"
+            )
         return codes
-
-    return encode, config.vqgan.num_embeddings

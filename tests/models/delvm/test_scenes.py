@@ -1,12 +1,10 @@
 """Scenes: what each task's label shows, and `mindvlm-make-data` for them."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.models.delvm import made_data
+from mindvlm.models.delvm.made_data.outputs import CodeFile
 from mindvlm.models.delvm.scenes import CLASSES, COLOURS, TASKS, Scene, draw_pair, draw_scene
 from mindvlm.models.delvm.token_files import TokenFile, find_token_files
 from mindvlm.processing.code_processor import find_pairs
@@ -80,6 +78,10 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
 def command(folder, *options):
     return ["delvm-scenes", "--output", str(folder), "--size", "32", *map(str, options)]
 
@@ -115,21 +117,25 @@ def test_codes_are_sentences_of_pairs_and_a_killed_run_goes_on(tmp_path, vqgan, 
     assert [str(path.relative_to(tmp_path / "a")) for path in files] == [
         "vision/edges/train.bin", "vision/rain/train.bin"
     ]  # fmt: skip
-    from mindvlm.models.delvm.picture_codes import open_vqgan
+    from mindvlm.models.delvm.picture_codes import PictureEncoder
 
-    encode, vocab_size = open_vqgan(vqgan)
-    file = TokenFile(files[1], vocab_size)
-    length = len(encode(tmp_path / "a/rain/000000_img.png"))
+    encode = PictureEncoder(vqgan)
+    file = TokenFile(files[1], encode.vocab_size)
+    length = encode([tmp_path / "a/rain/000000_img.png"]).shape[1]
     assert file.lengths.tolist() == [4 * length, 4 * length, 2 * length]
     names = ("000002_img", "000002_label", "000003_img", "000003_label")
-    expected = [encode(tmp_path / f"a/rain/{name}.png").tolist() for name in names]
+    # one at a time: batches change no code
+    expected = [encode([tmp_path / f"a/rain/{name}.png"])[0].tolist() for name in names]
     assert file[1].reshape(4, -1).tolist() == expected
     # a run of more pairs, killed within a line, continues as if nothing had happened
     assert main(command(tmp_path / "b", *options, 3)) == 0
+    monkeypatch.setattr(CodeFile, "finish", interrupt)
+    assert main(command(tmp_path / "b", *options, 4)) == 130
+    monkeypatch.undo()
     partial = tmp_path / "b/vision/rain/.codes.partial"
-    pairs = made_data.pairs_of(tmp_path / "b/vision/rain/train.bin", vocab_size, 2)
-    assert np.shape(pairs) == (3, 2 * length)
-    partial.write_text("".join(json.dumps(pair) + "\n" for pair in pairs) + "[1, 2")
+    assert partial.read_text().count("\n") == 4
+    with open(partial, "a") as file:
+        file.write('"000004"\t[[1, 2')
     assert main(command(tmp_path / "b", *options, 5)) == 0
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
 

@@ -1,0 +1,151 @@
+"""Makes the pictures and codes of tasks: options, resuming, and the lines that say what was made."""
+
+import argparse
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mindvlm.checkpoint.atomic import atomic_file
+from mindvlm.core.errors import UserError
+from mindvlm.models.delvm.made_data.items import Group, Item, encode_in_order, load_in_order
+from mindvlm.models.delvm.made_data.outputs import CodeFile, PictureFolder, keep_description
+
+if TYPE_CHECKING:
+    from mindvlm.models.delvm.picture_codes import PictureEncoder
+
+Progress = Callable[[int, int], None]
+SIZES = 16, 4096
+SKIPPED = "skipped.txt"
+
+
+def add_vqgan(parser: argparse.ArgumentParser, unit: str, per_line: int) -> None:
+    """Adds `--vqgan`, and the number of groups in a sentence: `--UNIT_per_line`."""
+    parser.add_argument(
+        "--vqgan", type=os.path.expanduser, metavar="FOLDER", help=f"write the {unit} as codes of this VQGAN"
+    )
+    parser.add_argument(
+        f"--{unit}_per_line",
+        type=int,
+        default=per_line,
+        metavar="N",
+        help=f"in a sentence of codes (default {per_line})",
+    )
+
+
+def check_range(arguments: argparse.Namespace, name: str, least: int, most: int) -> None:
+    """Raises UserError if an option is out of range."""
+    value = getattr(arguments, name)
+    if not least <= value <= most:
+        raise UserError(f"--{name} is {value}; expected {least} to {most}")
+
+
+def open_encoder(arguments: argparse.Namespace) -> "PictureEncoder | None":
+    """Returns the encoder of `--vqgan`, if given. Raises UserError if it cannot be used."""
+    if not arguments.vqgan:
+        return None
+    # imported here: it imports MindSpore
+    from mindvlm.models.delvm.picture_codes import PictureEncoder
+
+    return PictureEncoder(Path(arguments.vqgan))
+
+
+class Maker:
+    """Makes tasks in the folder `--output`.
+
+    Args:
+        arguments: the parsed options.
+        description: the options that the pictures depend on; another run in the same folder must have the same.
+        encoder: encodes the pictures; None writes no codes.
+        unit: name of the groups, as in `--UNIT_per_line`.
+        keeps_pictures: whether the pictures are written as PNG files.
+
+    Raises:
+        UserError: the folder holds other data or cannot be written.
+    """
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        description: dict,
+        *,
+        encoder: "PictureEncoder | None",
+        unit: str,
+        keeps_pictures: bool,
+    ):
+        self.folder, self.encoder, self.keeps_pictures = Path(arguments.output), encoder, keeps_pictures
+        self.unit, self.per_line = unit, getattr(arguments, f"{unit}_per_line")
+        keep_description(self.folder, {"kind": arguments.kind, **description})
+        if encoder:
+            by = {"vqgan": os.path.realpath(arguments.vqgan), f"{unit}_per_line": self.per_line}
+            keep_description(self.folder / "vision", by)
+
+    def make(self, tasks: Mapping[str, Sequence[Item]], progress: Progress) -> list[str]:
+        """Makes the items that are missing. Returns the lines that say what was made and what was skipped.
+
+        Raises:
+            UserError: no item of a task can be used, or a file cannot be written.
+        """
+        total, done, num_new = sum(map(len, tasks.values())), 0, 0
+        skipped: dict[str, str] = {}
+        for task, items in tasks.items():
+            num_new += self._make_task(task, items, skipped, lambda count, done=done: progress(done + count, total))
+            done += len(items)
+        tasks_of = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
+        lines = [f"made {num_new} of {total} {self.unit}{tasks_of} in {self.folder}"]
+        if self.encoder:
+            lines.append(f"codes: {self.folder / 'vision'}")
+        return lines + summary(skipped, self.folder / SKIPPED)
+
+    def _make_task(
+        self, task: str, items: Sequence[Item], skipped: dict[str, str], progress: Callable[[int], None]
+    ) -> int:
+        """Makes a task and adds the items that cannot be used to `skipped`. Returns the number of new ones."""
+        pictures = PictureFolder(self.folder / task) if self.keeps_pictures else None
+        codes = CodeFile(self.folder / "vision" / task / "train.bin", self.encoder.vocab_size) if self.encoder else None
+        missing = [item for item in items if not all(output.has(item) for output in (pictures, codes) if output)]
+        reasons: dict[str, str] = {}
+        counter = itertools.count(len(items) - len(missing) + 1)
+
+        def to_encode() -> Iterator[tuple[Item, Sequence[Group]]]:
+            for item, groups in load_in_order(missing):
+                if isinstance(groups, str):
+                    reasons[f"{task}/{item.name}"] = groups
+                elif pictures and not pictures.has(item):
+                    pictures.add(item, groups)
+                if codes and not codes.has(item) and not isinstance(groups, str):
+                    yield item, groups
+                else:
+                    progress(next(counter))
+
+        for item, rows in encode_in_order(to_encode(), self.encoder):
+            codes.add(item, rows)
+            progress(next(counter))
+        skipped.update(reasons)
+        write_skipped(skipped, self.folder / SKIPPED)
+        if len(reasons) == len(items):
+            raise UserError(f"{task}: no item can be used: {summary(reasons, self.folder / SKIPPED)[0]}")
+        if codes:
+            codes.finish(items, self.per_line)
+        return len(missing) - len(reasons)
+
+
+def write_skipped(skipped: dict[str, str], path: Path) -> None:
+    """Writes a line for each item that was skipped; removes the file if there are none."""
+    if skipped:
+        with atomic_file(path) as file:
+            file.write("".join(f"{name}: {reason}\n" for name, reason in skipped.items()).encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
+def summary(skipped: dict[str, str], path: Path) -> list[str]:
+    """Returns a line for each reason, the most frequent one first."""
+    counts = Counter(skipped.values())
+    first = {reason: name for name, reason in reversed(skipped.items())}
+    return [
+        f"skipped {count}: {reason} (the first is {first[reason]}; {path} lists all)"
+        for reason, count in counts.most_common()
+    ]
