@@ -28,7 +28,7 @@ LAYERS = (
 # `mindvlm.load` and `mindvlm.Conversation` import these when they are asked for; everything may ask for the version.
 PUBLIC = (("", "api"), ("", "session"))
 # A family's modules lie in a folder or module of its name below these; the oracle describes the published models.
-PLACES = ("mindvlm.models", "mindvlm.convert.parity", "mindvlm.tools.benchmarks")
+PLACES = ("mindvlm.models", "mindvlm.convert.parity", "mindvlm.tools.benchmarks", "mindvlm.evaluation.benchmarks")
 ORACLE = "mindvlm.convert.reference"
 # Shared modules that may name a family, and why.
 MAY_NAME_FAMILIES = {

@@ -44,7 +44,15 @@ def test_the_wheel_reads_a_picture_without_the_clone(wheel_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["tools.train", "convert.convert_weight", "tools.check_model", "tools.make_data", "tools.benchmark"]
+    "module",
+    [
+        "tools.train",
+        "convert.convert_weight",
+        "tools.check_model",
+        "tools.make_data",
+        "tools.benchmark",
+        "tools.evaluate",
+    ],
 )
 def test_the_other_commands_start_from_the_wheel(wheel_folder, tmp_path, module):
     environment = {**os.environ, "PYTHONPATH": str(wheel_folder)}
@@ -61,5 +69,5 @@ def test_the_wheel_names_the_console_scripts(wheel_folder):
 
     scripts = entry_points.read_text()
 
-    for name in ("predict", "train", "convert", "check", "make-data", "show-views", "benchmark"):
+    for name in ("predict", "train", "convert", "check", "make-data", "show-views", "benchmark", "evaluate"):
         assert f"mindvlm-{name} = " in scripts

@@ -7,7 +7,7 @@ from typing import Any
 from mindvlm.core.errors import UserError, counted
 from mindvlm.core.host_memory import free_host_memory
 from mindvlm.tools.predict_llm import DEFAULT_QUERY
-from mindvlm.tools.preflight import MIB, OK, WARNING, Lines, Run, mib
+from mindvlm.tools.preflight import MIB, OK, SKIPPED, WARNING, Lines, Run, mib
 
 WORLD_SIZES = (1, 2, 4, 8)
 # the NPUs' memories, of which a tenth is left to the driver, the runtime and communication
@@ -88,7 +88,7 @@ def check_plan(run: Run) -> Lines:
         try:
             weights = shard_infos(whole, specs_for(run, num_processes))
         except UserError as error:
-            yield OK, f"{named}: not possible, {error}"
+            yield SKIPPED, f"{named}: not possible, {error}"
             continue
         found = {}
         for dtype in ("bfloat16", "float32"):

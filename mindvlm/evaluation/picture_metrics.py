@@ -3,7 +3,7 @@
 H rows, W columns. Pictures are (H, W, 3) uint8. Distances are those of values in 0..1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -53,7 +53,7 @@ def as_unit(picture: np.ndarray) -> np.ndarray:
     return picture.astype(np.float64) / 255
 
 
-def palette(labels: Sequence[np.ndarray]) -> np.ndarray | None:
+def palette(labels: Iterable[np.ndarray]) -> np.ndarray | None:
     """Returns the colours (classes, 3) of label pictures in ascending order; None for more than `MAX_CLASSES`."""
     colours: set[int] = set()
     for label in labels:

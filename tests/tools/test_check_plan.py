@@ -65,8 +65,9 @@ def test_the_plan_of_a_published_model(name, holders):
 
 def test_processes_that_cannot_share_a_model(check, tmp_path):
     status, out, _ = check("--config_path", write_tiny_vary(tmp_path))
-    assert status == 0
+    assert status == 0 and out.splitlines()[-1] == "ready"
     assert plan(out)["4 processes"].startswith("not possible, language_model has 2 heads, which 4 tensor-parallel")
+    assert [line_status for line_status, _ in found(out)["plan"]] == ["ok", "ok", "ok", "skipped", "skipped"]
 
 
 def test_memory_of_one_of_several_processes(check, tmp_path):

@@ -16,12 +16,10 @@ import numpy as np
 
 from mindvlm.processing.samples.label_rules import IGNORED_LABEL
 
-DECIMALS = 4
-
 
 @dataclass(frozen=True)
 class TokenSums:
-    """Sums over the tokens of a batch that have a label: of their losses, of the correct ones, of all."""
+    """Sums over tokens that have a label: their losses, the correct ones, all."""
 
     loss: float = 0.0
     correct: int = 0
@@ -46,8 +44,14 @@ def sum_tokens(logits: np.ndarray, labels: np.ndarray) -> TokenSums:
     return TokenSums(float(losses.sum()), int((logits.argmax(-1) == labels).sum()), len(labels))
 
 
-def token_figures(batches: Sequence[TokenSums]) -> dict[str, float]:
-    """Returns loss, accuracy and perplexity of batches, not rounded; empty if no token has a label."""
+def token_figures(rows: Sequence[TokenSums], batch_size: int = 1) -> dict[str, float]:
+    """Returns loss, accuracy and perplexity, not rounded; empty if no token has a label.
+
+    Args:
+        rows: sums of each row.
+        batch_size: consecutive rows of a batch; the last batch may be smaller.
+    """
+    batches = [sum(rows[start : start + batch_size], TokenSums()) for start in range(0, len(rows), batch_size)]
     batches = [one for one in batches if one.tokens]
     if not batches:
         return {}

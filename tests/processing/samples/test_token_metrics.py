@@ -21,8 +21,10 @@ def test_the_first_of_equal_logits_is_the_prediction():
 
 
 def test_batches_weigh_the_same_in_the_loss_and_tokens_in_the_perplexity():
-    batches = [TokenSums(2.0, 1, 1), TokenSums(3.0, 0, 3), TokenSums()]
-    assert token_figures(batches) == {"loss": 1.5, "accuracy": 0.25, "perplexity": pytest.approx(np.exp(5 / 4))}
+    rows = [TokenSums(2.0, 1, 1), TokenSums(), TokenSums(1.0, 0, 1), TokenSums(2.0, 0, 2), TokenSums()]
+    expected = {"loss": 1.5, "accuracy": 0.25, "perplexity": pytest.approx(np.exp(5 / 4))}
+    assert token_figures(rows, batch_size=2) == expected
+    assert token_figures([rows[0], rows[2] + rows[3]]) == expected
     assert token_figures([TokenSums()]) == {}
 
 
