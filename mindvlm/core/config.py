@@ -30,7 +30,7 @@ def build_config(cls: type, data: Any, where: str = ""):
     """
     if not isinstance(data, dict):
         raise UserError(f"config section '{where or 'top level'}' is {data!r}; expected a mapping of keys to values")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     hints = typing.get_type_hints(cls)
     retired = getattr(cls, "RETIRED", {})
     values = {}

@@ -12,6 +12,7 @@ from mindspore import nn
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
 from mindvlm.core.runtime import BuildContext
+from mindvlm.models.own_training import OwnTraining
 from mindvlm.nn.memory import VisionMemory
 from mindvlm.nn.resize_tables import keep_shape
 from mindvlm.parallel.plan import Rule
@@ -77,6 +78,7 @@ class Family:
             with (source, target_infos=..., **parts), where the parts are those of `separate_parts`.
         companions: returns name -> content of the files to write beside trained weights; called with the run config.
         part_files: the files of single parts that other programs read, written beside trained weights.
+        training: how the family trains if its data are not annotated images; `None` trains on questions and answers.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Family:
     view_with_parts: Callable[..., TensorSource] | None = None
     companions: Callable[[Any], dict[str, bytes]] | None = None
     part_files: PartFiles | None = None
+    training: OwnTraining | None = None
 
     @property
     def separate_parts(self) -> tuple[str, ...]:

@@ -44,6 +44,17 @@ def read_config(config_path: str | Path, overrides: dict[str, Any] | None = None
     return family_of_yaml(data).parse_config(data, path)
 
 
+def find_family(config_path: str | Path) -> Family:
+    """Returns the family of a model's YAML or folder, without reading its sizes.
+
+    Raises:
+        UserError: see `read_config`.
+    """
+    path = Path(os.path.expanduser(config_path))
+    path = path.parent if path.name == "config.json" else path
+    return family_of_folder(path) if path.is_dir() else family_of_yaml(read_yaml(path))
+
+
 def family_of_yaml(data: dict[str, Any]) -> Family:
     """Returns the family that the key `family` names, or else the family that recognizes the file.
 
@@ -57,8 +68,8 @@ def family_of_yaml(data: dict[str, Any]) -> Family:
     return get_family(data.get("family"))
 
 
-def read_folder(folder: Path, overrides: dict[str, Any]) -> Any:
-    """Returns the run config of a published checkpoint folder.
+def family_of_folder(folder: Path) -> Family:
+    """Returns the family that reads a published checkpoint folder.
 
     Raises:
         UserError: config.json is missing, or no family reads folders of its model type.
@@ -81,8 +92,14 @@ def read_folder(folder: Path, overrides: dict[str, Any]) -> Any:
             raise UserError(f"{folder}/config.json: {what}; take the config.json of the model, or give a YAML")
         shown = ", ".join(map(config_json.shown_name, types[:3]))
         raise UserError(f"{folder}/config.json: model type {shown} is not read from a folder; give a YAML for it")
+    return families[0]
+
+
+def read_folder(folder: Path, overrides: dict[str, Any]) -> Any:
+    """Returns the run config of a published checkpoint folder. Raises UserError if no family can read it."""
+    family = family_of_folder(folder)
     try:
-        return families[0].read_folder(folder, overrides)
+        return family.read_folder(folder, overrides)
     except UserError:
         # what a training saves beside a connector or an adapter lacks other files of a model, such as the tokenizer
         require_model(folder)

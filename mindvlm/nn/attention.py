@@ -8,8 +8,8 @@ import numpy as np
 from mindspore import nn, ops
 
 from mindvlm.core.runtime import BuildContext
-from mindvlm.nn.attention_core import causal_attention_core, split_heads, stack_heads
-from mindvlm.nn.fused_attention import FusedAttention, can_fuse, later_keys
+from mindvlm.nn.attention_core import causal_attention_core, segment_attention_core, split_heads, stack_heads
+from mindvlm.nn.fused_attention import FusedAttention, can_fuse, hidden_keys, later_keys
 from mindvlm.nn.layout import permute_rows
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.rotary import apply_rotary
@@ -88,6 +88,7 @@ class SelfAttention(nn.Cell):
         eager = Float32EagerAttention if config.float32_scores else EagerAttention
         self.core = FusedAttention() if self.is_fused else eager()
         self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
+        self.segment_core = segment_attention_core()
 
     def mask(self, query_positions, key_positions):
         """Returns the causal mask for `attend`, which all layers share; positions as in `causal_mask`."""
@@ -95,8 +96,16 @@ class SelfAttention(nn.Cell):
             return later_keys(query_positions, key_positions)
         return causal_mask(query_positions, key_positions, self.num_heads, self.mask_dtype)
 
-    def mask_without_cache(self, positions):
-        """Returns the mask for `attend` with queries and keys at positions (B, L) = 0 .. L - 1; None if not needed."""
+    def mask_without_cache(self, positions, segment_ids=None):
+        """Returns the mask for `attend` with queries and keys of the same tokens; None if not needed.
+
+        Args:
+            positions: (B, L) int32, 0 .. L - 1 in each row without segments.
+            segment_ids: (B, L) int32; a token sees those of its segment up to itself. None: a row is one segment. The
+                mask of eager attention is the ids themselves, which need little memory.
+        """
+        if segment_ids is not None:
+            return hidden_keys(segment_ids) if self.is_fused else segment_ids
         return later_keys(positions, positions[0]) if self.is_fused else None
 
     def heads(self, x, num_heads):
@@ -117,6 +126,8 @@ class SelfAttention(nn.Cell):
         query = query * self.scale
         if mask is None:
             out = self.causal_core(query, key, value)
+        elif mask.ndim == 2:
+            out = self.segment_core(query, key, value, mask)
         else:
             out = self.core(query, key, value, mask)
         if length > 1:

@@ -37,6 +37,12 @@ def causal_attention_core(*, float32_scores: bool = False) -> CausalAttentionCor
     return Float32CausalAttentionCore() if float32_scores else CausalAttentionCore()
 
 
+@functools.cache
+def segment_attention_core() -> SegmentAttentionCore:
+    """Returns the shared SegmentAttentionCore."""
+    return SegmentAttentionCore()
+
+
 class AttentionCore(nn.Cell):
     """softmax(query key^T) value with all keys visible and the softmax in float32. The query must already be scaled.
 
@@ -54,18 +60,27 @@ class AttentionCore(nn.Cell):
         self.tile = ops.Tile()
 
     def construct(self, query, key, value):
+        return self.attended(query, key, value, None)
+
+    def bprop(self, query, key, value, out, dout):
+        return self.gradients(query, key, value, None, out, dout)
+
+    def attended(self, query, key, value, segment_ids):
+        """Returns the output; `segment_ids` are those of `SegmentAttentionCore`."""
         outs = ()
         for start, stop, num_keys in self.slices(query.shape[-2], key.shape[-2]):
             part = stack_heads(self.rows(query, start, stop), key)
             if start > 0:
                 # sequential: parallel slices would all be in memory
                 part = ops.depend(part, outs[-1])
-            probabilities = self.probabilities(part, self.rows(key, 0, num_keys), stop - start).astype(value.dtype)
+            seen_key = self.rows(key, 0, num_keys)
+            probabilities = self.probabilities(part, seen_key, stop - start, segment_ids).astype(value.dtype)
             out = self.product(probabilities, self.rows(value, 0, num_keys))
             outs = outs + (split_heads(out, query, stop - start),)
         return join(outs)
 
-    def bprop(self, query, key, value, out, dout):
+    def gradients(self, query, key, value, segment_ids, out, dout):
+        """Returns the gradients of query, key and value."""
         # keeps the recomputation out of the forward pass
         query, key = ops.depend(query, dout), ops.depend(key, dout)
         value, out = ops.depend(value, dout), ops.depend(out, dout)
@@ -77,7 +92,7 @@ class AttentionCore(nn.Cell):
             if start > 0:
                 part = ops.depend(part, query_parts[-1])
             seen_key, seen_value = self.rows(key, 0, num_keys), self.rows(value, 0, num_keys)
-            probabilities = self.probabilities(part, seen_key, stop - start)
+            probabilities = self.probabilities(part, seen_key, stop - start, segment_ids)
             by_scores = self.scores_gradient(probabilities, seen_value, out_part, dout_part)
             query_parts = query_parts + (split_heads(self.product(by_scores, seen_key), query, stop - start),)
             key_parts = key_parts + (lengthen(self.by_columns(by_scores, part), key.shape[-2]),)
@@ -96,7 +111,7 @@ class AttentionCore(nn.Cell):
         begin = (0,) * len(leading) + (start, 0)
         return self.slice(x, begin, leading + (stop - start, x.shape[-1]))
 
-    def probabilities(self, query, key, size):
+    def probabilities(self, query, key, size, segment_ids):
         """Returns the probabilities (..., queries, keys) float32 of a slice of `size` queries per head."""
         return self.softmax(self.scores(query, key))
 
@@ -126,8 +141,11 @@ class CausalAttentionCore(AttentionCore):
     def slices(self, num_queries, num_keys):
         return causal_slices(num_queries)
 
-    def probabilities(self, query, key, size):
-        """Masks the last `size` keys, which are at the positions of the queries."""
+    def probabilities(self, query, key, size, segment_ids):
+        return self.softmax(self.causal_scores(query, key, size))
+
+    def causal_scores(self, query, key, size):
+        """Returns the scores, masked in the last `size` keys, which are at the positions of the queries."""
         num_earlier = key.shape[-2] - size
         scores = self.scores(query, self.rows(key, num_earlier, num_earlier + size))
         # depends on the query: a training step would compute the tiled constant up front and keep it for every layer
@@ -135,7 +153,28 @@ class CausalAttentionCore(AttentionCore):
         scores = scores + self.tile(mask, scores.shape[:-2] + (query.shape[-2] // size, 1))
         if num_earlier > 0:
             scores = ops.concat((self.scores(query, self.rows(key, 0, num_earlier)), scores), -1)
-        return self.softmax(scores)
+        return scores
+
+
+class SegmentAttentionCore(CausalAttentionCore):
+    """`CausalAttentionCore` where a query sees the keys of its own segment only.
+
+    query (B, H, L, D), key and value (B, K, L, D), segment_ids (B, L) int32. The mask of one slice is in memory.
+    """
+
+    def construct(self, query, key, value, segment_ids):
+        return self.attended(query, key, value, segment_ids)
+
+    def bprop(self, query, key, value, segment_ids, out, dout):
+        return (*self.gradients(query, key, value, segment_ids, out, dout), ops.zeros_like(segment_ids))
+
+    def probabilities(self, query, key, size, segment_ids):
+        num_keys = key.shape[-2]
+        own = segment_ids[:, num_keys - size : num_keys].reshape((-1, 1, size, 1))
+        others = own != segment_ids[:, :num_keys].reshape((-1, 1, 1, num_keys))
+        hidden = others.astype(ms.float32) * float(np.finfo(np.float32).min)
+        hidden = self.tile(hidden, (1, key.shape[1], query.shape[-2] // size, 1))
+        return self.softmax(self.causal_scores(query, key, size) + hidden)
 
 
 class Float32CausalAttentionCore(CausalAttentionCore):

@@ -149,27 +149,32 @@ class CausalLM(nn.Cell):
             head = BiasedHead if config.head_bias else Head
             self.lm_head = head(config.hidden_size, config.vocab_size, dtype=dtype)
 
-    def construct(self, embeds, inv_freq):
-        """embeds (B, L, hidden), inv_freq (R/2,) -> states after the final norm, (B, L, hidden).
+    def construct(self, embeds, inv_freq, positions=None, segment_ids=None):
+        """Returns the states after the final norm, (B, L, hidden).
 
-        Learned positions ignore inv_freq.
+        Args:
+            embeds: (B, L, hidden).
+            inv_freq: (R/2,) float32; learned positions ignore it.
+            positions: (B, L) int32; None for 0 .. L - 1 in each row.
+            segment_ids: (B, L) int32; a token sees those of its segment up to itself. None: a row is one segment.
         """
-        return self.norm(self.layer_states(embeds, inv_freq)[-1])
+        return self.norm(self.layer_states(embeds, inv_freq, positions, segment_ids)[-1])
 
-    def layer_states(self, embeds, inv_freq):
+    def layer_states(self, embeds, inv_freq, positions=None, segment_ids=None):
         """Returns the input of every layer, learned positions included, and the last output, (B, L, hidden) each."""
         batch_size, length, _ = embeds.shape
-        positions = all_positions(batch_size, length)
-        shared = self.shared_inputs(positions, inv_freq)
+        if positions is None:
+            positions = all_positions(batch_size, length)
+        shared = self.shared_inputs(positions, inv_freq, segment_ids)
         states = (self.embed_positions(embeds, positions),)
         for layer in self.layers:
             states = states + (layer(states[-1], *shared),)
         return states
 
-    def shared_inputs(self, positions, inv_freq):
+    def shared_inputs(self, positions, inv_freq, segment_ids=None):
         """Returns the inputs that all layers share without a cache: cos, sin, query scale and mask."""
         cos, sin = self.embed_positions.rotation(positions, inv_freq)
-        mask = self.layers[0].self_attn.mask_without_cache(positions)
+        mask = self.layers[0].self_attn.mask_without_cache(positions, segment_ids)
         return cos, sin, self.query_scale(positions, positions.shape[1]), mask
 
     def with_cache(self, embeds, positions, inv_freq, caches, rows=None):

@@ -87,6 +87,19 @@ def later_keys(query_positions, key_positions):
     return key_positions.reshape((1, 1, 1, -1)) > query_positions.reshape((batch_size, 1, length, 1))
 
 
+def hidden_keys(segment_ids):
+    """Returns the mask (B, 1, L, L) bool: True where a key is after the query or in another segment.
+
+    Args:
+        segment_ids: (B, L) int32.
+    """
+    batch_size, length = segment_ids.shape
+    slots = ops.arange(length).astype(ms.int32)
+    later = slots.reshape((1, 1, 1, length)) > slots.reshape((1, 1, length, 1))
+    others = segment_ids.reshape((batch_size, 1, 1, length)) != segment_ids.reshape((batch_size, 1, length, 1))
+    return ops.logical_or(later, others)
+
+
 def pad_head_dim(x, head_dim: int):
     """Pads x (..., D) with zeros to D = `head_dim`, which leaves q k^T and the first D outputs unchanged."""
     missing = head_dim - x.shape[-1]

@@ -6,6 +6,7 @@ N views, T tokens per view, B batch, L length, V vocabulary.
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindvlm.nn.decoder import all_positions
 from mindvlm.nn.loss import NextTokenLoss
 from mindvlm.nn.parameters import trains
 
@@ -113,6 +114,10 @@ class ImageTextModel(nn.Cell):
         """Returns the sum and the number of next-token losses of a batch; see `inputs` and `text_loss`."""
         embeds, labels = self.inputs(input_ids, labels, *images)
         return self.text_loss(embeds, labels, inv_freq)
+
+    def shared_inputs(self, input_ids, inv_freq, *images):
+        """Returns the inputs that all decoder layers share for a batch; images are those of `inputs`."""
+        return self.language_model.shared_inputs(all_positions(*input_ids.shape), inv_freq)
 
     def text_loss(self, embeds, labels, inv_freq):
         """Returns the sum of the next-token losses and their number, float32 scalars.

@@ -98,7 +98,7 @@ class Head(Linear):
 
         Args:
             states: (B, L, in_features); position l predicts label l + 1.
-            labels: (B, L) int32, -100 to ignore.
+            labels: (B, L) or (B, L + 1) int32, -100 to ignore.
         """
         states, matrix = self.factors(states)
         return self.token_loss(states, matrix, labels)

@@ -38,13 +38,16 @@ class NextTokenLoss(nn.Cell):
         """Args:
             states: (B, L, hidden); position l predicts label l + 1.
             matrix: (V, hidden), weight of the head, of the same dtype.
-            labels: (B, L) int32, -100 to ignore.
+            labels: (B, L) int32, -100 to ignore; (B, L + 1) if the last position has a label too.
 
         Returns:
             The sum and the number of losses, float32 scalars.
         """
         hidden_size = states.shape[-1]
-        target = ops.concat((labels[:, 1:], ops.full_like(labels[:, :1], IGNORED_LABEL)), 1).reshape((-1,))
+        target = labels[:, 1:]
+        if labels.shape[1] == states.shape[1]:
+            target = ops.concat((target, ops.full_like(labels[:, :1], IGNORED_LABEL)), 1)
+        target = target.reshape((-1,))
         counted = (target != IGNORED_LABEL).astype(ms.float32)
         loss, states_gradient, matrix_gradient = self.by_chunks(
             ops.stop_gradient(states).reshape((-1, hidden_size)), ops.stop_gradient(matrix), target, counted

@@ -130,10 +130,12 @@ class VocabParallelTokenLoss(nn.Cell):
 
         Args:
             logits: (B, L, V / n), those at position l predict label l + 1.
-            labels: (B, L) int32, -100 to ignore.
+            labels: (B, L) or (B, L + 1) int32, -100 to ignore.
         """
         target = labels[:, 1:].reshape((-1,))
-        losses = self.construct(logits[:, :-1].reshape((-1, logits.shape[-1])), target)
+        if labels.shape[1] == logits.shape[1]:
+            logits = logits[:, :-1]
+        losses = self.construct(logits.reshape((-1, logits.shape[-1])), target)
         return losses.sum(), (target != IGNORED_LABEL).astype(ms.float32).sum()
 
 

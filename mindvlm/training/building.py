@@ -14,15 +14,16 @@ from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models import loading
 from mindvlm.models.base import Family
+from mindvlm.models.own_training import Evaluator, PassInputs, TrainingData
 from mindvlm.models.registry import get_family, separate_parts
 from mindvlm.models.run_config import read_config
 from mindvlm.nn.lora import adapted_linears
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.training.config import TrainConfig
-from mindvlm.training.data import AnnotatedData, PassInputs, TrainingData
+from mindvlm.training.data import AnnotatedData
 from mindvlm.training.datasets.loader import Share
-from mindvlm.training.evaluate import DatasetsEvaluator, Evaluator, RenderedTextEvaluator
+from mindvlm.training.evaluate import DatasetsEvaluator, RenderedTextEvaluator
 from mindvlm.training.initial_weights import fill_weights, identify_weights
 from mindvlm.training.job_file import lay_over
 from mindvlm.training.lora import add_lora
@@ -60,13 +61,14 @@ def read_model(config: TrainConfig) -> Any:
             f"family is {config.family!r} but {config.model_config} is of the family {model.family!r}; "
             f"set family: {model.family}"
         )
-    if (output := get_family(model.family).output) != "text":
+    family = get_family(model.family)
+    if (output := family.output) != "text" and family.training is None:
         raise UserError(f"model_config {config.model_config}: generates {output}; only models that answer can train")
     if not changes:
         return model
     path = Path(config.model_config)
     data = lay_over(asdict(model), changes)
-    return get_family(model.family).parse_config(data, path / "config.json" if path.is_dir() else path)
+    return family.parse_config(data, path / "config.json" if path.is_dir() else path)
 
 
 def open_data(config: TrainConfig, model_config: Any, family: Family, mesh: Mesh) -> TrainingData:
@@ -77,6 +79,8 @@ def open_data(config: TrainConfig, model_config: Any, family: Family, mesh: Mesh
     if config.rendered_text:
         make = (family.processor, model_config.processor)
         return RenderedTextData(config.rendered_text, *make, seed=config.seed, share=share)
+    if family.training:
+        return family.training.open_data(config.data, model_config, seed=config.seed, share=share)
     if config.data.max_length > model_config.model.max_length:
         raise UserError(
             f"data.max_length is {config.data.max_length} but the model's max_length is "
@@ -128,6 +132,23 @@ def build_model(
         logger.info(line)
     model.set_train()
     return model, divided
+
+
+def trained_cell(
+    config: TrainConfig, model_config: Any, family: Family, model: nn.Cell, context: BuildContext
+) -> nn.Cell:
+    """Returns the Cell to train, in training mode: the model, or what its family makes of it.
+
+    Raises:
+        UserError: the family cannot train the model with these sections, or with `recompute`.
+    """
+    if family.training is None or family.training.make_trained is None:
+        return model
+    sections = {"data": config.data, **config.own_sections}
+    cell = family.training.make_trained(model, model_config, sections, context)
+    if cell is not model and config.recompute:
+        raise UserError(f"recompute is true, but a {type(cell).__name__} cannot recompute its blocks; set it to false")
+    return cell
 
 
 def choose_trained(model: nn.Cell, config: TrainConfig) -> None:
@@ -197,6 +218,9 @@ def open_evaluator(
         return RenderedTextEvaluator(data, model, graph_mode=graph_mode)
     if config.evaluation is None:
         return None
+    if family.training:
+        sections = (config.evaluation, config.data)
+        return family.training.open_evaluator(*sections, model_config, model, graph_mode=graph_mode)
     return DatasetsEvaluator(
         config.evaluation,
         config.data,
@@ -221,14 +245,8 @@ def save_batch(folder: Path, step: int, passes: list[PassInputs], mesh: Mesh) ->
     path = folder / f"nan-step-{step}{rank}.npz"
     arrays: dict[str, np.ndarray] = {}
     for number, one in enumerate(passes):
-        arrays |= {
-            f"{number}.input_ids": one.input_ids,
-            f"{number}.labels": one.labels,
-            f"{number}.sources": one.sources,
-            f"{number}.origins": np.array(json.dumps(one.origins, ensure_ascii=False)),
-        }
-        arrays |= {} if one.choices is None else {f"{number}.choices": one.choices}
-        arrays |= {f"{number}.pixels.{branch}": array for branch, array in enumerate(one.pixels)}
+        arrays |= {f"{number}.{name}": array for name, array in one.arrays.items()}
+        arrays[f"{number}.origins"] = np.array(json.dumps(one.origins, ensure_ascii=False))
     try:
         np.savez(path, **arrays)
     except OSError as error:

@@ -1,13 +1,14 @@
 """Typed config of a training job."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+from mindvlm.core.config import resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RuntimeConfig
 from mindvlm.nn.lora import LoraConfig
 from mindvlm.parallel.mesh import ParallelConfig
-from mindvlm.training.datasets.config import DatasetsConfig
 from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig, check_patterns
 from mindvlm.training.schedule import ScheduleConfig
@@ -63,11 +64,16 @@ class EvaluationConfig:
     batch_size: int = 8
     max_new_tokens: int = 512
     num_shown: int = 2
+    FIGURES: ClassVar[tuple[str, ...]] = ("cer", "edit_distance")
 
     def __post_init__(self):
         for key in ("num_samples", "batch_size", "max_new_tokens"):
             check_at_least(f"evaluation.{key}", getattr(self, key), 1)
         check_at_least("evaluation.num_shown", self.num_shown, 0)
+
+    def resolve_paths(self, config_path: Path) -> None:
+        """Resolves paths that are relative to the job's file."""
+        self.registry = resolve_path(self.registry, config_path)
 
 
 @dataclass(kw_only=True)
@@ -87,6 +93,9 @@ class InitConfig:
 @dataclass(kw_only=True)
 class TrainConfig(RuntimeConfig):
     """A training job. Exactly one of `data` and `rendered_text` is set.
+
+    `read_job` builds the sections `data` and `evaluation`: a `DatasetsConfig` and an `EvaluationConfig`, unless the
+    family has its own.
 
     Attributes:
         family: that of the model; null: whichever the model config has.
@@ -113,6 +122,7 @@ class TrainConfig(RuntimeConfig):
         best: evaluation figure that selects the best checkpoint; null for none.
         max_nan_steps: consecutive steps without a finite loss, or without labels, after which the run stops.
         tensorboard: also write event files.
+        own_sections: further sections of the family, by name.
     """
 
     family: str | None = None
@@ -120,9 +130,9 @@ class TrainConfig(RuntimeConfig):
     model_changes: dict[str, Any] = field(default_factory=dict)
     output_dir: str
     resume: Literal["auto", "never"] = "auto"
-    data: DatasetsConfig | None = None
+    data: Any = None
     rendered_text: RenderedTextConfig | None = None
-    evaluation: EvaluationConfig | None = None
+    evaluation: Any = None
     init: InitConfig = field(default_factory=InitConfig)
     freeze: list[str] = field(default_factory=list)
     train: list[str] = field(default_factory=list)
@@ -139,9 +149,10 @@ class TrainConfig(RuntimeConfig):
     evaluate_every: int = 1000
     save_every: int = 500
     keep_checkpoints: int = 2
-    best: Literal["cer", "edit_distance"] | None = None
+    best: str | None = None
     max_nan_steps: int = 5
     tensorboard: bool = False
+    own_sections: dict[str, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         for key in ("log_every", "evaluate_every", "save_every", "keep_checkpoints", "max_nan_steps"):
@@ -152,6 +163,9 @@ class TrainConfig(RuntimeConfig):
             raise UserError("evaluation belongs to 'data'; rendered_text evaluates num_evaluation_images, remove it")
         if self.best and not (self.evaluation or self.rendered_text):
             raise UserError(f"best is {self.best!r} but nothing is evaluated; add the section 'evaluation'")
+        figures = (self.evaluation or EvaluationConfig).FIGURES
+        if self.best and self.best not in figures:
+            raise UserError(f"best is {self.best!r}; expected {' or '.join(figures)}")
         check_patterns("freeze", self.freeze)
         check_patterns("train", self.train)
         if self.lora:

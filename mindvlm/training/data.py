@@ -1,84 +1,18 @@
-"""Sources of batches: annotated data sets, or text rendered on the fly under a curriculum.
-
-B rows, L tokens, N views, C channels, H and W of a branch.
-"""
+"""Batches of annotated data sets."""
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from mindvlm.models.own_training import PassInputs, text_inputs
 from mindvlm.training.datasets.config import DatasetsConfig, make_collator, sample_options
 from mindvlm.training.datasets.inspection import inspect_data
 from mindvlm.training.datasets.loader import BatchLoader, Share, merge_states
 from mindvlm.training.datasets.skip_log import SkipLog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PassInputs:
-    """Inputs of a model in one pass.
-
-    Attributes:
-        input_ids, labels: (B, L) int32.
-        sources: (B, L) int32, see `SampleBatch`.
-        pixels: (N, C, H, W) float32 of each vision branch, in the order of the model's arguments.
-        num_tokens: tokens that are not padding.
-        origins: origin of each row.
-        choices: (B, 1 + P, L) int32, see `SampleBatch`; None if the model takes none.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    sources: np.ndarray
-    pixels: tuple[np.ndarray, ...]
-    num_tokens: int
-    origins: list[str]
-    choices: np.ndarray | None = None
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the arrays, those of the ids first; each has a graph."""
-        others = self.pixels if self.choices is None else (*self.pixels, self.choices)
-        return self.input_ids.shape, *(array.shape for array in others)
-
-
-class TrainingData(Protocol):
-    """The batches of one process in a fixed order, from any step on.
-
-    Attributes:
-        rows_per_epoch: None for endless data.
-        identity: values that must be equal for a run to resume, by name.
-        num_skipped: unusable samples so far.
-        figures: position in the data, for the progress line.
-        state: position between two steps, for JSON.
-    """
-
-    rows_per_epoch: int | None
-    identity: dict[str, Any]
-    num_skipped: int
-    figures: dict[str, float]
-    state: dict[str, Any]
-
-    def start(self, step: int, state: dict[str, Any] | None) -> None:
-        """Starts the processes that make the batches from `step` on."""
-
-    def take(self) -> list[PassInputs]:
-        """Returns the passes of the next step."""
-
-    def observe(self, loss: float) -> str | None:
-        """Receives the step loss; returns an optional log message."""
-
-    def merge(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Merges the states of all replicas into one from which each replica can resume."""
-
-    def close(self) -> None:
-        """Stops the worker processes."""
 
 
 class AnnotatedData:
@@ -131,7 +65,7 @@ class AnnotatedData:
     def take(self) -> list[PassInputs]:
         batches = [self.loader.take() for _ in range(self.share.num_passes)]
         return [
-            PassInputs(
+            text_inputs(
                 batch.input_ids,
                 batch.labels,
                 batch.sources,

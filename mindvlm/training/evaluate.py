@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -17,6 +17,7 @@ from mindvlm.generation.answer import AnswerText
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.images import ImageEncoder
 from mindvlm.generation.request import Request
+from mindvlm.models.own_training import Evaluation, Reading
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.config import EvaluationConfig
@@ -28,29 +29,6 @@ logger = logging.getLogger(__name__)
 
 RENDERED_TEXT_SEED = 20_000
 MAX_SKIPPED_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One answer: the origin of the question, the expected text and the generated text."""
-
-    origin: str
-    reference: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures by name (lower is better), and the answers they summarize."""
-
-    figures: dict[str, float]
-    readings: list[Reading] = field(default_factory=list)
-
-
-class Evaluator(Protocol):
-    """Evaluates the held-out samples of a job."""
-
-    def evaluate(self) -> Evaluation: ...
 
 
 class Reader:

@@ -77,7 +77,7 @@ class RecomputedGradients(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         decoder = model.language_model
-        self.decoder = decoder
+        self.model = model
         self.is_scaled = is_scaled
         cells, kinds, start = list(decoder.layers), [SHARED] * len(decoder.layers), []
         if model.freeze_vision_tower:
@@ -128,8 +128,7 @@ class RecomputedGradients(nn.Cell):
         scale = batch[0]
         if self.is_scaled:
             batch = batch[1:]
-        batch_size, length = batch[0].shape
-        shared = self.decoder.shared_inputs(all_positions(batch_size, length), batch[2])
+        shared = self.model.shared_inputs(batch[0], *batch[2:])
         extras = (batch, (), shared)
         labels = batch[1]
         first = self.start(*batch)

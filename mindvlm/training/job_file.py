@@ -1,6 +1,7 @@
 """Reads the YAML of a training job: its base, the overrides of the command line, its paths."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import yaml
 
 from mindvlm.core.config import build_config, kind_of_config, read_yaml, resolve_path
 from mindvlm.core.errors import UserError
+from mindvlm.models.own_training import OwnTraining
 from mindvlm.models.registry import separate_parts
-from mindvlm.training.config import TrainConfig
+from mindvlm.models.run_config import find_family
+from mindvlm.training.config import EvaluationConfig, TrainConfig
+from mindvlm.training.datasets.config import DatasetsConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     data = read_with_base(path)
     for key, value in (overrides or {}).items():
         set_dotted(data, key, value)
+    own_sections = build_sections(data, path)
     config = build_config(TrainConfig, data)
+    config.own_sections = own_sections
     config.num_passes  # noqa: B018 (refuses rows that cannot be divided before anything is built)
     written = asdict(config)
     config.output_dir = os.path.expanduser(config.output_dir)
@@ -47,13 +53,37 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     parts = {key: value for key in separate_parts() if isinstance(value := config.model_changes.get(key), str)}
     config.model_changes = config.model_changes | {key: resolve_path(part, path) for key, part in parts.items()}
     config.init.weights = [resolve_path(weights, path) for weights in config.init.weights]
-    if config.data:
-        config.data.resolve_paths(path)
-    if config.evaluation:
-        config.evaluation.registry = (
-            resolve_path(config.evaluation.registry, path) if config.evaluation.registry else config.data.registry
-        )
+    for section in (config.data, config.evaluation, *own_sections.values()):
+        if hasattr(section, "resolve_paths"):
+            section.resolve_paths(path)
+    if isinstance(config.evaluation, EvaluationConfig) and not config.evaluation.registry:
+        config.evaluation.registry = config.data.registry
     return Job(config, written)
+
+
+TEXT_SECTIONS: Mapping[str, type] = {"data": DatasetsConfig, "evaluation": EvaluationConfig}
+
+
+def build_sections(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Builds the sections that depend on the family, in place; returns those that `TrainConfig` does not name.
+
+    Raises:
+        UserError: the model's config does not exist, or a section has a wrong key or value.
+    """
+    training = own_training(data, path)
+    built = {
+        name: build_config(kind, data.pop(name), name)
+        for name, kind in (training.sections(data) if training else TEXT_SECTIONS).items()
+        if data.get(name) is not None
+    }
+    data |= {name: built.pop(name) for name in TEXT_SECTIONS if name in built}
+    return built
+
+
+def own_training(data: dict[str, Any], path: Path) -> OwnTraining | None:
+    """Returns the training of the family of a job's model; None if it trains on questions and answers."""
+    config = data.get("model_config")
+    return find_family(resolve_path(config, path)).training if isinstance(config, str) and config else None
 
 
 def read_with_base(path: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import numpy as np
 from mindvlm.core.errors import UserError
 from mindvlm.core.processes import ProcessPool
 from mindvlm.datagen.rendered_text import DIFFICULTIES, TRAINING_DIFFICULTIES, Curriculum, Difficulty, sample
+from mindvlm.models.own_training import PassInputs, text_inputs
 from mindvlm.nn.splice import splice_sources
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.training.config import RenderedTextConfig
-from mindvlm.training.data import PassInputs
 from mindvlm.training.datasets.loader import Share
 
 
@@ -219,7 +219,7 @@ class RenderedTextData:
         span = self.batches.processor.image_span
         placeholder_id = self.batches.processor.tokenizer.special_id(span.placeholder)
         answers = int((batch.labels != -100).sum())
-        return PassInputs(
+        return text_inputs(
             batch.input_ids,
             batch.labels,
             splice_sources(batch.input_ids, len(batch.input_ids), span.num_tokens, placeholder_id),

@@ -6,6 +6,7 @@ from typing import Any
 
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RuntimeConfig
+from mindvlm.models.registry import get_family
 from mindvlm.training.job_file import Job
 
 # These keys may change between two starts of one run: place, output, kept files.
@@ -51,7 +52,9 @@ def fingerprint(job: Job, model_config) -> dict[str, Any]:
     Args:
         model_config: of `read_config`, with the sections `model` and `processor`.
     """
-    values = {key: value for key, value in flatten(job.written) if not is_free(key, FREE_KEYS)}
+    training = get_family(model_config.family).training
+    free = FREE_KEYS | training.free_keys if training else FREE_KEYS
+    values = {key: value for key, value in flatten(job.written) if not is_free(key, free)}
     sections = {"model": asdict(model_config.model), "processor": asdict(model_config.processor)}
     values |= {key: value for key, value in flatten(sections) if not is_free(key, FREE_MODEL_KEYS)}
     # a job need not name its family

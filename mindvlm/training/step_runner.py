@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 
+from mindvlm.models.own_training import PassInputs
 from mindvlm.nn.dropout import place_dropout
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.config import TrainConfig
-from mindvlm.training.data import PassInputs
 from mindvlm.training.loss import MIN_SCALE
 from mindvlm.training.step import StepResult, TrainStep, loss_terms
 
@@ -42,12 +42,19 @@ class Outcome:
         return self.is_finite and self.has_labels
 
 
-def model_arguments(inputs: PassInputs, inv_freq: Tensor, dtype) -> tuple[Tensor, ...]:
-    """Converts a pass to the arguments of a model with that dtype; an array used twice becomes one Tensor."""
-    tensors = {id(array): Tensor(array, dtype) for array in inputs.pixels}
-    pixels = [tensors[id(array)] for array in inputs.pixels]
-    choices = () if inputs.choices is None else (Tensor(inputs.choices),)
-    return Tensor(inputs.input_ids), Tensor(inputs.labels), inv_freq, *pixels, Tensor(inputs.sources), *choices
+def model_arguments(inputs: PassInputs, inv_freq: Tensor | None, dtype) -> tuple[Tensor, ...]:
+    """Converts a pass to the arguments of a model with that dtype; an array used twice becomes one Tensor.
+
+    Args:
+        inv_freq: follows the labels; None for a model without decoder.
+    """
+    floats = {id(array): Tensor(array, dtype) for array in inputs.arrays.values() if array.dtype.kind == "f"}
+    arguments = []
+    for name, array in inputs.arrays.items():
+        arguments.append(floats[id(array)] if id(array) in floats else Tensor(array))
+        if name == "labels" and inv_freq is not None:
+            arguments.append(inv_freq)
+    return tuple(arguments)
 
 
 class StepRunner:
@@ -56,7 +63,7 @@ class StepRunner:
     Args:
         model: the Cell to train.
         config: config of the job.
-        inv_freq: (D/2,) float32, rotary frequencies of the decoder.
+        inv_freq: (D/2,) float32, rotary frequencies of the decoder; None without decoder.
         mesh: the mesh of this process.
         divided: the parts of the divided model.
         dtype: dtype of the model; float16 gets a loss scale.
@@ -67,7 +74,7 @@ class StepRunner:
         model: nn.Cell,
         config: TrainConfig,
         *,
-        inv_freq: Tensor,
+        inv_freq: Tensor | None,
         mesh: Mesh,
         divided: ParallelModel,
         dtype=ms.float32,

@@ -12,13 +12,12 @@ from mindspore import Tensor
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import silence_progress
+from mindvlm.models.own_training import Evaluation, PassInputs
 from mindvlm.models.registry import get_family
 from mindvlm.nn.rotary import decoder_frequencies
 from mindvlm.parallel.host import Ranks
 from mindvlm.parallel.mesh import init_parallel
 from mindvlm.training import building
-from mindvlm.training.data import PassInputs
-from mindvlm.training.evaluate import Evaluation
 from mindvlm.training.job_file import Job
 from mindvlm.training.metrics_log import Progress, drop_after, duration
 from mindvlm.training.resume import differences, fingerprint, require_same_job
@@ -64,9 +63,14 @@ class Trainer:
         self.companions = family.companions(model_config) if family.companions else {}
         is_new = self.resumed_from is None
         self.model, divided = building.build_model(config, model_config, family, self.mesh, context, is_new=is_new)
-        inv_freq = Tensor(decoder_frequencies(model_config.model.language_model))
+        decoder = model_config.model.language_model
         self.runner = StepRunner(
-            self.model, config, inv_freq=inv_freq, mesh=self.mesh, divided=divided, dtype=context.dtype
+            building.trained_cell(config, model_config, family, self.model, context),
+            config,
+            inv_freq=Tensor(decoder_frequencies(decoder)) if decoder else None,
+            mesh=self.mesh,
+            divided=divided,
+            dtype=context.dtype,
         )
         self.tensors = RunTensors(
             dict(self.model.parameters_and_names()),
@@ -255,7 +259,7 @@ class Trainer:
         self.record(figures)
         if self.mesh.is_first:
             write_readings(self.checkpoints.folder / SAMPLES_FILE, self.step, evaluation)
-        num_shown = self.config.evaluation.num_shown if self.config.evaluation else 0
+        num_shown = getattr(self.config.evaluation, "num_shown", 0)
         for reading in evaluation.readings[:num_shown]:
             logger.info(f"  {reading.origin}: {reading.text!r}, expected {reading.reference!r}")
         return figures

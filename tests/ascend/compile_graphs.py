@@ -20,13 +20,13 @@ from mindvlm.code_session import PictureGraph
 from mindvlm.core import runtime
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import FEW_CANDIDATES, GreedyGraph, SamplingGraph
+from mindvlm.models.own_training import text_inputs
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.nn.config import height_and_width
 from mindvlm.nn.lora import LoraConfig
 from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
-from mindvlm.training.data import PassInputs
 from mindvlm.training.lora import add_lora
 from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig
@@ -171,7 +171,7 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
         images += tuple(np.stack((view, view), 1) for view in images)
         choices = np.zeros((BATCH_SIZE, 2, LENGTH), np.int32)
     inv_freq = blank(config.model.language_model.rotary_dim // 2, dtype=ms.float32)
-    batch = model_arguments(PassInputs(tokens, tokens, tokens, images, 0, [], choices), inv_freq, dtype)
+    batch = model_arguments(text_inputs(tokens, tokens, tokens, images, 0, [], choices), inv_freq, dtype)
     if job == "passes":
         return {"accumulate": (step.accumulate_graph, batch), "update": (step.update_graph, [learning_rate])}
     return {job: (step.graph, [learning_rate, *batch])}

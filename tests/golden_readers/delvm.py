@@ -1,6 +1,7 @@
 """Cases of DeLVM's decoder in both forms."""
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 
 import mindspore as ms
@@ -72,8 +73,8 @@ class DecoderReader:
             padded[row, mask[row]] = self.run(np.array([ids]))[1][0]
         report.close("pad_logits", padded, at=mask, note="real codes")
         self.compare_generation("pad_gen_", rows)
-        # a row of labels is unshifted, as the loss takes it
-        self.compare_gradients([(inputs["input_ids"], inputs["labels"])])
+        following = np.pad(inputs["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+        self.compare_gradients(inputs["input_ids"], following)
         self.skip_training()
 
     def compare_loss(self, name: str, logits: np.ndarray, labels: np.ndarray) -> None:
@@ -126,25 +127,19 @@ class DecoderReader:
         report.close("eval.logits", logits)
         self.compare_loss("eval.loss", logits, inputs["eval_labels"])
         report.skip("half.pack0.logits", "the README calls it no reference")
-        ids, labels, ends = inputs["input_ids"][0], inputs["labels"][0], inputs["cu_seqlens_0"].tolist()
-        self.compare_gradients([shifted(ids[start:end], labels[start:end]) for start, end in pairwise(ends)])
+        self.compare_gradients(inputs["input_ids"][:1], inputs["labels"][:1], *segments(inputs, 0))
         self.skip_training()
 
-    def compare_gradients(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Compares the gradients of the mean loss of ids and labels, each (B, L), that do not see each other."""
+    def compare_gradients(self, *arrays: np.ndarray) -> None:
+        """Compares the gradients of the mean loss of ids, next ids and optional positions and segments, each (B, L)."""
         model, report = self.model, self.report
         name_by_place(model)
         parameters = [parameter for parameter in model.get_parameters() if parameter.requires_grad]
-        inv_freq = self.engine.frequencies(1)
-        total = {parameter.name: np.zeros(parameter.shape, np.float64) for parameter in parameters}
-        count = 0.0
-        for ids, labels in rows:
-            gradient = ms.value_and_grad(model, None, ms.ParameterTuple(parameters), has_aux=True)
-            (_, number), found = gradient(Tensor(ids.astype(np.int32)), Tensor(labels.astype(np.int32)), inv_freq)
-            count += float(number.asnumpy())
-            for parameter, one in zip(parameters, found, strict=True):
-                total[parameter.name] += one.asnumpy()
-        mean = MemorySource({name: (array / count).astype(np.float32) for name, array in total.items()})
+        ids, labels, *rest = (Tensor(array.astype(np.int32)) for array in arrays)
+        gradient = ms.value_and_grad(model, None, ms.ParameterTuple(parameters), has_aux=True)
+        (_, number), found = gradient(ids, labels, self.engine.frequencies(1), *rest)
+        pairs = zip(parameters, found, strict=True)
+        mean = MemorySource({parameter.name: (one / number).asnumpy() for parameter, one in pairs})
         names = MODELS[is_vit(self.case.config)]
         table = names.forms["internlm"].table if self.config.input_embedding == "codebook" else names.hf
         view = make_plan(table.reverse(), mean.infos, partial=True).view(mean)
@@ -177,9 +172,10 @@ class DecoderReader:
                 self.report.skip(name, "the optimizer is not part of this family yet")
 
 
-def shifted(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids and labels (1, L + 1) for labels that belong to the position before; nothing sees the last code."""
-    return np.append(ids, 0)[None], np.append(-100, labels)[None]
+def segments(inputs: Mapping[str, np.ndarray], pack: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions and the segment of each code of a recorded pack, (1, L) int32 each."""
+    lengths = np.diff(inputs[f"cu_seqlens_{pack}"])
+    return inputs["indexes"][pack][None], np.repeat(np.arange(len(lengths)), lengths)[None]
 
 
 class FirstAttention(nn.Cell):

@@ -9,11 +9,11 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindvlm.checkpoint import MemorySource
+from mindvlm.models.own_training import text_inputs
 from mindvlm.models.slime.names import HF
 from mindvlm.processing.samples.chat_samples import TrainingSample
 from mindvlm.processing.samples.label_rules import IGNORED_LABEL
 from mindvlm.processing.samples.llava_samples import expand_images
-from mindvlm.training.data import PassInputs
 from mindvlm.training.datasets.collate import Collator, SampleBatch
 from mindvlm.training.datasets.samples import Sample
 from mindvlm.training.optimizer import OptimizerConfig
@@ -106,7 +106,7 @@ class TrainingReader:
         return collate(samples), [len(sample.labels) for sample in samples]
 
     def arguments(self, batch: SampleBatch) -> tuple[Tensor, ...]:
-        inputs = PassInputs(
+        inputs = text_inputs(
             batch.input_ids, batch.labels, batch.sources, tuple(batch.pixels.values()), 0, [], batch.choices
         )
         return model_arguments(inputs, self.loaded.engine.frequencies(1), ms.float32)

@@ -15,11 +15,11 @@ from mindspore import Tensor
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.conversion import Request, convert
 from mindvlm.core.runtime import EAGER_FLOAT32
+from mindvlm.models.own_training import PassInputs, text_inputs
 from mindvlm.models.registry import get_family
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
-from mindvlm.training.data import PassInputs
 from mindvlm.training.datasets.config import make_collator, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker
 from mindvlm.training.run_tensors import ParameterSource, write_parameters
@@ -141,7 +141,7 @@ class RunReader:
     def inputs(self, samples: list[Sample]) -> PassInputs:
         batch = self.collator(samples)
         pixels = tuple(batch.pixels.values())
-        return PassInputs(batch.input_ids, batch.labels, batch.sources, pixels, batch.num_tokens, [])
+        return text_inputs(batch.input_ids, batch.labels, batch.sources, pixels, batch.num_tokens, [])
 
     def train_step(self, rate: float, passes: list[PassInputs]) -> tuple[list[float], float]:
         """Runs one production step; returns the loss of each pass and the norm."""

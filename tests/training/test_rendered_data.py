@@ -55,8 +55,8 @@ def test_rendered_text_goes_on_with_the_very_next_picture(open_data):
         resumed.observe(1.0)
         assert texts(again) == texts(taken[step])
         for first, second in zip(again, taken[step], strict=True):
-            np.testing.assert_array_equal(first.pixels[1], second.pixels[1])
-            np.testing.assert_array_equal(first.labels, second.labels)
+            np.testing.assert_array_equal(first.arrays["pixels.1"], second.arrays["pixels.1"])
+            np.testing.assert_array_equal(first.arrays["labels"], second.arrays["labels"])
 
 
 def test_replicas_and_passes_share_the_pictures(open_data):
@@ -74,8 +74,9 @@ def test_a_template_without_a_closing_token_is_refused(open_data):
 
 def test_both_towers_share_one_array(open_data):
     (inputs,) = open_data().take()
-    assert inputs.pixels[0] is inputs.pixels[1]
-    assert inputs.num_tokens == (inputs.labels != -100).sum() + 2 * int(np.argmax(inputs.labels[0] != -100))
+    assert inputs.arrays["pixels.0"] is inputs.arrays["pixels.1"]
+    has_label = inputs.arrays["labels"] != -100
+    assert inputs.num_tokens == has_label.sum() + 2 * int(np.argmax(has_label[0]))
 
 
 def test_the_curriculum_needs_the_same_passes(open_data):

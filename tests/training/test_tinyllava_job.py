@@ -18,6 +18,7 @@ from mindvlm.training import building
 from mindvlm.training.job_file import lay_over
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
+from mindvlm.training.step_runner import model_arguments
 from mindvlm.training.trainer import Trainer
 from tests.processing.text.small_pieces import write_piece_files
 from tests.tiny_tinyllava import hf_config, hf_tensors
@@ -144,8 +145,8 @@ def test_recompute_gives_the_same_steps(tmp_path, changes, averages):
         (one,) = source.take()
         source.close()
         has_tiles = config.processor.tiling is not None
-        assert len(one.pixels[0]) == (4 if has_tiles else 2), "one picture, or its three views, in slots by two"
-        inputs = (Tensor(one.input_ids), Tensor(one.labels), frequencies, Tensor(one.pixels[0]), Tensor(one.sources))
+        assert len(one.arrays["pixels.0"]) == (4 if has_tiles else 2), "one picture or its three views, in slots by two"
+        inputs = model_arguments(one, frequencies, ms.float32)
         results.append(trained(model, inputs, recompute=recompute, averages_passes=averages))
     plain, recomputed = results
     assert plain["losses"][0] != plain["losses"][1]
@@ -236,6 +237,13 @@ def test_weights_of_parts_make_a_whole(tmp_path):
     prefix = "model.vision_tower.vision_tower."
     llm = {name: array for name, array in tensors.items() if not name.startswith(("model.vision", "model.mm_"))}
     tower = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    config = hf_config("llama")
+    description = {key: value for key, value in config.items() if not key.startswith(("mm_", "vision", "image"))}
+    for name, arrays, text in (("llm", llm, description | plain), ("tower", tower, config["vision_config"])):
+        (tmp_path / name).mkdir()
+        save_file(arrays, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps(text))
+    write_piece_files(tmp_path / "llm")
     job = llava_job(
         tmp_path,
         init={"weights": ["llm", "tower"], "random": [r"^mm_projector\."]},
@@ -246,13 +254,6 @@ def test_weights_of_parts_make_a_whole(tmp_path):
             "processor": {"template": "plain"},
         },
     )
-    config = hf_config("llama")
-    description = {key: value for key, value in config.items() if not key.startswith(("mm_", "vision", "image"))}
-    for name, arrays, text in (("llm", llm, description | plain), ("tower", tower, config["vision_config"])):
-        (tmp_path / name).mkdir()
-        save_file(arrays, tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text(json.dumps(text))
-    write_piece_files(tmp_path / "llm")
     model, _ = built(job)
     parameters = dict(model.parameters_and_names())
     np.testing.assert_array_equal(

@@ -17,8 +17,8 @@ import yaml
 
 from mindvlm.api import load
 from mindvlm.core.errors import UserError
+from mindvlm.models.own_training import Evaluation, Reading
 from mindvlm.training import trainer as trainer_module
-from mindvlm.training.evaluate import Evaluation, Reading
 from mindvlm.training.job_file import read_job
 from mindvlm.training.step_runner import Outcome
 from mindvlm.training.trainer import Trainer

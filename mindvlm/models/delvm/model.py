@@ -3,14 +3,15 @@
 N pictures, P codes of a picture, B batch, L length, E width of a code.
 """
 
-from mindspore import nn
+from mindspore import nn, ops
 
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.delvm.model_config import DelvmModelConfig
 from mindvlm.models.delvm.vqgan import Vqgan
-from mindvlm.nn.decoder import CausalLM
+from mindvlm.nn.decoder import CausalLM, all_positions
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.nn.linear import Embedding, Linear
+from mindvlm.nn.loss import IGNORED_LABEL
 from mindvlm.nn.parameters import freeze
 
 
@@ -67,6 +68,25 @@ class DelvmModel(ImageTextModel):
         """Returns pixels (N, 3, height, width), float32 around 0..1, of codes (N, P) int32."""
         return self.vqgan.decode_codes(codes)
 
-    def construct(self, codes, labels, inv_freq):
-        """Returns the sum of the next-code losses and their number: codes and labels (B, L) int32."""
-        return self.text_loss(self.embed(codes), labels, inv_freq)
+    def inputs(self, codes, labels, *segments):
+        """Returns the inputs of the decoder (B, L, hidden), and the labels with a column before them (B, L + 1)."""
+        return self.embed(codes), ops.concat((ops.full_like(labels[:, :1], IGNORED_LABEL), labels), 1)
+
+    def shared_inputs(self, codes, inv_freq, positions=None, segment_ids=None):
+        """Returns the inputs that all decoder layers share for a batch."""
+        if positions is None:
+            positions = all_positions(*codes.shape)
+        return self.language_model.shared_inputs(positions, inv_freq, segment_ids)
+
+    def construct(self, codes, labels, inv_freq, positions=None, segment_ids=None):
+        """Returns the sum of the next-code losses and their number, float32 scalars.
+
+        Args:
+            codes: (B, L) int32.
+            labels: (B, L) int32, the code after each position; -100 to ignore.
+            inv_freq: (D/2,) float32.
+            positions, segment_ids: (B, L) int32, see `CausalLM`; both None if each row is one segment.
+        """
+        embeds, labels = self.inputs(codes, labels)
+        states = self.language_model(embeds, inv_freq, positions, segment_ids)
+        return self.language_model.lm_head.loss_sum(states, labels)

@@ -3,6 +3,7 @@
 A pack has a fixed number of codes. It consists of segments, which do not see each other.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -212,6 +213,10 @@ class PackOrder:
             yield own[start : start + size]
             start += size
             self.num_batches += 1
+
+    def batches(self, first: int = 0) -> Iterator[np.ndarray]:
+        """Yields the numbers of the packs of each batch from number `first` on, epoch after epoch, without end."""
+        return itertools.islice(itertools.chain.from_iterable(self.epoch() for _ in itertools.count()), first, None)
 
     def next_size(self) -> int:
         return min(self.first + self.step * (self.num_batches // self.every), self.batch_size)

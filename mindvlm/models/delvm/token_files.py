@@ -160,6 +160,8 @@ def find_token_files(folder: str | Path) -> list[Path]:
     Raises:
         UserError: the folder does not exist or holds none.
     """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of the files of codes, NAME{ENDING}")
     found = []
     for root, folders, files in os.walk(folder, followlinks=True):
         folders.sort()

@@ -42,7 +42,7 @@ def test_files_are_found_in_the_order_of_the_original_program(tmp_path):
         (tmp_path / name).touch()
     found = [path.relative_to(tmp_path).as_posix() for path in find_token_files(tmp_path)]
     assert found == ["z.bin", "a/x.bin", "a/z/x.bin", "b/x.bin"]
-    with pytest.raises(UserError, match=r"nowhere: holds no files of codes"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; give the folder of the files of codes"):
         find_token_files(tmp_path / "nowhere")
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 import mindvlm
 from mindvlm.core.errors import UserError
+from mindvlm.models.own_training import text_inputs
 from mindvlm.models.slime.model import SlimeModel
 from mindvlm.models.slime.router import kept_rows
 from mindvlm.nn.dropout import dropout_counter
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.nn.splice import splice_sources
-from mindvlm.training.data import PassInputs
 from mindvlm.training.datasets.config import DatasetsConfig, make_collator, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker
 from mindvlm.training.optimizer import OptimizerConfig
@@ -65,7 +65,7 @@ def arguments(model, batch) -> tuple[Tensor, ...]:
     decoder = model.config.model.language_model
     frequencies = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
     pixels = tuple(batch.pixels.values())
-    inputs = PassInputs(batch.input_ids, batch.labels, batch.sources, pixels, 0, [], batch.choices)
+    inputs = text_inputs(batch.input_ids, batch.labels, batch.sources, pixels, 0, [], batch.choices)
     return model_arguments(inputs, frequencies, ms.float32)
 
 

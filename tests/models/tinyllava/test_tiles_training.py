@@ -11,9 +11,9 @@ from mindspore import Tensor, ops
 
 import mindvlm
 from mindvlm.core.errors import UserError
+from mindvlm.models.own_training import text_inputs
 from mindvlm.nn.rotary import inverse_frequencies
 from mindvlm.nn.splice import splice_sources
-from mindvlm.training.data import PassInputs
 from mindvlm.training.datasets.config import DatasetsConfig, make_collator, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker
 from mindvlm.training.step_runner import model_arguments
@@ -91,7 +91,7 @@ def test_the_loss_and_gradients_are_those_of_the_rows_when_asking(opened, merge,
     model.model.set_train()
     decoder = model.config.model.language_model
     frequencies = Tensor(inverse_frequencies(decoder.rotary_dim, decoder.rope_theta))
-    inputs = PassInputs(batch.input_ids, batch.labels, batch.sources, tuple(batch.pixels.values()), 0, [])
+    inputs = text_inputs(batch.input_ids, batch.labels, batch.sources, tuple(batch.pixels.values()), 0, [])
     arguments = model_arguments(inputs, frequencies, ms.float32)
     loss, gradients = loss_and_gradients(model, lambda: model.model(*arguments))
     expected, of_rows = loss_and_gradients(model, lambda: asked_loss(model, samples, frequencies))
