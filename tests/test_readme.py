@@ -8,6 +8,7 @@ import pytest
 
 import mindvlm
 from mindvlm.api import load as load_model
+from mindvlm.models.registry import made_data
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import picture
 
@@ -124,9 +125,9 @@ def documented_options(text: str) -> set[tuple[str, str]]:
 def test_documented_options_exist(capsys):
     options = {}
     for name, function in re.findall(r'^(mindvlm-[\w-]+) = "(.+)"', text_of("pyproject.toml"), re.MULTILINE):
-        for words in (
-            (["pages"], ["charts"], ["slime-arxivqa"], ["delvm-scenes"]) if name == "mindvlm-make-data" else ([],)
-        ):
+        made = [[f"{family}-{kind}"] for family, kind in made_data()]
+        kinds = (["pages"], ["charts"], ["slime-arxivqa"], *made)
+        for words in kinds if name == "mindvlm-make-data" else ([],):
             with pytest.raises(SystemExit):
                 pkgutil.resolve_name(function)([*words, "--help"])
         options[name] = set(re.findall(r"--\w+", capsys.readouterr().out))

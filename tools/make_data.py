@@ -1,4 +1,4 @@
-"""Makes data to train on: pages with their text, charts with their tables, scenes, or records of public data sets."""
+"""Makes data to train on: pages with their text, charts with their tables, scenes, or data from public downloads."""
 
 import argparse
 import os
@@ -82,21 +82,21 @@ def build_parser() -> argparse.ArgumentParser:
     for (family, name), made in made_data().items():
         one = kinds.add_parser(f"{family}-{name}", help=made.help, description=made.description)
         one.set_defaults(make=made.make)
-        add_common_options(one)
+        add_common_options(one, made.output, is_seeded=made.is_seeded)
         made.add_options(one)
     return parser
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_common_options(
+    parser: argparse.ArgumentParser,
+    output: str = "folder of images, annotations and registry",
+    *,
+    is_seeded: bool = True,
+) -> None:
     """Adds the options of all kinds."""
-    parser.add_argument(
-        "--output",
-        type=os.path.expanduser,
-        required=True,
-        metavar="FOLDER",
-        help="of images, annotations and registry",
-    )
-    parser.add_argument("--seed", type=int, default=1, help="(default 1)")
+    parser.add_argument("--output", type=os.path.expanduser, required=True, metavar="PATH", help=output)
+    if is_seeded:
+        parser.add_argument("--seed", type=int, default=1, help="(default 1)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def make(argv: list[str] | None) -> int:
     from mindvlm.core.errors import UserError
     from mindvlm.tools.cli import say
 
-    if arguments.seed < 0:
+    if getattr(arguments, "seed", 0) < 0:
         raise UserError(f"--seed is {arguments.seed}; expected 0 or more")
     bars: list[tqdm] = []
 

@@ -15,9 +15,13 @@ class MadeData:
         add_options: adds its options, beside `--output` and `--seed`.
         make: makes what is missing; called with the parsed options and a function that receives the number of finished
             items and their total; returns the lines that say what was made.
+        output: help of `--output`.
+        is_seeded: whether it has `--seed`.
     """
 
     help: str
     description: str
     add_options: Callable[[argparse.ArgumentParser], None]
     make: Callable[[argparse.Namespace, Callable[[int, int], None]], list[str]]
+    output: str = "folder of the results"
+    is_seeded: bool = True

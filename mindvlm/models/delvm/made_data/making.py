@@ -59,7 +59,9 @@ class Maker:
         arguments: the parsed options.
         description: the options that the pictures depend on; another run in the same folder must have the same.
         encoder: encodes the pictures; None writes no codes.
-        unit: name of the groups, as in `--UNIT_per_line`.
+        unit: what `--UNIT_per_line` counts.
+        noun: word for groups.
+        groups_per_line: groups that are joined to a sentence of codes.
         keeps_pictures: whether the pictures are written as PNG files.
 
     Raises:
@@ -73,13 +75,16 @@ class Maker:
         *,
         encoder: "PictureEncoder | None",
         unit: str,
+        noun: str,
+        groups_per_line: int,
         keeps_pictures: bool,
     ):
         self.folder, self.encoder, self.keeps_pictures = Path(arguments.output), encoder, keeps_pictures
-        self.unit, self.per_line = unit, getattr(arguments, f"{unit}_per_line")
+        self.noun, self.groups_per_line = noun, groups_per_line
         keep_description(self.folder, {"kind": arguments.kind, **description})
         if encoder:
-            by = {"vqgan": os.path.realpath(arguments.vqgan), f"{unit}_per_line": self.per_line}
+            per_line = f"{unit}_per_line"
+            by = {"vqgan": os.path.realpath(arguments.vqgan), per_line: getattr(arguments, per_line)}
             keep_description(self.folder / "vision", by)
 
     def make(self, tasks: Mapping[str, Sequence[Item]], progress: Progress) -> list[str]:
@@ -89,12 +94,13 @@ class Maker:
             UserError: no item of a task can be used, or a file cannot be written.
         """
         total, done, num_new = sum(map(len, tasks.values())), 0, 0
+        num_groups = sum(len(item.groups) for items in tasks.values() for item in items)
         skipped: dict[str, str] = {}
         for task, items in tasks.items():
             num_new += self._make_task(task, items, skipped, lambda count, done=done: progress(done + count, total))
             done += len(items)
         tasks_of = f" of {len(tasks)} tasks" if len(tasks) > 1 else ""
-        lines = [f"made {num_new} of {total} {self.unit}{tasks_of} in {self.folder}"]
+        lines = [f"made {num_new} of {num_groups} {self.noun}{tasks_of} in {self.folder}"]
         if self.encoder:
             lines.append(f"codes: {self.folder / 'vision'}")
         return lines + summary(skipped, self.folder / SKIPPED)
@@ -102,7 +108,7 @@ class Maker:
     def _make_task(
         self, task: str, items: Sequence[Item], skipped: dict[str, str], progress: Callable[[int], None]
     ) -> int:
-        """Makes a task and adds the items that cannot be used to `skipped`. Returns the number of new ones."""
+        """Makes a task and adds the items that cannot be used to `skipped`. Returns the number of new groups."""
         pictures = PictureFolder(self.folder / task) if self.keeps_pictures else None
         codes = CodeFile(self.folder / "vision" / task / "train.bin", self.encoder.vocab_size) if self.encoder else None
         missing = [item for item in items if not all(output.has(item) for output in (pictures, codes) if output)]
@@ -128,8 +134,8 @@ class Maker:
         if len(reasons) == len(items):
             raise UserError(f"{task}: no item can be used: {summary(reasons, self.folder / SKIPPED)[0]}")
         if codes:
-            codes.finish(items, self.per_line)
-        return len(missing) - len(reasons)
+            codes.finish(items, self.groups_per_line)
+        return sum(len(item.groups) for item in missing if f"{task}/{item.name}" not in reasons)
 
 
 def write_skipped(skipped: dict[str, str], path: Path) -> None:

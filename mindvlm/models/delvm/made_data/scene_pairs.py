@@ -30,7 +30,8 @@ def make_scenes(arguments: argparse.Namespace, progress: Progress) -> list[str]:
     # a VQGAN that cannot be used is an error before a folder is described with it
     encoder = open_encoder(arguments)
     description = {"version": VERSION, "seed": arguments.seed, "size": arguments.size}
-    maker = Maker(arguments, description, encoder=encoder, unit="pairs", keeps_pictures=True)
+    options = {"unit": "pairs", "noun": "pairs", "groups_per_line": arguments.pairs_per_line, "keeps_pictures": True}
+    maker = Maker(arguments, description, encoder=encoder, **options)
     tasks = {
         task: [scene_of(task, number, arguments) for number in range(arguments.num_images)] for task in arguments.tasks
     }
