@@ -128,6 +128,8 @@ class OwnTraining:
         make_trained: returns the Cell to train, *arguments of a pass -> sum of the losses, their number; called with
             (model, run config, sections by name, context), when the model has its weights. Parameters that the Cell
             adds to the model are in no checkpoint and must not train. None trains the model itself.
+        frozen_weights: returns what -> checkpoint of the weights that the Cell adds to the model, which a resumed run
+            must find unchanged; called with (run config, sections by name).
         open_evaluator: opens the evaluation of the job; called with (section evaluation, section data, run config,
             model, graph_mode=...).
         free_keys: dotted keys of the job that may change when a run resumes.
@@ -136,5 +138,6 @@ class OwnTraining:
     sections: Callable[[dict[str, Any]], Mapping[str, type]]
     open_data: Callable[..., TrainingData]
     make_trained: Callable[..., nn.Cell] | None = None
+    frozen_weights: Callable[..., Mapping[str, str]] | None = None
     open_evaluator: Callable[..., Evaluator] | None = None
     free_keys: frozenset[str] = frozenset()

@@ -85,6 +85,23 @@ class DenseProduct(WeightProduct):
         return read_with(self.weight, x)
 
 
+class Float16Product(DenseProduct):
+    """W in float16, widened to the activations' dtype for each computation. For weights that do not train."""
+
+    def __init__(self, shape: tuple[int, int], dtype):
+        super().__init__(shape, ms.float16)
+        self.dtype = dtype
+
+    def construct(self, x):
+        return self.matmul(x, self.matrix(x))
+
+    def rows(self, ids):
+        return super().rows(ids).astype(self.dtype)
+
+    def matrix(self, x):
+        return super().matrix(x).astype(x.dtype)
+
+
 def load_parameter(parameter: Parameter, read: ReadRows) -> None:
     """Fills a Parameter from a stored tensor of its shape; `generation.memory.loading_bytes` counts the peak.
 

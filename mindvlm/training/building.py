@@ -187,9 +187,25 @@ def require_base_in_files(model: nn.Cell, made: set[str]) -> None:
         )
 
 
-def base_identity(config: TrainConfig) -> dict[str, str]:
-    """Returns the identity of the base weights, which no checkpoint has; resuming with adapters checks it."""
-    return {"base weights": identify_weights(config.init.weights)} if config.lora else {}
+def frozen_identity(config: TrainConfig, model_config: Any, family: Family) -> dict[str, str]:
+    """Returns the identity of the weights that no checkpoint of the run has; resuming checks it.
+
+    These are the base weights of adapters, and weights that the family adds to the model.
+
+    Raises:
+        UserError: they cannot be used, or are those of this run.
+    """
+    identity = {"base weights": identify_weights(config.init.weights)} if config.lora else {}
+    if family.training and family.training.frozen_weights:
+        sections = {"data": config.data, **config.own_sections}
+        for what, path in family.training.frozen_weights(model_config, sections).items():
+            if Path(path).resolve().is_relative_to(Path(config.output_dir).resolve()):
+                raise UserError(
+                    f"{what} {path}: lies in output_dir {config.output_dir}, to which this job writes; choose another "
+                    "output_dir, or other weights"
+                )
+            identity[what] = identify_weights([path])
+    return identity
 
 
 def adapter_files(model: nn.Cell, config: TrainConfig, family: Family, divided: ParallelModel) -> AdapterFiles | None:

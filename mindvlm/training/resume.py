@@ -54,7 +54,9 @@ def fingerprint(job: Job, model_config) -> dict[str, Any]:
     """
     training = get_family(model_config.family).training
     free = FREE_KEYS | training.free_keys if training else FREE_KEYS
-    values = {key: value for key, value in flatten(job.written) if not is_free(key, free)}
+    written = {**job.written, **job.written["own_sections"]}
+    del written["own_sections"]
+    values = {key: value for key, value in flatten(written) if not is_free(key, free)}
     sections = {"model": asdict(model_config.model), "processor": asdict(model_config.processor)}
     values |= {key: value for key, value in flatten(sections) if not is_free(key, FREE_MODEL_KEYS)}
     # a job need not name its family

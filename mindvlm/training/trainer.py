@@ -56,7 +56,9 @@ class Trainer:
             silence_progress()
         self.resumed_from = self.find_checkpoint()
         self.data = building.open_data(config, model_config, family, self.mesh)
-        self.fingerprint = fingerprint(job, model_config) | self.data.identity | building.base_identity(config)
+        self.fingerprint = (
+            fingerprint(job, model_config) | self.data.identity | building.frozen_identity(config, model_config, family)
+        )
         state = self.read_state(accept_changes)
         self.data_state = state.get("source")
         self.schedule = config.schedule.resolved(self.data.rows_per_epoch, config.num_rows)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mindvlm.core.config import LENGTH_KEYS, build_config, resolve_path
+from mindvlm.core.config import LENGTH_KEYS, GenerationConfig, build_config, resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import RunConfig
 from mindvlm.models.delvm.checkpoint_config import from_published, read_published
@@ -38,7 +38,9 @@ def parse_config(data: dict, path: Path) -> DelvmConfig:
     for key in ("checkpoint", "vqgan", "adapter"):
         setattr(config, key, resolve_path(getattr(config, key), path))
     checked(config, str(path))
-    wrong = next((key for key in LENGTH_KEYS if key in (data.get("generation") or {})), None)
+    # a whole config, such as that of a job with model_changes, has the usual values
+    given, usual = data.get("generation") or {}, GenerationConfig()
+    wrong = next((key for key in LENGTH_KEYS if given.get(key, getattr(usual, key)) != getattr(usual, key)), None)
     if wrong:
         num_codes = config.model.num_picture_codes
         raise UserError(f"{path}: generation.{wrong} has no effect: a picture has {num_codes} codes; remove it")

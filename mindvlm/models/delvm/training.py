@@ -12,7 +12,9 @@ import numpy as np
 
 from mindvlm.core.config import resolve_path
 from mindvlm.core.errors import UserError
+from mindvlm.models.delvm.distillation import DistillationConfig
 from mindvlm.models.delvm.packing import MIN_LENGTH, Pack, PackedTokens, PackOrder
+from mindvlm.models.delvm.teacher import add_teacher, teacher_weights
 from mindvlm.models.delvm.token_files import TokenFile, find_token_files
 from mindvlm.models.own_training import OwnTraining, PassInputs
 from mindvlm.processing.samples.label_rules import IGNORED_LABEL
@@ -149,7 +151,7 @@ def rows_of(packs: Sequence[Pack], length: int) -> dict[str, np.ndarray]:
     """Lays the segments of packs into rows, none of them divided, and the longest first.
 
     Returns:
-        `codes`, `labels`, `positions` and `segment_ids` (B, length) int32; only the first two if each row has one
+        `codes`, `labels`, `positions` and `segment_ids` (B, length) int32; only the first two if each row is one
         segment. Unused ends of rows have code 0, no label and segment -1.
     """
     segments = [
@@ -178,14 +180,21 @@ def rows_of(packs: Sequence[Pack], length: int) -> dict[str, np.ndarray]:
                 arrays[name][row, here] = values[start:end]
             arrays["segment_ids"][row, here] = number
             begin = here.stop
-    if all(len(placed) == 1 for placed in rows):
+    if (arrays["segment_ids"] == 0).all():
         del arrays["positions"], arrays["segment_ids"]
     return arrays
 
 
 def sections(job: dict[str, Any]) -> dict[str, type]:
     """Returns the sections of a job that belong to this family."""
-    return {"data": CodesConfig}
+    return {"data": CodesConfig, "distillation": DistillationConfig}
 
 
-TRAINING = OwnTraining(sections=sections, open_data=PackedData, free_keys=frozenset({"data.codes"}))
+TRAINING = OwnTraining(
+    sections=sections,
+    open_data=PackedData,
+    make_trained=add_teacher,
+    frozen_weights=teacher_weights,
+    # the teacher is compared by its weights
+    free_keys=frozenset({"data.codes", "distillation.teacher"}),
+)

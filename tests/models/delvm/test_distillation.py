@@ -35,7 +35,10 @@ def arrays() -> dict[str, np.ndarray]:
     found = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     target = rng.integers(0, VOCAB, ROWS).astype(np.int32)
     target[[1, 5, 6]] = -100
-    return found | {"target": target}
+    is_code = np.ones(ROWS, np.float32)
+    # an unused place has no label
+    is_code[5] = 0
+    return found | {"target": target, "is_code": is_code}
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -44,7 +47,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 def expected(values: dict[str, np.ndarray], config: DistillationConfig) -> tuple[float, float]:
     """Returns both terms of a pass by their definition, in float64."""
-    wide = {name: array.astype(np.float64) for name, array in values.items() if name != "target"}
+    wide = {name: array.astype(np.float64) for name, array in values.items()}
     student, teacher = wide["states"] @ wide["matrix"].T, wide["teacher_states"] @ wide["teacher_matrix"].T
     counted = values["target"] >= 0
     rows = np.arange(ROWS)[counted]
@@ -53,7 +56,7 @@ def expected(values: dict[str, np.ndarray], config: DistillationConfig) -> tuple
     if config.inverse:
         one, other = other, one
     divergence = (np.exp(one) * (one - other)).sum(-1)
-    kd = divergence[counted].mean() if config.masked else divergence.mean()
+    kd = divergence[counted].mean() if config.masked else divergence[values["is_code"] > 0].mean()
     return config.gt_weight * gt, config.kd_weight * config.temperature**2 * kd
 
 
@@ -71,7 +74,7 @@ def computed(values: dict[str, np.ndarray], config: DistillationConfig, *, dtype
     weights = ms.ParameterTuple([heads[0].weight, heads[1].weight])
     gradient = ms.value_and_grad(loss, (0, 1), weights, has_aux=True)
     (terms, count), ((by_states, by_teacher), (by_matrix, by_teacher_matrix)) = gradient(
-        *inputs, Tensor(values["target"])
+        *inputs, Tensor(values["target"]), Tensor(values["is_code"])
     )
     assert not by_teacher.asnumpy().any()
     assert not by_teacher_matrix.asnumpy().any()
@@ -108,6 +111,7 @@ def test_rows_without_labels_have_a_divergence_unless_masked():
         gradient = computed(values, config)[2]
         assert gradient[1].any() != masked
         assert gradient[0].any()
+        assert not gradient[5].any()
 
 
 def test_16_bits():
