@@ -10,7 +10,7 @@ from pathlib import Path
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.tools import cli
 
-DEFAULT_METRICS = ("loss", "learning_rate", "cer", "edit_distance")
+DEFAULT_METRICS = ("loss", "learning_rate", "cer", "edit_distance", "val_loss")
 # other metrics are evaluations, which are few, or have no noise
 SMOOTHED_METRICS = ("loss", "norm", "tokens_per_second", "seconds_per_step")
 COLORS = ("#1f6fb4", "#d1601f", "#2c8a3c", "#b3283a", "#7a52a8", "#6b4a3a", "#c44fa0", "#5f5f5f")

@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mindvlm.core.errors import UserError
 from mindvlm.evaluation import picture_pairs
 from mindvlm.evaluation.benchmark import Answer, Answered, Benchmark, Tables
 from mindvlm.models.delvm.packing import MIN_LENGTH
 from mindvlm.models.delvm.processor import DelvmProcessor, DelvmProcessorConfig
-from mindvlm.models.delvm.token_files import TokenFile, find_token_files, read_index
+from mindvlm.models.delvm.token_files import TokenFile, lines_by_task
 from mindvlm.processing.samples.token_metrics import TokenSums, token_figures
 
 BATCH_SIZE = 16
@@ -41,19 +39,14 @@ class CodeLines:
             raise UserError(f"--batch_size is {options.batch_size}; expected at least 1")
         self.options = options
         self.settings = {"count_code_0": options.count_code_0}
-        self.places: dict[str, tuple[Path, int]] = {}
-        self.tasks: dict[str, list[str]] = {}
+        self.tasks = {
+            task: {f"{path.relative_to(data)}:{number + 1}": (path, number) for path, number in places}
+            for task, places in lines_by_task(data, MIN_LENGTH).items()
+        }
+        self.places = {question_id: place for places in self.tasks.values() for question_id, place in places.items()}
+        self.ids = list(self.places)
         self.files: dict[Path, TokenFile] = {}
         self.scorer: Any = None
-        for path in find_token_files(data):
-            task = str(path.parent.relative_to(data)) if path.parent != data else data.resolve().name
-            for number in np.flatnonzero(read_index(path)[:, 1] >= MIN_LENGTH).tolist():
-                question_id = f"{path.relative_to(data)}:{number + 1}"
-                self.places[question_id] = path, number
-                self.tasks.setdefault(task, []).append(question_id)
-        self.ids = list(self.places)
-        if not self.ids:
-            raise UserError(f"{data}: holds no sentence of {MIN_LENGTH} codes or more; give others")
 
     def answer(self, model, ids: Sequence[str], folder: Path) -> Answered:
         """Computes the sums over the targets of sentences. See `Questions.answer`."""

@@ -169,3 +169,20 @@ def find_token_files(folder: str | Path) -> list[Path]:
     if not found:
         raise UserError(f"{folder}: holds no files of codes, NAME{ENDING}; give a folder with some")
     return found
+
+
+def lines_by_task(folder: Path, min_length: int) -> dict[str, list[tuple[Path, int]]]:
+    """Returns task -> file and number of each line that is long enough. The files of a folder are a task.
+
+    Raises:
+        UserError: there are no files, an index cannot be used, or no line is long enough.
+    """
+    tasks: dict[str, list[tuple[Path, int]]] = {}
+    for path in find_token_files(folder):
+        task = str(path.parent.relative_to(folder)) if path.parent != folder else folder.resolve().name
+        numbers = np.flatnonzero(read_index(path)[:, 1] >= min_length).tolist()
+        if numbers:
+            tasks.setdefault(task, []).extend((path, number) for number in numbers)
+    if not tasks:
+        raise UserError(f"{folder}: holds no sentence of {min_length} codes or more; give others")
+    return tasks

@@ -13,6 +13,7 @@ import numpy as np
 from mindvlm.core.config import resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm.distillation import DistillationConfig
+from mindvlm.models.delvm.held_out import HeldOutCodes, HeldOutConfig
 from mindvlm.models.delvm.packing import MIN_LENGTH, Pack, PackedTokens, PackOrder
 from mindvlm.models.delvm.teacher import add_teacher, teacher_weights
 from mindvlm.models.delvm.token_files import TokenFile, find_token_files
@@ -187,7 +188,7 @@ def rows_of(packs: Sequence[Pack], length: int) -> dict[str, np.ndarray]:
 
 def sections(job: dict[str, Any]) -> dict[str, type]:
     """Returns the sections of a job that belong to this family."""
-    return {"data": CodesConfig, "distillation": DistillationConfig}
+    return {"data": CodesConfig, "evaluation": HeldOutConfig, "distillation": DistillationConfig}
 
 
 TRAINING = OwnTraining(
@@ -195,6 +196,7 @@ TRAINING = OwnTraining(
     open_data=PackedData,
     make_trained=add_teacher,
     frozen_weights=teacher_weights,
+    open_evaluator=HeldOutCodes,
     # the teacher is compared by its weights
     free_keys=frozenset({"data.codes", "distillation.teacher"}),
 )
