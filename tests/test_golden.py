@@ -17,9 +17,7 @@ CASES = sorted(path for family in FAMILIES for path in (GOLDEN_ROOT / family).gl
 MODES = ("graph", "pynative")
 # One mode of each case runs in `make test`, the other one in CI. In graph mode: one of each kind of model, if quick.
 QUICK_IN_GRAPH = {"clip", "llama_clip_hf", "sam_small", "toy_e2e", "vicuna_336"}
-UNREAD = dict.fromkeys(("scorers", "eval"), "scoring answers is not part of the library yet") | dict.fromkeys(
-    ("schedule",), "training a DeLVM is not part of the library yet"
-)
+UNREAD = dict.fromkeys(("scorers", "eval"), "scoring answers is not part of the library yet")
 
 if not CASES:
     pytest.skip(f"no recorded cases in {GOLDEN_ROOT} (set MINDVLM_GOLDEN to their folder)", allow_module_level=True)

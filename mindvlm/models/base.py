@@ -35,13 +35,14 @@ class InitialRule:
     Attributes:
         pattern: regular expression searched in parameter names; the first matching rule applies.
         kind: "constant": all values are `scale`. Otherwise they are normal, and their standard deviation is `scale`
-            ("absolute"), or `scale` over the root of the inputs of an output ("fan_in") or of a row's width ("width").
+            ("absolute"), or `scale` over the root of the inputs of an output ("fan_in"), of a row's width ("width"), or
+            of 2 (l + 1) in layer l, the first number in the name ("depth").
         scale: see `kind`.
         compute: returns the values for a shape, in place of `kind` and `scale`. No checkpoint has to contain them.
     """
 
     pattern: str
-    kind: Literal["constant", "absolute", "fan_in", "width"] = "constant"
+    kind: Literal["constant", "absolute", "fan_in", "width", "depth"] = "constant"
     scale: float = 0.0
     compute: Callable[[tuple[int, ...]], np.ndarray] | None = None
 

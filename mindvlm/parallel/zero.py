@@ -9,6 +9,16 @@ from mindvlm.parallel.collectives import PlaceAmongRanks, SumOver, over_group
 from mindvlm.parallel.mesh import Mesh
 
 
+def scheduled_beta2(beta2, power: float, num_updates):
+    """Returns AdamW's second beta after `num_updates` updates, max(beta2, 1 - num_updates^-power); power 0: constant.
+
+    InternLM's Beta2Scheduler (arXiv 1804.04235 has the formula).
+    """
+    if power == 0:
+        return beta2
+    return ops.maximum(beta2, 1.0 - ops.pow(ops.maximum(num_updates, Tensor(1.0, ms.float32)), -power))
+
+
 class GatherChunks(nn.Cell):
     """This replica's chunk of a bucket -> all replicas' chunks: (chunk_size,) -> (dp * chunk_size,)."""
 
@@ -58,6 +68,7 @@ class ShardedAdamW(nn.Cell):
         self.bias_correction = config.bias_correction
         self.beta1 = Tensor(config.betas[0], ms.float32)
         self.beta2 = Tensor(config.betas[1], ms.float32)
+        self.beta2_power = config.beta2_power
         self.gather = GatherChunks(mesh)
 
     def construct(self, gradients, learning_rate, scale=1.0):
@@ -69,7 +80,8 @@ class ShardedAdamW(nn.Cell):
             scale: multiplies the gradients.
         """
         count = self.num_updates + 1.0
-        corrections = self.corrections(count)
+        beta2 = scheduled_beta2(self.beta2, self.beta2_power, self.num_updates)
+        corrections = self.corrections(count, beta2)
         done = count
         for k in range(len(self.buckets)):
             bucket = self.buckets[k]
@@ -85,7 +97,7 @@ class ShardedAdamW(nn.Cell):
             rate = learning_rate * bucket.learning_rate_factor
             if bucket.decays:
                 chunk = chunk * (1.0 - rate * self.weight_decay)
-            new_chunk = chunk - self.step(k, gradient * scale, rate, corrections)
+            new_chunk = chunk - self.step(k, gradient * scale, rate, beta2, corrections)
             if self.has_master[k]:
                 done = ops.depend(done, ops.assign(self.master[k], new_chunk))
             values = bucket.unflatten(self.gather(new_chunk))
@@ -93,17 +105,17 @@ class ShardedAdamW(nn.Cell):
                 done = ops.depend(done, ops.assign(self.parameters[bucket.indices[j]], values[j]))
         return ops.assign(self.num_updates, done)
 
-    def corrections(self, count):
+    def corrections(self, count, beta2):
         """Bias corrections 1 / (1 - beta1^t) and sqrt(1 - beta2^t)."""
         if not self.bias_correction:
             return ops.ones_like(count), ops.ones_like(count)
-        return 1.0 / (1.0 - ops.pow(self.beta1, count)), ops.sqrt(1.0 - ops.pow(self.beta2, count))
+        return 1.0 / (1.0 - ops.pow(self.beta1, count)), ops.sqrt(1.0 - ops.pow(beta2, count))
 
-    def step(self, k, gradient, learning_rate, corrections):
+    def step(self, k, gradient, learning_rate, beta2, corrections):
         """Updates the moments of bucket k and returns the amount to subtract from its chunk."""
         first, second = corrections
         moment1 = self.moment1[k] + (gradient - self.moment1[k]) * (1.0 - self.beta1)
-        moment2 = self.moment2[k] + (gradient * gradient - self.moment2[k]) * (1.0 - self.beta2)
+        moment2 = self.moment2[k] + (gradient * gradient - self.moment2[k]) * (1.0 - beta2)
         moment1 = ops.depend(moment1, ops.assign(self.moment1[k], moment1))
         moment2 = ops.depend(moment2, ops.assign(self.moment2[k], moment2))
         return moment1 * (learning_rate * first * second) / (ops.sqrt(moment2) + self.eps * second)

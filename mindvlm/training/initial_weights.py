@@ -198,6 +198,8 @@ def initial_values(
         scale /= math.sqrt(math.prod(shape[1:]))
     if kind == "width":
         scale /= math.sqrt(shape[-1])
+    if kind == "depth":
+        scale /= math.sqrt(2 * (1 + int(re.search(r"\.(\d+)\.", name)[1])))
     rng = np.random.Generator(np.random.PCG64([seed, *name.encode()]))
     return (rng.standard_normal(shape) * scale).astype(np.float32)
 

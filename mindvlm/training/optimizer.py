@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.core.errors import UserError
+from mindvlm.parallel.zero import scheduled_beta2
 
 
 @dataclass(kw_only=True)
@@ -16,6 +17,7 @@ class OptimizerConfig:
     """AdamW and clipping.
 
     Attributes:
+        beta2_power: lets the second beta rise with the updates, see `scheduled_beta2`; 0 keeps it constant.
         no_decay: regular expressions; parameters whose name matches one have no weight decay. null uses the original's
             exceptions: biases and the parameters of LayerNorm (RMSNorm weights decay).
         learning_rate_factors: regular expression -> factor of the learning rate of matching parameters; the first
@@ -25,6 +27,7 @@ class OptimizerConfig:
 
     learning_rate: float
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    beta2_power: float = 0.0
     eps: float = 1e-8
     weight_decay: float = 0.0
     bias_correction: bool = True
@@ -37,6 +40,8 @@ class OptimizerConfig:
             raise UserError(f"optimizer.betas is {self.betas}; expected two numbers from 0 to below 1")
         if self.learning_rate <= 0 or self.eps <= 0 or self.weight_decay < 0:
             raise UserError("optimizer: learning_rate and eps must be above 0, weight_decay at least 0")
+        if self.beta2_power < 0:
+            raise UserError(f"optimizer.beta2_power is {self.beta2_power}; expected at least 0")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise UserError(f"optimizer.max_grad_norm is {self.max_grad_norm}; expected a number above 0, or null")
         check_patterns("optimizer.no_decay", self.no_decay or ())
@@ -121,6 +126,7 @@ class AdamW(nn.Cell):
         self.bias_correction = config.bias_correction
         self.beta1 = Tensor(config.betas[0], ms.float32)
         self.beta2 = Tensor(config.betas[1], ms.float32)
+        self.beta2_power = config.beta2_power
         self.adam = ops.Adam()
         # compiles ten times faster than a loop
         self.for_all = ops.HyperMap()
@@ -135,11 +141,12 @@ class AdamW(nn.Cell):
         """
         count = self.num_updates + 1.0
         beta1_power = ops.pow(self.beta1, count)
-        beta2_power = ops.pow(self.beta2, count)
+        beta2 = scheduled_beta2(self.beta2, self.beta2_power, self.num_updates)
+        beta2_power = ops.pow(beta2, count)
         if not self.bias_correction:
             beta1_power, beta2_power = ops.zeros_like(beta1_power), ops.zeros_like(beta2_power)
         eps = self.eps * ops.sqrt(1.0 - beta2_power)
-        shared = (self.beta1, self.beta2, beta1_power, beta2_power, eps, learning_rate, self.weight_decay, scale)
+        shared = (self.beta1, beta2, beta1_power, beta2_power, eps, learning_rate, self.weight_decay, scale)
         updated = self.for_all(
             ops.Partial()(update_parameter, self.adam, shared),
             self.parameters,

@@ -15,6 +15,8 @@ class ScheduleConfig:
     Attributes:
         total_steps: length of the training in optimizer steps; or
         epochs: its length in passes over the data.
+        counts: what the schedule advances with: "steps", or "updates": not at a step whose gradients were not finite.
+        idle_steps: steps with the rate 0 before the warm-up.
         warmup_steps: length of the warm-up, default 100; or
         warmup_ratio: its share of all steps.
         warmup_from_zero: the first step has the rate 0, as in transformers; otherwise the first rate above 0.
@@ -25,6 +27,8 @@ class ScheduleConfig:
 
     total_steps: int | None = None
     epochs: float | None = None
+    counts: Literal["steps", "updates"] = "steps"
+    idle_steps: int = 0
     warmup_steps: int | None = None
     warmup_ratio: float | None = None
     warmup_from_zero: bool = False
@@ -37,7 +41,14 @@ class ScheduleConfig:
             raise UserError("schedule: give one of total_steps and epochs, and only one")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("schedule: give one of warmup_steps and warmup_ratio, not both")
-        least = {"total_steps": 1, "epochs": 1e-9, "warmup_steps": 0, "warmup_ratio": 0, "decay_steps": 0}
+        least = {
+            "total_steps": 1,
+            "epochs": 1e-9,
+            "idle_steps": 0,
+            "warmup_steps": 0,
+            "warmup_ratio": 0,
+            "decay_steps": 0,
+        }
         for key, lowest in {**least, "final_ratio": 0}.items():
             value = getattr(self, key)
             if value is not None and not lowest <= value < math.inf:
@@ -50,12 +61,11 @@ class ScheduleConfig:
         if self.decay == "constant" and self.decay_steps:
             raise UserError("schedule.decay_steps has no effect with decay: constant; remove it")
         if self.total_steps is not None:
-            warmup, decay = self.num_warmup_steps, self.decay_steps or 0
-            if warmup + decay > self.total_steps:
-                raise UserError(
-                    f"schedule: warmup_steps {warmup} and decay_steps {decay} exceed total_steps {self.total_steps}; "
-                    "shorten them"
-                )
+            parts = {"warmup_steps": self.num_warmup_steps, "decay_steps": self.decay_steps or 0}
+            parts = {"idle_steps": self.idle_steps, **parts} if self.idle_steps else parts
+            if sum(parts.values()) > self.total_steps:
+                shown = " and ".join(f"{key} {value}" for key, value in parts.items())
+                raise UserError(f"schedule: {shown} exceed total_steps {self.total_steps}; shorten them")
 
     @property
     def num_warmup_steps(self) -> int:
@@ -83,10 +93,12 @@ class ScheduleConfig:
 
     def factor(self, step: int) -> float:
         """Returns the share of the peak learning rate at `step` (from 0); the total length must be known."""
-        warmup = self.num_warmup_steps
-        if step < warmup:
-            return (step + (not self.warmup_from_zero)) / warmup
-        decay_steps = self.total_steps - warmup if self.decay_steps is None else self.decay_steps
+        idle, warmup = self.idle_steps, self.num_warmup_steps
+        if step < idle:
+            return 0.0
+        if step < idle + warmup:
+            return (step - idle + (not self.warmup_from_zero)) / warmup
+        decay_steps = self.total_steps - idle - warmup if self.decay_steps is None else self.decay_steps
         left = self.total_steps - step
         if self.decay == "constant" or left >= decay_steps:
             return 1.0

@@ -12,7 +12,6 @@ from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel
 from mindvlm.parallel.zero import ShardedAdamW
 from mindvlm.training.config import TrainConfig
-from mindvlm.training.loss import MIN_SCALE
 from mindvlm.training.step import StepResult, TrainStep, loss_terms
 
 
@@ -118,7 +117,7 @@ class StepRunner:
 
     def scale_is_lowest(self) -> bool:
         """Whether the loss scale has its minimum value."""
-        return self.step.loss_scale.value.asnumpy().item() <= MIN_SCALE
+        return self.step.loss_scale.value.asnumpy().item() <= self.step.loss_scale.minimum
 
     def arguments(self, inputs: PassInputs) -> tuple[Tensor, ...]:
         """See `model_arguments`."""

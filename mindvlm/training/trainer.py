@@ -90,6 +90,7 @@ class Trainer:
         self.terms: list[dict[str, float]] = state.get("terms", [])
         self.num_overflows: int = state.get("num_overflows", 0)
         self.num_skipped_before: int = state.get("num_skipped", 0)
+        self.num_updates: int = state.get("num_updates", self.step)
         self.num_bad_steps = 0
         # the first checkpoint is written after a step that learned
         self.has_learned = self.step > 0
@@ -151,8 +152,10 @@ class Trainer:
         """Runs one step, and the logging, evaluation and saving that are due after it."""
         config = self.config
         passes = self.data.take()
-        outcome = self.run_step(passes)
+        rate = self.learning_rate
+        outcome = self.run_step(rate, passes)
         self.step += 1
+        self.num_updates += outcome.is_measured
         is_end = self.step == self.schedule.total_steps
         self.has_learned |= outcome.is_measured
         if not outcome.is_measured and not outcome.is_overflow:
@@ -173,22 +176,22 @@ class Trainer:
             if news:
                 logger.info(f"step {self.step}: {news}")
         if is_end or self.step % config.log_every == 0:
-            self.log(outcome)
+            self.log(outcome, rate)
         is_best = False
         if self.evaluator and (is_end or self.step % config.evaluate_every == 0):
             is_best = self.note_best(self.evaluate())
         if is_end or is_best or self.step % config.save_every == 0:
             self.save()
 
-    def run_step(self, passes: list[PassInputs]) -> Outcome:
-        """Runs the update of the current step."""
+    def run_step(self, rate: float, passes: list[PassInputs]) -> Outcome:
+        """Runs the update of the current step at a learning rate."""
         shapes = {one.shapes for one in passes}
         is_new = bool(shapes - self.seen_shapes) and self.config.mode == "graph"
         if is_new:
             self.seen_shapes |= shapes
             logger.info(f"compiling the training graph for {sorted(shape for shape, *_ in shapes)} tokens")
         self.progress.start_step()
-        outcome = self.runner.run(self.learning_rate, passes)
+        outcome = self.runner.run(rate, passes)
         num_tokens = sum(one.num_tokens for one in passes) * self.mesh.dp
         seconds = self.progress.end_step(num_tokens, is_counted=not is_new)
         if is_new:
@@ -198,7 +201,8 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the current step."""
-        return self.config.optimizer.learning_rate * self.schedule.factor(self.step)
+        position = self.num_updates if self.schedule.counts == "updates" else self.step
+        return self.config.optimizer.learning_rate * self.schedule.factor(position)
 
     def meet_bad_step(self, outcome: Outcome, passes: list[PassInputs], *, is_last: bool) -> None:
         """Handles a step without labels or finite loss, whose batch is saved.
@@ -222,15 +226,15 @@ class Trainer:
                 f"{what} after {self.num_bad_steps} such steps, at step {self.step}; {where}; {kept}: {remedy}"
             )
 
-    def log(self, outcome: Outcome) -> None:
-        """Logs the progress line and its record; the loss is the mean since the last line."""
+    def log(self, outcome: Outcome, rate: float) -> None:
+        """Logs the progress line and its record; the loss is the mean since the last line, `rate` that of the step."""
         means = {"loss": sum(self.window) / len(self.window)} if self.window else {}
         names = self.terms[0] if self.terms else {}
         means |= {name: sum(terms[name] for terms in self.terms) / len(self.terms) for name in names}
         figures = {
             **means,
             **({"norm": outcome.norm} if outcome.is_measured else {}),
-            "learning_rate": self.config.optimizer.learning_rate * self.schedule.factor(self.step - 1),
+            "learning_rate": rate,
             **self.data.figures,
             **self.progress.speed,
             "skipped": self.num_skipped(),
@@ -283,6 +287,7 @@ class Trainer:
             "window": self.window,
             "terms": self.terms,
             "num_overflows": self.num_overflows,
+            "num_updates": self.num_updates,
             "num_skipped": self.num_skipped(),
             "rng": ms.get_rng_state().asnumpy().tolist(),
             "job": self.fingerprint,

@@ -55,9 +55,11 @@ def gradients(seed: int) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("takes_chunks", [False, True])
-@pytest.mark.parametrize("bias_correction", [True, False])
-def test_updates_are_those_of_the_plain_optimizer(takes_chunks, bias_correction):
-    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, bias_correction=bias_correction)
+@pytest.mark.parametrize(
+    "options", [{"bias_correction": True}, {"bias_correction": False}, {"betas": [0.9, 0.3], "beta2_power": 0.8}]
+)
+def test_updates_are_those_of_the_plain_optimizer(takes_chunks, options):
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, **options)
     parameters, update, _ = make(config, takes_chunks=takes_chunks)
     expected = [Parameter(Tensor(array), name=name) for name, array in values(0).items()]
     plain = AdamW(expected, config)

@@ -16,7 +16,7 @@ MODEL = {
     "name": "tiny",
     "model": {
         "input_embedding": "codebook",
-        "max_length": 32,
+        "max_length": 64,
         "language_model": {
             "vocab_size": VOCAB_SIZE,
             "hidden_size": 32,

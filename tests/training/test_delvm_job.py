@@ -7,7 +7,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
+from PIL import Image
 
+from mindvlm import load
+from mindvlm.convert.conversion import Request, convert
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm import family as delvm
 from mindvlm.models.delvm.config import parse_config
@@ -17,7 +20,9 @@ from mindvlm.models.delvm.token_files import TokenFile
 from mindvlm.models.delvm.training import rows_of
 from mindvlm.nn.rotary import decoder_frequencies
 from mindvlm.training.building import read_model
+from mindvlm.training.initial_weights import initial_values
 from mindvlm.training.job_file import read_job
+from mindvlm.training.step_runner import Outcome
 from mindvlm.training.trainer import Trainer
 from tests.training.delvm_job import MODEL, VOCAB_SIZE, write_codes, write_job
 from tests.training.small_job import losses, read_tensors
@@ -116,12 +121,69 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
         np.testing.assert_array_equal(array, second[name])
 
 
+@pytest.mark.parametrize(("counts", "expected"), [("steps", [0.5, 1.0, 1.0]), ("updates", [0.5, 0.5, 1.0])])
+def test_the_rate_advances_with_steps_or_with_updates(tmp_path, counts, expected):
+    changes = dict(schedule__counts=counts, schedule__total_steps=3, optimizer__learning_rate=1.0, save_every=2)
+    path = write_job(tmp_path, **changes)
+    rates = []
+
+    def trainer():
+        made = Trainer(read_job(path))
+
+        def run(rate, passes):
+            rates.append(rate)
+            return Outcome(1.0, 1.0, is_finite=len(rates) > 1, is_overflow=len(rates) == 1)
+
+        made.runner.run = run
+        return made
+
+    first = trainer()
+    first.metrics = None
+    first.data.start(0, None)
+    first.train_step()
+    first.train_step()
+    # the position is part of the checkpoint
+    trainer().train()
+    assert rates == expected
+
+
+def test_new_weights_have_the_scales_of_the_original():
+    def scale(name, shape=(500, 200)):
+        values = initial_values(f"language_model.{name}", shape, 0, norm_weights=frozenset(), rules=delvm.INITIAL_RULES)
+        return float(values.std())
+
+    expected = {"embed_tokens.projection.weight": 0.0052, "lm_head.weight": 0.0052}
+    for layer, depth in ((0, 2), (11, 24)):
+        place = f"layers.{layer}."
+        expected |= {f"{place}self_attn.{name}_proj.weight": 0.006 for name in "qkv"}
+        expected |= {f"{place}mlp.gate_proj.weight": 0.006, f"{place}mlp.down_proj.weight": 0.0015}
+        expected |= {f"{place}{name}.weight": 0.006 / depth**0.5 for name in ("self_attn.o_proj", "mlp.up_proj")}
+    for name, value in expected.items():
+        assert scale(name) == pytest.approx(value, rel=0.02), name
+    assert scale("layers.3.self_attn.q_proj.bias", (9,)) == 0
+
+
+def test_a_checkpoint_is_a_model_folder_and_converts_to_both_forms(tmp_path):
+    path = write_job(tmp_path, schedule__total_steps=1, schedule__warmup_steps=0)
+    Trainer(read_job(path)).train()
+    trained = tmp_path / "run/step-1"
+    convert(Request(sources=(trained,), target=tmp_path / "hf", to="hf"))
+    convert(Request(sources=(trained,), target=tmp_path / "shards", to="internlm"))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    found = []
+    for folder, vqgan in ((trained, None), (tmp_path / "shards", None), (tmp_path / "hf", str(tmp_path / "vqgan"))):
+        overrides = {"vqgan": vqgan} if vqgan else {}
+        model = load(folder, device="cpu", mode="pynative", cache=False, **overrides)
+        found.append(np.asarray(model.complete([picture], [(picture, picture)])[0]))
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data__pack_length": 100}, "data.pack_length is 100; expected a multiple of data.segment_length, 32"),
         ({"data__batch_size": 0}, "data.batch_size is 0; expected at least 1"),
-        ({"data__segment_length": 96}, "data.segment_length is 96 but model.max_length is 32"),
+        ({"data__segment_length": 96}, "data.segment_length is 96 but model.max_length is 64"),
         ({"data__pack_length": 3200}, "codes: no file fills a pack of 3200 codes, the largest has 1094 in sentences"),
         ({"data__batch_size": 40}, "the data fill 11 packs, but a batch has 40"),
         ({"data__codes": "nowhere"}, "nowhere: no such folder"),

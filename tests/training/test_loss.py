@@ -25,6 +25,20 @@ def test_it_is_halved_by_an_overflow_and_doubled_after_a_while():
     assert scale.num_skipped.asnumpy() == 2
 
 
+def test_single_overflows_are_tolerated_until_it_grows():
+    scale = LossScale(LossScaleConfig(initial=8.0, growth_interval=2, hysteresis=2))
+    # the second overflow since the start lowers it, and so does each one until it grows
+    assert move(scale, [False, True, False, False]) == [8.0, 8.0, 4.0, 2.0]
+    assert move(scale, [True, True, False, True, False]) == [2.0, 4.0, 4.0, 4.0, 2.0]
+    assert "loss_scale.num_tolerated" in scale.state
+    assert len(LossScale(LossScaleConfig()).state) == 3, "checkpoints of other runs stay readable"
+
+
+def test_its_limits_can_be_chosen():
+    scale = LossScale(LossScaleConfig(initial=4.0, growth_interval=1, minimum=2.0, maximum=8.0))
+    assert move(scale, [False, False, True, True, True]) == [2.0, 2.0, 4.0, 8.0, 8.0]
+
+
 def test_it_has_an_end():
     scale = LossScale(LossScaleConfig(initial=1.0))
     assert move(scale, [False] * 20)[-1] == MIN_SCALE
@@ -41,6 +55,15 @@ def test_an_overflow_at_its_end_is_as_bad_as_a_loss_that_is_not_finite(value, is
     result = StepResult(*(Tensor(np.array(one)) for one in (1.0, np.inf, 3.0, False)))
     outcome = runner.outcome(result)
     assert (outcome.is_finite, outcome.is_overflow) == (False, is_overflow)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"hysteresis": 0}, "hysteresis is 0"), ({"minimum": 2.0**17}, "minimum is 131072.0, initial")],
+)
+def test_impossible_limits_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        LossScaleConfig(**values)
 
 
 def test_impossible_values_are_refused():

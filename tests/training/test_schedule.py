@@ -53,6 +53,8 @@ def test_length_in_epochs():
         (dict(total_steps=9, warmup_ratio=1.5), "warmup_ratio is 1.5"),
         (dict(total_steps=9, final_ratio=-1.0), "final_ratio is -1"),
         (dict(total_steps=900, decay="constant", decay_steps=5), "no effect"),
+        (dict(total_steps=9, idle_steps=-1), "idle_steps is -1"),
+        (dict(total_steps=9, idle_steps=5, warmup_steps=5), "idle_steps 5 and warmup_steps 5 and decay_steps 0 exceed"),
     ],
 )
 def test_impossible_schedules_are_refused(values, message):

@@ -117,7 +117,7 @@ def from_published(data: Config, *, path: str = "config.json", only_sizes: bool 
     if training and vqgan is None:
         raise table.error("lacks 'vq_config', and the weights beside it hold no VQGAN")
     decoder = training_decoder(training, vit=is_vit(data)) if training else hf_decoder(table)
-    length = DEFAULT_LENGTH if training else table.setting("max_position_embeddings", SIZE, DEFAULT_LENGTH)
+    length = table.setting("max_position_embeddings", SIZE, DEFAULT_LENGTH)
     with table.keys_for({"model.language_model.": "", "model.vqgan.": "vq_config."}):
         return DelvmModelConfig(
             language_model=decoder,
@@ -150,7 +150,9 @@ def training_decoder(table: ConfigTable, *, vit: bool) -> DecoderConfig:
     norm = table.get("norm_type", TEXT, "rmsnorm")
     if norm not in NORMS:
         raise table.error(f"model.norm_type is {norm!r}, expected one of {', '.join(NORMS)}")
-    mlp: dict[str, Any] = {"intermediate_size": training_width(hidden_size, ratio)}
+    # only the trainings of this library have the key
+    width = table.get("intermediate_size", SIZE, training_width(hidden_size, ratio))
+    mlp: dict[str, Any] = {"intermediate_size": width}
     if vit:
         mlp = {"intermediate_size": int(hidden_size * ratio), "mlp": "plain", "hidden_act": "gelu_pytorch_tanh"}
         mlp |= {"mlp_bias": table.get("mlp_bias", FLAG, False)}
@@ -259,11 +261,15 @@ def training_keys(config: DelvmModelConfig, vqgan: Mapping[str, Any]) -> dict[st
     }
     if is_gated and training_width(lm.hidden_size, 8 / 3) != lm.intermediate_size:
         model["mlp_ratio"] = lm.intermediate_size / lm.hidden_size
+    if is_gated and training_width(lm.hidden_size, model["mlp_ratio"]) != lm.intermediate_size:
+        model["intermediate_size"] = lm.intermediate_size
+    length = {} if config.max_length == DEFAULT_LENGTH else {"max_position_embeddings": config.max_length}
     own = {} if is_gated else {"mlp_bias": lm.mlp_bias}
     return {
         "model_type": MODEL_TYPES[-1] if is_gated else VIT_TYPES[-1],
         "model": model | own,
         "vq_config": {**vqgan, "_class_name": VQGAN_CLASS},
+        **length,
     }
 
 

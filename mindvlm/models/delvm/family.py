@@ -1,14 +1,25 @@
 """The DeLVM family (300M, 1B, and the ViT-typed variant): pictures in, pictures out, no text."""
 
-from mindvlm.models.base import Family
+from mindvlm.models.base import Family, InitialRule
 from mindvlm.models.delvm.checkpoint_config import is_delvm
 from mindvlm.models.delvm.config import folder_config, parse_config
+from mindvlm.models.delvm.export import companions
 from mindvlm.models.delvm.model import DelvmModel
 from mindvlm.models.delvm.names import MODELS
 from mindvlm.models.delvm.processor import DelvmProcessor
 from mindvlm.models.delvm.training import TRAINING
 from mindvlm.models.delvm.weights import view_with_parts
 from mindvlm.parallel.plan import DECODER
+
+DECODER_LAYER = r"^language_model\.layers\.\d+\."
+INITIAL_RULES = (
+    InitialRule(r"^language_model\.(embed_tokens|lm_head)\.(projection\.)?weight$", "absolute", 0.0052),
+    InitialRule(DECODER_LAYER + r"(self_attn\.[qkv]_proj|mlp\.(gate_proj|fc1))\.weight$", "absolute", 0.006),
+    # in the original, too, the depth scales the product's other factor and not the projection back
+    InitialRule(DECODER_LAYER + r"(self_attn\.o_proj|mlp\.up_proj)\.weight$", "depth", 0.006),
+    InitialRule(DECODER_LAYER + r"mlp\.(down_proj|fc2)\.weight$", "absolute", 0.0015),
+)
+"""Initial scales of the decoder, as in the original."""
 
 FAMILY = Family(
     name="delvm",
@@ -22,5 +33,7 @@ FAMILY = Family(
     # the embeddings are small, and the projection of the codebook cannot be divided by codes
     tensor_parallel=tuple(rule for rule in DECODER if rule.kind != "vocabulary"),
     view_with_parts=view_with_parts,
+    initial_rules=INITIAL_RULES,
+    companions=companions,
     training=TRAINING,
 )
