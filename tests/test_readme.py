@@ -8,6 +8,7 @@ import pytest
 
 import mindvlm
 from mindvlm.api import load as load_model
+from mindvlm.evaluation.benchmarks import benchmarks
 from mindvlm.models.registry import made_data
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import picture
@@ -126,8 +127,11 @@ def test_documented_options_exist(capsys):
     options = {}
     for name, function in re.findall(r'^(mindvlm-[\w-]+) = "(.+)"', text_of("pyproject.toml"), re.MULTILINE):
         made = [[f"{family}-{kind}"] for family, kind in made_data()]
-        kinds = (["pages"], ["charts"], ["slime-arxivqa"], *made)
-        for words in kinds if name == "mindvlm-make-data" else ([],):
+        kinds = {
+            "mindvlm-make-data": (["pages"], ["charts"], ["slime-arxivqa"], *made),
+            "mindvlm-evaluate": [["--benchmark", benchmark] for benchmark in benchmarks()],
+        }
+        for words in kinds.get(name, ([],)):
             with pytest.raises(SystemExit):
                 pkgutil.resolve_name(function)([*words, "--help"])
         options[name] = set(re.findall(r"--\w+", capsys.readouterr().out))
