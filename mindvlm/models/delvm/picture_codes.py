@@ -17,6 +17,8 @@ from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.processing.images.loading import ImageSource
 from mindvlm.weights.recognise import native_view
 
+BATCH_PIXELS, MOST_PICTURES = 8 * 256**2, 64
+
 
 class PictureEncoder:
     """Encodes pictures with the VQGAN of a folder.
@@ -24,6 +26,7 @@ class PictureEncoder:
     Attributes:
         size: edge of the pictures it takes, in pixels; others are brought to it.
         vocab_size: number of codes there are.
+        batch_size: number of pictures to encode at a time.
 
     Raises:
         UserError: the folder holds no VQGAN, or its weights cannot be used.
@@ -36,6 +39,7 @@ class PictureEncoder:
         config = from_published(published, path=f"{folder}/config.json")
         start(RuntimeConfig(mode="pynative"))
         self.folder, self.size, self.vocab_size = folder, config.vqgan.resolution, config.vqgan.num_embeddings
+        self.batch_size = max(1, min(MOST_PICTURES, BATCH_PIXELS // self.size**2))
         self.model = DelvmModel(config).set_train(False)
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(self.model).items()}
         with open_checkpoint(folder) as checkpoint:

@@ -14,9 +14,6 @@ from mindvlm.processing.samples.public_data import Unusable
 if TYPE_CHECKING:
     from mindvlm.models.delvm.picture_codes import PictureEncoder
 
-BATCH_SIZE = 8
-"""Pictures that the VQGAN encodes at a time."""
-
 Group = Sequence[Image.Image]
 """Pictures that belong together: a picture and its label, frames of a video, or a single picture."""
 
@@ -80,9 +77,9 @@ def encode_in_order(
     for item, groups in loaded:
         waiting.append(item)
         pictures += [picture for group in groups for picture in group]
-        while len(pictures) >= BATCH_SIZE:
-            codes.extend(encoder(pictures[:BATCH_SIZE]).tolist())
-            del pictures[:BATCH_SIZE]
+        while len(pictures) >= encoder.batch_size:
+            codes.extend(encoder(pictures[: encoder.batch_size]).tolist())
+            del pictures[: encoder.batch_size]
         yield from finished()
     if pictures:
         codes.extend(encoder(pictures).tolist())

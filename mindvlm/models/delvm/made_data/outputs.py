@@ -8,6 +8,7 @@ FOLDER/vision/TASK/.codes.partial               codes so far, a line of name, ta
 .job.json in FOLDER and FOLDER/vision           the options that the data are made with
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -149,12 +150,21 @@ class CodeFile:
     def _open(self) -> None:
         """Opens the codes so far, and drops an incomplete last line, which a killed run leaves."""
         self._file = open(self.partial, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.partial}: another process writes it; wait for it or choose another output"
+            ) from None
         self._file.seek(0)
         end = 0
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
-            self._places[json.loads(line.partition(b"\t")[0])] = end
+            name, tab, _ = line.partition(b"\t")
+            if not tab or not name.startswith(b'"'):
+                raise UserError(f"{self.partial}: damaged; delete it, the same command makes it again")
+            self._places[json.loads(name)] = end
             end += len(line)
         self._file.truncate(end)
 

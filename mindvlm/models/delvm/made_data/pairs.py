@@ -28,7 +28,8 @@ def find_sources(arguments: argparse.Namespace) -> list[Source]:
     """Returns each picture with the label of the same place and name below the other folder.
 
     Raises:
-        UserError: the folders or the task have no proper names, or a picture has no partner or two.
+        UserError: the folders or the task have no proper names, there are no such folders, or a picture has no partner
+            or two.
     """
     if not re.fullmatch(r"\w[\w.-]*", arguments.task):
         raise UserError(f"--task is {arguments.task!r}; expected a name of letters, digits, '_', '-' and '.'")
@@ -46,6 +47,12 @@ def find_sources(arguments: argparse.Namespace) -> list[Source]:
                 if side.setdefault(name, entry) is not entry:
                     raise UserError(f"--source: two pictures are named {entry.name}; remove one of them")
     pictures, labels = sides
+    if not (pictures or labels):
+        names = " and ".join(map(repr, arguments.folders))
+        raise UserError(
+            f"--source {' '.join(arguments.source)}: holds no pictures below folders named {names}; correct --source "
+            "or --folders"
+        )
     alone = sorted(pictures.keys() ^ labels.keys())
     if alone:
         here, there = arguments.folders if alone[0] in pictures else reversed(arguments.folders)

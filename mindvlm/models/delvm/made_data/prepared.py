@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm.made_data.alignment import Cut, Source, squares_of
@@ -91,6 +92,11 @@ def make(kind: Prepared, arguments: argparse.Namespace, progress: Progress) -> l
             check_range(arguments, name, least, most)
     if not (arguments.vqgan or arguments.pictures):
         raise UserError("nothing to write: give --vqgan FOLDER for codes, --pictures for PNG files, or both")
+    output = Path(os.path.realpath(arguments.output))
+    for source in arguments.source:
+        # the results would be pictures of the download in the next run
+        if output.is_relative_to(os.path.realpath(source)):
+            raise UserError(f"--output {arguments.output}: lies in --source {source}; choose a folder outside")
     sources = kind.find_sources(arguments)[: arguments.num_items]
     if not sources:
         raise UserError(f"--source {' '.join(arguments.source)}: holds no {kind.title}; check the path")

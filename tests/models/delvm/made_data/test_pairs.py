@@ -93,10 +93,10 @@ def test_a_missing_key_or_a_damaged_picture_is_skipped(tmp_path, capsys):
         (rain(**{"target/3.png": png(COLOURS[0])}), [], "3 is in target, but not in input (1 of 3 have no partner)"),
         (rain(**{"target/1.png": png(COLOURS[0])}), [], "two pictures are named target/1; remove one of them"),
         (rain(), ["--folders", "input", "input"], "--folders names 'input' twice"),
-        (rain(), ["--folders", "in", "out"], "holds no pairs of pictures and labels"),
+        (rain(), ["--folders", "in", "out"], "holds no pictures below folders named 'in' and 'out'; correct"),
         (rain(), ["--task", "a/b"], "--task is 'a/b'; expected a name of letters"),
         (rain(), ["--task", ".."], "--task is '..'; expected a name of letters"),
-        ({}, [], "holds no pairs"),
+        ({}, [], "holds no pictures below folders named 'input' and 'target'"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, files, options, message):

@@ -1,5 +1,6 @@
 """`mindvlm-make-data delvm-segmentation` on tiny downloads in the layout of SA-1B."""
 
+import fcntl
 import json
 
 import numpy as np
@@ -21,6 +22,21 @@ from tests.models.delvm.made_data.downloads import (
 )
 
 NUM_CODES = 40
+ADD = CodeFile.add
+
+
+def killed_after(count):
+    """Returns a method that is interrupted within a line after `count` calls."""
+    left = [None] * count
+
+    def add_or_die(self, item, rows):
+        if not left:
+            self._file.write(b'"a')
+            raise KeyboardInterrupt
+        left.pop()
+        ADD(self, item, rows)
+
+    return add_or_die
 
 
 @pytest.fixture
@@ -34,7 +50,7 @@ def vqgan(monkeypatch):
         return (small.reshape(-1, 4) % NUM_CODES).astype(np.int32)
 
     batch = []
-    encode.size, encode.vocab_size, encode.batch = 16, NUM_CODES, batch
+    encode.size, encode.vocab_size, encode.batch_size, encode.batch = 16, NUM_CODES, 8, batch
     monkeypatch.setattr("mindvlm.models.delvm.made_data.prepared.open_encoder", lambda arguments: encode)
     return encode
 
@@ -135,6 +151,8 @@ def test_nothing_to_write_is_refused(tmp_path, capsys):
     assert run("segmentation", tmp_path / "a", "--source", source) == 2
     assert "nothing to write: give --vqgan FOLDER for codes, --pictures for PNG files" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+    assert run("segmentation", source / "a", "--source", source, "--pictures") == 2
+    assert f"--output {source}/a: lies in --source {source}; choose a folder outside" in capsys.readouterr().err
 
 
 def test_a_killed_run_and_a_grown_download_give_the_bytes_of_one_run(tmp_path, vqgan, monkeypatch, capsys):
@@ -149,22 +167,14 @@ def test_a_killed_run_and_a_grown_download_give_the_bytes_of_one_run(tmp_path, v
     assert records == [{"item": name, "codes": [2 * length] * 12} for name in "abc"]
     assert vqgan.batch == [8] * 9
     whole = contents(tmp_path / "a")
-    # killed after each number of kept items
-    for count in range(3):
-        kept, left = CodeFile.add, [None] * count
-
-        def add(self, item, rows, kept=kept, left=left):
-            if not left:
-                self._file.write(b'"a')
-                raise KeyboardInterrupt
-            left.pop()
-            kept(self, item, rows)
-
-        monkeypatch.setattr(CodeFile, "add", add)
-        output = tmp_path / f"killed{count}"
-        assert run("segmentation", output, *options) == 130
-        monkeypatch.setattr(CodeFile, "add", kept)
-        assert not (output / "vision/segmentation/train.bin").exists()
+    # killed while it keeps one more item than each of these numbers
+    for counts in ((0,), (1, 1), (2,)):
+        output = tmp_path / f"killed{counts[0]}"
+        for count in counts:
+            monkeypatch.setattr(CodeFile, "add", killed_after(count))
+            assert run("segmentation", output, *options) == 130
+            monkeypatch.setattr(CodeFile, "add", ADD)
+            assert not (output / "vision/segmentation/train.bin").exists()
         assert run("segmentation", output, *options) == 0
         assert contents(output) == whole
     # a finished run changes nothing; the first items, then all, give the same
@@ -199,11 +209,20 @@ def test_damaged_results_and_other_options_are_refused(tmp_path, vqgan, capsys):
         assert run("segmentation", tmp_path / "a", *options) == 2
         assert "items.jsonl: damaged or of another train.bin; delete" in capsys.readouterr().err
     record.write_text(known)
+    for content in (b"[[1, 2]]\n", b"\xff\t\n"):
+        write_files(record.parent, {".codes.partial": content})
+        assert run("segmentation", tmp_path / "a", *options) == 2
+        assert ".codes.partial: damaged; delete it" in capsys.readouterr().err
+    with open(record.with_name(".codes.partial"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run("segmentation", tmp_path / "a", *options) == 2
+        assert ".codes.partial: another process writes it; wait for it" in capsys.readouterr().err
+    record.with_name(".codes.partial").unlink()
     for changes, message in (
         (["--seed", 3], "was made with seed 1, not 3"),
         (["--augment", 3], "was made with augment 0, not 3"),
         (["--pairs_per_line", 3], "was made with pairs_per_line 6, not 3"),
-        (["--source", tmp_path], "was made with source"),
+        (["--source", source, source], "was made with source"),
     ):
         assert run("segmentation", tmp_path / "a", *options, *changes) == 2
         assert message in capsys.readouterr().err
