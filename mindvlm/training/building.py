@@ -204,7 +204,10 @@ def frozen_identity(config: TrainConfig, model_config: Any, family: Family) -> d
                     f"{what} {path}: lies in output_dir {config.output_dir}, to which this job writes; choose another "
                     "output_dir, or other weights"
                 )
-            identity[what] = identify_weights([path])
+            try:
+                identity[what] = identify_weights([path])
+            except UserError as error:
+                raise UserError(f"{what}: {error}") from None
     return identity
 
 

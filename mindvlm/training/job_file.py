@@ -71,11 +71,9 @@ def build_sections(data: dict[str, Any], path: Path) -> dict[str, Any]:
         UserError: the model's config does not exist, or a section has a wrong key or value.
     """
     training = own_training(data, path)
-    built = {
-        name: build_config(kind, data.pop(name), name)
-        for name, kind in (training.sections(data) if training else TEXT_SECTIONS).items()
-        if data.get(name) is not None
-    }
+    kinds = training.sections(data) if training else TEXT_SECTIONS
+    given = {name: (kind, data.pop(name, None)) for name, kind in kinds.items()}
+    built = {name: build_config(kind, value, name) for name, (kind, value) in given.items() if value is not None}
     data |= {name: built.pop(name) for name in TEXT_SECTIONS if name in built}
     return built
 

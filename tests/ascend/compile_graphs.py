@@ -11,6 +11,7 @@ Needs MS_SIMULATION_LEVEL=0 in the environment, and RANK_SIZE: the number of pro
 import json
 import re
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -20,11 +21,15 @@ from mindvlm.code_session import PictureGraph
 from mindvlm.core import runtime
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import FEW_CANDIDATES, GreedyGraph, SamplingGraph
-from mindvlm.models.own_training import text_inputs
+from mindvlm.models.delvm.distillation import DistillationConfig
+from mindvlm.models.delvm.teacher import DistilledDecoder
+from mindvlm.models.own_training import PassInputs, text_inputs
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.nn.config import height_and_width
+from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.lora import LoraConfig
+from mindvlm.nn.parameters import freeze
 from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
 from mindvlm.training.lora import add_lora
@@ -34,6 +39,7 @@ from mindvlm.training.step import TrainStep
 from mindvlm.training.step_runner import model_arguments
 from mindvlm.training.trainable import choose_trainable
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 BATCH_SIZE, NUM_IMAGES, LENGTH, CAPACITY = 2, 2, 320, 512
 NUM_LAYERS = 2
 FUSED_OPERATORS = (b"FlashAttentionScore", b"FlashAttentionScoreGrad")
@@ -140,20 +146,21 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
 
     Args:
         job: "step" for one pass in one graph; "passes" for accumulation; "lora step" with adapters; "recomputed step";
-            "parallel step" for one of dp 2 x tp 2 processes with ZeRO-2. The front end takes the size of every group
-            from RANK_SIZE.
+            "parallel step" for one of dp 2 x tp 2 processes with ZeRO-2; "distilled step" and "distilled parallel
+            step" with a teacher. The front end takes the size of every group from RANK_SIZE.
     """
     model.set_train()
     parallel, mesh, divided = ParallelConfig(), Mesh(device="Ascend"), ParallelModel()
-    if job == "parallel step":
+    if job.endswith("parallel step"):
         parallel, mesh = ParallelConfig(dp=2, tp=2, zero=2), Mesh(dp=2, tp=2, device="Ascend")
         divided = apply_tensor_parallel(model, get_family(config.family).tensor_parallel, mesh)
     if job == "lora step":
         choose_trainable(model, freeze=[], train={}, freezes_all=True)
         add_lora(model, LoraConfig(), seed=0, divided=divided, mesh=mesh)
         model.stop_at_frozen_parts()
+    trained = with_teacher(model, dtype) if job.startswith("distilled") else model
     step = TrainStep(
-        model,
+        trained,
         OptimizerConfig(learning_rate=1e-4, weight_decay=0.1),
         accumulates=job == "passes",
         loss_scale=LossScaleConfig() if dtype == ms.float16 else None,
@@ -171,10 +178,22 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
         images += tuple(np.stack((view, view), 1) for view in images)
         choices = np.zeros((BATCH_SIZE, 2, LENGTH), np.int32)
     inv_freq = blank(config.model.language_model.rotary_dim // 2, dtype=ms.float32)
-    batch = model_arguments(text_inputs(tokens, tokens, tokens, images, 0, [], choices), inv_freq, dtype)
+    inputs = text_inputs(tokens, tokens, tokens, images, 0, [], choices)
+    if get_family(config.family).output == "pictures":
+        inputs = PassInputs(dict.fromkeys(("codes", "labels", "positions", "segment_ids"), tokens), 0, [])
+    batch = model_arguments(inputs, inv_freq, dtype)
     if job == "passes":
         return {"accumulate": (step.accumulate_graph, batch), "update": (step.update_graph, [learning_rate])}
     return {job: (step.graph, [learning_rate, *batch])}
+
+
+def with_teacher(model, dtype) -> nn.Cell:
+    """Returns the Cell that trains a student with a DeLVM-1B."""
+    config = small_config(str(CONFIGS / "delvm/delvm_1b.yaml")).model.language_model
+    teacher = CausalLM(config, runtime.BuildContext(dtype=dtype, attention="fused"))
+    freeze(teacher)
+    teacher.update_parameters_name("teacher.")
+    return DistilledDecoder(model, teacher.set_train(False), DistillationConfig(teacher="", temperature=2.0))
 
 
 def compile_one(graph: nn.Cell, inputs: list[Tensor]) -> dict:

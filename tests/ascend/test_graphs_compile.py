@@ -26,7 +26,7 @@ def compile_graphs(
     """Fused attentions, forward and backward, of each graph by name; fails where one does not compile."""
     request = {"config": str(CONFIGS / config), "dtype": dtype, "attention": attention, "job": job, "graphs": graphs}
     request["num_processes"] = num_processes
-    num_ranks = "2" if job == "parallel step" else str(num_processes)
+    num_ranks = "2" if job.endswith("parallel step") else str(num_processes)
     done = subprocess.run(
         [sys.executable, "-m", "tests.ascend.compile_graphs", json.dumps(request)],
         # the compiler leaves a folder of what failed where it runs
@@ -147,6 +147,16 @@ def test_training_step_of_another_kind(tmp_path, config, job, expected):
     num_fused = compile_graphs(tmp_path, config, "bfloat16", "fused", [job], job=job)
 
     assert num_fused == {job: expected}
+
+
+@pytest.mark.parametrize(
+    "job", ["distilled step", *(pytest.param(job, marks=pytest.mark.ci) for job in ("step", "distilled parallel step"))]
+)
+def test_training_step_of_codes(tmp_path, job):
+    """Two layers of the student, and two of the teacher without a gradient."""
+    num_fused = compile_graphs(tmp_path, "delvm/delvm_300m.yaml", "float16", "fused", [job], job=job)
+
+    assert num_fused == {job: [2 if job == "step" else 4, 2]}
 
 
 def test_training_step_of_one_among_four_processes(tmp_path):

@@ -70,24 +70,30 @@ def read_teacher(path: str, vocab_size: int) -> DelvmConfig:
         UserError: there is no decoder of DeLVM, it has other codes, or it names no weights.
     """
     where, place = f"distillation.teacher {path}", Path(path)
+    place = place.parent if place.name == "config.json" else place
     if not place.exists():
         raise UserError(f"{where}: no such file or folder; {REMEDY}")
-    if place.is_dir():
-        data = read_published(place)
-        if data is None or "_class_name" in data:
-            raise UserError(f"{where}: does not describe a decoder of DeLVM; {REMEDY}")
-        config = DelvmConfig(checkpoint=path, model=from_published(data, path=f"{path}/config.json"))
-    else:
-        config = read_config(place)
-        if not isinstance(config, DelvmConfig) or config.model.language_model is None:
-            raise UserError(f"{where}: is no decoder of DeLVM but of the family {config.family!r}; {REMEDY}")
-        if config.checkpoint is None:
-            raise UserError(f"{where}: names no weights; set its key checkpoint")
+    try:
+        config = read_folder(place) if place.is_dir() else read_config(place)
+    except UserError as error:
+        raise UserError(f"distillation.teacher: {error}") from None
+    if not isinstance(config, DelvmConfig) or config.model.language_model is None:
+        raise UserError(f"{where}: describes no decoder of DeLVM; {REMEDY}")
+    if config.checkpoint is None:
+        raise UserError(f"{where}: names no weights; set its key checkpoint")
     if (count := config.model.language_model.vocab_size) != vocab_size:
         raise UserError(f"{where}: has {count} codes but the student {vocab_size}; give a teacher with the same codes")
     if config.model.input_embedding == "table":
         config.model.vqgan = config.vqgan = None
     return config
+
+
+def read_folder(folder: Path) -> DelvmConfig | None:
+    """Returns the run config of a folder, with or without a VQGAN; None if it does not describe a DeLVM."""
+    data = read_published(folder)
+    if data is None:
+        return None
+    return DelvmConfig(checkpoint=str(folder), model=from_published(data, path=f"{folder}/config.json"))
 
 
 def teacher_weights(run_config: DelvmConfig, sections: Mapping[str, Any]) -> dict[str, str]:
