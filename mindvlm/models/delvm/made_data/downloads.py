@@ -1,151 +1,119 @@
-"""The files of a download: those of folders, and those in tar files and LMDB folders without unpacking."""
+"""Kinds of made data from a download: their common options, and from sources to pictures and codes."""
 
+import argparse
 import os
-import re
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-
-from PIL import Image
+from pathlib import Path
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.images.loading import load_image
-from mindvlm.processing.samples.public_data import Unusable, read_text
+from mindvlm.models.delvm.made_data.alignment import Cut, Source, squares_of
+from mindvlm.models.delvm.made_data.making import SIZES, Maker, Progress, add_vqgan, check_range, open_encoder
+from mindvlm.processing.samples.made_data import MadeData
 
-PICTURE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-DATABASE, DATABASE_LIST = "data.mdb", "meta_info.txt"
+SIZE = 256
+MOST_COPIES = 1000
 
 
-class Entry(NamedTuple):
-    """A file of a download.
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """Pictures of a download that become training data.
 
     Attributes:
-        name: its place without the ending, with "/" between folders; a tar file counts as a folder.
-        suffix: its ending in lower case, with the point.
-        read: returns its bytes, or raises `Unusable`. Threads may call it.
+        title: what they are.
+        description: text of the help.
+        add_options: adds the options of the download; one is `--source`, a list.
+        find_sources: returns the pictures of the download; called with the parsed options.
+        cut: how pictures are divided.
+        unit: what `--UNIT_per_line` counts.
+        per_line: its default.
+        task: name of the task's folder; if None, the option `--task` names it.
+        sources_are_lines: whether a source is a sentence itself; otherwise `UNIT_per_line` groups are joined.
     """
 
-    name: str
-    suffix: str
-    read: Callable[[], bytes]
+    title: str
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    find_sources: Callable[[argparse.Namespace], Sequence[Source]]
+    cut: Cut
+    unit: str
+    per_line: int
+    task: str | None = None
+    sources_are_lines: bool = False
 
-    @property
-    def is_picture(self) -> bool:
-        return self.suffix in PICTURE_SUFFIXES
+
+def made_from(kind: Download) -> MadeData:
+    """Returns the kind for `mindvlm-make-data`."""
+    return MadeData(
+        f"{kind.title}, as pictures and as codes",
+        f"{kind.description} The results are codes in vision/TASK/train.bin (--vqgan), PNG files in TASK (--pictures), "
+        "or both. Pictures that cannot be used are listed in skipped.txt. The same command resumes an interrupted run "
+        "and adds new pictures of the download.",
+        partial(add_options, kind),
+        partial(make, kind),
+    )
 
 
-def find_entries(sources: Sequence[str]) -> list[Entry]:
-    """Returns the files of folders and tar files, those of a folder by name, those of a tar file in its order.
+def add_options(kind: Download, parser: argparse.ArgumentParser) -> None:
+    kind.add_options(parser)
+    add_vqgan(parser, kind.unit, kind.per_line)
+    parser.add_argument("--pictures", action="store_true", help="write the squares as PNG files")
+    parser.add_argument("--size", type=int, help=f"edge of a square in pixels (default: of the VQGAN, else {SIZE})")
+    parser.add_argument(
+        "--augment",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add N copies of each square: a random part, mirrored or turned; the same for a picture and its label",
+    )
+    parser.add_argument("--num_items", type=int, metavar="N", help="take the first N of the download (default: all)")
 
-    With several sources, their names come first in those of the files. Hidden files are left out.
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Adds `--source`."""
+    parser.add_argument(
+        "--source", type=os.path.expanduser, nargs="+", required=True, metavar="FOLDER|TAR", help="the download"
+    )
+
+
+def make(kind: Download, arguments: argparse.Namespace, progress: Progress) -> list[str]:
+    """Makes the pictures and codes that are missing. Returns the lines that say what was made and skipped.
 
     Raises:
-        UserError: a source does not exist or cannot be read, or a tar file is damaged, truncated or compressed.
+        UserError: an option is out of range, the download is missing or damaged, nothing of it can be used, the folder
+            holds other data or cannot be written, or the VQGAN cannot be used.
     """
-    found = []
-    for source in map(Path, sources):
-        start = f"{source.name.removesuffix('.tar')}/" if len(sources) > 1 else ""
-        if source.suffix == ".tar":
-            found += _members(source, start)
-        elif source.is_dir():
-            found += _below(source, start)
-        else:
-            raise UserError(f"--source {source}: is neither a folder nor a .tar file; check the path")
-    return found
-
-
-def open_picture(read: Callable[[], bytes]) -> Image.Image:
-    """Returns the picture of a file. Raises Unusable if it cannot be read."""
-    try:
-        return load_image(read())
-    except UserError:
-        raise Unusable("a picture cannot be read") from None
-
-
-def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Returns a key by which numbers in names are compared as numbers."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _below(folder: Path, start: str) -> Iterator[Entry]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions")
-
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        place = start + "".join(f"{part}/" for part in Path(root).relative_to(folder).parts)
-        if DATABASE in files:
-            folders.clear()
-            yield from _records(Path(root), place)
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(root, name)
-            if path.suffix == ".tar":
-                yield from _members(path, f"{place}{path.stem}/")
-            else:
-                yield _entry(place + name, partial(_read_part, path))
-
-
-def _members(path: Path, start: str) -> Iterator[Entry]:
-    try:
-        # compressed files could only be read from the start
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                parts = PurePosixPath(member.name).parts
-                if member.isfile() and not parts[-1].startswith("."):
-                    if member.issparse() or ".." in parts or parts[0] == "/":
-                        raise UserError(f"{path}: holds {member.name!r}, a sparse file or one outside; pack it again")
-                    read = partial(_read_part, path, member.offset_data, member.size)
-                    yield _entry(start + "/".join(parts), read)
-            end = archive.offset
-        # tarfile takes a damaged header, or none, for the end
-        if _read_part(path, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"its end is missing at byte {end}")
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(
-            f"{path}: is truncated or no uncompressed tar file ({error}); download it again, or unpack it into a folder"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from None
-
-
-def _records(folder: Path, start: str) -> Iterator[Entry]:
-    """Yields the pictures of an LMDB as BasicSR writes it: `NAME.png (h,w,channels) level` lists the key NAME."""
-    try:
-        import lmdb
-    except ImportError:
-        raise UserError(f"{folder}: is an LMDB, which needs a package: pip install mindvlm[lmdb]") from None
-    listed = folder / DATABASE_LIST
-    lines = read_text(listed).splitlines()
-    try:
-        database = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise UserError(f"{folder}: is no readable LMDB ({error}); copy it again") from None
-    for line in filter(None, map(str.strip, lines)):
-        file = line.split(" ")[0]
-        key = os.path.splitext(file)[0]
-        yield _entry(start + file, partial(_read_record, database, key.encode()))
-
-
-def _read_record(database: Any, key: bytes) -> bytes:
-    with database.begin() as transaction:
-        content = transaction.get(key)
-    if content is None:
-        raise Unusable("a key of meta_info.txt is not in the LMDB")
-    return content
-
-
-def _read_part(path: Path, start: int = 0, size: int = -1) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
-    except OSError:
-        raise Unusable("a file cannot be read") from None
-
-
-def _entry(place: str, read: Callable[[], bytes]) -> Entry:
-    name, suffix = os.path.splitext(place)
-    return Entry(name, suffix.lower(), read)
+    per_line = f"{kind.unit}_per_line"
+    for name, least, most in ((per_line, 1 + kind.sources_are_lines, 10**6), ("augment", 0, MOST_COPIES)):
+        check_range(arguments, name, least, most)
+    for name, least, most in (("size", *SIZES), ("num_items", 1, 10**12)):
+        if getattr(arguments, name) is not None:
+            check_range(arguments, name, least, most)
+    if not (arguments.vqgan or arguments.pictures):
+        raise UserError("nothing to write: give --vqgan FOLDER for codes, --pictures for PNG files, or both")
+    output = Path(os.path.realpath(arguments.output))
+    for source in arguments.source:
+        # the results would be pictures of the download in the next run
+        if output.is_relative_to(os.path.realpath(source)):
+            raise UserError(f"--output {arguments.output}: lies in --source {source}; choose a folder outside")
+    sources = kind.find_sources(arguments)[: arguments.num_items]
+    if not sources:
+        raise UserError(f"--source {' '.join(arguments.source)}: holds no {kind.title}; check the path")
+    encoder = open_encoder(arguments)
+    size = arguments.size or (encoder.size if encoder else SIZE)
+    description = {"seed": arguments.seed, "size": size, "augment": arguments.augment}
+    description["source"] = [os.path.realpath(source) for source in arguments.source]
+    if kind.sources_are_lines:
+        description[per_line] = getattr(arguments, per_line)
+    maker = Maker(
+        arguments,
+        description,
+        encoder=encoder,
+        unit=kind.unit,
+        noun=f"lines of {kind.unit}" if kind.sources_are_lines else kind.unit,
+        groups_per_line=1 if kind.sources_are_lines else getattr(arguments, per_line),
+        keeps_pictures=arguments.pictures,
+    )
+    items = squares_of(sources, kind.cut, size=size, num_copies=arguments.augment, seed=arguments.seed)
+    return maker.make({kind.task or arguments.task: items}, progress)

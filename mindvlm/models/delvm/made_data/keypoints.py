@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm.made_data.alignment import WHOLE, Source
-from mindvlm.models.delvm.made_data.downloads import Entry, find_entries, open_picture
+from mindvlm.models.delvm.made_data.downloads import Download, made_from
+from mindvlm.models.delvm.made_data.files import Entry, find_entries, open_picture
 from mindvlm.models.delvm.made_data.items import Group
-from mindvlm.models.delvm.made_data.prepared import Prepared, prepared
 from mindvlm.processing.code_processor import LABEL, PICTURE
 from mindvlm.processing.samples.public_data import Unusable, read_json, records_of
 
@@ -140,8 +140,8 @@ def load(file: Entry | None, keypoints: Sequence[Any], size: tuple[int, int]) ->
     return image, draw_skeletons(persons, *image.size)
 
 
-KEYPOINTS = prepared(
-    Prepared(
+KEYPOINTS = made_from(
+    Download(
         task="keypoints",
         title="pictures of COCO with the skeletons of their persons",
         description="Reads person_keypoints_*.json and the pictures of COCO (https://cocodataset.org/#download). A "

@@ -6,9 +6,9 @@ from functools import partial
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm.made_data.alignment import WHOLE, Source
-from mindvlm.models.delvm.made_data.downloads import Entry, find_entries, open_picture
+from mindvlm.models.delvm.made_data.downloads import Download, add_source, made_from
+from mindvlm.models.delvm.made_data.files import Entry, find_entries, open_picture
 from mindvlm.models.delvm.made_data.items import Group
-from mindvlm.models.delvm.made_data.prepared import Prepared, add_source, prepared
 from mindvlm.processing.code_processor import LABEL, PICTURE
 
 
@@ -67,8 +67,8 @@ def load(picture: Entry, label: Entry) -> Group:
     return open_picture(picture.read), open_picture(label.read)
 
 
-PAIRS = prepared(
-    Prepared(
+PAIRS = made_from(
+    Download(
         title="pairs of pictures and labels from two folders or LMDBs",
         description="Reads pairs of pictures of the same name from two folders, or from two LMDBs as BasicSR writes "
         "them. Rain13K: --source Rain13K; GoPro: --source GoPro/train --folders blur sharp; "

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.models.delvm.made_data.alignment import SIX, Source, generator
-from mindvlm.models.delvm.made_data.downloads import Entry, find_entries, open_picture
+from mindvlm.models.delvm.made_data.downloads import Download, add_source, made_from
+from mindvlm.models.delvm.made_data.files import Entry, find_entries, open_picture
 from mindvlm.models.delvm.made_data.items import Group
-from mindvlm.models.delvm.made_data.prepared import Prepared, add_source, prepared
 from mindvlm.models.delvm.made_data.run_lengths import area, paint, run_lengths
 from mindvlm.processing.code_processor import LABEL, PICTURE
 from mindvlm.processing.samples.public_data import Unusable
@@ -59,8 +59,8 @@ def read_masks(content: bytes, height: int, width: int) -> list[list[int]]:
     return sorted((counts for _, _, counts in masks), key=area, reverse=True)
 
 
-SEGMENTATION = prepared(
-    Prepared(
+SEGMENTATION = made_from(
+    Download(
         task="segmentation",
         title="pictures of SA-1B with their masks in random colours",
         description="Reads SA-1B as downloaded from https://ai.meta.com/datasets/segment-anything-downloads: tar "

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from mindvlm.models.delvm.made_data.alignment import WHOLE, Source
-from mindvlm.models.delvm.made_data.downloads import Entry, find_entries, natural_order, open_picture
+from mindvlm.models.delvm.made_data.downloads import Download, add_source, made_from
+from mindvlm.models.delvm.made_data.files import Entry, find_entries, natural_order, open_picture
 from mindvlm.models.delvm.made_data.items import Group
-from mindvlm.models.delvm.made_data.prepared import Prepared, add_source, prepared
 from mindvlm.processing.samples.public_data import Unusable
 
 ANIMATION = ".gif"
@@ -88,8 +88,8 @@ def find_pictures(arguments: argparse.Namespace) -> list[Source]:
     return [Source(entry.name, [""], partial(load_frames, [entry], 0, 1)) for entry in entries]
 
 
-VIDEO = prepared(
-    Prepared(
+VIDEO = made_from(
+    Download(
         task="video",
         title="consecutive frames of videos",
         description="Reads the frames of clips: folders of pictures, one folder a clip, or animated GIFs. Extract the "
@@ -102,8 +102,8 @@ VIDEO = prepared(
         sources_are_lines=True,
     )
 )
-PICTURES = prepared(
-    Prepared(
+PICTURES = made_from(
+    Download(
         task="pictures",
         title="pictures without labels",
         description="Reads pictures from folders and from tar files, such as the shards of LAION that "

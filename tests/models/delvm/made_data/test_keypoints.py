@@ -15,8 +15,9 @@ from mindvlm.models.delvm.made_data.keypoints import (
     person_of,
 )
 from mindvlm.processing.samples.public_data import Unusable
-from tests.models.delvm.made_data import downloads
-from tests.models.delvm.made_data.downloads import names_below, pixels, png, run, write_files
+from tests.models.delvm.made_data.tiny_downloads import names_below, pixels, png, run, write_files, write_tar
+
+RED = (250, 40, 40)
 
 
 def keypoints(**places):
@@ -39,7 +40,7 @@ def coco(**changes) -> dict:
 
 
 def write_coco(folder, content=None, names=(5, 7, 9)):
-    files = {f"val2017/{n:012d}.jpg": png(downloads.COLOURS[0], form="JPEG") for n in names}
+    files = {f"val2017/{n:012d}.jpg": png(RED, form="JPEG") for n in names}
     content = coco() if content is None else content
     return write_files(folder, files | {"person_keypoints.json": json.dumps(content).encode()})
 
@@ -90,15 +91,15 @@ def test_visibility_and_the_neck():
     ],
 )
 def test_persons_that_cannot_be_drawn_say_why(tmp_path, lists, reason):
-    (entry,) = downloads_of(tmp_path)
+    (entry,) = entries_of(tmp_path)
     with pytest.raises(Unusable, match=reason):
         load(entry, lists, (40, 30))
 
 
-def downloads_of(folder):
-    from mindvlm.models.delvm.made_data.downloads import find_entries
+def entries_of(folder):
+    from mindvlm.models.delvm.made_data.files import find_entries
 
-    return find_entries([str(write_files(folder / "one", {"a.png": png(downloads.COLOURS[0])}))])
+    return find_entries([str(write_files(folder / "one", {"a.png": png(RED)}))])
 
 
 def test_annotated_pictures_become_pairs(tmp_path, capsys):
@@ -114,7 +115,7 @@ def test_annotated_pictures_become_pairs(tmp_path, capsys):
     assert tuple(wrist[8, 8]) == COLOURS[JOINTS.index("left wrist")] and tuple(nose[8, 8]) == COLOURS[0]
     assert (wrist[0] == 0).all()
     # pictures in a tar file
-    archive = downloads.write_tar(tmp_path / "val2017.tar", {"val2017/000000000005.jpg": png(downloads.COLOURS[0])})
+    archive = write_tar(tmp_path / "val2017.tar", {"val2017/000000000005.jpg": png(RED)})
     options = ["--source", archive, "--annotations", source / "person_keypoints.json", "--pictures"]
     assert run("keypoints", tmp_path / "b", *options) == 0
     assert "skipped 1: its picture is missing (the first is keypoints/000000000007" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.delvm.made_data.downloads import (
+from tests.models.delvm.made_data.tiny_downloads import (
     COLOURS,
     contents,
     names_below,

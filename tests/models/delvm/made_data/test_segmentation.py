@@ -8,7 +8,7 @@ import pytest
 
 from mindvlm.models.delvm.made_data.outputs import CodeFile
 from mindvlm.models.delvm.token_files import TokenFile
-from tests.models.delvm.made_data.downloads import (
+from tests.models.delvm.made_data.tiny_downloads import (
     COLOURS,
     contents,
     masks_json,
@@ -51,7 +51,7 @@ def vqgan(monkeypatch):
 
     batch = []
     encode.size, encode.vocab_size, encode.batch_size, encode.batch = 16, NUM_CODES, 8, batch
-    monkeypatch.setattr("mindvlm.models.delvm.made_data.prepared.open_encoder", lambda arguments: encode)
+    monkeypatch.setattr("mindvlm.models.delvm.made_data.downloads.open_encoder", lambda arguments: encode)
     return encode
 
 

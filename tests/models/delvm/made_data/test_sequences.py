@@ -8,7 +8,7 @@ from PIL import Image
 
 from mindvlm.models.delvm.token_files import TokenFile, write_token_file
 from mindvlm.tools.make_data import main
-from tests.models.delvm.made_data.downloads import COLOURS, names_below, pixels, png, run, write_files, write_tar
+from tests.models.delvm.made_data.tiny_downloads import COLOURS, names_below, pixels, png, run, write_files, write_tar
 from tests.tiny_delvm import training_tensors, write_vqgan
 
 NUM_CODES = 40

@@ -5,9 +5,9 @@ import gzip
 import pytest
 
 from mindvlm.core.errors import UserError
-from mindvlm.models.delvm.made_data.downloads import find_entries, natural_order, open_picture
+from mindvlm.models.delvm.made_data.files import find_entries, natural_order, open_picture
 from mindvlm.processing.samples.public_data import Unusable
-from tests.models.delvm.made_data.downloads import COLOURS, png, write_files, write_lmdb, write_tar
+from tests.models.delvm.made_data.tiny_downloads import COLOURS, png, write_files, write_lmdb, write_tar
 
 FILES = {"b/10.PNG": b"one", "b/2.png": b"two", "a.json": b"{}", "b/c/x.y.jpg": b"four"}
 
