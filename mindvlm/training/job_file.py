@@ -72,6 +72,9 @@ def build_sections(data: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     training = own_training(data, path)
     kinds = training.sections(data) if training else TEXT_SECTIONS
+    for name in TEXT_SECTIONS.keys() - kinds.keys():
+        if data.get(name) is not None:
+            raise UserError(f"{name}: this model has no such section; remove it")
     given = {name: (kind, data.pop(name, None)) for name, kind in kinds.items()}
     built = {name: build_config(kind, value, name) for name, (kind, value) in given.items() if value is not None}
     data |= {name: built.pop(name) for name in TEXT_SECTIONS if name in built}

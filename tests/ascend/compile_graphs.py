@@ -154,6 +154,8 @@ def train_graphs(config, model, dtype, *, job: str) -> dict:
     if job.endswith("parallel step"):
         parallel, mesh = ParallelConfig(dp=2, tp=2, zero=2), Mesh(dp=2, tp=2, device="Ascend")
         divided = apply_tensor_parallel(model, get_family(config.family).tensor_parallel, mesh)
+    if get_family(config.family).output == "pictures":
+        model.stop_at_frozen_parts()
     if job == "lora step":
         choose_trainable(model, freeze=[], train={}, freezes_all=True)
         add_lora(model, LoraConfig(), seed=0, divided=divided, mesh=mesh)
@@ -212,8 +214,10 @@ def main() -> None:
     config = small_config(request["config"])
     dtype = runtime.DTYPES[request["dtype"]]
     context = runtime.BuildContext(dtype=dtype, attention=request["attention"])
-    model = get_family(config.family).build(config.model, context)
     names, job = request["graphs"], request["job"]
+    if job != "predict" and hasattr(config.model, "num_picture_codes"):
+        config.model.input_embedding = "codebook"
+    model = get_family(config.family).build(config.model, context)
     if job == "predict":
         mesh = Mesh(tp=request["num_processes"], device="Ascend")
         apply_tensor_parallel(model, get_family(config.family).tensor_parallel, mesh)

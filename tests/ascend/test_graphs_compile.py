@@ -115,6 +115,8 @@ def test_eager_attention_in_float16(tmp_path, config):
         pytest.param("tinyllava/tinyllava_1_5b.yaml", "float16", [4, 2], marks=pytest.mark.ci),
         # the tower for both kinds of view, two resamplers, two layers
         ("slime/slime_8b.yaml", "bfloat16", [6, 4]),
+        # rows of several segments
+        pytest.param("delvm/delvm_300m.yaml", "float16", [2, 2], marks=pytest.mark.ci),
     ],
 )
 def test_training_step(tmp_path, config, dtype, expected):
@@ -141,6 +143,8 @@ def test_training_step_of_several_passes(tmp_path):
         ("slime/slime_7b.yaml", "recomputed step", [8, 4]),
         ("tinyllava/tinyllava_3_1b.yaml", "lora step", [4, 2]),
         ("tinyllava/tinyllava_2_0b.yaml", "recomputed step", [6, 2]),
+        ("delvm/delvm_1b.yaml", "recomputed step", [4, 2]),
+        ("delvm/delvm_1b.yaml", "parallel step", [2, 2]),
     ],
 )
 def test_training_step_of_another_kind(tmp_path, config, job, expected):

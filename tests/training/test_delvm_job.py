@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +20,7 @@ from mindvlm.models.delvm.packing import PackedTokens
 from mindvlm.models.delvm.token_files import TokenFile
 from mindvlm.models.delvm.training import rows_of
 from mindvlm.nn.rotary import decoder_frequencies
+from mindvlm.tools.make_data import main as make_data
 from mindvlm.training.building import read_model
 from mindvlm.training.initial_weights import initial_values
 from mindvlm.training.job_file import read_job
@@ -97,8 +99,19 @@ def test_no_segment_is_divided_and_the_number_of_rows_has_few_values(tmp_path):
     assert counts <= {16, 20, 24, 28, 32}
 
 
-def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
-    path = write_job(tmp_path)
+def write_scenes_job(folder) -> Path:
+    """Writes a job in graph mode on the codes of drawn scenes, whose sentences are as long as segments."""
+    path = write_job(folder, mode="graph", data__codes="scenes", data__pack_length=128, data__segment_length=64)
+    options = ["--num_images", "6", "--size", "32", "--tasks", "rain", "edges", "--pairs_per_line", "2"]
+    assert (
+        make_data(["delvm-scenes", "--output", str(folder / "scenes"), "--vqgan", str(folder / "vqgan"), *options]) == 0
+    )
+    return path
+
+
+@pytest.mark.parametrize("write", [write_job, pytest.param(write_scenes_job, marks=pytest.mark.ci)])
+def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path, write):
+    path = write(tmp_path)
     Trainer(read_job(path)).train()
     whole = losses(tmp_path / "run")
     trainer = Trainer(read_job(path, {"output_dir": str(tmp_path / "other"), "save_every": 2}))
@@ -119,6 +132,14 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
     first, second = (read_tensors(tmp_path / name / "step-6" / "weights.safetensors") for name in ("run", "other"))
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name])
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_recomputation_gives_the_same_numbers(tmp_path, averages):
+    for recompute in (False, True):
+        changes = dict(recompute=recompute, averages_passes=averages, output_dir=str(tmp_path / str(recompute)))
+        Trainer(read_job(write_job(tmp_path, schedule__total_steps=2, schedule__warmup_steps=0, **changes))).train()
+    np.testing.assert_allclose(losses(tmp_path / "True"), losses(tmp_path / "False"), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("counts", "expected"), [("steps", [0.5, 1.0, 1.0]), ("updates", [0.5, 0.5, 1.0])])
