@@ -76,17 +76,20 @@ def squares_of(sources: Iterable[Source], cut: Cut, *, size: int, num_copies: in
         size: edge of the squares in pixels.
         seed: with the name of the source and the number of the copy, it determines the changes.
     """
-    endings = ["", *(f"_copy{number}" for number in range(1, num_copies + 1))]
+    copies = ["", *(f"_copy{number}" for number in range(1, num_copies + 1))]
+    endings = [part + copy for copy in copies for part in cut.names]
     items = []
-    for source in with_own_names(sources):
-        names = [f"{source.name}{part}{copy}" for copy in endings for part in cut.names]
-        groups = [[name + ending for ending in source.endings] for name in names]
+    for source in with_own_names(sources, endings):
+        groups = [[source.name + middle + ending for ending in source.endings] for middle in endings]
         items.append(Item(source.name, groups, partial(_load, source, cut, size, num_copies, seed)))
     return items
 
 
-def with_own_names(sources: Iterable[Source]) -> Iterator[Source]:
-    """Yields the sources, with another name where an earlier one has the same.
+def with_own_names(sources: Iterable[Source], endings: Sequence[str]) -> Iterator[Source]:
+    """Yields the sources, with another name where a square of an earlier one has the name of one of its squares.
+
+    Args:
+        endings: of the names of the squares of a source.
 
     Raises:
         UserError: a name leads out of the folder of the results.
@@ -96,8 +99,9 @@ def with_own_names(sources: Iterable[Source]) -> Iterator[Source]:
         parts = source.name.split("/")
         if ".." in parts or not all(parts):
             raise UserError(f"{source.name!r}: the name of a picture leads out of its folder; rename it")
-        name = next(name for n in itertools.count(1) if (name := source.name + f"_{n}" * (n > 1)) not in known)
-        known.add(name)
+        names = (source.name + f"_{n}" * (n > 1) for n in itertools.count(1))
+        name = next(name for name in names if known.isdisjoint(name + ending for ending in endings))
+        known.update(name + ending for ending in endings)
         yield source._replace(name=name)
 
 

@@ -46,7 +46,7 @@ def find_entries(sources: Sequence[str]) -> list[Entry]:
     """
     found = []
     for source in map(Path, sources):
-        start = f"{source.name.removesuffix('.tar')}/" if len(sources) > 1 else ""
+        start = f"{os.path.basename(os.path.abspath(source)).removesuffix('.tar')}/" if len(sources) > 1 else ""
         if source.suffix == ".tar":
             found += _members(source, start)
         elif source.is_dir():
@@ -94,7 +94,7 @@ def _members(path: Path, start: str) -> Iterator[Entry]:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
-                if member.isfile() and not parts[-1].startswith("."):
+                if member.isfile() and parts and not parts[-1].startswith("."):
                     if member.issparse() or ".." in parts or parts[0] == "/":
                         raise UserError(f"{path}: holds {member.name!r}, a sparse file or one outside; pack it again")
                     read = partial(_read_part, path, member.offset_data, member.size)

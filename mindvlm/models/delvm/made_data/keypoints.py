@@ -61,7 +61,7 @@ def person_of(keypoints: Any) -> Person:
     """
     try:
         values = [float(value) for value in keypoints]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = []
     if len(values) != 3 * len(COCO_JOINTS):
         raise Unusable(f"the keypoints of a person are no list of {3 * len(COCO_JOINTS)} numbers")
@@ -110,9 +110,8 @@ def find_sources(arguments: argparse.Namespace) -> list[Source]:
         names = {key: os.path.splitext(record["file_name"])[0] for key, record in images.items()}
         sizes = {key: (record["width"], record["height"]) for key, record in images.items()}
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: has a record without {error}; expected COCO's person_keypoints_*.json, give that file"
-        ) from None
+        fault = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged ({error})"
+        raise UserError(f"{path}: a record {fault}; expected COCO's person_keypoints_*.json, give that file") from None
     lost = next((key for key in persons if key not in images), None)
     if lost is not None:
         raise UserError(f"{path}: annotates the picture {lost!r}, which its list of images lacks; download it again")

@@ -142,7 +142,9 @@ def write_skipped(skipped: dict[str, str], path: Path) -> None:
     """Writes a line for each item that was skipped; removes the file if there are none."""
     if skipped:
         with atomic_file(path) as file:
-            file.write("".join(f"{name}: {reason}\n" for name, reason in skipped.items()).encode())
+            file.write(
+                "".join(f"{name}: {reason}\n" for name, reason in skipped.items()).encode(errors="surrogateescape")
+            )
     else:
         path.unlink(missing_ok=True)
 

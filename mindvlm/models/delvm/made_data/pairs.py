@@ -9,7 +9,11 @@ from mindvlm.models.delvm.made_data.alignment import WHOLE, Source
 from mindvlm.models.delvm.made_data.downloads import Download, add_source, made_from
 from mindvlm.models.delvm.made_data.files import Entry, find_entries, open_picture
 from mindvlm.models.delvm.made_data.items import Group
+from mindvlm.models.delvm.made_data.making import SKIPPED
 from mindvlm.processing.code_processor import LABEL, PICTURE
+
+RESERVED = ("vision", SKIPPED)
+"""Names of the folder of codes and of the list of skipped pictures."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +35,11 @@ def find_sources(arguments: argparse.Namespace) -> list[Source]:
         UserError: the folders or the task have no proper names, there are no such folders, or a picture has no partner
             or two.
     """
-    if not re.fullmatch(r"\w[\w.-]*", arguments.task):
-        raise UserError(f"--task is {arguments.task!r}; expected a name of letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"\w[\w.-]*", arguments.task) or arguments.task in RESERVED:
+        raise UserError(
+            f"--task is {arguments.task!r}; expected a name of letters, digits, '_', '-' and '.', but not "
+            f"{' or '.join(RESERVED)}"
+        )
     if len(set(arguments.folders)) < 2:
         raise UserError(
             f"--folders names {arguments.folders[0]!r} twice; give the folder of pictures and that of labels"

@@ -2,10 +2,10 @@
 
 import argparse
 import io
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
@@ -32,7 +32,7 @@ def find_clips(arguments: argparse.Namespace) -> list[Source]:
             folders[entry.name.rpartition("/")[0]].append(entry)
     for folder, entries in folders.items():
         entries.sort(key=lambda entry: natural_order(entry.name))
-        clip = folder or Path(arguments.source[0]).name
+        clip = folder or os.path.basename(os.path.abspath(arguments.source[0]))
         found += lines_of(clip, len(entries), arguments.frames_per_line, partial(load_frames, entries))
     return sorted(found, key=lambda source: natural_order(source.name))
 

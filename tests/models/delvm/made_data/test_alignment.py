@@ -111,6 +111,10 @@ def test_sources_of_one_name_get_others_and_none_leads_out():
     sources = [source_of(name) for name in ("a", "b", "a", "a_2", "a")]
     items = squares_of(sources, WHOLE, size=16, num_copies=0, seed=1)
     assert [item.name for item in items] == ["a", "b", "a_2", "a_2_2", "a_3"]
+    # the second is neither the copy of the first nor its own copy
+    items = squares_of([source_of("a"), source_of("a_copy1")], WHOLE, size=16, num_copies=1, seed=1)
+    names = [name for item in items for group in item.groups for name in group]
+    assert len(set(names)) == len(names) == 8
     for name in ("../a", "a/../../b", "/a", "a//b", ""):
         with pytest.raises(UserError, match="leads out"):
             squares_of([source_of(name)], WHOLE, size=16, num_copies=0, seed=1)

@@ -25,6 +25,7 @@ def test_folders_and_tar_files_hold_the_same_files(tmp_path):
     # in a folder, and among several sources, a tar file counts as a folder
     write_tar(folder / "b/t.tar", {"./z.jpg": b"five"})
     assert found(folder) == expected | {"b/t/z.jpg": b"five"}
+    assert found(write_tar(tmp_path / "odd.tar", FILES | {".": b"", "": b""})) == expected
     assert found(archive, folder / "b/t.tar") == {f"f/{name}": content for name, content in expected.items()} | {
         "t/z.jpg": b"five"
     }

@@ -96,6 +96,7 @@ def test_a_missing_key_or_a_damaged_picture_is_skipped(tmp_path, capsys):
         (rain(), ["--folders", "in", "out"], "holds no pictures below folders named 'in' and 'out'; correct"),
         (rain(), ["--task", "a/b"], "--task is 'a/b'; expected a name of letters"),
         (rain(), ["--task", ".."], "--task is '..'; expected a name of letters"),
+        (rain(), ["--task", "vision"], "--task is 'vision'; expected a name of letters, digits, '_', '-' and '.', but"),
         ({}, [], "holds no pictures below folders named 'input' and 'target'"),
     ],
 )

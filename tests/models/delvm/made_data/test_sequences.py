@@ -1,6 +1,7 @@
 """`mindvlm-make-data` for videos, plain pictures and joined lines."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -64,6 +65,9 @@ def test_a_rest_of_one_frame_is_left_out_and_a_clip_of_one_is_skipped(tmp_path, 
     # the source is a clip itself
     assert run("video", tmp_path / "b", "--source", source / "b", "--pictures") == 0
     assert names_below(tmp_path / "b/video") == [f"b/000000_00{n}.png" for n in range(5)]
+    (source / "b/deeper").mkdir()
+    assert run("video", tmp_path / "c", "--source", source / "b/deeper/..", "--pictures") == 0
+    assert names_below(tmp_path / "c/video") == names_below(tmp_path / "b/video")
 
 
 def test_frames_of_animations(tmp_path, capsys):
@@ -107,6 +111,15 @@ def test_pictures_of_folders_and_shards(tmp_path, vqgan, capsys):
     length = len(found[1])
     assert [len(line) for line in found] == [3 * length, length]
     assert (pixels(tmp_path / "a/pictures/f/a.png")[12, 12] == COLOURS[2]).all()
+
+
+def test_names_that_are_no_utf_8_are_listed(tmp_path):
+    name = os.fsdecode(b"\xff")
+    source = write_files(tmp_path / "f", {f"{name}1.png": gray(3), f"{name}2.png": b"", "a.png": gray(9)})
+    for _ in range(2):
+        assert run("pictures", tmp_path / "a", "--source", source, "--pictures") == 0
+        assert names_below(tmp_path / "a/pictures") == ["a.png", f"{name}1.png"]
+        assert (tmp_path / "a/skipped.txt").read_bytes() == b"pictures/\xff2: a picture cannot be read\n"
 
 
 @pytest.mark.parametrize(
