@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 # Five rounds, because MindSpore keeps every compiled graph in memory and the suite compiles some thousands. Compiling uses
 # one thread: two processes with one thread each are twice as fast as one process with two threads.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4194304 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 FILES = tests/checkpoint tests/weights tests/convert tests/ascend
 CELLS = tests/nn tests/generation tests/processing
 MODELS = tests/models tests/parallel

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,7 +8,14 @@ import pytest
 
 from mindvlm.core.progress import progress_to
 from mindvlm.core.runtime import set_device
+from tests.cores import bind_to_core
 from tests.golden_files import golden_path
+
+
+def pytest_configure() -> None:
+    """Binds each worker of pytest-xdist to a core."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        bind_to_core(int(worker.removeprefix("gw")))
 
 
 @pytest.fixture(scope="session", autouse=True)

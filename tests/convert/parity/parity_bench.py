@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
+from mindvlm.convert.parity import comparison, process
 from mindvlm.convert.parity.comparison import BOUND, ParityReport, read_report
 from mindvlm.convert.parity.graphs import ModelStages, fill_target, stages_for
 from mindvlm.convert.parity.inputs import ParityRequest, inputs_of
@@ -130,6 +131,14 @@ def eager() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "set_mode", lambda graph_mode, set_mode=runtime.set_mode: set_mode(False))
         patch.setattr(GraphRunner, "compile", lambda runner, stage, graph, *inputs: None)
+        yield
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    """Runs both sides of the check in this process and in PyNative mode, which saves imports and compiling."""
+    with eager(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "run_child", process.run_side)
         yield
 
 

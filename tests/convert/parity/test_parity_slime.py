@@ -17,7 +17,7 @@ from mindvlm.models.slime.hf_config import from_hf_config
 from mindvlm.models.slime.names import HF, STATISTICS, infos_of
 from mindvlm.weights.recognise import native_view
 from mindvlm.weights.rules.planning import make_plan
-from tests.convert.parity.parity_bench import NUM_TOKENS, Bench, request, swapped
+from tests.convert.parity.parity_bench import NUM_TOKENS, Bench, in_this_process, request, swapped
 from tests.models.tinyllava.test_names import read_all
 from tests.tiny_slime import CONFIG, TOWER
 
@@ -158,7 +158,7 @@ def test_absent_positions_are_computed_on_both_sides(tmp_path, native):
 
 
 def test_the_command_proves_a_folder(tmp_path, capsys):
-    """Both processes, from the command line; bfloat16, and a tower that another folder describes."""
+    """Both sides, from the command line; bfloat16, and a tower that another folder describes."""
     config = config_of()
     source = tmp_path / "SliME"
     (source / "vision_tower").mkdir(parents=True)
@@ -168,7 +168,8 @@ def test_the_command_proves_a_folder(tmp_path, capsys):
     target = tmp_path / "slime.safetensors"
     arguments = ["--torch_ckpt_path", str(source), "--mindspore_ckpt_path", str(target), "--dtype", "bfloat16"]
 
-    status = main([*arguments, "--verify", "logits"])
+    with in_this_process():
+        status = main([*arguments, "--verify", "logits"])
 
     output = capsys.readouterr()
     assert status == 0, output.err
