@@ -30,6 +30,11 @@ the constants had been set:
     small Llama and SigLIP so400m, 1689 MiB       1     778        2048    2687 /  2606  +3%   2695 /  2606  +3%
     TinyLLaVA-1.5B, 5739 MiB                      1     778        2048    7287 /  7028  +4%   7375 /  7115  +4%
 
+    DeLVM with a VQGAN of 14 MiB *                1    1792        2048    1000 /  1048  -5%   1000 /  1080  -7%
+    VQGAN of half the width, 274 MiB *            1    1792        2048    1995 /  2032  -2%   1995 /  2096  -5%
+    VQGAN with attention, 124 MiB *               1    1792        2048    1475 /  1505  -2%   1475 /  1543  -4%
+    DeLVM 300M, 1700 MiB *                        1    1792        2048    5161 /  5267  -2%   5161 /  5331  -3%
+
 The estimate of loading is within 5 % for all rows. The counts also apply to Ascend, with its compute dtype and without
 the memory of the runtime, but have not been measured there.
 

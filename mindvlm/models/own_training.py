@@ -115,6 +115,24 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassMemory:
+    """What a pass holds, beside the trained model's weights, gradients and optimizer's state.
+
+    Attributes:
+        num_rows, length: of the decoder's input; no rows without a decoder.
+        frozen: further weights in bytes.
+        towers: peak of the activations in bytes while the decoder does not run.
+        beside: activations in bytes beside those of the decoder.
+    """
+
+    num_rows: int = 0
+    length: int = 0
+    frozen: int = 0
+    towers: int = 0
+    beside: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnTraining:
     """How a family trains whose data are not questions and answers about images.
 
@@ -130,6 +148,7 @@ class OwnTraining:
             adds to the model are in no checkpoint and must not train. None trains the model itself.
         frozen_weights: returns what -> checkpoint of the weights that the Cell adds to the model, which a resumed run
             must find unchanged; called with (run config, sections by name).
+        pass_memory: estimates the memory of a pass; called with (run config, sections by name, item_size).
         open_evaluator: opens the evaluation of the job; called with (section evaluation, section data, run config,
             model, graph_mode=...).
         free_keys: dotted keys of the job that may change when a run resumes.
@@ -137,6 +156,7 @@ class OwnTraining:
 
     sections: Callable[[dict[str, Any]], Mapping[str, type]]
     open_data: Callable[..., TrainingData]
+    pass_memory: Callable[..., PassMemory]
     make_trained: Callable[..., nn.Cell] | None = None
     frozen_weights: Callable[..., Mapping[str, str]] | None = None
     open_evaluator: Callable[..., Evaluator] | None = None

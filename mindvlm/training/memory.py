@@ -17,6 +17,7 @@ from mindvlm.checkpoint.dtypes import item_size
 from mindvlm.core.runtime import DTYPES
 from mindvlm.models import loading
 from mindvlm.models.base import Family
+from mindvlm.models.own_training import PassMemory
 from mindvlm.nn.attention_core import causal_slices
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.loss import chunks
@@ -95,10 +96,21 @@ def estimate_training(config: TrainConfig, model_config: Any, family: Family, *,
         if parameter.requires_grad:
             trained.append(Part(name, shape, DTYPES[dtype]))
     gradients, optimizer = state_bytes(model, trained, config, divided, mesh, size)
+    found = pass_memory(config, model_config, family, size)
+    decoder = model_config.model.language_model
+    activations = decoder_activations(model, decoder, found, config, size) + found.beside if decoder else 0
+    weights = num_elements * size + found.frozen
+    return TrainingMemory(weights, gradients, optimizer, max(found.towers, activations))
+
+
+def pass_memory(config: TrainConfig, model_config: Any, family: Family, size: int) -> PassMemory:
+    """Returns the shape of a pass, and the memory of its parts other than the decoder."""
+    if family.training:
+        return family.training.pass_memory(model_config, {"data": config.data, **config.own_sections}, size)
+    length = config.data.max_length if config.data else model_config.model.max_length
     vision = family.vision_memory(model_config.model, size) if family.vision_memory else VisionMemory()
-    decoder = decoder_activations(model, model_config.model.language_model, config, size)
-    activations = max(most_slots(config, model_config, family) * vision.activations, decoder)
-    return TrainingMemory(num_elements * size, gradients, optimizer, activations)
+    towers = most_slots(config, model_config, family) * vision.activations
+    return PassMemory(num_rows=config.batch_size, length=length, towers=towers)
 
 
 def most_slots(config: TrainConfig, model_config: Any, family: Family) -> int:
@@ -140,21 +152,22 @@ def state_bytes(
     return gradients + FLOAT32 * accumulated, FLOAT32 * (2 * moments + copies)
 
 
-def decoder_activations(model: nn.Cell, decoder: DecoderConfig, config: TrainConfig, size: int) -> int:
+def decoder_activations(
+    model: nn.Cell, decoder: DecoderConfig, shape: PassMemory, config: TrainConfig, size: int
+) -> int:
     """Returns the peak of a backward pass through the decoder, for rows of the greatest length."""
     num_ranks, whole = config.parallel.tp, decoder
     decoder = decoder.share(num_ranks)
-    length = config.data.max_length if config.data else model.config.max_length
-    rows = config.batch_size * length
+    rows = shape.num_rows * shape.length
     hidden, heads = decoder.hidden_size, decoder.num_attention_heads + decoder.num_key_value_heads
     inner = decoder.intermediate_size
     # input, sum and both norms; queries or keys before and after rotation, values and outputs; branches and product
     layer = rows * size * (4 * hidden + 3 * heads * decoder.head_dim + (4 if decoder.mlp == "gated" else 2) * inner)
     backward = rows * size * (2 * hidden + 2 * inner)
     # fused attention, which needs 16 bits, stores no scores
-    slices = causal_slices(length) if size == FLOAT32 or config.attention == "eager" else ()
+    slices = causal_slices(shape.length) if size == FLOAT32 or config.attention == "eager" else ()
     widest = max(((stop - start) * num_keys for start, stop, num_keys in slices), default=0)
-    scores = 2 * config.batch_size * decoder.num_attention_heads * widest * FLOAT32
+    scores = 2 * shape.num_rows * decoder.num_attention_heads * widest * FLOAT32
     states = (decoder.num_hidden_layers + 1) * rows * hidden * size
     kept = states + layer if config.recompute else decoder.num_hidden_layers * layer
     return kept + backward + scores + loss_bytes(model, whole, rows, num_ranks, size)

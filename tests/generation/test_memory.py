@@ -14,6 +14,7 @@ from mindvlm.core.config import build_config
 from mindvlm.generation import memory
 from mindvlm.generation.memory import MIB, estimate_memory
 from mindvlm.generation.request import Request
+from mindvlm.models.delvm.model_config import DelvmModelConfig
 from mindvlm.models.registry import get_family
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
 from mindvlm.models.vary.model_config import VaryModelConfig
@@ -64,6 +65,15 @@ def siglip(hidden_size: int, num_layers: int, num_heads: int, intermediate_size:
         "num_hidden_layers": num_layers, "num_attention_heads": num_heads, "image_size": image_size,
         "hidden_act": "gelu_pytorch_tanh",
     }  # fmt: skip
+
+
+def delvm(sizes: tuple[int, int, int, int], **vqgan) -> dict:
+    """A decoder of width, layers, heads and width of the MLP; `vqgan` are its changes to the published one."""
+    width, num_layers, num_heads, intermediate_size = sizes
+    codes = vqgan.get("num_embeddings", 8192)
+    plain = {"qkv_bias": True, "o_bias": True, "use_dynamic_ntk": False, "use_logn_attn": False}
+    model = decoder(codes, width, num_layers, num_heads, intermediate_size) | plain
+    return {"language_model": model, "vqgan": vqgan, "max_length": 2048}
 
 
 SMALL_VOCABULARY = {
@@ -117,6 +127,19 @@ TINYLLAVAS = {
     "1_5b": shipped("tinyllava/tinyllava_1_5b"),
 }  # fmt: skip
 
+DELVMS = {
+    "narrow_vqgan": delvm(
+        (256, 6, 4, 768), resolution=128, hidden_channels=32, channel_mult=[1, 2, 4, 4], num_res_blocks=1,
+        z_channels=32, quantized_embed_dim=32, num_embeddings=1024,
+    ),
+    "small_vqgan": delvm((512, 8, 8, 1408), hidden_channels=64),
+    "attending_vqgan": delvm(
+        (384, 6, 6, 1024), hidden_channels=64, channel_mult=[1, 1, 2, 2, 4], num_embeddings=4096,
+        attn_resolutions=[32, 16], no_attn_mid_block=False,
+    ),
+    "300m": delvm((1024, 22, 8, 2816)),
+}  # fmt: skip
+
 # model, stored dtype, images, prompt length; MiB measured at the end of loading, of a few tokens, of a full context
 MEASURED = [
     ("nano", "float32", 1, 60, (414, 702, 702)),
@@ -140,6 +163,11 @@ MEASURED = [
     ("resampler", "float32", 1, 200, (720, 1019, 1073)),
     ("so400m", "float32", 1, 778, (2093, 2606, 2606)),
     ("1_5b", "float32", 1, 778, (5908, 7028, 7115)),
+    # seven pictures were encoded and one decoded before the first codes
+    ("narrow_vqgan", "float32", 1, 1792, (454, 1048, 1080)),
+    ("small_vqgan", "float32", 1, 1792, (691, 2032, 2096)),
+    ("attending_vqgan", "float32", 1, 1792, (543, 1505, 1543)),
+    ("300m", "float32", 1, 1792, (2122, 5267, 5331)),
 ]
 
 
@@ -148,6 +176,8 @@ def estimate(
 ) -> memory.MemoryEstimate:
     if name in MODELS:
         family, config = get_family("vary"), build_config(VaryModelConfig, MODELS[name])
+    elif name in DELVMS:
+        family, config = get_family("delvm"), build_config(DelvmModelConfig, DELVMS[name])
     else:
         family, config = get_family("tinyllava"), build_config(TinyLlavaModelConfig, TINYLLAVAS[name])
     weights = [TensorInfo(key, dtype, shape) for key, shape in parameter_shapes(family.build(config)).items()]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny_vary import tiny_config, write_tiny_vary, write_yaml
 from tests.tools.checked import checker, found
+from tests.training.delvm_job import write_job as write_delvm_job
 from tests.training.small_job import write_job
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -88,6 +89,15 @@ def test_the_plan_of_a_job(check, tmp_path):
     assert "dp 1 x tp 2, zero 0, 2 rows a pass, recompute" in out
     assert "each device: weights 1 MiB, gradients 1 MiB, optimizer 1 MiB, activations" in out
     assert out.splitlines()[-1] == "ready"
+
+
+def test_the_plan_of_a_job_on_codes(check, tmp_path):
+    status, out, err = check("--config_path", write_delvm_job(tmp_path))
+    assert (status, err) == (0, "") and out.splitlines()[-1] == "ready"
+    assert "training job of tiny of the family delvm" in out and "each device: weights 3 MiB" in out
+    path = write_delvm_job(tmp_path, distillation={"teacher": "nowhere"})
+    status, out, err = check("--config_path", path)
+    assert status == 2 and "nowhere: no such file or folder" in out and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models import loading
+from mindvlm.models.own_training import PassMemory
 from mindvlm.models.registry import get_family
 from mindvlm.nn.memory import VisionMemory
 from mindvlm.parallel import collectives
@@ -15,8 +16,10 @@ from mindvlm.parallel.mesh import Mesh
 from mindvlm.training import building
 from mindvlm.training.job_file import read_job
 from mindvlm.training.lora import add_lora
-from mindvlm.training.memory import decoder_activations, estimate_training, most_slots
+from mindvlm.training.memory import decoder_activations, estimate_training, most_slots, pass_memory
 from mindvlm.training.step import TrainStep
+from tests.tiny_delvm import training_tensors, write_training
+from tests.training.delvm_job import write_job as write_delvm_job
 from tests.training.recompute_memory import BATCH_SIZE, LENGTH, Decoder
 from tests.training.small_job import write_job
 
@@ -86,7 +89,8 @@ def test_activations_are_near_the_measured_step_of_the_docs(recompute, measured,
     changes = {"data__batch_size": BATCH_SIZE, "data__max_length": LENGTH, "data__lengths": [LENGTH]}
     config = read_job(write_job(tmp_path, recompute=recompute, **changes)).config
     model = Decoder()
-    found = decoder_activations(model, model.language_model.config, config, 4)
+    shape = PassMemory(num_rows=BATCH_SIZE, length=LENGTH)
+    found = decoder_activations(model, model.language_model.config, shape, config, 4)
     assert 0.9 <= found / (measured * 2**30) <= 1.2
 
 
@@ -121,3 +125,28 @@ def test_slots_of_other_kinds_are_refused(tmp_path):
     model_config = building.read_model(config)
     with pytest.raises(UserError, match="but the model has 2 view kinds; give one entry for each"):
         most_slots(config, model_config, get_family("slime"))
+
+
+def test_the_pass_of_a_family_with_data_of_its_own(tmp_path):
+    """Packs are rows of segments; a teacher adds its weights, and 16-bit ones stay so."""
+    config = read_job(write_delvm_job(tmp_path, data__batch_size=2)).config
+    model_config = building.read_model(config)
+    family = get_family(model_config.family)
+    shape = pass_memory(config, model_config, family, 4)
+    assert (shape.num_rows, shape.length, shape.frozen, shape.beside) == (6, 32, 0, 0)
+    alone = estimate_training(config, model_config, family, dtype="float32")
+    model, _ = loading.build_model(family, model_config.model)
+    assert alone.weights == num_bytes(model.get_parameters())
+    # the VQGAN stays in float32
+    vqgan = sum(parameter.size for parameter in model.vqgan.get_parameters())
+    others = sum(parameter.size for parameter in model.get_parameters()) - vqgan
+    assert estimate_training(config, model_config, family, dtype="bfloat16").weights == 4 * vqgan + 2 * others
+
+    teacher = write_training(tmp_path / "teacher")
+    config = read_job(write_delvm_job(tmp_path, distillation={"teacher": str(teacher)}, data__batch_size=2)).config
+    found = estimate_training(config, model_config, family, dtype="float32")
+    tensors = training_tensors()
+    table = tensors["model.head.weight"].size
+    decoder = [array.size for name, array in tensors.items() if "embedding" not in name]
+    assert found.weights == alone.weights + 4 * (sum(decoder) + table)
+    assert found.activations > alone.activations and found.gradients == alone.gradients

@@ -4,6 +4,7 @@ from mindvlm.models.base import Family, InitialRule
 from mindvlm.models.delvm.checkpoint_config import is_delvm
 from mindvlm.models.delvm.config import folder_config, parse_config
 from mindvlm.models.delvm.export import companions
+from mindvlm.models.delvm.memory import vision_memory
 from mindvlm.models.delvm.model import DelvmModel
 from mindvlm.models.delvm.names import MODELS
 from mindvlm.models.delvm.processor import DelvmProcessor
@@ -28,6 +29,7 @@ FAMILY = Family(
     processor=DelvmProcessor,
     models=MODELS,
     output="pictures",
+    vision_memory=vision_memory,
     read_folder=folder_config,
     reads=is_delvm,
     # the embeddings are small, and the projection of the codebook cannot be divided by codes

@@ -14,6 +14,7 @@ from mindvlm.core.config import resolve_path
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm.distillation import DistillationConfig
 from mindvlm.models.delvm.held_out import HeldOutCodes, HeldOutConfig
+from mindvlm.models.delvm.memory import pass_memory
 from mindvlm.models.delvm.packing import MIN_LENGTH, Pack, PackedTokens, PackOrder
 from mindvlm.models.delvm.teacher import add_teacher, teacher_weights
 from mindvlm.models.delvm.token_files import TokenFile, find_token_files
@@ -194,6 +195,7 @@ def sections(job: dict[str, Any]) -> dict[str, type]:
 TRAINING = OwnTraining(
     sections=sections,
     open_data=PackedData,
+    pass_memory=pass_memory,
     make_trained=add_teacher,
     frozen_weights=teacher_weights,
     open_evaluator=HeldOutCodes,
