@@ -15,12 +15,12 @@ from tests.parallel.tiny_training import TinyTraining
 
 JOBS = {
     2: ["dp2", "dp2_zero2_graph", "tp2", "tp2_opt", "dp2_passes2", "dp2_zero2_passes2"],
-    4: ["dp2_tp2", "dp2_tp2_zero1_resumed_graph"],
+    4: ["dp2_tp2", "dp2_tp2_zero1_resumed"],
 }
 # the other mode of each
 CI_JOBS = {
     2: ["dp2_graph", "dp2_zero2", "tp2_graph", "tp2_opt_graph", "dp2_passes2_graph", "dp2_zero2_passes2_graph"],
-    4: ["dp2_tp2_graph", "dp2_tp2_zero1_resumed"],
+    4: ["dp2_tp2_graph", "dp2_tp2_zero1_resumed_graph"],
 }
 MORE_JOBS = {4: ["dp4_zero1", "dp2_tp2_zero2_opt", "tp4"]}
 

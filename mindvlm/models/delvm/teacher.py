@@ -31,6 +31,28 @@ from mindvlm.nn.rotary import decoder_frequencies
 REMEDY = "give the folder of a decoder of DeLVM, in either form, or the YAML of one"
 
 
+class TeacherStates(nn.Cell):
+    """The states of a teacher, (B, L, hidden), without a gradient.
+
+    Without its own `bprop`, PyNative mode would keep the activations of all layers.
+    """
+
+    def __init__(self, decoder: CausalLM):
+        super().__init__(auto_prefix=False)
+        self.decoder = decoder
+        self.inv_freq = Tensor(decoder_frequencies(decoder.config))
+
+    def construct(self, codes, segments):
+        """codes (B, L) int32; segments are positions and segment ids, see `CausalLM`, or ()."""
+        return self.decoder(self.decoder.embed_tokens(codes), self.inv_freq, *segments)
+
+    def bprop(self, codes, segments, out, dout):
+        zeros = ()
+        for one in segments:
+            zeros = zeros + (ops.zeros_like(one),)
+        return ops.zeros_like(codes), zeros
+
+
 class DistilledDecoder(nn.Cell):
     """Trains a decoder with the codes that follow and with the distribution that the teacher predicts for them.
 
@@ -42,18 +64,16 @@ class DistilledDecoder(nn.Cell):
 
     def __init__(self, student: DelvmModel, teacher: CausalLM, config: DistillationConfig):
         super().__init__(auto_prefix=False)
-        self.student, self.teacher = student, teacher
-        self.inv_freq = Tensor(decoder_frequencies(teacher.config))
+        self.student, self.teacher = student, TeacherStates(teacher)
         self.loss = DistillationLoss(config, student.language_model.lm_head, teacher.lm_head)
 
     def construct(self, codes, labels, inv_freq, positions=None, segment_ids=None):
-        segments = (positions, segment_ids)
-        states = self.student.language_model(self.student.embed(codes), inv_freq, *segments)
-        known = self.teacher(self.teacher.embed_tokens(codes), self.inv_freq, *segments)
+        states = self.student.language_model(self.student.embed(codes), inv_freq, positions, segment_ids)
+        known = self.teacher(codes, () if segment_ids is None else (positions, segment_ids))
         is_code = ops.ones_like(labels) if segment_ids is None else segment_ids >= 0
         return self.loss(
             states.reshape((-1, states.shape[-1])),
-            ops.stop_gradient(known).reshape((-1, known.shape[-1])),
+            known.reshape((-1, known.shape[-1])),
             labels.reshape((-1,)),
             is_code.astype(ms.float32).reshape((-1,)),
         )
