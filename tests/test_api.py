@@ -13,9 +13,9 @@ from tests.tiny_vary import (
 )
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
+@pytest.fixture(scope="module", params=["pynative", pytest.param("graph", marks=pytest.mark.ci)])
+def model(request):
+    return tiny_model(request.param)
 
 
 def greedy_by_logits(model, num_tokens: int, query: str, images=None) -> list[int]:

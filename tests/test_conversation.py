@@ -15,9 +15,9 @@ from tests.tiny_vary import IMAGE_TOKEN_LEN, picture, tiny_model
 BOUND = 1e-5
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
+@pytest.fixture(scope="module", params=["pynative", pytest.param("graph", marks=pytest.mark.ci)])
+def model(request):
+    return tiny_model(request.param)
 
 
 @pytest.fixture

@@ -113,10 +113,10 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 20)) -> Image.Image:
 
 
 @functools.cache
-def tiny_model():
-    """Returns one loaded model in graph mode, shared by tests that do not change it."""
+def tiny_model(mode: str = "pynative"):
+    """Returns one loaded model of each mode, shared by tests that do not change it."""
     with tempfile.TemporaryDirectory() as folder:
-        return load(write_tiny_vary(Path(folder), mode="graph"))
+        return load(write_tiny_vary(Path(folder), mode=mode))
 
 
 TINY_OPT_CHANGES = {

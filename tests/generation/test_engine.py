@@ -20,7 +20,7 @@ BOUND = 1e-5
 
 @pytest.fixture(scope="module")
 def shared():
-    return tiny_model()
+    return tiny_model("graph")
 
 
 @pytest.fixture

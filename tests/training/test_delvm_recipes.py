@@ -12,7 +12,7 @@ from tests.training.delvm_job import MODEL, write_codes
 from tests.training.small_job import losses
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "delvm"
-RECIPES = {"train_300m": (1024, 8, 2816), "train_1b": (2048, 16, 5632)}
+RECIPES = {"train_300m_8_devices": (1024, 8, 2816), "train_1b_8_devices": (2048, 16, 5632)}
 
 
 @pytest.mark.parametrize("name", RECIPES)
