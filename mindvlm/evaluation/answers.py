@@ -49,12 +49,13 @@ class AnswersFile:
             try:
                 answer = json.loads(line)
                 question_id, metadata = answer["question_id"], answer.get("metadata", {})
+                is_known = question_id in known
                 models.add(str(answer.get("model_id", "")))
                 recorded = {"benchmark": metadata.get("benchmark"), **metadata.get("settings", {})}
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f"{where} is no answer with a question_id; remove the line") from None
             self._check(recorded, models, where)
-            if question_id not in known:
+            if not is_known:
                 raise UserError(
                     f"{where} answers {question_id!r}, which is no question of --data; give the data and options of "
                     "these answers"

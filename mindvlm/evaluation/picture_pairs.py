@@ -72,7 +72,9 @@ class PicturePairs:
     """
 
     def __init__(self, data: Path, options: argparse.Namespace, make_processor: Callable[[int], CodeProcessor]):
-        for name, least in (("num_prompts", 1), ("seed", 0), ("num_queries", 0), ("threshold", 0)):
+        if not 0 <= options.threshold <= 255:
+            raise UserError(f"--threshold is {options.threshold}; expected 0 to 255")
+        for name, least in (("num_prompts", 1), ("seed", 0), ("num_queries", 0)):
             value = getattr(options, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}; expected at least {least}")
@@ -146,10 +148,15 @@ class PicturePairs:
         return {task: self._score_task(task, found, folder) for task, found in by_task.items()}
 
     def _score_task(self, task: str, answers: dict[str, Answer], folder: Path) -> dict[str, dict[str, float]]:
-        predicted = {key: read_picture(folder, answer, "picture", key) for key, answer in answers.items()}
-        sizes = {picture.shape for picture in predicted.values()}
+        named = {PREDICTION: "picture"}
+        named |= {CEILING: "reconstruction"} if all("reconstruction" in answer for answer in answers.values()) else {}
+        rows = {
+            row: {key: read_picture(folder, answer, name, key) for key, answer in answers.items()}
+            for row, name in named.items()
+        }
+        sizes = {picture.shape for pictures in rows.values() for picture in pictures.values()}
         if len(sizes) > 1 or any(height != width for height, width, _ in sizes):
-            raise UserError(f"{folder}: predictions of {task} have the sizes {sorted(sizes)}; expected one square size")
+            raise UserError(f"{folder}: pictures of {task} have the sizes {sorted(sizes)}; expected one square size")
         processor = self.make_processor(sizes.pop()[0])
 
         def load(path: Path) -> np.ndarray:
@@ -157,11 +164,8 @@ class PicturePairs:
 
         truths = {key: load(self.queries[key][1]) for key in answers}
         shown = [(load(picture), load(label)) for picture, label in self.prompts[task]]
-        rows = {PREDICTION: predicted, COPY: {key: nearest_label(load(self.queries[key][0]), shown) for key in answers}}
-        if all("reconstruction" in answer for answer in answers.values()):
-            rows[CEILING] = {
-                key: read_picture(folder, answer, "reconstruction", key) for key, answer in answers.items()
-            }
+        copies = {key: nearest_label(load(self.queries[key][0]), shown) for key in answers}
+        rows = {PREDICTION: rows.pop(PREDICTION), COPY: copies, **rows}
         # a label that is scaled to the model's size has more colours
         colours = metrics.palette(np.asarray(load_image(self.queries[key][1])) for key in answers)
         is_mask = colours is not None if self.options.masks is None else task in self.options.masks

@@ -1,6 +1,7 @@
 """`mindvlm-evaluate` on a tiny DeLVM: answers, resuming, scores against values computed here, and refusals."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,15 @@ def test_a_copy_scores_as_the_label_that_it_is(run, folders, tmp_path):
             "pictures": 4, "miou": 1, "line_f1": 1, "foreground_iou": 1, "mse": 0, "psnr": 100, "ssim": 1,
         }  # fmt: skip
     assert len(found) == 2 and "reconstruction" not in out
+    Image.new("RGB", (EDGE + 8, EDGE + 8)).save(tmp_path / "large.png")
+    for kind in KINDS:
+        text = "".join(
+            json.dumps({"reconstruction": row["picture"], **row, kind: "large.png"}) + "\n" for row in rows[:1]
+        )
+        others = "".join(json.dumps({"reconstruction": row["picture"], **row}) + "\n" for row in rows[1:])
+        (tmp_path / "made.jsonl").write_text(text + others)
+        status, _, err = run("--benchmark", "delvm-pictures", *options, model=None)
+        assert status == 2 and "pictures of edges have the sizes [(8, 8, 3), (16, 16, 3)]" in err
 
 
 def test_a_killed_run_resumes(run, folders, monkeypatch):
@@ -199,6 +209,8 @@ def test_what_another_run_made_is_refused(run, folders, tmp_path):
         (lambda text: text.replace("question_id", "id"), "line 1 is no answer with a question_id"),
         (lambda text: "{\n" + text, "line 1 is no answer"),
         (lambda text: "[]\n", "line 1 is no answer"),
+        (lambda text: '{"question_id": [1]}\n', "line 1 is no answer"),
+        (lambda text: re.sub('"correct": [0-9]+', '"correct": Infinity', text), "has no numbers loss, correct and"),
         (lambda text: text.replace('"loss"', '"lost"'), "has no numbers loss, correct and tokens"),
         (lambda text: text.replace("delvm@", "other@", 1), "answers of delvm@"),
         (lambda text: "", "holds no answers"),
@@ -237,6 +249,7 @@ def test_data_that_cannot_be_used(run, folders, tmp_path):
         "--benchmark", "delvm-pictures", "--data", pairs / "rain", "--prompt_pairs", pairs / "rain"
     )
     assert "holds no task 'snow'; it has edges, rain" in refusal(*PICTURES, "--data", pairs, "--tasks", "snow")
+    assert "--threshold is 256; expected 0 to 255" in refusal(*PICTURES, "--data", pairs, "--threshold", "256")
     assert "--num_prompts has no effect" in refusal(*PICTURES, "--data", pairs, "--prompt_pairs", pairs)
     codes = tmp_path / "codes"
     codes.mkdir()

@@ -78,7 +78,7 @@ def sums_of(answer: Answer, question_id: str) -> TokenSums:
     """Returns the sums that an answer holds. Raises UserError if it lacks one."""
     try:
         return TokenSums(float(answer["loss"]), int(answer["correct"]), int(answer["tokens"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(
             f"the answer to {question_id!r} has no numbers loss, correct and tokens; remove its line to make it again"
         ) from None
