@@ -64,6 +64,8 @@ def read_model(config: TrainConfig) -> Any:
     family = get_family(model.family)
     if (output := family.output) != "text" and family.training is None:
         raise UserError(f"model_config {config.model_config}: generates {output}; only models that answer can train")
+    if family.training and config.lora:
+        raise UserError(f"lora: no file format holds adapters of the family {family.name!r}; remove the section")
     if not changes:
         return model
     path = Path(config.model_config)

@@ -1,5 +1,7 @@
 """The fused attention against the eager one, with the operator's documented meaning in place of the operator."""
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -98,6 +100,27 @@ def test_a_decoder_without_and_with_cache(monkeypatch, pynative):
     assert_close(prefilled, whole[:, :6])
     assert_close(decoded, whole[:, 6:])
     assert len(calls) == 3 * 2
+
+
+@pytest.mark.parametrize("num_key_value_heads", [2, 1])
+def test_segments_of_a_row_do_not_see_each_other(monkeypatch, pynative, num_key_value_heads):
+    config = decoder(BuildContext()).config
+    config = dataclasses.replace(config, num_key_value_heads=num_key_value_heads)
+    eager, fused, calls = both(lambda context: CausalLM(config, context), monkeypatch)
+    embeds, inv_freq = noise(2, 9, 32), Tensor(inverse_frequencies(HEAD_DIM, 10000.0))
+    lengths = [[4, 5], [2, 7]]
+    positions = Tensor(np.array([[*range(first), *range(second)] for first, second in lengths], np.int32))
+    segments = Tensor(np.array([[0] * first + [1] * second for first, second in lengths], np.int32))
+    expected = np.stack(
+        [
+            np.concatenate([eager(part, inv_freq).asnumpy()[0] for part in (row[None, :first], row[None, first:])])
+            for row, (first, _) in zip(embeds, lengths, strict=True)
+        ]
+    )
+    assert_close(eager(embeds, inv_freq, positions, segments), Tensor(expected))
+    assert not calls
+    assert_close(fused(embeds, inv_freq, positions, segments), Tensor(expected))
+    assert len(calls) == 2
 
 
 def test_grouped_heads(monkeypatch, pynative):

@@ -178,7 +178,8 @@ def test_new_weights_have_the_scales_of_the_original():
         place = f"layers.{layer}."
         expected |= {f"{place}self_attn.{name}_proj.weight": 0.006 for name in "qkv"}
         expected |= {f"{place}mlp.gate_proj.weight": 0.006, f"{place}mlp.down_proj.weight": 0.0015}
-        expected |= {f"{place}{name}.weight": 0.006 / depth**0.5 for name in ("self_attn.o_proj", "mlp.up_proj")}
+        scaled = ("self_attn.o_proj", "mlp.up_proj", "mlp.fc2")
+        expected |= {f"{place}{name}.weight": 0.006 / depth**0.5 for name in scaled} | {f"{place}mlp.fc1.weight": 0.006}
     for name, value in expected.items():
         assert scale(name) == pytest.approx(value, rel=0.02), name
     assert scale("layers.3.self_attn.q_proj.bias", (9,)) == 0
@@ -214,6 +215,8 @@ def test_a_checkpoint_is_a_model_folder_and_converts_to_both_forms(tmp_path):
         ({"data": None, "rendered_text": {}}, "rendered_text has no form for the family 'delvm'"),
         ({"init": {"weights": ["vqgan"]}}, "init.weights have no values for .*language_model"),
         ({"own_sections": {}}, "unknown config key 'own_sections'"),
+        ({"lora": {}}, "lora: no file format holds adapters of the family 'delvm'; remove the section"),
+        ({"train": ["^vqgan"]}, "train: '.vqgan' matches only parameters that cannot train"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, changes, message):

@@ -1,10 +1,14 @@
 """The memory plan of a job against the tensors that its parts hold; nothing is computed and nothing filled."""
 
+import copy
 import dataclasses
 
 import mindspore as ms
+import numpy as np
 import pytest
+import yaml
 
+from mindvlm.checkpoint import MemorySource, write_checkpoint
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models import loading
@@ -19,6 +23,7 @@ from mindvlm.training.lora import add_lora
 from mindvlm.training.memory import decoder_activations, estimate_training, most_slots, pass_memory
 from mindvlm.training.step import TrainStep
 from tests.tiny_delvm import training_tensors, write_training
+from tests.training.delvm_job import MODEL
 from tests.training.delvm_job import write_job as write_delvm_job
 from tests.training.recompute_memory import BATCH_SIZE, LENGTH, Decoder
 from tests.training.small_job import write_job
@@ -150,3 +155,32 @@ def test_the_pass_of_a_family_with_data_of_its_own(tmp_path):
     decoder = [array.size for name, array in tensors.items() if "embedding" not in name]
     assert found.weights == alone.weights + 4 * (sum(decoder) + table)
     assert found.activations > alone.activations and found.gradients == alone.gradients
+
+
+@pytest.mark.parametrize("vocab_size, num_layers, measured", [(4096, 6, 2705), (4096, 1, 2499), (512, 6, 1363)])
+def test_the_activations_of_a_distillation_are_near_measured_steps(vocab_size, num_layers, measured, tmp_path):
+    """Steps of 8 rows of 1024 codes: 4 layers of width 256 learn from layers of width 512; MiB on an x86 CPU."""
+    sizes = {"vocab_size": vocab_size, "num_attention_heads": 4}
+    student = sizes | {"hidden_size": 256, "num_hidden_layers": 4, "head_dim": 64, "intermediate_size": 704}
+    teacher = sizes | {"hidden_size": 512, "num_hidden_layers": num_layers, "head_dim": 128, "intermediate_size": 1408}
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(tiny_job_model(teacher, vocab_size)))
+    write_checkpoint(tmp_path / "teacher.safetensors", MemorySource({"a": np.zeros((1, 1), np.float32)}))
+    path = write_delvm_job(
+        tmp_path,
+        distillation={"teacher": "teacher.yaml"},
+        data={"codes": "codes", "pack_length": 8192, "segment_length": 1024},
+    )
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(tiny_job_model(student, vocab_size)))
+    config = read_job(path).config
+    model_config = building.read_model(config)
+    found = estimate_training(config, model_config, get_family("delvm"), dtype="float32")
+    assert 0.9 <= (found.activations + found.gradients) / (measured * 2**20) <= 1.2
+
+
+def tiny_job_model(decoder: dict, vocab_size: int) -> dict:
+    """The model of the job with another decoder and so many codes."""
+    model = copy.deepcopy(MODEL) | {"checkpoint": "teacher.safetensors"}
+    model["model"]["language_model"] |= decoder
+    model["model"]["vqgan"]["num_embeddings"] = vocab_size
+    model["model"]["max_length"] = 1024
+    return model

@@ -16,9 +16,9 @@ DECODER_LAYER = r"^language_model\.layers\.\d+\."
 INITIAL_RULES = (
     InitialRule(r"^language_model\.(embed_tokens|lm_head)\.(projection\.)?weight$", "absolute", 0.0052),
     InitialRule(DECODER_LAYER + r"(self_attn\.[qkv]_proj|mlp\.(gate_proj|fc1))\.weight$", "absolute", 0.006),
-    # in the original, too, the depth scales the product's other factor and not the projection back
-    InitialRule(DECODER_LAYER + r"(self_attn\.o_proj|mlp\.up_proj)\.weight$", "depth", 0.006),
-    InitialRule(DECODER_LAYER + r"mlp\.(down_proj|fc2)\.weight$", "absolute", 0.0015),
+    # in the original, too, the depth scales the other factor of a gated product and not the projection back
+    InitialRule(DECODER_LAYER + r"(self_attn\.o_proj|mlp\.(up_proj|fc2))\.weight$", "depth", 0.006),
+    InitialRule(DECODER_LAYER + r"mlp\.down_proj\.weight$", "absolute", 0.0015),
 )
 """Initial scales of the decoder, as in the original."""
 

@@ -8,7 +8,6 @@ from mindvlm.checkpoint import open_checkpoint
 from mindvlm.models.delvm.model_config import DelvmModelConfig, VqganConfig, vqgan_shapes
 from mindvlm.models.delvm.teacher import teacher_of
 from mindvlm.models.own_training import PassMemory
-from mindvlm.nn.loss import chunks
 from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory
 from mindvlm.nn.shapes import decoder_shapes
 
@@ -16,6 +15,8 @@ from mindvlm.nn.shapes import decoder_shapes
 CONV_BYTES = 2 * MIB
 # maps of the size of its input that a convolution, its norm and its activation keep for the way back
 NUM_KEPT_MAPS = 6
+# maps of the size of all logits that the distillation loss holds, because the chunks share no memory
+NUM_LOGIT_MAPS = 12
 
 
 class Convolution(NamedTuple):
@@ -116,9 +117,7 @@ def pass_memory(run_config: Any, sections: Mapping[str, Any], item_size: int) ->
     num_weights = sum(map(math.prod, decoder_shapes(decoder).values()))
     # states, norm and branches of a layer, which are not kept; the last states
     layer = num_codes * (3 * decoder.hidden_size + 3 * decoder.intermediate_size) * item_size
-    start, stop = chunks(num_codes, decoder.vocab_size)[0]
-    # logits, their logarithms, probabilities and change
-    logits = 4 * (stop - start) * decoder.vocab_size * FLOAT32
+    logits = NUM_LOGIT_MAPS * num_codes * decoder.vocab_size * FLOAT32
     frozen = num_weights * min(item_size, 2 if is_half else FLOAT32)
     return PassMemory(num_rows=num_rows, length=length, frozen=wide + frozen, beside=layer + logits)
 

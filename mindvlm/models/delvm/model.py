@@ -3,7 +3,7 @@
 N pictures, P codes of a picture, B batch, L length, E width of a code.
 """
 
-from mindspore import nn, ops
+from mindspore import Parameter, nn, ops
 
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.delvm.model_config import DelvmModelConfig
@@ -59,6 +59,11 @@ class DelvmModel(ImageTextModel):
     def towers(self) -> list[nn.Cell]:
         """The VQGAN."""
         return [self.vqgan] if self.config.vqgan else []
+
+    @property
+    def constant_parameters(self) -> list[Parameter]:
+        """Those of the VQGAN beside a decoder, which trains on codes that the VQGAN has computed before."""
+        return list(self.vqgan.get_parameters()) if self.config.vqgan and self.config.language_model else []
 
     def encode_images(self, pixels):
         """Returns the codes of pictures: pixels (N, 3, height, width) float32 in 0..1 -> (N, P) int32."""
