@@ -232,7 +232,7 @@ def test_a_full_context_leaves_the_conversation_as_it_was(model, spy):
         with pytest.raises(UserError, match="the context holds 320|0 images for 1"):
             talk.ask(query)
     assert talk.turns == first.history
-    answer = talk.ask("go on", max_new_tokens=1000)
+    answer = talk.ask("x" * 200, max_new_tokens=1000)
     assert answer.stop_reason in ("context_full", "stop_token")
     ids = spy.appended[0] + first.ids[:-1] + spy.appended[-1]
     assert_uncached(model, ids, spy.logits[-1], [picture()])

@@ -100,7 +100,7 @@ def test_a_full_context_is_said(talk):
     _, out, err, _ = talk("x" * 400, "hello")
     assert "tokens but the context holds 320" in err and "/reset begins a new conversation" in err
     assert out == f"{tiny_model().chat('hello', max_new_tokens=3)}\n"
-    _, _, err, _ = talk("hello", max_new_tokens=1000)
+    _, _, err, _ = talk("x" * 240, max_new_tokens=1000)
     assert "the context is full; /reset begins a new conversation" in err
 
 

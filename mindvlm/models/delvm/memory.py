@@ -14,7 +14,9 @@ from mindvlm.nn.shapes import decoder_shapes
 # the compiled graph of a convolution, beside two copies of its weight in other layouts
 CONV_BYTES = 2 * MIB
 # maps of the size of its input that a convolution, its norm and its activation keep for the way back
-NUM_KEPT_MAPS = 6
+NUM_KEPT_MAPS = 11
+# maps of the size of the distances of positions to codes in the loss
+NUM_DISTANCE_MAPS = 6
 # maps of the size of all logits that the distillation loss holds, because the chunks share no memory
 NUM_LOGIT_MAPS = 12
 
@@ -130,4 +132,5 @@ def trained_vqgan_bytes(config: VqganConfig) -> int:
     """
     both = [*encoder_convolutions(config), *decoder_convolutions(config)]
     kept = NUM_KEPT_MAPS * sum(one.positions_in * one.channels_in for one in both)
-    return (kept + 2 * max(one.peak for one in both)) * FLOAT32
+    distances = NUM_DISTANCE_MAPS * config.num_codes * config.num_embeddings
+    return (kept + distances + 2 * max(one.peak for one in both)) * FLOAT32
