@@ -82,9 +82,15 @@ def build_sections(data: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def own_training(data: dict[str, Any], path: Path) -> OwnTraining | None:
-    """Returns the training of the family of a job's model; None if it trains on questions and answers."""
-    config = data.get("model_config")
-    return find_family(resolve_path(config, path)).training if isinstance(config, str) and config else None
+    """Returns the training of the family of a job's model; None if it trains on questions and answers.
+
+    Raises:
+        UserError: the job names no model, or its config does not exist.
+    """
+    if not isinstance(data.get("model_config"), str):
+        # raises the error about this key
+        build_config(TrainConfig, {key: data[key] for key in ("model_config", "output_dir") if key in data})
+    return find_family(resolve_path(data["model_config"], path)).training
 
 
 def read_with_base(path: Path) -> dict[str, Any]:

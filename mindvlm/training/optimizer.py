@@ -1,5 +1,6 @@
 """AdamW with torch's formula (Loshchilov and Hutter, arXiv 1711.05101), on the backend's fused Adam kernel."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,11 +39,12 @@ class OptimizerConfig:
     def __post_init__(self):
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas is {self.betas}; expected two numbers from 0 to below 1")
-        if self.learning_rate <= 0 or self.eps <= 0 or self.weight_decay < 0:
+        # NaN is in no range
+        if not (0 < self.learning_rate < math.inf and 0 < self.eps < math.inf and 0 <= self.weight_decay < math.inf):
             raise UserError("optimizer: learning_rate and eps must be above 0, weight_decay at least 0")
-        if self.beta2_power < 0:
+        if not 0 <= self.beta2_power < math.inf:
             raise UserError(f"optimizer.beta2_power is {self.beta2_power}; expected at least 0")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UserError(f"optimizer.max_grad_norm is {self.max_grad_norm}; expected a number above 0, or null")
         check_patterns("optimizer.no_decay", self.no_decay or ())
         check_patterns("optimizer.learning_rate_factors", self.learning_rate_factors)

@@ -215,6 +215,8 @@ def test_a_checkpoint_is_a_model_folder_and_converts_to_both_forms(tmp_path):
         ({"data": None, "rendered_text": {}}, "rendered_text has no form for the family 'delvm'"),
         ({"init": {"weights": ["vqgan"]}}, "init.weights have no values for .*language_model"),
         ({"own_sections": {}}, "unknown config key 'own_sections'"),
+        ({"model_config": None}, "config key 'model_config' is None; expected text"),
+        ({"model_config": ["model.yaml"]}, "config key 'model_config' is .*; expected text"),
         ({"lora": {}}, "lora: no file format holds adapters of the family 'delvm'; remove the section"),
         ({"train": ["^vqgan"]}, "train: '.vqgan' matches only parameters that cannot train"),
     ],

@@ -82,3 +82,10 @@ def test_a_step_clips_to_the_global_norm_like_torch():
 def test_impossible_betas_are_refused():
     with pytest.raises(UserError, match="betas"):
         OptimizerConfig(learning_rate=1e-3, betas=[0.9, 1.0])
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "eps", "weight_decay", "beta2_power", "max_grad_norm"])
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_values_out_of_range_are_refused(key, value):
+    with pytest.raises(UserError, match=key):
+        OptimizerConfig(**{"learning_rate": 1e-3, key: value})
