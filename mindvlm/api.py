@@ -54,6 +54,8 @@ def load(
     config = read_config(config_path, overrides)
     if not config.checkpoint:
         raise UserError(f"config {config_path} names no checkpoint; set checkpoint to a file of converted weights")
+    if config.model.language_model is None:
+        raise UserError(f"config {config_path} describes no language_model, without which nothing is generated; add it")
     family = get_family(config.family)
     processor = family.processor(config.processor)
     context = runtime.start(config)

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from mindvlm.models.delvm.model_config import VqganConfig
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def norm(num_groups: int, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, num_in: int, num_out: int) -> None:
+    def __init__(self, num_in: int, num_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(num_in), nn.Conv2d(num_in, num_out, 3, padding=1)
-        self.norm2, self.conv2 = norm(num_out), nn.Conv2d(num_out, num_out, 3, padding=1)
+        self.norm1, self.conv1 = norm(groups, num_in), nn.Conv2d(num_in, num_out, 3, padding=1)
+        self.norm2, self.conv2 = norm(groups, num_out), nn.Conv2d(num_out, num_out, 3, padding=1)
         if num_in != num_out:
             self.nin_shortcut = nn.Conv2d(num_in, num_out, 1)
 
@@ -31,9 +31,9 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(groups, channels)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,8 +70,9 @@ class Level(nn.Module):
         num_in, width = config.hidden_channels * multiples[level], config.hidden_channels * config.channel_mult[level]
         num_blocks = config.num_res_blocks + (not down)
         has_attention = config.resolution // 2**level in config.attn_resolutions
-        self.block = nn.ModuleList(ResnetBlock(width if i else num_in, width) for i in range(num_blocks))
-        self.attn = nn.ModuleList(AttentionBlock(width) for _ in range(num_blocks if has_attention else 0))
+        groups = config.num_groups
+        self.block = nn.ModuleList(ResnetBlock(width if i else num_in, width, groups) for i in range(num_blocks))
+        self.attn = nn.ModuleList(AttentionBlock(width, groups) for _ in range(num_blocks if has_attention else 0))
         if level != (config.num_levels - 1 if down else 0):
             change = Resampling(width, down=down, with_conv=config.resample_with_conv)
             setattr(self, "downsample" if down else "upsample", change)
@@ -92,10 +93,10 @@ class Middle(nn.Module):
     def __init__(self, config: VqganConfig) -> None:
         super().__init__()
         width = config.hidden_channels * config.channel_mult[-1]
-        self.block_1 = ResnetBlock(width, width)
+        self.block_1 = ResnetBlock(width, width, config.num_groups)
         if not config.no_attn_mid_block:
-            self.attn_1 = AttentionBlock(width)
-        self.block_2 = ResnetBlock(width, width)
+            self.attn_1 = AttentionBlock(width, config.num_groups)
+        self.block_2 = ResnetBlock(width, width, config.num_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block_1(x)
@@ -115,7 +116,7 @@ class Half(nn.Module):
         levels = nn.ModuleList(Level(config, level, down=down) for level in range(config.num_levels))
         setattr(self, "down" if down else "up", levels)
         self.mid = Middle(config)
-        self.norm_out, self.conv_out = norm(end), nn.Conv2d(end, num_out, 3, padding=1)
+        self.norm_out, self.conv_out = norm(config.num_groups, end), nn.Conv2d(end, num_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)

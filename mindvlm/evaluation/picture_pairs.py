@@ -1,7 +1,7 @@
 """Questions about pairs of a picture and its label: a model sees some pairs of a task, and labels the other pictures.
 
 DATA/TASK/NAME_img.png, NAME_label.png, or one task's pairs in DATA itself
-FOLDER/predictions/TASK/NAME.png, FOLDER/reconstructions/TASK/NAME.png
+FOLDER/predictions/TASK/NAME.png, FOLDER/reconstructions/TASK/NAME.png, FOLDER/grid.png
 """
 
 import argparse
@@ -18,7 +18,7 @@ from mindvlm.checkpoint.atomic import atomic_file
 from mindvlm.core.errors import UserError, counted
 from mindvlm.evaluation import picture_metrics as metrics
 from mindvlm.evaluation.benchmark import Answer, Answered, Tables
-from mindvlm.processing.code_processor import LABEL, PICTURE, CodeProcessor, find_pairs
+from mindvlm.processing.code_processor import LABEL, PICTURE, CodeProcessor, find_pairs, labelled_grid
 from mindvlm.processing.images.loading import load_image
 
 Pair = tuple[Path, Path]
@@ -26,6 +26,9 @@ PREDICTION, COPY, CEILING = "prediction", "copy of the nearest example's label",
 # of 255; the darkest pure colour, blue, has the grey level 29
 THRESHOLD = 20
 NUM_PROMPTS = 3
+GRID_FILE = "grid.png"
+# smaller pictures are enlarged in a grid
+GRID_EDGE = 128
 LINE_TOLERANCE = 2
 # key of an answer -> folder of its pictures
 FOLDERS = {"picture": "predictions", "reconstruction": "reconstructions"}
@@ -47,6 +50,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=THRESHOLD,
         help="grey level of 255 from which foreground_iou counts (%(default)s)",
+    )
+    parser.add_argument(
+        "--grid", type=int, default=0, metavar="N", help="also write grid.png with the first N questions of each task"
     )
     parser.add_argument(
         "--masks",
@@ -74,7 +80,7 @@ class PicturePairs:
     def __init__(self, data: Path, options: argparse.Namespace, make_processor: Callable[[int], CodeProcessor]):
         if not 0 <= options.threshold <= 255:
             raise UserError(f"--threshold is {options.threshold}; expected 0 to 255")
-        for name, least in (("num_prompts", 1), ("seed", 0), ("num_queries", 0)):
+        for name, least in (("num_prompts", 1), ("seed", 0), ("num_queries", 0), ("grid", 0)):
             value = getattr(options, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}; expected at least {least}")
@@ -145,7 +151,26 @@ class PicturePairs:
         for question_id in self.ids:
             if question_id in answers:
                 by_task.setdefault(task_of(question_id), {})[question_id] = answers[question_id]
-        return {task: self._score_task(task, found, folder) for task, found in by_task.items()}
+        tables = {task: self._score_task(task, found, folder) for task, found in by_task.items()}
+        if self.options.grid and by_task:
+            rows = [row for task, found in by_task.items() for row in self._grid_rows(task, found, folder)]
+            write_picture(folder / GRID_FILE, labelled_grid(rows))
+        return tables
+
+    def _grid_rows(self, task: str, answers: dict[str, Answer], folder: Path) -> list[list[tuple[str, Image.Image]]]:
+        """Returns a row of captions and pictures for each of the first answers: examples, question, result, truth."""
+        rows = []
+        for question_id, answer in list(answers.items())[: self.options.grid]:
+            result = Image.fromarray(read_picture(folder, answer, "picture", question_id))
+            processor = self.make_processor(result.width)
+            picture, truth = map(processor.squared, self.queries[question_id])
+            row = [("question", picture), ("prediction", result), ("truth", truth)]
+            for number, pair in reversed(list(enumerate(self.prompts[task], 1))):
+                row = [(f"{task} {number}", processor.squared(pair[0])), ("label", processor.squared(pair[1])), *row]
+            factor = max(1, GRID_EDGE // result.width)
+            size = (factor * result.width, factor * result.height)
+            rows.append([(caption, one.resize(size, Image.Resampling.NEAREST)) for caption, one in row])
+        return rows
 
     def _score_task(self, task: str, answers: dict[str, Answer], folder: Path) -> dict[str, dict[str, float]]:
         named = {PREDICTION: "picture"}

@@ -94,8 +94,10 @@ def test_codes(run, folders):
 
 
 def test_pictures(run, folders):
-    status, out, err = run(*PICTURES, "--data", folders / "pairs")
+    status, out, err = run(*PICTURES, "--data", folders / "pairs", "--grid", "1")
     assert status == 0 and "4 of 4 questions" in err
+    # a row of each task: two examples, question, prediction and truth, at least 128 pixels wide
+    assert Image.open("evaluation/delvm-pictures/grid.png").size == (7 * 132 + 4, 2 * 148 + 4)
     answers = {answer["question_id"]: answer for answer in lines("evaluation/delvm-pictures")}
     assert len(answers) == 4 and all(key.startswith(("edges/", "rain/")) for key in answers)
     options = tool.build_parser("delvm-pictures").parse_args(["--num_prompts", "2"])

@@ -1,5 +1,6 @@
 """The run config of the DeLVM family, its YAML parser and the run config of a published folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,8 @@ def parse_config(data: dict, path: Path) -> DelvmConfig:
     config = build_config(DelvmConfig, data)
     for key in ("checkpoint", "vqgan", "adapter"):
         setattr(config, key, resolve_path(getattr(config, key), path))
-    checked(config, str(path))
+    # a VQGAN without decoder can train
+    checked(config, str(path), parts=("vqgan",))
     # a whole config, such as that of a job with model_changes, has the usual values
     given, usual = data.get("generation") or {}, GenerationConfig()
     wrong = next((key for key in LENGTH_KEYS if given.get(key, getattr(usual, key)) != getattr(usual, key)), None)
@@ -75,9 +77,9 @@ def folder_config(folder: Path, overrides: dict[str, Any] | None = None) -> Delv
     return checked(config, str(folder))
 
 
-def checked(config: DelvmConfig, origin: str) -> DelvmConfig:
-    """Returns a config that can run, with the processor's size. Raises UserError if a part is missing."""
-    for part in ("language_model", "vqgan"):
+def checked(config: DelvmConfig, origin: str, parts: Sequence[str] = ("language_model", "vqgan")) -> DelvmConfig:
+    """Returns a config that can run, with the processor's size. Raises UserError if one of the parts is missing."""
+    for part in parts:
         if getattr(config.model, part) is None:
             remedy = "give its folder as vqgan (--vqgan)" if part == "vqgan" else "add the section"
             raise UserError(f"{origin}: describes no {part}, which pictures need; {remedy}")

@@ -19,8 +19,13 @@ INITIAL_RULES = (
     # in the original, too, the depth scales the other factor of a gated product and not the projection back
     InitialRule(DECODER_LAYER + r"(self_attn\.o_proj|mlp\.(up_proj|fc2))\.weight$", "depth", 0.006),
     InitialRule(DECODER_LAYER + r"mlp\.down_proj\.weight$", "absolute", 0.0015),
+    InitialRule(r"^vqgan\..*\.norm\w*\.weight$", "constant", 1.0),
+    InitialRule(r"^vqgan\.quantize\.embedding\.weight$", "absolute", 0.3),
+    InitialRule(r"^vqgan\..*\.conv2\.weight$", "fan_in", 0.1),
+    InitialRule(r"^vqgan\..*\.weight$", "fan_in", 1.0),
 )
-"""Initial scales of the decoder, as in the original."""
+"""Initial scales: those of the decoder are the original's. The blocks of the VQGAN start small beside what they are
+added to, and its latents have about the scale of the codebook."""
 
 FAMILY = Family(
     name="delvm",

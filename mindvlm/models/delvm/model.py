@@ -35,7 +35,7 @@ class CodeEmbedding(nn.Cell):
 
 
 class DelvmModel(ImageTextModel):
-    """The VQGAN, which does not train with the decoder and computes in float32, and the decoder over its codes.
+    """The VQGAN, which trains only without decoder and computes in float32, and the decoder over its codes.
 
     Args:
         config: sizes of the parts; an absent part is not built.
@@ -47,7 +47,8 @@ class DelvmModel(ImageTextModel):
         self.config = config
         if config.vqgan:
             self.vqgan = Vqgan(config.vqgan)
-            freeze(self.vqgan)
+            if config.language_model:
+                freeze(self.vqgan)
         if config.language_model:
             self.language_model = CausalLM(config.language_model, context)
             if config.input_embedding == "codebook":
@@ -59,6 +60,10 @@ class DelvmModel(ImageTextModel):
     def towers(self) -> list[nn.Cell]:
         """The VQGAN."""
         return [self.vqgan] if self.config.vqgan else []
+
+    def stop_at_frozen_parts(self) -> None:
+        if self.config.language_model:
+            super().stop_at_frozen_parts()
 
     @property
     def constant_parameters(self) -> list[Parameter]:

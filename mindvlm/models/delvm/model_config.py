@@ -7,8 +7,6 @@ from mindvlm.core.errors import UserError
 from mindvlm.nn.config import DecoderConfig, check_language_model
 from mindvlm.nn.shapes import Shapes, decoder_shapes, linear_shapes, norm_shapes
 
-NUM_GROUPS = 32
-"""Number of groups of every norm of the VQGAN."""
 MAX_BLOCKS = 100
 """Limit of the levels of a VQGAN, and of the blocks of a level."""
 
@@ -24,6 +22,7 @@ class VqganConfig:
         channel_mult: width of each level, as a multiple of `hidden_channels`.
         attn_resolutions: resolutions whose levels have attention. A level with one block does not use it.
         commitment_cost: weight of the second term of the codebook loss, in training.
+        num_groups: groups of every norm, 32 in the original. A group of one channel hides the mean of the channel.
     """
 
     resolution: int = 256
@@ -38,9 +37,10 @@ class VqganConfig:
     quantized_embed_dim: int = 64
     resample_with_conv: bool = True
     commitment_cost: float = 0.25
+    num_groups: int = 32
 
     def __post_init__(self) -> None:
-        for key in ("resolution", "hidden_channels", "num_res_blocks", "z_channels", "num_embeddings"):
+        for key in ("resolution", "hidden_channels", "num_res_blocks", "z_channels", "num_embeddings", "num_groups"):
             if getattr(self, key) < 1:
                 raise UserError(f"model.vqgan.{key} is {getattr(self, key)}; expected at least 1")
         if not self.channel_mult or min(self.channel_mult) < 1 or self.quantized_embed_dim < 1:
@@ -53,10 +53,10 @@ class VqganConfig:
                 f"model.vqgan: num_res_blocks is {self.num_res_blocks} and channel_mult has {self.num_levels} levels; "
                 f"expected at most {MAX_BLOCKS}"
             )
-        if self.hidden_channels % NUM_GROUPS:
+        if self.hidden_channels % self.num_groups:
             raise UserError(
-                f"model.vqgan.hidden_channels is {self.hidden_channels}; expected a multiple of {NUM_GROUPS}, the "
-                "groups of a norm"
+                f"model.vqgan.hidden_channels is {self.hidden_channels}; expected a multiple of num_groups, "
+                f"{self.num_groups}"
             )
         if self.resolution % 2 ** (self.num_levels - 1):
             raise UserError(

@@ -1,24 +1,35 @@
-"""Trains the decoder of a DeLVM on packs of codes.
+"""Trains the decoder of a DeLVM on packs of codes, or its VQGAN on pictures.
 
 B rows, L codes of a row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from mindvlm.core.config import resolve_path
 from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import BuildContext
 from mindvlm.models.delvm.distillation import DistillationConfig
 from mindvlm.models.delvm.held_out import HeldOutCodes, HeldOutConfig
 from mindvlm.models.delvm.memory import pass_memory
+from mindvlm.models.delvm.model import DelvmModel
 from mindvlm.models.delvm.packing import MIN_LENGTH, Pack, PackedTokens, PackOrder
+from mindvlm.models.delvm.picture_data import (
+    HeldOutPictures,
+    HeldOutPicturesConfig,
+    PictureData,
+    PicturesConfig,
+)
+from mindvlm.models.delvm.picture_loss import PictureLoss, PictureLossConfig
 from mindvlm.models.delvm.teacher import add_teacher, teacher_weights
 from mindvlm.models.delvm.token_files import TokenFile, find_token_files
-from mindvlm.models.own_training import OwnTraining, PassInputs
+from mindvlm.models.own_training import Evaluator, OwnTraining, PassInputs
 from mindvlm.processing.samples.label_rules import IGNORED_LABEL
 
 NUM_ROW_STEPS = 4
@@ -188,17 +199,43 @@ def rows_of(packs: Sequence[Pack], length: int) -> dict[str, np.ndarray]:
 
 
 def sections(job: dict[str, Any]) -> dict[str, type]:
-    """Returns the sections of a job that belong to this family."""
+    """Returns the sections of a job that belong to this family; those of a VQGAN if its data are pictures."""
+    if "pictures" in (job.get("data") or {}):
+        return {"data": PicturesConfig, "evaluation": HeldOutPicturesConfig, "vqgan_loss": PictureLossConfig}
     return {"data": CodesConfig, "evaluation": HeldOutConfig, "distillation": DistillationConfig}
+
+
+def open_data(config: CodesConfig | PicturesConfig, run_config: Any, **options: Any) -> PackedData | PictureData:
+    """Opens the batches of a job. Raises UserError if they are not what the model trains on; see `OwnTraining`."""
+    takes_pictures = run_config.model.language_model is None
+    if takes_pictures != isinstance(config, PicturesConfig):
+        what = ("a VQGAN alone", "data.pictures") if takes_pictures else ("a decoder", "data.codes")
+        raise UserError(f"data: the model is {what[0]}, which trains on {what[1]}; set that key")
+    return (PictureData if takes_pictures else PackedData)(config, run_config, **options)
+
+
+def make_trained(model: DelvmModel, run_config: Any, sections: Mapping[str, Any], context: BuildContext) -> nn.Cell:
+    """Returns the Cell that a job trains; see `OwnTraining`."""
+    if run_config.model.language_model is not None:
+        return add_teacher(model, run_config, sections, context)
+    if context.dtype != ms.float32:
+        raise UserError(f"dtype is {str(context.dtype).lower()}, but a VQGAN trains in float32; set dtype: float32")
+    return PictureLoss(model.vqgan, sections.get("vqgan_loss") or PictureLossConfig())
+
+
+def open_evaluator(config: HeldOutConfig | HeldOutPicturesConfig, *arguments: Any, **options: Any) -> Evaluator:
+    """Opens the evaluation of a job; see `OwnTraining`."""
+    kind = HeldOutPictures if isinstance(config, HeldOutPicturesConfig) else HeldOutCodes
+    return kind(config, *arguments, **options)
 
 
 TRAINING = OwnTraining(
     sections=sections,
-    open_data=PackedData,
+    open_data=open_data,
     pass_memory=pass_memory,
-    make_trained=add_teacher,
+    make_trained=make_trained,
     frozen_weights=teacher_weights,
-    open_evaluator=HeldOutCodes,
+    open_evaluator=open_evaluator,
     # the teacher is compared by its weights
-    free_keys=frozenset({"data.codes", "distillation.teacher"}),
+    free_keys=frozenset({"data.codes", "data.pictures", "data.num_workers", "distillation.teacher"}),
 )

@@ -26,9 +26,10 @@ class Level(nn.Cell):
     def __init__(self, config: VqganConfig, level: int, in_channels: int, num_blocks: int):
         super().__init__()
         width = config.widths[level]
-        self.block = nn.CellList([ResnetBlock(width if i else in_channels, width) for i in range(num_blocks)])
+        groups = config.num_groups
+        self.block = nn.CellList([ResnetBlock(width if i else in_channels, width, groups) for i in range(num_blocks)])
         has_attention = config.resolution // 2**level in config.attn_resolutions
-        self.attn = nn.CellList([AttentionBlock(width) for _ in range(num_blocks if has_attention else 0)])
+        self.attn = nn.CellList([AttentionBlock(width, groups) for _ in range(num_blocks if has_attention else 0)])
         # the original skips the attention of a level with one block, although it has weights
         self.attends = has_attention and num_blocks > 1
 
@@ -70,11 +71,11 @@ class Middle(nn.Cell):
 
     def __init__(self, config: VqganConfig):
         super().__init__()
-        width = config.widths[-1]
-        self.block_1, self.block_2 = ResnetBlock(width, width), ResnetBlock(width, width)
+        width, groups = config.widths[-1], config.num_groups
+        self.block_1, self.block_2 = ResnetBlock(width, width, groups), ResnetBlock(width, width, groups)
         self.has_attention = not config.no_attn_mid_block
         if self.has_attention:
-            self.attn_1 = AttentionBlock(width)
+            self.attn_1 = AttentionBlock(width, groups)
 
     def construct(self, x):
         x = self.block_1(x)
@@ -91,7 +92,7 @@ class Encoder(nn.Cell):
         self.conv_in = Conv(config.num_channels, config.hidden_channels)
         self.down = nn.CellList([DownLevel(config, level) for level in range(config.num_levels)])
         self.mid = Middle(config)
-        self.norm_out = GroupNorm(config.widths[-1])
+        self.norm_out = GroupNorm(config.widths[-1], config.num_groups)
         self.conv_out = Conv(config.widths[-1], config.z_channels)
 
     def construct(self, x):
@@ -109,7 +110,7 @@ class Decoder(nn.Cell):
         self.conv_in = Conv(config.z_channels, config.widths[-1])
         self.mid = Middle(config)
         self.up = nn.CellList([UpLevel(config, level) for level in range(config.num_levels)])
-        self.norm_out = GroupNorm(config.widths[0])
+        self.norm_out = GroupNorm(config.widths[0], config.num_groups)
         self.conv_out = Conv(config.widths[0], config.num_channels)
 
     def construct(self, x):

@@ -22,7 +22,7 @@ SKIPPED = "skipped.txt"
 
 
 def add_vqgan(parser: argparse.ArgumentParser, unit: str, per_line: int) -> None:
-    """Adds `--vqgan`, and the number of groups in a sentence: `--UNIT_per_line`."""
+    """Adds `--vqgan`, the number of groups in a sentence, `--UNIT_per_line`, and for pairs `--targets`."""
     parser.add_argument(
         "--vqgan", type=os.path.expanduser, metavar="FOLDER", help=f"write the {unit} as codes of this VQGAN"
     )
@@ -33,6 +33,13 @@ def add_vqgan(parser: argparse.ArgumentParser, unit: str, per_line: int) -> None
         metavar="N",
         help=f"in a sentence of codes (default {per_line})",
     )
+    if unit == "pairs":
+        parser.add_argument(
+            "--targets",
+            choices=["all", "labels"],
+            default="all",
+            help="codes that a decoder learns to predict: all, or those of the labels alone (default all)",
+        )
 
 
 def check_range(arguments: argparse.Namespace, name: str, least: int, most: int) -> None:
@@ -81,10 +88,12 @@ class Maker:
     ):
         self.folder, self.encoder, self.keeps_pictures = Path(arguments.output), encoder, keeps_pictures
         self.noun, self.groups_per_line = noun, groups_per_line
+        self.only_labels = getattr(arguments, "targets", "all") == "labels"
         keep_description(self.folder, {"kind": arguments.kind, **description})
         if encoder:
             per_line = f"{unit}_per_line"
             by = {"vqgan": os.path.realpath(arguments.vqgan), per_line: getattr(arguments, per_line)}
+            by |= {"targets": "labels"} if self.only_labels else {}
             keep_description(self.folder / "vision", by)
 
     def make(self, tasks: Mapping[str, Sequence[Item]], progress: Progress) -> list[str]:
@@ -127,7 +136,7 @@ class Maker:
                     progress(next(counter))
 
         for item, rows in encode_in_order(to_encode(), self.encoder):
-            codes.add(item, rows)
+            codes.add(item, [without_targets(row) for row in rows] if self.only_labels else rows)
             progress(next(counter))
         skipped.update(reasons)
         write_skipped(skipped, self.folder / SKIPPED)
@@ -136,6 +145,12 @@ class Maker:
         if codes:
             codes.finish(items, self.groups_per_line)
         return sum(len(item.groups) for item in missing if f"{task}/{item.name}" not in reasons)
+
+
+def without_targets(codes: Sequence[int]) -> list[int]:
+    """Returns the codes of a pair with those of the picture negative: they are read but are no targets."""
+    half = len(codes) // 2
+    return [-code for code in codes[:half]] + list(codes[half:])
 
 
 def write_skipped(skipped: dict[str, str], path: Path) -> None:
