@@ -155,7 +155,7 @@ class Trainer:
         rate = self.learning_rate
         outcome = self.run_step(rate, passes)
         self.step += 1
-        self.num_updates += outcome.is_measured
+        self.num_updates += bool(outcome.is_measured)
         is_end = self.step == self.schedule.total_steps
         self.has_learned |= outcome.is_measured
         if not outcome.is_measured and not outcome.is_overflow:

@@ -26,6 +26,7 @@ class PictureEncoder:
     Attributes:
         size: edge of the pictures it takes, in pixels; others are brought to it.
         vocab_size: number of codes there are.
+        num_codes: of a picture.
         batch_size: number of pictures to encode at a time.
 
     Raises:
@@ -39,6 +40,7 @@ class PictureEncoder:
         config = from_published(published, path=f"{folder}/config.json")
         start(RuntimeConfig(mode="pynative"))
         self.folder, self.size, self.vocab_size = folder, config.vqgan.resolution, config.vqgan.num_embeddings
+        self.num_codes = config.vqgan.num_codes
         self.batch_size = max(1, min(MOST_PICTURES, BATCH_PIXELS // self.size**2))
         self.model = DelvmModel(config).set_train(False)
         expected = {name: TensorInfo(name, "float32", shape) for name, shape in parameter_shapes(self.model).items()}

@@ -119,7 +119,10 @@ class Maker:
     ) -> int:
         """Makes a task and adds the items that cannot be used to `skipped`. Returns the number of new groups."""
         pictures = PictureFolder(self.folder / task) if self.keeps_pictures else None
-        codes = CodeFile(self.folder / "vision" / task / "train.bin", self.encoder.vocab_size) if self.encoder else None
+        codes = None
+        if self.encoder:
+            path = self.folder / "vision" / task / "train.bin"
+            codes = CodeFile(path, self.encoder.vocab_size, self.encoder.num_codes)
         missing = [item for item in items if not all(output.has(item) for output in (pictures, codes) if output)]
         reasons: dict[str, str] = {}
         counter = itertools.count(len(items) - len(missing) + 1)

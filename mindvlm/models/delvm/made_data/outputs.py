@@ -83,28 +83,34 @@ class CodeFile:
     Args:
         path: the .bin to write; its folder is made.
         vocab_size: codes are below.
+        num_codes: of a picture.
 
     Raises:
         UserError: the folder cannot be written, or the files of an earlier run are damaged.
     """
 
-    def __init__(self, path: Path, vocab_size: int):
-        self.path, self.vocab_size = path, vocab_size
+    def __init__(self, path: Path, vocab_size: int, num_codes: int):
+        self.path, self.vocab_size, self.num_codes = path, vocab_size, num_codes
         self.partial, self.record = path.with_name(".codes.partial"), path.with_name("items.jsonl")
         self._places: dict[str, int] = {}
+        # codes of each item
+        self._sizes: dict[str, int] = {}
         self._file = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.is_finished = not self.partial.exists() and path.exists() and self.record.exists()
             if self.is_finished:
-                self._places = {name: number for number, (name, _) in enumerate(self._recorded())}
+                recorded = self._recorded()
+                self._places = {name: number for number, (name, _) in enumerate(recorded)}
+                self._sizes = {name: sum(lengths) for name, lengths in recorded}
             else:
                 self._open()
         except OSError as error:
             raise cannot_write(path, error) from None
 
     def has(self, item: Item) -> bool:
-        return item.name in self._places
+        """Returns whether all pictures of an item have codes; a clip may have gained frames since an earlier run."""
+        return self._sizes.get(item.name) == self.num_codes * sum(map(len, item.groups))
 
     def add(self, item: Item, rows: Sequence[Sequence[int]]) -> None:
         """Keeps the codes of the groups of an item. Raises UserError if the disk refuses."""
@@ -112,6 +118,7 @@ class CodeFile:
             if self.is_finished:
                 self._reopen()
             self._places[item.name] = self._file.seek(0, os.SEEK_END)
+            self._sizes[item.name] = sum(map(len, rows))
             self._file.write(_line(item.name, rows))
             self._file.flush()
         except OSError as error:
@@ -161,10 +168,12 @@ class CodeFile:
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
-            name, tab, _ = line.partition(b"\t")
+            name, tab, rows = line.partition(b"\t")
             if not tab or not name.startswith(b'"'):
                 raise UserError(f"{self.partial}: damaged; delete it, the same command makes it again")
+            # a later line of the same item replaces the earlier one
             self._places[json.loads(name)] = end
+            self._sizes[json.loads(name)] = rows.count(b",") + 1
             end += len(line)
         self._file.truncate(end)
 
@@ -177,7 +186,7 @@ class CodeFile:
         with atomic_file(self.partial) as file:
             for name, lengths in recorded:
                 file.write(_line(name, [[next(codes) for _ in range(length)] for length in lengths]))
-        self.is_finished, self._places = False, {}
+        self.is_finished, self._places, self._sizes = False, {}, {}
         self._open()
 
     def _recorded(self) -> list[tuple[str, list[int]]]:

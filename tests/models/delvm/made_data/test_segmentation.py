@@ -50,7 +50,7 @@ def vqgan(monkeypatch):
         return (small.reshape(-1, 4) % NUM_CODES).astype(np.int32)
 
     batch = []
-    encode.size, encode.vocab_size, encode.batch_size, encode.batch = 16, NUM_CODES, 8, batch
+    encode.size, encode.vocab_size, encode.num_codes, encode.batch_size, encode.batch = 16, NUM_CODES, 4, 8, batch
     monkeypatch.setattr("mindvlm.models.delvm.made_data.downloads.open_encoder", lambda arguments: encode)
     return encode
 

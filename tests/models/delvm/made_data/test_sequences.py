@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindvlm.models.delvm.made_data.outputs import CodeFile
 from mindvlm.models.delvm.token_files import TokenFile, write_token_file
 from mindvlm.tools.make_data import main
-from tests.models.delvm.made_data.tiny_downloads import COLOURS, names_below, pixels, png, run, write_files, write_tar
+from tests.models.delvm.made_data.tiny_downloads import (
+    COLOURS,
+    contents,
+    names_below,
+    pixels,
+    png,
+    run,
+    write_files,
+    write_tar,
+)
 from tests.tiny_delvm import training_tensors, write_vqgan
 
 NUM_CODES = 40
@@ -54,6 +64,26 @@ def test_frames_follow_in_natural_order_and_rests_are_short(tmp_path, vqgan, cap
     found = codes_of(tmp_path / "a/vision/video")
     length = len(found[0]) // 2
     assert [len(line) for line in found] == [2 * length, 4 * length, 4 * length, 3 * length]
+
+
+def test_a_clip_that_gains_frames_equals_a_new_one(tmp_path, vqgan, monkeypatch):
+    options = ["--pictures", "--vqgan", vqgan, "--frames_per_line", 4]
+    clip = {f"a/{n:02d}.png": gray(10 * n) for n in range(9)}
+    source = write_files(tmp_path / "f", dict(list(clip.items())[:6]))
+    assert run("video", tmp_path / "a", "--source", source, *options) == 0
+    write_files(source, clip)
+    add = CodeFile.add
+
+    def add_and_die(*arguments):
+        add(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CodeFile, "add", add_and_die)
+        assert run("video", tmp_path / "a", "--source", source, *options) == 130
+    for output in ("a", "b"):
+        assert run("video", tmp_path / output, "--source", source, *options) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_rest_of_one_frame_is_left_out_and_a_clip_of_one_is_skipped(tmp_path, capsys):
