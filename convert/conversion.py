@@ -47,7 +47,7 @@ PROOFS = ("tensors", "logits")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ConversionRequest:
     """The settings of a conversion.
 
     Attributes:
@@ -112,7 +112,7 @@ class Conversion:
         formed: the form whose tensors were computed, or None.
     """
 
-    request: Request
+    request: ConversionRequest
     opened: Opened
     way_out: Plan | None
     buffers: TensorSource | None
@@ -138,7 +138,7 @@ class ParityFailure(UserError):
 
 
 def convert(
-    request: Request, *, show_progress: bool = False, record: Callable[[Conversion], None] | None = None
+    request: ConversionRequest, *, show_progress: bool = False, record: Callable[[Conversion], None] | None = None
 ) -> Conversion:
     """Converts checkpoints as `request` says.
 
@@ -183,7 +183,7 @@ def convert(
     return conversion
 
 
-def _prepare(request: Request, opened: Opened) -> Conversion:
+def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
     """Chooses the target and stacks the views that the written tensors are read through."""
     if request.target is None:
         request = dataclasses.replace(request, target=opened.default_target())
@@ -277,7 +277,7 @@ def _is_whole(opened: Opened, only: str | None) -> bool:
     return only is None or set(opened.inputs[0].plan.infos) <= set(opened.source.infos)
 
 
-def _metadata(request: Request, opened: Opened) -> dict[str, str]:
+def _metadata(request: ConversionRequest, opened: Opened) -> dict[str, str]:
     """Returns the text entries of the file: those of the source for `--to hf`, else what the way back needs."""
     adapters = {ADAPTERS_KEY: ",".join(opened.held_adapters)} if opened.held_adapters else {}
     if request.to != "native":

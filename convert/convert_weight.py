@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint import check_writable, open_checkpoint, parse_size
-from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ParityFailure, Request, convert
+from mindvlm.convert.conversion import DTYPES, NAMINGS, PROOFS, Conversion, ConversionRequest, ParityFailure, convert
 from mindvlm.convert.inspection import inspect_table
 from mindvlm.convert.report import report_of, write_report
 from mindvlm.convert.summary import summary
@@ -83,7 +83,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     if report:
         check_writable(report)
-    request = Request(
+    request = ConversionRequest(
         sources=tuple(map(Path, arguments.torch_ckpt_path)),
         target=Path(arguments.mindspore_ckpt_path) if arguments.mindspore_ckpt_path else None,
         model=arguments.model,

@@ -70,7 +70,7 @@ def write_vqgan(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
 
 def write_hf(folder: Path, training: Path) -> Path:
     """Converts the checkpoint of a training to the Hugging Face form; returns the folder."""
-    from mindvlm.convert.conversion import Request, convert
+    from mindvlm.convert.conversion import ConversionRequest, convert
 
-    convert(Request(sources=(training,), target=folder, to="hf"))
+    convert(ConversionRequest(sources=(training,), target=folder, to="hf"))
     return folder

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from mindvlm.checkpoint import MemorySource, TensorSource, open_checkpoint, write_checkpoint
 from mindvlm.convert import convert_weight
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.core.errors import UserError
 from tests.models.vary.vary_names import (
     SMALL,
@@ -337,7 +337,7 @@ def test_a_killed_conversion_is_cleaned_up_by_the_next(tmp_path):
     stale.wait()
     (tmp_path / f".out.ckpt.{stale.pid}.staging").mkdir()
     (tmp_path / f".out.ckpt.{stale.pid}.staging" / "out.ckpt").write_bytes(b"half")
-    convert(Request(sources=(source,), target=tmp_path / "out.ckpt"))
+    convert(ConversionRequest(sources=(source,), target=tmp_path / "out.ckpt"))
     assert sorted(os.listdir(tmp_path)) == ["in.safetensors", "out.ckpt"]
 
 
@@ -417,4 +417,4 @@ def test_two_models_in_one_file_are_an_error(tmp_path):
     shapes = {**hf_shapes(SMALL), **{f"model.{n}": s for n, s in hf_shapes(SMALL).items()}}
     source = write(tmp_path / "in.safetensors", shapes)
     with pytest.raises(UserError, match="unexpected|not a known model"):
-        convert(Request(sources=(source,), target=tmp_path / "out.ckpt"))
+        convert(ConversionRequest(sources=(source,), target=tmp_path / "out.ckpt"))

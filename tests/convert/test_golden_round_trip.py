@@ -2,7 +2,7 @@
 
 import pytest
 
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 
 CASES = ("toy", "toy_e2e", "tiny_opt", "qwen_long", "clip", "sam", "sam_small")
 
@@ -12,6 +12,6 @@ CASES = ("toy", "toy_e2e", "tiny_opt", "qwen_long", "clip", "sam", "sam_small")
 def test_the_way_back_gives_the_same_file(case, ending, golden_dir, tmp_path):
     source = golden_dir(f"vary/{case}") / "weights.safetensors"
     native, back = tmp_path / f"native.{ending}", tmp_path / "back.safetensors"
-    convert(Request(sources=(source,), target=native, verify="tensors"))
-    convert(Request(sources=(native,), target=back, to="hf", verify="tensors"))
+    convert(ConversionRequest(sources=(source,), target=native, verify="tensors"))
+    convert(ConversionRequest(sources=(native,), target=back, to="hf", verify="tensors"))
     assert back.read_bytes() == source.read_bytes()

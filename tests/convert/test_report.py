@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import MemorySource, write_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.convert.random_weights import RandomSource
 from mindvlm.convert.report import (
     Step,
@@ -152,7 +152,9 @@ def test_everything_is_in_it(tmp_path):
     base = write_base(tmp_path)
     reports = []
     for dry_run in (False, True):
-        request = Request(sources=(base,), target=tmp_path / "out.ckpt", dry_run=dry_run, statistics=not dry_run)
+        request = ConversionRequest(
+            sources=(base,), target=tmp_path / "out.ckpt", dry_run=dry_run, statistics=not dry_run
+        )
         convert(request, record=lambda conversion: reports.append(report_of(conversion)))
     report, dry = reports
     assert (report["schema"], report["schema_version"]) == ("mindvlm-conversion", 1)

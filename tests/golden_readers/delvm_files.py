@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.convert.conversion import Request as Conversion
+from mindvlm.convert.conversion import ConversionRequest as Conversion
 from mindvlm.convert.conversion import convert
 from mindvlm.models.delvm.checkpoint_config import from_published, is_delvm, is_vit
 from mindvlm.models.delvm.model import DelvmModel

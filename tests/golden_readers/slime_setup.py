@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.core.runtime import EAGER_FLOAT32
 from mindvlm.models.hf.export import flat
 from mindvlm.models.registry import get_family
@@ -231,7 +231,11 @@ class SetupReader:
             pairs = [(name, written.get(name), (recorded or {}).get(name)) for name in names]
             self.same(stage["stage"], f"saved {file}", [*pairs, ("exists", bool(written), bool(recorded))])
         if recorded := stage.get("saved_state_dict"):
-            convert(Request(sources=(folder / "weights.safetensors",), target=folder / "saved.safetensors", to="hf"))
+            convert(
+                ConversionRequest(
+                    sources=(folder / "weights.safetensors",), target=folder / "saved.safetensors", to="hf"
+                )
+            )
             with open_checkpoint(folder / "saved.safetensors") as checkpoint:
                 saved |= {name: checkpoint.read(name).to_float32() for name in checkpoint.infos}
             shapes = {name: list(array.shape) for name, array in saved.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.core.runtime import EAGER_FLOAT32
 from mindvlm.models.own_training import PassInputs, text_inputs
 from mindvlm.models.registry import get_family
@@ -197,7 +197,7 @@ class RunReader:
         native = self.folder / "weights.safetensors"
         write_parameters(native, dict(self.model.parameters_and_names()))
         only = "projectors" if self.only_connector else None
-        convert(Request(sources=(native,), target=self.folder / "saved.safetensors", to="hf", only=only))
+        convert(ConversionRequest(sources=(native,), target=self.folder / "saved.safetensors", to="hf", only=only))
         with open_checkpoint(self.folder / "saved.safetensors") as checkpoint:
             arrays = {name: checkpoint.read(name).to_float32() for name in checkpoint.infos}
         shapes, recorded = {name: list(array.shape) for name, array in arrays.items()}, self.expected["final_keys"]

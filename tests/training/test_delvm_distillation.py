@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm import teacher
 from mindvlm.training import building
@@ -89,7 +89,7 @@ def test_all_forms_of_a_teacher_give_the_same_losses(run, tmp_path):
     """Shards of a training, the Hugging Face form without a VQGAN, and converted tensors with their YAML."""
     found = {"training": terms(run / "run")}
     write_hf(tmp_path / "hf", run / "teacher")
-    convert(Request(sources=(run / "teacher",), target=tmp_path / "converted.safetensors"))
+    convert(ConversionRequest(sources=(run / "teacher",), target=tmp_path / "converted.safetensors"))
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 12}
     model = {**MODEL["model"], "language_model": {**MODEL["model"]["language_model"], **sizes}}
     model["language_model"]["intermediate_size"] = 256

@@ -11,7 +11,7 @@ from mindspore import Tensor, ops
 from PIL import Image
 
 from mindvlm import load
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.core.errors import UserError
 from mindvlm.models.delvm import family as delvm
 from mindvlm.models.delvm.config import parse_config
@@ -189,8 +189,8 @@ def test_a_checkpoint_is_a_model_folder_and_converts_to_both_forms(tmp_path):
     path = write_job(tmp_path, schedule__total_steps=1, schedule__warmup_steps=0)
     Trainer(read_job(path)).train()
     trained = tmp_path / "run/step-1"
-    convert(Request(sources=(trained,), target=tmp_path / "hf", to="hf"))
-    convert(Request(sources=(trained,), target=tmp_path / "shards", to="internlm"))
+    convert(ConversionRequest(sources=(trained,), target=tmp_path / "hf", to="hf"))
+    convert(ConversionRequest(sources=(trained,), target=tmp_path / "shards", to="internlm"))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     found = []
     for folder, vqgan in ((trained, None), (tmp_path / "shards", None), (tmp_path / "hf", str(tmp_path / "vqgan"))):

@@ -12,7 +12,7 @@ from mindspore import Tensor
 
 from mindvlm.api import VisionLanguageModel, load, read_config
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
 from mindvlm.nn.lora import adapted_linears
@@ -68,7 +68,7 @@ def test_trained_saved_and_merged_it_is_one_model(tmp_path, kind, lora):
     expected = logits(live_model(tmp_path, trainer))
     untrained = logits(load(config))
     assert np.abs(expected - untrained).max() > 1e-2 * np.abs(untrained).max(), "nothing was learned"
-    convert(Request(sources=(base,), target=tmp_path / "merged.safetensors", merge_lora=step))
+    convert(ConversionRequest(sources=(base,), target=tmp_path / "merged.safetensors", merge_lora=step))
     merged = {
         "adapter": load(config, adapter=f"run/{step.name}"),
         "converted": load(config, checkpoint=tmp_path / "merged.safetensors"),

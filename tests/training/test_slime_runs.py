@@ -13,7 +13,7 @@ from PIL import Image
 import mindvlm
 from mindvlm.api import VisionLanguageModel
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.models.registry import get_family
 from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
@@ -143,7 +143,11 @@ def test_an_adapter_joins_its_parts_or_a_whole_model(runs, monkeypatch):
     whole = set(torch.load(step / "non_lora_trainables.bin", weights_only=True))
     parts = [file for name in ("mm_projector.bin", "sampler.bin") for file in torch.load(runs / "slime_7b_2" / name)]
     assert whole == {f"base_model.model.{name}" for name in parts}
-    convert(Request(sources=(*base, step / "non_lora_trainables.bin"), target=runs / "m.safetensors", merge_lora=step))
+    convert(
+        ConversionRequest(
+            sources=(*base, step / "non_lora_trainables.bin"), target=runs / "m.safetensors", merge_lora=step
+        )
+    )
     folder, options = runs / "runs/slime_7b_3/step-2", dict(device="cpu", mode="pynative", cache=False)
     trainer.model.set_train(False)
     config = mindvlm.api.read_config(folder)

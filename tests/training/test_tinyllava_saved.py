@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 import mindvlm
 from mindvlm.api import VisionLanguageModel
 from mindvlm.checkpoint import open_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.models.registry import get_family
 from tests.models.tinyllava.test_factory_folder import write_factory_folder
 from tests.tiny_tinyllava import TOWER, hf_config, write_tiny_tinyllava
@@ -36,7 +36,9 @@ def test_a_run_goes_on_and_its_checkpoint_is_a_model_folder(tmp_path):
         np.testing.assert_array_equal(read_all(parts / "weights.safetensors")[name], value, err_msg=name)
     assert len(losses(tmp_path / "whole")) == 4 and whole.step == 4
 
-    convert(Request(sources=(parts / "weights.safetensors",), target=tmp_path / "hf", to="hf", verify="tensors"))
+    convert(
+        ConversionRequest(sources=(parts / "weights.safetensors",), target=tmp_path / "hf", to="hf", verify="tensors")
+    )
     start, end = read_all(tmp_path / "model"), read_all(tmp_path / "hf")
     assert {name: array.shape for name, array in start.items()} == {name: array.shape for name, array in end.items()}
     prefix = "model.vision_tower.vision_tower.vision_model.encoder.layers."
@@ -50,7 +52,7 @@ def test_a_run_goes_on_and_its_checkpoint_is_a_model_folder(tmp_path):
     assert answers[0] == answers[1]
 
     target = tmp_path / "connector.safetensors"
-    convert(Request(sources=(parts / "weights.safetensors",), target=target, to="hf", only="projectors"))
+    convert(ConversionRequest(sources=(parts / "weights.safetensors",), target=target, to="hf", only="projectors"))
     connector = read_all(tmp_path / "connector.safetensors")
     assert set(connector) == {f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
     again = llava_job(
@@ -120,7 +122,7 @@ def test_an_adapter_has_the_published_names_and_predicts(tmp_path):
         ["model.mm_projector.0", "model.mm_projector.2"],
     )
     options = dict(device="cpu", mode="pynative")
-    convert(Request(sources=(tmp_path / "model",), target=tmp_path / "merged", to="hf", merge_lora=step))
+    convert(ConversionRequest(sources=(tmp_path / "model",), target=tmp_path / "merged", to="hf", merge_lora=step))
     trainer.model.set_train(False)
     config = mindvlm.api.read_config(tmp_path / "model", options)
     processor = get_family("tinyllava").processor(config.processor)
@@ -200,7 +202,7 @@ def test_a_trained_tower_goes_into_its_own_repository(tmp_path):
     trainer = train(job)
     sources = (tmp_path / "siglip", tmp_path / "run" / "step-1" / "weights.safetensors")
     options = {"to": "hf", "only": "vision_tower", "model": "tinyllava_llama"}
-    convert(Request(sources=sources, target=tmp_path / "vision_tower", **options))
+    convert(ConversionRequest(sources=sources, target=tmp_path / "vision_tower", **options))
     written = read_all(tmp_path / "vision_tower")
     assert set(written) == set(tower) and (tmp_path / "vision_tower" / "config.json").exists()
     name = "encoder.layers.2.mlp.fc1.weight"

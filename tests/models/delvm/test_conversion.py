@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.convert.conversion import Request, convert
+from mindvlm.convert.conversion import ConversionRequest, convert
 from mindvlm.convert.convert_weight import main
 from mindvlm.convert.parity.comparison import compare_logits
 from mindvlm.convert.parity.inputs import ParityRequest
@@ -210,7 +210,7 @@ def test_pickled_settings_are_read_without_their_class(tmp_path, monkeypatch):
     expected = from_published({**TRAINING, "vq_config": {**TRAINING["vq_config"], "resolution": 256}})
     assert from_published(found) == expected
     assert read_config(folder).model == expected
-    assert convert(Request(sources=(folder,), target=tmp_path / "hf", to="hf", verify="tensors")).verified
+    assert convert(ConversionRequest(sources=(folder,), target=tmp_path / "hf", to="hf", verify="tensors")).verified
     torch.save({"a": print}, folder / "model_config.pt")
     read_published(folder)
     torch.save(EvilConfig(), folder / "model_config.pt")
@@ -269,8 +269,8 @@ def test_both_forms_convert_into_each_other(tmp_path, config, capsys):
     tensors = training_tensors(config)
     training = write_training(tmp_path / "training", config)
     native, back = tmp_path / "native.safetensors", tmp_path / "back.pt"
-    convert(Request(sources=(training,), target=native, verify="tensors"))
-    convert(Request(sources=(native,), target=back, to="internlm", verify="tensors"))
+    convert(ConversionRequest(sources=(training,), target=native, verify="tensors"))
+    convert(ConversionRequest(sources=(native,), target=back, to="internlm", verify="tensors"))
     require_equal(tensors_of(back), tensors)
     hf = write_hf(tmp_path / "hf", training)
     written = tensors_of(hf)
@@ -289,7 +289,7 @@ def test_both_forms_convert_into_each_other(tmp_path, config, capsys):
     require_equal(found, tensors, without=[PROJECTION])
     np.testing.assert_allclose(found[PROJECTION], tensors[PROJECTION], rtol=1e-3, atol=1e-5)
     # a folder gets the config of its form
-    convert(Request(sources=(hf, vqgan), target=tmp_path / "folder", to="internlm"))
+    convert(ConversionRequest(sources=(hf, vqgan), target=tmp_path / "folder", to="internlm"))
     described = from_published(read_published(tmp_path / "folder"))
     expected = from_published(config)
     assert described.language_model == expected.language_model if config is TRAINING else described.vqgan
@@ -307,12 +307,12 @@ def test_the_roles_of_the_mlp_are_those_of_the_training(tmp_path):
 
 def test_a_codebook_that_does_not_explain_the_table_is_refused(tmp_path):
     hf = write_hf(tmp_path / "hf", write_training(tmp_path / "training"))
-    request = Request(sources=(hf, write_vqgan(tmp_path / "other", training_tensors(seed=1))), target=tmp_path / "x.pt",
-                      to="internlm")  # fmt: skip
+    other = write_vqgan(tmp_path / "other", training_tensors(seed=1))
+    request = ConversionRequest(sources=(hf, other), target=tmp_path / "x.pt", to="internlm")
     with pytest.raises(UserError, match=r"does not explain the token embeddings \(relative residual .* trained with"):
         convert(request)
     with pytest.raises(UserError, match="the VQGAN is missing, whose codebook .* give its folder as a further source"):
-        convert(Request(sources=(hf,), target=tmp_path / "x.pt", to="internlm"))
+        convert(ConversionRequest(sources=(hf,), target=tmp_path / "x.pt", to="internlm"))
     assert not (tmp_path / "x.pt").exists()
 
 
@@ -325,7 +325,7 @@ def parity(source, target, config, **changes):
 @pytest.mark.parametrize("config", [TRAINING, VIT], ids=["gated", "vit"])
 def test_the_logits_check_runs_the_training_form(tmp_path, config):
     training, target = write_training(tmp_path / "training", config), tmp_path / "target.safetensors"
-    convert(Request(sources=(training,), target=target))
+    convert(ConversionRequest(sources=(training,), target=target))
     report = parity(training, target, config)
     assert report.passed, report.table()
     assert [stage.key for stage in report.stages][:3] == ["latent", "decoded", "merged_embeddings"]
@@ -355,5 +355,5 @@ def test_a_vqgan_without_config_must_be_whole(tmp_path, change, is_alone):
     else:
         write_checkpoint(tmp_path / "model_tp0_pp0.pt", MemorySource(tensors))
     with pytest.raises(UserError, match=f"1 {change}; first: {change} vqgan.{place}"):
-        convert(Request(sources=(tmp_path,), target=tmp_path / "native.safetensors"))
+        convert(ConversionRequest(sources=(tmp_path,), target=tmp_path / "native.safetensors"))
     assert not (tmp_path / "native.safetensors").exists()
