@@ -159,7 +159,7 @@ def test_the_pass_of_a_family_with_data_of_its_own(tmp_path):
     assert found.activations > alone.activations and found.gradients == alone.gradients
 
 
-@pytest.mark.parametrize("vocab_size, num_layers, measured", [(4096, 6, 2705), (4096, 1, 2499), (512, 6, 1363)])
+@pytest.mark.parametrize("vocab_size, num_layers, measured", [(4096, 6, 1687), (4096, 1, 1476), (512, 6, 1237)])
 def test_the_activations_of_a_distillation_are_near_measured_steps(vocab_size, num_layers, measured, tmp_path):
     """Steps of 8 rows of 1024 codes: 4 layers of width 256 learn from layers of width 512; MiB on an x86 CPU."""
     sizes = {"vocab_size": vocab_size, "num_attention_heads": 4}

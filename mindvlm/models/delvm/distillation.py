@@ -75,6 +75,7 @@ class DistillationLoss(nn.Cell):
         self.logits = ops.MatMul(transpose_b=True)
         self.product = ops.MatMul()
         self.by_columns = ops.MatMul(transpose_a=True)
+        self.tile = ops.Tile()
         self.known_gradient = KnownGradient()
 
     def construct(self, states, teacher_states, target, is_code):
@@ -142,20 +143,25 @@ class DistillationLoss(nn.Cell):
         picked = ops.gather_elements(log_probabilities, 1, target)
         gt = -config.gt_weight * (picked * counted).sum()
         gradient = ops.tensor_scatter_elements(ops.exp(log_probabilities), target, ops.exp(picked) - 1.0, 1)
-        gradient = gradient * (counted * config.gt_weight)
+        gradient = gradient * self.widen(counted * config.gt_weight, gradient)
         student = log_probabilities if config.temperature == 1 else ops.log_softmax(logits / config.temperature, -1)
         teacher = ops.log_softmax(teacher_logits / config.temperature, -1)
         if config.inverse:
             probabilities = ops.exp(student)
             difference = student - teacher
             divergence = (probabilities * difference).sum(-1, keepdims=True)
-            change = probabilities * (difference - divergence)
+            change = probabilities * (difference - self.widen(divergence, difference))
         else:
             probabilities = ops.exp(teacher)
             divergence = (probabilities * (teacher - student)).sum(-1, keepdims=True)
             change = ops.exp(student) - probabilities
         kd = factor * config.temperature * (divergence * shares).sum()
-        return gt, kd, gradient + change * (shares * factor)
+        return gt, kd, gradient + change * self.widen(shares * factor, change)
+
+    def widen(self, column, logits):
+        """Tiles a column (n, 1) to the shape of logits (n, V); broadcasting keeps an index table for every chunk."""
+        # after the logits: the columns of all chunks would be tiled at once
+        return self.tile(ops.depend(column, logits), (1, logits.shape[1]))
 
     def student_logits(self, states, matrix):
         """Returns the logits over all codes, (n, V) float32."""

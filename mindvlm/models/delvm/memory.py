@@ -17,8 +17,8 @@ CONV_BYTES = 2 * MIB
 NUM_KEPT_MAPS = 11
 # maps of the size of the distances of positions to codes in the loss
 NUM_DISTANCE_MAPS = 6
-# maps of the size of all logits that the distillation loss holds, because the chunks share no memory
-NUM_LOGIT_MAPS = 12
+# maps of the size of all logits that the distillation loss holds, because not all tensors of its chunks share memory
+NUM_LOGIT_MAPS = 4
 
 
 class Convolution(NamedTuple):
