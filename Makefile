@@ -1,4 +1,5 @@
 # make demo   create the environment and read the example image with the shipped model
+# make demo-delvm   segment, draw edges and remove rain in new scenes with the shipped DeLVM
 # make test   create the environment and run the test suite; CONTRIBUTING.md has the other targets
 
 PYTHON ?= $(shell for v in 3.11 3.10 3.12; do python$$v -c 'import ensurepip' 2>&- && command -v python$$v && break; done || echo python3)
@@ -7,10 +8,18 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEED ?= 7
 
-.PHONY: demo test test-ci test-slow lint format nano-eval nano-train clean
+.PHONY: demo demo-delvm test test-ci test-slow lint format nano-eval nano-train clean
 
 demo: $(VENV)/installed
 	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
+
+# The shipped DeLVM labels scenes of a seed that it has never seen: make demo-delvm SEED=123
+SCENES = outputs/delvm_scenes/seed_$(SEED)
+demo-delvm: $(VENV)/installed
+	$(BIN)/mindvlm-make-data delvm-scenes --output $(SCENES)/pairs --num_images 19 --size 32 --seed $(SEED) --tasks segmentation edges rain
+	$(BIN)/mindvlm-evaluate --benchmark delvm-pictures --config_path configs/delvm/scenes.yaml --data $(SCENES)/pairs \
+		--tasks segmentation edges rain --output $(SCENES) --grid 2
+	@echo "picture: $(SCENES)/grid.png"
 
 # Five rounds, because MindSpore keeps every compiled graph in memory and the suite compiles some thousands. Compiling uses
 # one thread: two processes with one thread each are twice as fast as one process with two threads.
