@@ -128,6 +128,13 @@ class PicturePairs:
     def answer(self, model: Any, ids: Sequence[str], folder: Path) -> Answered:
         """Labels pictures. See `Questions.answer`."""
         found, codes = Answered(), {}
+        capacity = model.engine.max_length // model.num_codes
+        for task in dict.fromkeys(map(task_of, ids)):
+            if 2 * len(self.prompts[task]) + 2 > capacity:
+                raise UserError(
+                    f"{task}: {counted(len(self.prompts[task]), 'example pair')}, a question and its label exceed the "
+                    f"context of {capacity} pictures; lower --num_prompts, or give fewer --prompt_pairs"
+                )
         for question_id in ids:
             try:
                 codes[question_id] = encode_pair(model, self.queries[question_id])

@@ -253,6 +253,13 @@ def test_data_that_cannot_be_used(run, folders, tmp_path):
     assert "holds no task 'snow'; it has edges, rain" in refusal(*PICTURES, "--data", pairs, "--tasks", "snow")
     assert "--threshold is 256; expected 0 to 255" in refusal(*PICTURES, "--data", pairs, "--threshold", "256")
     assert "--num_prompts has no effect" in refusal(*PICTURES, "--data", pairs, "--prompt_pairs", pairs)
+    many = tmp_path / "many" / "rain"
+    many.mkdir(parents=True)
+    for number in range(300):
+        for kind in ("img", "label"):
+            (many / f"{number}_{kind}.png").hardlink_to(pairs / "rain" / f"0_{kind}.png")
+    crowded = run(*PICTURES[:2], "--data", pairs / "rain", "--prompt_pairs", many)
+    assert crowded[0] == 2 and "rain: 300 example pairs, a question and its label exceed the context of" in crowded[2]
     codes = tmp_path / "codes"
     codes.mkdir()
     assert "holds no files of codes" in refusal(*CODES, "--data", codes)

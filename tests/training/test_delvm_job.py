@@ -134,6 +134,14 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path, write):
         np.testing.assert_array_equal(array, second[name])
 
 
+def test_a_run_does_not_resume_with_other_codes(tmp_path):
+    path = write_job(tmp_path, schedule__total_steps=3)
+    Trainer(read_job(path)).train()
+    write_codes(tmp_path / "codes", [32, 64, 50, 17, 96, 31, 20, 64, 45, 128] * 2, seed=1)
+    with pytest.raises(UserError, match="index of train.bin"):
+        Trainer(read_job(path))
+
+
 @pytest.mark.parametrize("averages", [False, True])
 def test_recomputation_gives_the_same_numbers(tmp_path, averages):
     for recompute in (False, True):

@@ -3,6 +3,7 @@
 B rows, L codes of a row.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,9 @@ class PackedData:
         self.ends = np.cumsum([len(packs) for packs in self.files])
         names = [str(packs.file.path.relative_to(folder)) for packs in self.files]
         self.identity = {f"packs of {name}": len(packs) for name, packs in zip(names, self.files, strict=True)}
+        # other codes have other numbers of digits, and so other offsets
+        for name, packs in zip(names, self.files, strict=True):
+            self.identity[f"index of {name}"] = zlib.crc32(packs.file.offsets.tobytes())
         num_packs = int(self.ends[-1])
         if not num_packs:
             most = max(int(packs.ends[-1]) if len(packs.ends) else 0 for packs in self.files)
