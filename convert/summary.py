@@ -37,11 +37,13 @@ def summary(conversion: Conversion) -> str:
         if one.nonfinite:
             lines.append(f"NaN or infinity in {one.checkpoint.path}, kept as it is: {fold_label(one.nonfinite)}")
     lines.append(_totals(conversion))
-    if conversion.copied:
-        lines.append(f"copied beside it: {', '.join(copy.path.name for copy in conversion.copied)}")
+    copied = [copy.path.name for copy in conversion.copied]
+    if copied:
+        lines.append(f"beside it: {', '.join(copied)}")
     elif conversion.request.to == "hf" and conversion.outputs and conversion.request.only is None:
         lines.append("config.json and the tokenizer are not beside the source; a model folder needs them too")
-    if conversion.outputs and conversion.target.whole_folder and opened.undescribed_parts:
+    is_folder = conversion.outputs and conversion.target.whole_folder
+    if is_folder and opened.undescribed_parts and "config.json" not in copied:
         lines.append(
             f"no config.json: that of {opened.described_in} does not describe {', '.join(opened.undescribed_parts)}; "
             "put the config.json of the whole model there, such as the one that the training wrote"

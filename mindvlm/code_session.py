@@ -117,7 +117,8 @@ class PictureSequenceModel(LoadedModel):
                 pictures = self.engine.max_length // self.num_codes
                 raise UserError(
                     f"the prompt has {len(prompt)} codes and {num_codes} are to be generated, but the context holds "
-                    f"{self.engine.max_length}; give 1 to {pictures - 1} pictures in all, or raise model.max_length"
+                    f"{self.engine.max_length}; give 1 to {pictures - 1} pictures in all (a pair has two), or raise "
+                    "model.max_length"
                 )
         self.engine.runner.reset_clock()
         self.engine.resize(max(1, min(len(prompts), MAX_SLOTS)))

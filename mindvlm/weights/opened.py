@@ -166,7 +166,8 @@ class Opened:
         Raises:
             UserError: the tensors do not determine the form.
         """
-        formed = self.model.forms[name].make(self.source, self.config)
+        found = (self.config, *(read_config(one.checkpoint.folder) for one in self.inputs[1:]))
+        formed = self.model.forms[name].make(self.source, [config for config in found if config is not None])
         origins = dict(self.origins) | dict.fromkeys(formed.computed, 0)
         absent = self.model.native.absent(formed.source.infos)
         return replace(self, source=formed.source, origins=origins, absent_parts=absent), formed

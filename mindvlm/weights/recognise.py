@@ -48,11 +48,12 @@ class Form:
     """A form of a model that a conversion can write although its tensors are not those of the source.
 
     Attributes:
-        make: returns the form; called with the native tensors and the config of the folder, or None.
+        make: returns the form; called with the native tensors and the config.json of each source that has one, the
+            base first.
         table: names to write; None for those of `hf_tables`.
     """
 
-    make: Callable[[TensorSource, Config | None], Formed]
+    make: Callable[[TensorSource, Sequence[Config]], Formed]
     table: RuleTable | None = None
 
 

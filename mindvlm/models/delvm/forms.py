@@ -7,14 +7,16 @@ form: a table C P^T (V, hidden), without the VQGAN.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from mindvlm.checkpoint import MemorySource, RawTensor, TensorSource
+from mindvlm.checkpoint import MemorySource, RawTensor, TensorInfo, TensorSource
 from mindvlm.core.errors import UserError
-from mindvlm.models.delvm.checkpoint_config import from_published, hf_keys, training_keys, vqgan_keys
+from mindvlm.models.delvm.checkpoint_config import VQGAN_CLASS, from_published, hf_keys, training_keys, vqgan_keys
+from mindvlm.models.delvm.model_config import vqgan_shapes
 from mindvlm.weights.recognise import Formed
 from mindvlm.weights.rules.overlaid import OverlaidSource, SelectedSource
 
@@ -25,7 +27,7 @@ MAX_RESIDUAL = 1e-2
 """The relative residual of a table that was rounded to float16 or bfloat16 is below this."""
 
 
-def hf_form(source: TensorSource, config: Mapping[str, Any] | None) -> Formed:
+def hf_form(source: TensorSource, configs: Sequence[Mapping[str, Any]]) -> Formed:
     """Returns the Hugging Face form of native tensors: with the table, without the VQGAN beside a decoder.
 
     Raises:
@@ -38,17 +40,17 @@ def hf_form(source: TensorSource, config: Mapping[str, Any] | None) -> Formed:
     table = source_codebook(source) @ projection.to_float32().T
     made = RawTensor("float32", table.shape, table).cast(projection.dtype)
     files = {}
-    if config is not None and "model" in config:
-        files["config.json"] = as_json(hf_keys(from_published(config)))
+    if configs and "model" in configs[0]:
+        files["config.json"] = as_json(hf_keys(from_published(configs[0])))
     note = "token embeddings: the codebook times the projection; the VQGAN is left out"
     return Formed(with_tensor(source, decoder, TABLE, made), {TABLE: (PROJECTION, CODEBOOK)}, note, files=files)
 
 
-def training_form(source: TensorSource, config: Mapping[str, Any] | None) -> Formed:
+def training_form(source: TensorSource, configs: Sequence[Mapping[str, Any]]) -> Formed:
     """Returns the training form of native tensors: with the projection that explains the table best.
 
     Raises:
-        UserError: the codebook is missing, or does not explain the table.
+        UserError: the codebook is missing or does not explain the table, or a config.json describes another VQGAN.
     """
     if TABLE not in source.infos:
         if PROJECTION not in source.infos:
@@ -73,11 +75,24 @@ def training_form(source: TensorSource, config: Mapping[str, Any] | None) -> For
     kept = [name for name in source.infos if name != TABLE]
     note = f"embedding projection: by the pseudo-inverse of the codebook, relative residual {residual:.1e}"
     files = {}
-    if config is not None:
+    decoder = next((config for config in configs if config.get("_class_name") != VQGAN_CLASS), None)
+    if decoder is not None:
         tensors = {name.removeprefix("vqgan."): source.infos[name] for name in kept if name.startswith("vqgan.")}
-        files["config.json"] = as_json(training_keys(from_published(config), vqgan_keys(tensors, str(source.path))))
+        described = next((config for config in configs if config.get("_class_name") == VQGAN_CLASS), None)
+        vqgan = vqgan_keys(tensors, str(source.path)) if described is None else described_vqgan(described, tensors)
+        files["config.json"] = as_json(training_keys(from_published(decoder), vqgan))
     made = with_tensor(source, kept, PROJECTION, made)
     return Formed(made, {PROJECTION: (TABLE, CODEBOOK)}, note, residual, files)
+
+
+def described_vqgan(config: Mapping[str, Any], infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """Returns the config of a VQGAN from its config.json, which also has what the tensors do not tell."""
+    vqgan = from_published(config).vqgan
+    if vqgan_shapes(vqgan, "") != {name: info.shape for name, info in infos.items()}:
+        raise UserError(
+            "the config.json of the VQGAN describes other tensors than its weights; correct it or remove it"
+        )
+    return asdict(vqgan)
 
 
 def as_json(config: Mapping[str, Any]) -> bytes:

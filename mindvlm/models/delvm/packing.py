@@ -196,7 +196,7 @@ class PackOrder:
         if num_packs < batch_size * num_ranks:
             raise UserError(
                 f"the data fill {num_packs} packs, but a batch has {batch_size * num_ranks}; give more data, "
-                "or smaller packs or batches"
+                "lower data.pack_length, or take fewer packs a step (rows_per_step, data.batch_size, parallel.dp)"
             )
         self.num_packs, self.batch_size, self.rank, self.num_ranks = num_packs, batch_size, rank, num_ranks
         self.first, self.step, self.every = growth or (batch_size, 0, 1)

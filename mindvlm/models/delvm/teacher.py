@@ -157,7 +157,7 @@ def build_teacher(config: DelvmConfig, context: BuildContext, *, origin: str) ->
     teacher = CausalLM(config.model.language_model, context)
     weights = open_weights(config, get_family(config.family), model_shapes(config.model), origin=origin, cache=False)
     with weights as source:
-        table = hf_form(source, None).source
+        table = hf_form(source, ()).source
         keep_float16(teacher, table)
         fill_parameters(teacher, table, prefix="language_model.")
     freeze(teacher)

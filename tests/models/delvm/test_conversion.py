@@ -288,12 +288,15 @@ def test_both_forms_convert_into_each_other(tmp_path, config, capsys):
     found = tensors_of(recovered)
     require_equal(found, tensors, without=[PROJECTION])
     np.testing.assert_allclose(found[PROJECTION], tensors[PROJECTION], rtol=1e-3, atol=1e-5)
-    # a folder gets the config of its form
-    convert(ConversionRequest(sources=(hf, vqgan), target=tmp_path / "folder", to="internlm"))
+    # a folder gets the config of its form, with what only the config.json of the VQGAN tells, such as the resolution
+    capsys.readouterr()
+    command = ["--torch_ckpt_path", str(hf), str(vqgan), "--mindspore_ckpt_path", str(tmp_path / "folder")]
+    assert main([*command, "--to", "internlm"]) == 0
+    assert "no config.json" not in capsys.readouterr().out
     described = from_published(read_published(tmp_path / "folder"))
     expected = from_published(config)
     assert described.language_model == expected.language_model if config is TRAINING else described.vqgan
-    assert described.input_embedding == "codebook" and described.vqgan.widths == expected.vqgan.widths
+    assert described.input_embedding == "codebook" and described.vqgan == expected.vqgan
 
 
 def test_the_roles_of_the_mlp_are_those_of_the_training(tmp_path):
