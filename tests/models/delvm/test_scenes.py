@@ -141,6 +141,17 @@ def test_codes_are_sentences_of_pairs_and_a_killed_run_goes_on(tmp_path, vqgan, 
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
 
 
+def test_codes_of_pictures_may_be_no_targets(tmp_path, vqgan, capsys):
+    options = ["--vqgan", vqgan, "--pairs_per_line", 2, "--tasks", "rain", "--num_images", 2]
+    for targets in ("all", "labels"):
+        assert main(command(tmp_path / targets, *options, "--targets", targets)) == 0
+    every, labels = (TokenFile(tmp_path / name / "vision/rain/train.bin", 40)[0] for name in ("all", "labels"))
+    every, labels = every.reshape(4, -1), labels.reshape(4, -1)
+    assert (labels[[0, 2]] == -every[[0, 2]]).all() and (labels[[1, 3]] == every[[1, 3]]).all()
+    assert main(command(tmp_path / "labels", *options)) == 2
+    assert "was made with targets 'labels', not 'all'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

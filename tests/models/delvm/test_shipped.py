@@ -8,9 +8,14 @@ import pytest
 from mindvlm import load
 from mindvlm.evaluation.picture_metrics import palette
 from mindvlm.evaluation.picture_pairs import nearest_label, picture_figures
+from mindvlm.models.delvm.model_config import DelvmModelConfig
 from mindvlm.models.delvm.scenes import draw_pair
+from mindvlm.models.run_config import read_config
+from mindvlm.training.building import read_model
+from mindvlm.training.job_file import read_job
 
 ROOT = Path(__file__).parents[3]
+RECIPES = ("train_scenes_vqgan", "train_scenes", "train_scenes_more")
 TASKS = ("segmentation", "edges", "rain")
 NUM_QUERIES, SEED = 5, 987
 
@@ -56,3 +61,11 @@ def test_both_files_have_at_most_8_megabytes():
 def test_predictions_beat_a_copy_clearly(figures, task, figure, least, margin):
     predicted, copied = figures[task]
     assert predicted[figure] >= least and predicted[figure] >= copied[figure] + margin
+
+
+def test_the_recipes_train_the_shipped_sizes():
+    configs = {name: read_model(read_job(ROOT / f"configs/delvm/{name}.yaml").config) for name in RECIPES}
+    shipped = read_config(ROOT / "configs/delvm/scenes.yaml").model
+    assert configs["train_scenes_vqgan"].model == DelvmModelConfig(vqgan=shipped.vqgan)
+    assert configs["train_scenes"].model == configs["train_scenes_more"].model == shipped
+    assert shipped.num_picture_codes * 8 == shipped.max_length

@@ -93,7 +93,7 @@ class Maker:
         if encoder:
             per_line = f"{unit}_per_line"
             by = {"vqgan": os.path.realpath(arguments.vqgan), per_line: getattr(arguments, per_line)}
-            by |= {"targets": "labels"} if self.only_labels else {}
+            by |= {"targets": arguments.targets} if hasattr(arguments, "targets") else {}
             keep_description(self.folder / "vision", by)
 
     def make(self, tasks: Mapping[str, Sequence[Item]], progress: Progress) -> list[str]:
