@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn
 
 from mindvlm.checkpoint import TensorInfo
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import UserError, counted
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models import loading
 from mindvlm.models.base import Family
@@ -123,6 +123,7 @@ def build_model(
             specs=divided.specs,
             part_files=family.part_files,
         )
+        warn_of_random_constants(model, made)
     choose_trained(model, config)
     if config.lora:
         require_base_in_files(model, made)
@@ -151,6 +152,17 @@ def trained_cell(
     if cell is not model and config.recompute:
         raise UserError(f"recompute is true, but a {type(cell).__name__} cannot recompute its blocks; set it to false")
     return cell
+
+
+def warn_of_random_constants(model: nn.Cell, made: set[str]) -> None:
+    """Logs a warning if parameters that never train have random values; see `build_model`."""
+    constant = {id(parameter) for parameter in model.constant_parameters}
+    lost = [name for name, parameter in model.parameters_and_names() if id(parameter) in constant and name in made]
+    if lost:
+        logger.warning(
+            f"{counted(len(lost), 'tensor')} such as {lost[0]} have random values and never train; add the weights of "
+            "that part to init.weights"
+        )
 
 
 def choose_trained(model: nn.Cell, config: TrainConfig) -> None:

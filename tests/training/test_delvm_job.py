@@ -236,6 +236,13 @@ def test_bad_input_is_refused_in_one_line(tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_random_vqgan_is_a_warning(tmp_path, caplog):
+    Trainer(read_job(write_job(tmp_path)))
+    assert "never train" not in caplog.text
+    Trainer(read_job(write_job(tmp_path, init={}, output_dir=str(tmp_path / "random"))))
+    assert "such as vqgan." in caplog.text and "have random values and never train; add the weights" in caplog.text
+
+
 def test_codes_of_another_vqgan_are_refused(tmp_path):
     path = write_job(tmp_path)
     file = tmp_path / "codes/train.bin"

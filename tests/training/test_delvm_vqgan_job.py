@@ -135,6 +135,7 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
         ({"data": {"codes": "pictures"}, "evaluation": None}, "a VQGAN alone, which trains on data.pictures; set"),
         ({"evaluation__pictures": "empty"}, "empty: holds no pictures"),
         ({"vqgan_loss": {"reconstruction": "l3"}}, "vqgan_loss.reconstruction"),
+        ({"vqgan_loss": {"usage_weight": float("nan")}}, "vqgan_loss.usage_weight is nan; expected at least 0"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path, changes, message):

@@ -183,14 +183,14 @@ class PictureData:
         self.ahead = self.read_next()
         pixels = np.stack([future.result() for future in futures])
         self.num_steps += 1
-        count, codes = self.config.batch_size, len(pixels)
+        count = self.config.batch_size
         return [
             PassInputs(
                 {"pixels": pixels[start : start + count]},
                 count,
                 [str(self.paths[place]) for place in places[start : start + count]],
             )
-            for start in range(0, codes, count)
+            for start in range(0, len(pixels), count)
         ]
 
     def observe(self, loss: float) -> None:

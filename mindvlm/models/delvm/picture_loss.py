@@ -32,7 +32,7 @@ class PictureLossConfig:
 
     def __post_init__(self) -> None:
         for key in ("codebook_weight", "usage_weight"):
-            if getattr(self, key) < 0:
+            if not 0 <= getattr(self, key) < float("inf"):
                 raise UserError(f"vqgan_loss.{key} is {getattr(self, key)}; expected at least 0")
         if not 0 <= self.bypass < 1:
             raise UserError(f"vqgan_loss.bypass is {self.bypass}; expected 0 to below 1")
