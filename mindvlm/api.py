@@ -3,7 +3,10 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import mindspore as ms
 
 from mindvlm.code_session import PictureSequenceModel
 from mindvlm.core import runtime
@@ -12,6 +15,9 @@ from mindvlm.core.progress import progress_to, silence_progress
 from mindvlm.models.loading import build_model, open_weights
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
+from mindvlm.native.library import open_library
+from mindvlm.nn.native_cells import use_native_cells
+from mindvlm.nn.native_products import native_rules
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.parallel.host import HostGather
 from mindvlm.parallel.mesh import init_tensor_parallel
@@ -38,7 +44,7 @@ def load(
         progress: called with one line before each slow step (converting, loading, compiling). The lines are also
             logged to the logger `mindvlm`.
         cache: whether weights with foreign names are cached under native names in
-            `mindvlm.weights.cache.cache_folder()`.
+            `mindvlm.core.caches.cache_folder()`.
         overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors",
             adapter="folder" of a PEFT adapter to merge, or vision_tower="folder" of a tower's repository
             whose weights replace those of the checkpoint.
@@ -59,6 +65,7 @@ def load(
     family = get_family(config.family)
     processor = family.processor(config.processor)
     context = runtime.start(config)
+    context = replace(context, linear=context.linear + native_rules(config.weights, ms.get_context("device_target")))
     mesh = init_tensor_parallel(config.tensor_parallel)
     if not mesh.is_first:
         silence_progress()
@@ -68,6 +75,8 @@ def load(
         raise UserError(
             f"{config_path}: a model of these sizes does not fit into memory; correct them, or use a machine with more"
         ) from None
+    if context.linear and (library := open_library()):
+        use_native_cells(model, library)
     host, specs = HostGather(mesh), divided.specs
     parts = parameter_shapes(model)
     shapes = {name: specs[name].full_shape(shape) if name in specs else shape for name, shape in parts.items()}

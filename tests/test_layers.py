@@ -22,7 +22,7 @@ LAYERS = (
     ("models",),
     ("parallel", "weights"),
     ("nn", "processing"),
-    ("checkpoint",),
+    ("checkpoint", "native"),
     ("core",),
 )
 # `mindvlm.load` and `mindvlm.Conversation` import these when they are asked for; everything may ask for the version.

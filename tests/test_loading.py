@@ -31,13 +31,13 @@ def folder(tmp_path_factory):
 
 def test_overrides(folder):
     lines = []
-    loaded = mindvlm.load(folder / "tiny.yaml", mode="pynative", seed=7, progress=lines.append)
+    loaded = mindvlm.load(folder / "tiny.yaml", mode="pynative", seed=7, weights="float32", progress=lines.append)
     assert (loaded.config.mode, loaded.config.seed) == ("pynative", 7)
     assert loaded.load_seconds > 0
     assert lines == [f"loading {folder / 'tiny.safetensors'}"]
     other = folder / "other.safetensors"
     write_checkpoint(other, MemorySource(tiny_weights(tiny_config(), seed=1)))
-    changed = mindvlm.load(str(folder / "tiny.yaml"), checkpoint=other)
+    changed = mindvlm.load(str(folder / "tiny.yaml"), checkpoint=other, weights="float32")
     name = "mm_projector.weight"
     weights = [dict(m.model.parameters_and_names())[name].asnumpy() for m in (loaded, changed)]
     assert np.abs(weights[0] - weights[1]).max() > 0.1
@@ -76,7 +76,8 @@ def test_checkpoints_of_other_names_load_as_the_same_model(folder, naming, file)
     tensors = naming(folder)
     assert not any(name.startswith("language_model.") for name in tensors)
     write_checkpoint(folder / file, MemorySource(tensors))
-    loaded, native = (mindvlm.load(folder / "tiny.yaml", checkpoint=name) for name in (file, "tiny.safetensors"))
+    names = (file, "tiny.safetensors")
+    loaded, native = (mindvlm.load(folder / "tiny.yaml", checkpoint=name, weights="float32") for name in names)
     expected = dict(native.model.parameters_and_names())
     for name, parameter in loaded.model.parameters_and_names():
         np.testing.assert_array_equal(parameter.asnumpy(), expected.pop(name).asnumpy(), err_msg=name)

@@ -41,7 +41,8 @@ class Starts:
 
     def __call__(self, **options) -> dict[str, np.ndarray]:
         self.lines = []
-        loaded = mindvlm.load(self.folder, mode="pynative", progress=self.lines.append, **options)
+        options = {"mode": "pynative", "weights": "float32", **options}
+        loaded = mindvlm.load(self.folder, progress=self.lines.append, **options)
         return {name: parameter.asnumpy() for name, parameter in loaded.model.parameters_and_names()}
 
     @property

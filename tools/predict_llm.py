@@ -94,6 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes that share the weights, started by msrun (default: all that msrun has started)",
     )
     runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
+    runtime.add_argument(
+        "--weights",
+        metavar="FORMAT",
+        help="how a CPU stores weight matrices: auto, float32, 16bit, int8 or int4, or PART=FORMAT of decoder, head, "
+        "embeddings and towers, such as int4,towers=int8",
+    )
     generation = parser.add_argument_group("generation (override the YAML)")
     generation.add_argument("--do_sample", nargs="?", const=True, type=cli.yes_or_no, help="sample, not greedy")
     for name, (kind, text) in GENERATION_OPTIONS.items():
@@ -128,7 +134,7 @@ def predict(argv: list[str] | None) -> int:
     paths = ("checkpoint", *separate_parts(), "adapter")
     overrides = {
         key: value
-        for key in (*paths, "device", "mode", "dtype", "tensor_parallel")
+        for key in (*paths, "device", "mode", "dtype", "weights", "tensor_parallel")
         if (value := getattr(arguments, key)) is not None
     }
     for key in paths:

@@ -10,6 +10,7 @@ from mindspore._c_expression import MSContext
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import parse_weights
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
 # The first 910 and the 310 lack the fused attention operator.
@@ -40,18 +41,21 @@ class RunConfig(RuntimeConfig):
     Attributes:
         checkpoint: path of the weights.
         adapter: folder of a PEFT adapter to merge into the weights.
+        weights: how weight matrices are stored on a CPU, see `mindvlm.core.weight_formats`.
         tensor_parallel: number of processes that share the weights; None for all processes of the job.
     """
 
     name: str
     checkpoint: str | None = None
     adapter: str | None = None
+    weights: str = "auto"
     tensor_parallel: int | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def __post_init__(self):
         if self.tensor_parallel is not None and self.tensor_parallel < 1:
             raise UserError(f"tensor_parallel is {self.tensor_parallel}; expected the number of processes, at least 1")
+        parse_weights(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +65,12 @@ class BuildContext:
     Attributes:
         dtype: MindSpore dtype of parameters and activations.
         attention: "eager", "fused", or "auto": fused where dtype and head dimension allow it.
-        linear: name of the plan in `mindvlm.nn.linear_plan.PLANS` that replaces dense weight products, or None.
+        linear: rules that replace dense weight products, see `mindvlm.nn.linear_plan`.
     """
 
     dtype: Any = ms.float32
     attention: Literal["auto", "fused", "eager"] = "eager"
-    linear: str | None = None
+    linear: tuple[Any, ...] = ()
 
 
 EAGER_FLOAT32 = BuildContext()

@@ -10,7 +10,7 @@ from mindspore import nn, ops
 from mindvlm.core.runtime import BuildContext
 from mindvlm.nn.attention_core import causal_attention_core, segment_attention_core, split_heads, stack_heads
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, hidden_keys, later_keys
-from mindvlm.nn.layout import permute_rows
+from mindvlm.nn.layout import permute_rows, widen
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.rotary import apply_rotary
 
@@ -64,11 +64,21 @@ class Float32EagerAttention(EagerAttention):
         return self.query_key(query.astype(ms.float32), key.astype(ms.float32))
 
 
+def scaled(query, query_scale):
+    """Multiplies query (B, H, L, D) by query_scale (B, 1, L, 1); unchanged if that is None."""
+    if query_scale is None:
+        return query
+    return (query * widen(query_scale, query)).astype(query.dtype)
+
+
 class SelfAttention(nn.Cell):
     """Multi-head self-attention without positions, in two steps: `project` and `attend`, with the KV cache between.
 
     Args:
         config: a `DecoderConfig`.
+
+    Attributes:
+        native: attention with a cache on the C++ kernels, a `mindvlm.nn.native_cells.NativeAttention`; None without.
     """
 
     def __init__(self, config, context: BuildContext):
@@ -89,6 +99,7 @@ class SelfAttention(nn.Cell):
         self.core = FusedAttention() if self.is_fused else eager()
         self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
         self.segment_core = segment_attention_core()
+        self.native = None
 
     def mask(self, query_positions, key_positions):
         """Returns the causal mask for `attend`, which all layers share; positions as in `causal_mask`."""
@@ -118,6 +129,16 @@ class SelfAttention(nn.Cell):
         """x (B, L, hidden) -> query (B, H, L, D), key and value (B, K, L, D); ignores cos and sin."""
         query, key = self.heads(self.q_proj(x), self.num_heads), self.heads(self.k_proj(x), self.num_key_value_heads)
         return query, key, self.heads(self.v_proj(x), self.num_key_value_heads)
+
+    def with_cache(self, x, cache, *shared):
+        """x (B, L, hidden) of new tokens -> (B, L, hidden); writes their keys and values to the cache."""
+        if self.native:
+            out = self.native(self.q_proj(x), self.k_proj(x), self.v_proj(x), cache.key, cache.value, *shared)
+            return self.o_proj(out)
+        cos, sin, query_scale, mask, indices, rows = shared
+        query, key, value = self.project(x, cos, sin)
+        keys, values = cache(key, value, indices, rows)
+        return self.attend(scaled(query, query_scale), keys, values, mask)
 
     def attend(self, query, key, value, mask):
         """query (B, H, L, D), key and value (B, K, S, D) -> (B, L, hidden); mask from `mask` or

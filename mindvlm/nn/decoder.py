@@ -9,11 +9,10 @@ from mindspore import nn, ops
 
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
-from mindvlm.nn.attention import GroupedRotarySelfAttention, RotarySelfAttention, SelfAttention
+from mindvlm.nn.attention import GroupedRotarySelfAttention, RotarySelfAttention, SelfAttention, scaled
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.dropout import RowDropout, new_counter
 from mindvlm.nn.kv_cache import LayerKVCache, cache_indices
-from mindvlm.nn.layout import widen
 from mindvlm.nn.linear import BiasedHead, Embedding, Head, TiedHead
 from mindvlm.nn.mlp import build_mlp
 from mindvlm.nn.norm import NORMS
@@ -61,12 +60,10 @@ class DecoderLayer(nn.Cell):
         attended = self.self_attn.attend(scaled(query, query_scale), key, value, mask)
         return self.add_branches(x, normed, attended)
 
-    def with_cache(self, x, cos, sin, query_scale, mask, cache, indices, rows):
+    def with_cache(self, x, cache, *shared):
+        """Runs new tokens against the layer's cache; shared inputs are those of `CausalLM.cached_inputs`."""
         normed = self.input_layernorm(x)
-        query, key, value = self.self_attn.project(normed, cos, sin)
-        keys, values = cache(key, value, indices, rows)
-        attended = self.self_attn.attend(scaled(query, query_scale), keys, values, mask)
-        return self.add_branches(x, normed, attended)
+        return self.add_branches(x, normed, self.self_attn.with_cache(normed, cache, *shared))
 
     def add_branches(self, x, normed, attended):
         """Input x, its first norm and the attention's output -> the output of the layer."""
@@ -117,13 +114,6 @@ def build_layers(config: DecoderConfig, context: BuildContext) -> nn.CellList:
         return nn.CellList([ParallelLayer(config, context) for _ in layers])
     counter = new_counter()
     return nn.CellList([DroppingParallelLayer(config, context, index=i, counter=counter) for i in layers])
-
-
-def scaled(query, query_scale):
-    """Multiplies query (B, H, L, D) by query_scale (B, 1, L, 1); unchanged if that is None."""
-    if query_scale is None:
-        return query
-    return (query * widen(query_scale, query)).astype(query.dtype)
 
 
 class CausalLM(nn.Cell):
@@ -191,14 +181,20 @@ class CausalLM(nn.Cell):
             States after the final norm, (B, L, hidden).
         """
         capacity = caches[0].key.shape[2]
-        cos, sin = self.embed_positions.rotation(positions, inv_freq)
-        mask = self.layers[0].self_attn.mask(positions, ops.arange(capacity).astype(ms.int32))
-        indices = cache_indices(positions, self.config.num_key_value_heads, rows)
-        scale = self.query_scale(positions, capacity)
+        shared = self.cached_inputs(positions, inv_freq, capacity, rows)
         x = self.embed_positions(embeds, positions)
         for i in range(len(self.layers)):
-            x = self.layers[i].with_cache(x, cos, sin, scale, mask, caches[i], indices, rows)
+            x = self.layers[i].with_cache(x, caches[i], *shared)
         return self.norm(x)
+
+    def cached_inputs(self, positions, inv_freq, capacity, rows):
+        """Returns the inputs that all layers share with a cache of this capacity."""
+        scale, attention = self.query_scale(positions, capacity), self.layers[0].self_attn
+        if attention.native:
+            return attention.native.shared_inputs(positions, inv_freq, scale, rows)
+        cos, sin = self.embed_positions.rotation(positions, inv_freq)
+        mask = attention.mask(positions, ops.arange(capacity).astype(ms.int32))
+        return cos, sin, scale, mask, cache_indices(positions, self.config.num_key_value_heads, rows), rows
 
     def query_scale(self, positions, max_length):
         """Returns the LogN scale, or None where it is 1: in training and up to the training length."""

@@ -1,7 +1,7 @@
-"""Plans that replace the dense weight products of a built model. Model files are independent of them."""
+"""Rules that replace the dense weight products of a built model. Model files are independent of them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mindspore import nn
@@ -24,22 +24,16 @@ class ProductRule:
     make: Callable[[tuple[int, int], object], WeightProduct]
 
 
-PLANS: dict[str, tuple[ProductRule, ...]] = {}
-"""Maps plan names, the values of `BuildContext.linear`, to rules. The first matching rule applies."""
-
-
-def choose_products(model: nn.Cell, plan: str | None) -> None:
-    """Replaces weight products according to a plan; None keeps the dense ones.
+def choose_products(model: nn.Cell, rules: Sequence[ProductRule]) -> None:
+    """Replaces weight products by the first matching rule; where none matches, the dense product is kept.
 
     Call this after tensor-parallel sharding and before loading weights. Rules may match nothing, for example in a model
     without a tower.
     """
-    if plan is None:
-        return
     # cells_and_names visits a shared Cell once, so an embedding and its tied head keep sharing one product
     for name, cell in list(model.cells_and_names()):
         if isinstance(cell, WeightCell):
-            rule = next((rule for rule in PLANS[plan] if re.fullmatch(rule.pattern, name)), None)
+            rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
             if rule:
                 cell.set_product(rule.make(cell.product.shape, cell.product.dtype))
     name_by_place(model)

@@ -30,30 +30,13 @@ from mindvlm.checkpoint import (
     staging_folder,
     write_safetensors,
 )
+from mindvlm.core.caches import cache_folder
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import is_progress_shown
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
-
-
-def cache_folder() -> Path:
-    """Returns `$MINDVLM_CACHE`, else `$XDG_CACHE_HOME/mindvlm`, else `~/.cache/mindvlm`; it need not exist.
-
-    Raises:
-        UserError: there is no home folder.
-    """
-    if chosen := os.environ.get("MINDVLM_CACHE"):
-        return Path(os.path.expanduser(chosen)).absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification ignores relative paths
-    if shared.is_absolute():
-        return shared / "mindvlm"
-    try:
-        return Path.home() / ".cache" / "mindvlm"
-    except RuntimeError as error:
-        raise UserError("no home folder to keep converted weights in; set MINDVLM_CACHE to a folder") from error
 
 
 def entry_folder(weights_file: Path, *others: Path) -> Path:

@@ -45,7 +45,7 @@ class FolderReader:
 
     def read(self) -> None:
         config = self.loaded.config
-        rows = self.loaded.model.language_model.embed_tokens.weight.shape[0]
+        rows = self.loaded.model.language_model.embed_tokens.product.shape[0]
         pairs = [
             ("vocab_after_load", rows, self.expected["vocab_after_load"]),
             ("len_tokenizer", self.loaded.processor.tokenizer.vocab_size, self.expected["len_tokenizer"]),

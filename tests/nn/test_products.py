@@ -11,7 +11,6 @@ from mindspore.common.initializer import initializer
 import mindvlm
 from mindvlm.checkpoint import MemorySource, RawTensor
 from mindvlm.core import runtime
-from mindvlm.nn import linear_plan
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.linear import BiasedHead, Head, Linear
@@ -93,21 +92,14 @@ def restored_mode():
     ms.set_context(mode=before)
 
 
-@pytest.fixture
-def plan(monkeypatch):
-    """Registers a plan whose rules give `Int8Product`s to the names of these patterns."""
-
-    def register(*patterns: str) -> str:
-        rules = tuple(ProductRule(pattern, Int8Product) for pattern in patterns)
-        monkeypatch.setitem(linear_plan.PLANS, "int8", rules)
-        return "int8"
-
-    return register
+def plan(*patterns: str) -> tuple[ProductRule, ...]:
+    """Returns rules that give `Int8Product`s to the names of these patterns."""
+    return tuple(ProductRule(pattern, Int8Product) for pattern in patterns)
 
 
 def test_the_dense_product_is_what_a_model_is_built_with_and_what_no_plan_keeps():
     model = CausalLM(DecoderConfig(**SIZES))
-    choose_products(model, None)
+    choose_products(model, ())
     products = [cell for _, cell in model.cells_and_names() if isinstance(cell, WeightProduct)]
     assert len(products) == 2 * 7 + 2 and all(isinstance(product, DenseProduct) for product in products)
     assert model.lm_head.product.num_bytes == 24 * 16 * 4
@@ -116,7 +108,7 @@ def test_the_dense_product_is_what_a_model_is_built_with_and_what_no_plan_keeps(
 
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_model_with_int8_products_streams_and_computes(plan, tied, mode):
+def test_a_model_with_int8_products_streams_and_computes(tied, mode):
     config = DecoderConfig(**SIZES, tie_word_embeddings=tied)
     patterns = (r"layers\.\d+\..*", "embed_tokens" if tied else "lm_head")
     model, dense = CausalLM(config).set_train(False), CausalLM(config).set_train(False)
@@ -192,11 +184,11 @@ def test_a_divided_linear_takes_any_product():
     np.testing.assert_allclose(linear(Tensor(x)).asnumpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_loaded_model_answers_with_the_products_of_a_plan(plan, tmp_path, monkeypatch):
-    name = plan(r".*\.layers\..*_proj", r".*\.lm_head", r".*\.embed_tokens")
+def test_a_loaded_model_answers_with_the_products_of_a_plan(tmp_path, monkeypatch):
+    rules = plan(r".*\.layers\..*_proj", r".*\.lm_head", r".*\.embed_tokens")
     start = runtime.start
-    monkeypatch.setattr(runtime, "start", lambda config: dataclasses.replace(start(config), linear=name))
-    vlm = mindvlm.load(write_tiny_vary(tmp_path), device="cpu", mode="pynative", cache=False)
+    monkeypatch.setattr(runtime, "start", lambda config: dataclasses.replace(start(config), linear=rules))
+    vlm = mindvlm.load(write_tiny_vary(tmp_path), device="cpu", mode="pynative", weights="float32", cache=False)
     decoder = vlm.model.language_model
     for cell in (decoder.embed_tokens, decoder.lm_head, decoder.layers[0].self_attn.q_proj):
         assert isinstance(cell.product, Int8Product)

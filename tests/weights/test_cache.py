@@ -10,10 +10,11 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource
 from mindvlm.checkpoint.source import CHUNK_BYTES
+from mindvlm.core.caches import cache_folder
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to
 from mindvlm.weights import cache as weights_cache
-from mindvlm.weights.cache import cache_folder, entry_folder, kept_weights
+from mindvlm.weights.cache import entry_folder, kept_weights
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def opened(tmp_path):
     """Opens model, samples and collator of a config.json with changed keys."""
 
     def run(*, original: bool = False, records=RECORDS, data=None, **changes):
-        model = mindvlm.load(write_tiny_slime(tmp_path, **{**LONG, **changes}), mode="pynative")
+        model = mindvlm.load(write_tiny_slime(tmp_path, **{**LONG, **changes}), mode="pynative", weights="float32")
         model.config.processor.original_parse = original
         for seed, (name, size) in enumerate(SIZES.items()):
             noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)

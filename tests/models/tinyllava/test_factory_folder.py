@@ -45,7 +45,7 @@ def write_factory_folder(folder, dialect: str):
 @pytest.mark.parametrize("dialect", TEXT)
 def test_a_folder_is_loaded(tmp_path, dialect):
     tensors = write_factory_folder(tmp_path / "model", dialect)
-    model = mindvlm.load(tmp_path / "model", mode="pynative")
+    model = mindvlm.load(tmp_path / "model", mode="pynative", weights="float32")
     values = {name: parameter.asnumpy() for name, parameter in model.model.parameters_and_names()}
     assert len(values) == len(tensors)
     head = tensors["lm_head.weight"][:VOCAB_SIZE]

@@ -55,7 +55,7 @@ def edit_config(model, **changes) -> None:
 
 
 def parameters(folder, **options) -> dict[str, np.ndarray]:
-    loaded = mindvlm.load(folder, mode="pynative", **options)
+    loaded = mindvlm.load(folder, mode="pynative", weights="float32", **options)
     return {name: parameter.asnumpy() for name, parameter in loaded.model.parameters_and_names()}
 
 

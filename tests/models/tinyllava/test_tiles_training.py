@@ -41,7 +41,7 @@ def opened(tmp_path):
 
     def run(merge: str, *, original: bool = False, records=RECORDS, **data):
         folder = write_tiny_tinyllava(tmp_path, **ANYRES, mm_patch_merge_type=merge)
-        model = mindvlm.load(folder, mode="pynative")
+        model = mindvlm.load(folder, mode="pynative", weights="float32")
         model.config.processor.original_parse = original
         for name, image in (("wide", WIDE), ("tall", TALL), ("square", SQUARE)):
             image.save(tmp_path / f"{name}.png")

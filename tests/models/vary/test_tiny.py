@@ -47,7 +47,7 @@ def same_mode():
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return load(write_tiny_opt(tmp_path_factory.mktemp("tiny_opt")))
+    return load(write_tiny_opt(tmp_path_factory.mktemp("tiny_opt")), weights="float32")
 
 
 def build(**changes) -> VaryTinyModel:

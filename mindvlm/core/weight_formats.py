@@ -1,0 +1,44 @@
+"""The key `weights`: how the weight matrices of a model are stored on a CPU.
+
+`weights: int8` sets a format for the whole model, and `weights: int4,head=int8,towers=16bit` other ones for its parts:
+
+    format     weight matrices                                  sums
+    float32    float32                                          MindSpore
+    16bit      the 16-bit values of the checkpoint; float32 values are rounded to float16, or to bfloat16 if they exceed
+               its range                                        float32
+    int8       blocks of 32 values with a common scale          int8 products, float32 sums
+    int4       the same with 4 bits                             int8 products, float32 sums
+    auto       16bit if the checkpoint has 16-bit values, else float32
+"""
+
+from mindvlm.core.errors import UserError
+
+WEIGHT_FORMATS = ("auto", "float32", "16bit", "int8", "int4")
+PARTS = ("decoder", "head", "embeddings", "towers")
+"""Layers of the decoder, its head, its token embeddings, and everything before it."""
+
+# 4 bits are too few for logits; embeddings are only looked up, and towers are small
+DEFAULTS = {
+    "int8": {"embeddings": "16bit", "towers": "16bit"},
+    "int4": {"head": "int8", "embeddings": "16bit", "towers": "16bit"},
+}
+
+
+def parse_weights(text: str) -> dict[str, str]:
+    """Returns the format of each part.
+
+    Raises:
+        UserError: a part or a format does not exist, or is given twice.
+    """
+    formats: dict[str, str] = {}
+    for entry in str(text).split(","):
+        part, equals, value = entry.strip().rpartition("=")
+        wrong = value not in WEIGHT_FORMATS or (equals and part not in PARTS) or part in formats
+        if wrong:
+            raise UserError(
+                f"weights is {text!r}; expected one of {', '.join(WEIGHT_FORMATS)}, or PART=FORMAT for parts of "
+                f"{', '.join(PARTS)}, such as int4,head=int8"
+            )
+        formats[part] = value
+    whole = formats.pop("", "auto")
+    return {part: whole for part in PARTS} | DEFAULTS.get(whole, {}) | formats

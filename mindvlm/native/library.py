@@ -1,0 +1,244 @@
+"""The library of C++ kernels: found or compiled at first use, and called through ctypes.
+
+The environment variable `MINDVLM_NATIVE` chooses the instruction set: `avx512`, `avx2` or `portable`; `off` turns the
+kernels off. By default it is the best one of the processor.
+"""
+
+import ctypes
+import functools
+import logging
+import math
+import os
+import platform
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mindvlm.core.caches import cache_folder
+from mindvlm.core.errors import UserError
+from mindvlm.native.build import CompilerError, build, source_digest
+
+logger = logging.getLogger(__name__)
+
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4}
+"""Storage formats of a matrix, with their numbers in the library."""
+BLOCK = 32
+"""Values that share a scale in the formats q8_0 and q4_0."""
+
+_FUNCTIONS = {
+    "mindvlm_digest": (ctypes.c_char_p, ()),
+    "mindvlm_choose_kernels": (ctypes.c_char_p, (ctypes.c_char_p,)),
+    "mindvlm_set_num_threads": (None, (ctypes.c_int,)),
+    "mindvlm_new_float_matrix": (ctypes.c_void_p, (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
+    "mindvlm_new_block_matrix": (ctypes.c_void_p, (ctypes.c_int, ctypes.c_int64, ctypes.c_int64)),
+    "mindvlm_free_matrix": (None, (ctypes.c_void_p,)),
+    "mindvlm_rows_of_group": (ctypes.c_int64, ()),
+    "mindvlm_pack_rows": (None, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
+    "mindvlm_quantize": (
+        None,
+        (ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
+    ),
+    "mindvlm_multiply": (None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)),
+    "mindvlm_read_row": (None, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)),
+}
+
+
+class Library:
+    """The loaded kernels.
+
+    Attributes:
+        path: the shared library; operators of a graph are named `path:Function`.
+        instruction_set: that of the kernels in use.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._functions = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(self._functions, name)
+            function.restype, function.argtypes = result, arguments
+        self.call("mindvlm_set_num_threads", num_threads())
+        self.instruction_set = self.choose(None)
+
+    def call(self, name: str, *arguments):
+        """Calls a function of the library."""
+        return getattr(self._functions, name)(*arguments)
+
+    def choose(self, instruction_set: str | None) -> str:
+        """Chooses the kernels; None chooses the best ones of the processor. Matrices of blocks of others are invalid.
+
+        Raises:
+            UserError: the processor or the library does not have this instruction set.
+        """
+        chosen = self.call("mindvlm_choose_kernels", instruction_set and instruction_set.encode())
+        if chosen is None:
+            raise UserError(
+                f"MINDVLM_NATIVE is {instruction_set!r}, which this processor does not have; leave it unset"
+            )
+        self.instruction_set = chosen.decode()
+        return self.instruction_set
+
+    def quantize(self, weights: np.ndarray, dtype: str, importance: np.ndarray | None = None) -> np.ndarray:
+        """Returns weights (rows, cols) rounded to blocks (rows, cols / 32, bytes) uint8 in ggml's layout.
+
+        The scale of an int4 block is the one of the smallest squared error among several that clip large weights.
+
+        Args:
+            importance: (cols,), weights of the squared errors, such as the mean squares of the activations.
+        """
+        weights = np.ascontiguousarray(weights, np.float32)
+        rows, cols = weights.shape
+        blocks = np.empty((rows, cols // BLOCK, block_bytes(dtype)), np.uint8)
+        given = None if importance is None else np.ascontiguousarray(importance, np.float32)
+        self.call(
+            "mindvlm_quantize",
+            FORMATS[dtype],
+            weights.ctypes.data,
+            rows,
+            cols,
+            None if given is None else given.ctypes.data,
+            blocks.ctypes.data,
+        )
+        return blocks
+
+
+class Matrix:
+    """A weight matrix W (rows, cols) in memory of the library, or over an array that it keeps alive.
+
+    Attributes:
+        handle: the number that operators of a graph take.
+        num_bytes: size of the stored values.
+    """
+
+    def __init__(self, library: Library, handle: int, shape: tuple[int, int], num_bytes: int, values=None):
+        self.library, self.handle, self.shape, self.num_bytes = library, handle, shape, num_bytes
+        self._values = values
+
+    @classmethod
+    def of_floats(cls, library: Library, values: np.ndarray, dtype: str) -> "Matrix":
+        """Returns a matrix over a C-contiguous array; bfloat16 values are given as uint16."""
+        rows, cols = values.shape
+        handle = library.call("mindvlm_new_float_matrix", FORMATS[dtype], rows, cols, values.ctypes.data)
+        return cls(library, handle, (rows, cols), values.nbytes, values)
+
+    @classmethod
+    def of_blocks(cls, library: Library, dtype: Literal["q8_0", "q4_0"], shape: tuple[int, int]) -> "Matrix":
+        """Returns an empty matrix of blocks; `pack` fills it. Raises MemoryError if there is no memory for it."""
+        rows, cols = shape
+        handle = library.call("mindvlm_new_block_matrix", FORMATS[dtype], rows, cols)
+        if not handle:
+            raise MemoryError(f"no memory for a matrix of {rows} x {cols} weights")
+        return cls(library, handle, shape, rows * cols // BLOCK * block_bytes(dtype))
+
+    def pack(self, first: int, blocks: np.ndarray) -> None:
+        """Fills rows from `first` on, a multiple of `row_step`, with blocks (rows, cols / 32, bytes) uint8."""
+        blocks = np.ascontiguousarray(blocks)
+        self.library.call("mindvlm_pack_rows", self.handle, first, len(blocks), blocks.ctypes.data)
+
+    @property
+    def row_step(self) -> int:
+        """Number of rows that the layout of blocks interleaves."""
+        return self.library.call("mindvlm_rows_of_group")
+
+    def multiply(self, x: np.ndarray) -> np.ndarray:
+        """Returns x W^T: (N, cols) float32 -> (N, rows)."""
+        x, y = np.ascontiguousarray(x, np.float32), np.empty((len(x), self.shape[0]), np.float32)
+        self.library.call("mindvlm_multiply", self.handle, x.ctypes.data, len(x), y.ctypes.data)
+        return y
+
+    def row(self, index: int) -> np.ndarray:
+        """Returns row `index` as float32."""
+        row = np.empty(self.shape[1], np.float32)
+        self.library.call("mindvlm_read_row", self.handle, index, row.ctypes.data)
+        return row
+
+    def __del__(self):
+        with suppress(AttributeError, TypeError):
+            self.library.call("mindvlm_free_matrix", self.handle)
+
+
+def block_bytes(dtype: Literal["q8_0", "q4_0"]) -> int:
+    """Returns the bytes of a block in ggml's layout: a float16 scale and the values."""
+    return 2 + (BLOCK if dtype == "q8_0" else BLOCK // 2)
+
+
+@functools.cache
+def open_library() -> Library | None:
+    """Returns the kernels, compiled at first use; None, after one warning, if there are none.
+
+    Raises:
+        UserError: `MINDVLM_NATIVE` has a wrong value.
+    """
+    chosen = os.environ.get("MINDVLM_NATIVE") or None
+    if chosen not in (None, "off", *INSTRUCTION_SETS):
+        raise UserError(f"MINDVLM_NATIVE is {chosen!r}; expected off or one of {', '.join(INSTRUCTION_SETS)}")
+    if chosen == "off" or platform.system() != "Linux":
+        return None
+    path = Path(__file__).with_name("libkernels.so")
+    if (library := load(path)) is None:
+        library = compile_library()
+    if library:
+        library.choose(chosen)
+        logger.info(f"native kernels: {library.instruction_set}, {num_threads()} threads")
+    return library
+
+
+def load(path: Path) -> Library | None:
+    """Returns the kernels in a file; None if it does not exist, does not fit, or was made from other sources."""
+    if not path.exists():
+        return None
+    with suppress(OSError, AttributeError):
+        library = Library(path)
+        if library.call("mindvlm_digest").decode() == source_digest():
+            return library
+    return None
+
+
+def compile_library() -> Library | None:
+    """Returns the kernels in the cache folder, compiled if need be; None, after a warning, if that is impossible."""
+    try:
+        folder = cache_folder() / "native"
+        path = folder / f"kernels-{source_digest()}.so"
+        if library := load(path):
+            return library
+        folder.mkdir(parents=True, exist_ok=True)
+        logger.info("compiling native kernels, once")
+        build(path)
+        if library := load(path):
+            return library
+        reason = f"{path} cannot be loaded"
+    except CompilerError as error:
+        reason = str(error)
+        if error.output:
+            log = path.with_suffix(".log")
+            with suppress(OSError):
+                log.write_text(error.output)
+                reason += f", see {log}"
+    except (OSError, UserError) as error:
+        reason = str(error)
+    warnings.warn(f"native kernels are not used: {reason}; MindSpore's are slower, results are the same", stacklevel=3)
+    return None
+
+
+def num_threads() -> int:
+    """Returns the number of threads that this process may run at once: its CPUs, its quota, `OMP_NUM_THREADS`."""
+    counts = [len(os.sched_getaffinity(0)), quota_of_cgroup()]
+    with suppress(ValueError):
+        counts.append(int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
+    return max(1, min(count for count in counts if count is not None))
+
+
+def quota_of_cgroup() -> int | None:
+    """Returns the CPUs that the process's control group may use; None without a limit."""
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.ceil(int(quota) / int(period))
+    with suppress(OSError, ValueError):
+        folder = Path("/sys/fs/cgroup/cpu")
+        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return math.ceil(quota / period) if quota > 0 else None
+    return None

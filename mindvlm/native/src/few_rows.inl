@@ -1,0 +1,56 @@
+// Products of few rows of x with a matrix of float32 or 16-bit values: dot products, every weight read once.
+
+constexpr int64_t kFewRows = 2 * kTileRows;  // beyond them, transposing W pays
+
+// y[r][c] (+)= x[r] . w[c] over the columns [begin, end); rows of x are `cols` apart, rows of y `outputs`.
+template <int kRows, int kCols, Format format>
+inline void multiply_tile(const float* x, int64_t cols, const Row<format>* w, int64_t begin, int64_t end, float* y,
+                          int64_t outputs, bool adds) {
+  Vec sums[kRows][kCols] = {};
+  int64_t k = begin;
+  for (; k + kLanes <= end; k += kLanes) {
+    Vec weights[kCols];
+    for (int c = 0; c < kCols; ++c) weights[c] = w[c].vec(k);
+    for (int r = 0; r < kRows; ++r) {
+      const Vec values = load(x + r * cols + k);
+      for (int c = 0; c < kCols; ++c) sums[r][c] += values * weights[c];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kCols; ++c) {
+      float total = sum(sums[r][c]);
+      for (int64_t rest = k; rest < end; ++rest) total += x[r * cols + rest] * w[c].value(rest);
+      y[r * outputs + c] = adds ? y[r * outputs + c] + total : total;
+    }
+  }
+}
+
+// The same for any number of rows of x.
+template <int kCols, Format format>
+inline void multiply_tiles(const float* x, int64_t num_rows, int64_t cols, const Row<format>* w, int64_t begin,
+                           int64_t end, float* y, int64_t outputs, bool adds) {
+  int64_t row = 0;
+  for (; row + kTileRows <= num_rows; row += kTileRows)
+    multiply_tile<kTileRows, kCols, format>(x + row * cols, cols, w, begin, end, y + row * outputs, outputs, adds);
+  for (; row + 2 <= num_rows; row += 2)
+    multiply_tile<2, kCols, format>(x + row * cols, cols, w, begin, end, y + row * outputs, outputs, adds);
+  if (row < num_rows)
+    multiply_tile<1, kCols, format>(x + row * cols, cols, w, begin, end, y + row * outputs, outputs, adds);
+}
+
+template <Format format, int... kIndex>
+inline void multiply_full_tile(const Matrix& w, int64_t first, std::integer_sequence<int, kIndex...>, const float* x,
+                               int64_t num_rows, float* y) {
+  const Row<format> rows[] = {Row<format>(w, first + kIndex)...};
+  multiply_tiles<kTileOutputs, format>(x, num_rows, w.cols, rows, 0, w.cols, y + first, w.rows, false);
+}
+
+template <Format format>
+void multiply_few(const Matrix& w, const float* x, int64_t num_rows, float* y, int64_t first, int64_t last) {
+  for (; first + kTileOutputs <= last; first += kTileOutputs)
+    multiply_full_tile<format>(w, first, std::make_integer_sequence<int, kTileOutputs>(), x, num_rows, y);
+  for (; first < last; ++first) {
+    const Row<format> row(w, first);
+    multiply_tiles<1, format>(x, num_rows, w.cols, &row, 0, w.cols, y + first, w.rows, false);
+  }
+}

@@ -1,0 +1,63 @@
+// A weight matrix W (rows, cols) as it is stored, and the kernels that multiply it.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+enum class Format : int { float32, bfloat16, float16, q8_0, q4_0 };
+
+// Values of a block that share a scale, as in ggml's formats q8_0 and q4_0.
+constexpr int64_t kBlock = 32;
+// Bytes of such a block in ggml's layout: a float16 scale, then the values.
+constexpr int64_t kBytesQ8 = 2 + kBlock;
+constexpr int64_t kBytesQ4 = 2 + kBlock / 2;
+
+constexpr bool is_blocked(Format format) { return format == Format::q8_0 || format == Format::q4_0; }
+
+struct Matrix {
+  Format format;
+  int64_t rows, cols;
+  // Row-major values of a float format, owned by the caller.
+  const void* values = nullptr;
+  // Interleaved blocks of a blocked format, see `Kernels::pack`.
+  std::unique_ptr<uint8_t, void (*)(void*)> packed{nullptr, nullptr};
+};
+
+// A row of activations in blocks of int8, for the products with blocked weights.
+struct QuantizedRows {
+  const int8_t* values;   // (rows, cols)
+  const float* scales;    // (rows, cols / kBlock)
+  const int32_t* sums;    // (rows, cols / kBlock), the sum of the int8 values of each block
+};
+
+// The kernels of one instruction set. Ranges of outputs are independent, so that threads can share them.
+struct Kernels {
+  const char* name;
+  // Rows of W that the blocked layout interleaves.
+  int64_t group;
+  // Outputs per unit of work of a float product; ranges begin at a multiple of it.
+  int64_t tile;
+  // y (num_rows, rows of W) = x (num_rows, cols) W^T for the outputs [first, last).
+  void (*multiply_float)(const Matrix&, const float* x, int64_t num_rows, float* y, int64_t first, int64_t last);
+  // The same for a blocked W; first and last are multiples of `group`, or the end.
+  void (*multiply_blocks)(const Matrix&, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last);
+  // Quantizes a row of x to int8 blocks.
+  void (*quantize_row)(const float* x, int64_t cols, int8_t* values, float* scales, int32_t* sums);
+  // Packs `group` rows in ggml's layout (fewer at the end of W) to the interleaved layout.
+  void (*pack)(Format, const uint8_t* blocks, int64_t num_rows, int64_t cols, uint8_t* packed);
+  // Writes row `index` of W as float32.
+  void (*read_row)(const Matrix&, int64_t index, float* row);
+  // Softmax attention of queries (num_queries, head_dim), already scaled, to the keys of one head.
+  void (*attend)(const float* query, int64_t num_queries, const int64_t* num_keys, const float* keys, const float* values,
+                 int64_t head_dim, float* out, int64_t out_stride);
+  void (*rms_norm)(const float* x, const float* weight, int64_t width, float eps, float* to);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t width, float eps, float* to);
+  void (*gated_silu)(const float* gate, const float* up, int64_t count, float* to);
+};
+
+// Kernels of each instruction set; null where the compiler does not target it.
+extern const Kernels* const kPortable;
+extern const Kernels* const kAvx2;
+extern const Kernels* const kAvx512;
+
+constexpr int64_t block_bytes(Format format) { return format == Format::q8_0 ? kBytesQ8 : kBytesQ4; }
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

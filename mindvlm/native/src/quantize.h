@@ -1,0 +1,6 @@
+#pragma once
+#include "matrix.h"
+
+// Rounds a row of weights to blocks. `importance` (cols) weighs the error of each column; null weighs all alike. q8_0
+// ignores it.
+void quantize_weights(Format format, const float* row, int64_t cols, const float* importance, uint8_t* blocks);

@@ -1,0 +1,45 @@
+// Vectors of floats.
+
+inline Vec load(const float* from) {
+  Vec vec;
+  __builtin_memcpy(&vec, from, sizeof vec);
+  return vec;
+}
+
+inline void store(float* to, Vec vec) { __builtin_memcpy(to, &vec, sizeof vec); }
+
+inline float sum(Vec vec) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += vec[i];
+  return total;
+}
+
+inline float to_float(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline float half_to_float(uint16_t half) {
+  // shifts exponent and mantissa in place and corrects the bias of the exponent, subnormal numbers included
+  const float magnitude = to_float((half & 0x7fffu) << 13) * 0x1p112f;
+  return half & 0x8000 ? -magnitude : magnitude;
+}
+
+// e^x with a relative error of 2e-7: 2^n times a polynomial of the rest of x / ln 2. Below -87 it is 0.
+inline Vec exponential(Vec x) {
+  x = x > 88.0f ? Vec{} + 88.0f : x;
+  const Vec scaled = x * 1.44269504f;
+  const Ints whole = __builtin_convertvector(scaled + (scaled > 0 ? Vec{} + 0.5f : Vec{} - 0.5f), Ints);
+  const Vec n = __builtin_convertvector(whole, Vec);
+  const Vec rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec value = Vec{} + 1.9875691500e-4f;
+  value = value * rest + 1.3981999507e-3f;
+  value = value * rest + 8.3334519073e-3f;
+  value = value * rest + 4.1665795894e-2f;
+  value = value * rest + 1.6666665459e-1f;
+  value = value * rest + 5.0000001201e-1f;
+  value = value * rest * rest + rest + 1.0f;
+  const Ints exponent = (whole + 127) << 23;
+  return x < -87.0f ? Vec{} : value * (Vec)exponent;
+}

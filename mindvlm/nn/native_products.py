@@ -1,0 +1,135 @@
+"""Weight products on the C++ kernels: 16-bit weights as they are stored, and int8 or int4 blocks.
+
+N rows, O output features, I input features.
+"""
+
+import functools
+from typing import Literal
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, ops
+
+from mindvlm.checkpoint import RawTensor
+from mindvlm.checkpoint.dtypes import overflows
+from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import parse_weights
+from mindvlm.native.library import BLOCK, Library, Matrix, open_library
+from mindvlm.nn.linear_plan import ProductRule
+from mindvlm.nn.native_cells import operator
+from mindvlm.nn.products import DenseProduct, ReadRows, WeightProduct
+
+WeightFormat = Literal["auto", "16bit", "int8", "int4"]
+BLOCK_FORMATS = {"int8": "q8_0", "int4": "q4_0"}
+MAX_READ_BYTES = 64 << 20
+"""Size of the float32 rows that are quantized at a time."""
+
+
+class NativeProduct(WeightProduct):
+    """W outside of MindSpore's memory, in a `Matrix` of the library of kernels.
+
+    Sums are float32. With blocks, every 32 values of x are rounded to int8.
+
+    Args:
+        library: the kernels.
+        weight_format: see `mindvlm.core.weight_formats`. For "int8" and "int4", I must be a multiple of 32.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype, *, library: Library, weight_format: WeightFormat):
+        super().__init__(shape, dtype)
+        self.library = library
+        self.weight_format = weight_format
+        self.stored: Matrix | None = None
+        # a Parameter, because a constant would tie a compiled graph to an address
+        self.handle = Parameter(Tensor(np.zeros(1, np.int64)), name="handle", requires_grad=False)
+        num_outputs, width = shape
+        self.multiply = operator(library, "MindvlmProduct", lambda x, _: [*x[:-1], num_outputs], num_outputs)
+        self.look_up = operator(library, "MindvlmRows", lambda ids, _: [*ids, width], width)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stored.num_bytes if self.stored else 0
+
+    def load(self, read: ReadRows) -> None:
+        if self.weight_format in BLOCK_FORMATS:
+            self.stored = self.read_blocks(read, BLOCK_FORMATS[self.weight_format])
+        else:
+            raw = read(0, self.shape[0])
+            raw = rounded_to_16_bits(raw) if self.weight_format == "16bit" else raw.cast(kept_dtype(raw.dtype))
+            self.stored = Matrix.of_floats(self.library, np.ascontiguousarray(raw.data), raw.dtype)
+        self.handle.set_data(Tensor(np.array([self.stored.handle], np.int64)))
+
+    def read_blocks(self, read: ReadRows, dtype: str) -> Matrix:
+        """Returns W as blocks, quantized part by part."""
+        num_rows, width = self.shape
+        matrix = Matrix.of_blocks(self.library, dtype, self.shape)
+        step = max(1, MAX_READ_BYTES // (4 * width * matrix.row_step)) * matrix.row_step
+        for first in range(0, num_rows, step):
+            rows = read(first, min(first + step, num_rows)).to_float32()
+            matrix.pack(first, self.library.quantize(rows, dtype))
+        return matrix
+
+    def construct(self, x):
+        return self.multiply(x, self.handle)
+
+    def rows(self, ids):
+        return self.look_up(ids, self.handle)
+
+    def matrix(self, x):
+        return self.look_up(ops.arange(self.shape[0]).astype(ms.int32), self.handle)
+
+
+def kept_dtype(stored: str) -> str:
+    """Returns the dtype of a matrix whose values have the dtype `stored` in the checkpoint."""
+    return stored if stored in ("float16", "bfloat16") else "float32"
+
+
+def rounded_to_16_bits(raw: RawTensor) -> RawTensor:
+    """Returns values as 16-bit ones: those of the checkpoint, or float16, or bfloat16 for what exceeds its range."""
+    if kept_dtype(raw.dtype) != "float32":
+        return raw
+    narrow = raw.cast("float16")
+    return raw.cast("bfloat16") if overflows(raw.data, raw.dtype, narrow.data, narrow.dtype) else narrow
+
+
+def native_rules(text: str, device: str) -> tuple[ProductRule, ...]:
+    """Returns the rules for the key `weights`; none if all products are dense.
+
+    Without kernels, weights are float32, and a warning says so unless they would be anyway.
+
+    Args:
+        text: the value of the key.
+        device: "CPU" or "Ascend".
+
+    Raises:
+        UserError: the device is no CPU.
+    """
+    formats = parse_weights(text)
+    if set(formats.values()) == {"float32"} or (device != "CPU" and set(formats.values()) == {"auto"}):
+        return ()
+    if device != "CPU":
+        raise UserError(f"weights is {text!r} but the device is {device}; leave it out, it is for a CPU")
+    library = open_library()
+    if library is None:
+        return ()
+    decoder = r"(?:.*\.)?language_model\."
+    patterns = {
+        "head": rf"{decoder}lm_head",
+        "embeddings": rf"{decoder}embed_tokens(?:\..*)?",
+        "decoder": rf"{decoder}.*",
+        # tables of positions and codebooks are read as a whole, not multiplied
+        "towers": r"(?!.*embedding).*",
+    }
+    return tuple(
+        ProductRule(pattern, functools.partial(native_product, library=library, weight_format=formats[part]))
+        for part, pattern in patterns.items()
+    )
+
+
+def native_product(shape: tuple[int, int], dtype, *, library: Library, weight_format: str) -> WeightProduct:
+    """Returns the product for a matrix (O, I): blocks only where I is a multiple of 32, else 16-bit values."""
+    if weight_format == "float32":
+        return DenseProduct(shape, dtype)
+    if weight_format in BLOCK_FORMATS and shape[1] % BLOCK:
+        weight_format = "16bit"
+    return NativeProduct(shape, dtype, library=library, weight_format=weight_format)

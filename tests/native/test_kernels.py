@@ -1,0 +1,140 @@
+"""The C++ kernels against NumPy, for every instruction set that this machine has."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mindvlm.checkpoint import RawTensor
+from mindvlm.core.errors import UserError
+from mindvlm.native.library import BLOCK, INSTRUCTION_SETS, Matrix, num_threads, open_library
+
+SHAPES = [(1, 32), (37, 64), (100, 96), (64, 2080), (7, 1056)]
+NUM_ROWS = [1, 2, 3, 5, 9, 14, 31, 300]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def library(request):
+    found = open_library()
+    if found is None:
+        pytest.skip("there is no C++ compiler")
+    before = found.instruction_set
+    try:
+        found.choose(request.param)
+    except UserError as error:
+        pytest.skip(str(error))
+    yield found
+    found.choose(before)
+    found.call("mindvlm_set_num_threads", num_threads())
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def dequantized(blocks: np.ndarray, dtype: str) -> np.ndarray:
+    """The weights (rows, cols) of blocks in ggml's layout."""
+    scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+    if dtype == "q8_0":
+        values = blocks[..., 2:].view(np.int8).astype(np.float32)
+    else:
+        values = np.concatenate((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), -1).astype(np.float32) - 8
+    return (values * scale).reshape(len(blocks), -1)
+
+
+def rounded_rows(x: np.ndarray) -> np.ndarray:
+    """x with every 32 values rounded to int8."""
+    blocks = x.reshape(len(x), -1, BLOCK)
+    top = np.abs(blocks).max(-1, keepdims=True)
+    return (np.rint(blocks * (np.float32(127) / top)) * (top / np.float32(127))).reshape(x.shape)
+
+
+def make(library, weights: np.ndarray, dtype: str) -> tuple[Matrix, np.ndarray]:
+    """A matrix and the float32 weights that it stands for."""
+    if dtype in ("q8_0", "q4_0"):
+        blocks = library.quantize(weights, dtype)
+        matrix = Matrix.of_blocks(library, dtype, weights.shape)
+        matrix.pack(0, blocks)
+        return matrix, dequantized(blocks, dtype)
+    raw = RawTensor("float32", weights.shape, weights).cast(dtype)
+    return Matrix.of_floats(library, raw.data, dtype), raw.to_float32()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_products_and_rows(library, dtype, threads):
+    shapes = SHAPES if dtype in ("q8_0", "q4_0") else [*SHAPES, (33, 37), (5, 3), (300, 259)]
+    library.call("mindvlm_set_num_threads", threads)
+    for shape in shapes:
+        matrix, weights = make(library, noise(*shape), dtype)
+        for index in (0, shape[0] - 1):
+            np.testing.assert_array_equal(matrix.row(index), weights[index])
+        for count in NUM_ROWS:
+            x = noise(count, shape[1], seed=count)
+            seen = rounded_rows(x) if dtype in ("q8_0", "q4_0") else x
+            expected = seen.astype(np.float64) @ weights.T.astype(np.float64)
+            np.testing.assert_allclose(matrix.multiply(x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+def test_float16_keeps_signs_and_subnormal_numbers(library):
+    values = np.array([[0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, -65504.0, 1.0]], np.float16)
+    matrix = Matrix.of_floats(library, values, "float16")
+    np.testing.assert_array_equal(matrix.row(0), values[0].astype(np.float32))
+
+
+def test_packing_by_parts_equals_packing_at_once(library):
+    blocks = library.quantize(noise(50, 64), "q4_0")
+    whole, parts = (Matrix.of_blocks(library, "q4_0", (50, 64)) for _ in range(2))
+    whole.pack(0, blocks)
+    for first in range(0, 50, 2 * parts.row_step):
+        parts.pack(first, blocks[first : first + 2 * parts.row_step])
+    x = noise(3, 64)
+    np.testing.assert_array_equal(whole.multiply(x), parts.multiply(x))
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("q8_0", 0.006), ("q4_0", 0.09)])
+def test_the_error_of_rounded_weights(library, dtype, largest):
+    weights = noise(64, 256)
+    error = dequantized(library.quantize(weights, dtype), dtype) - weights
+    assert 0 < np.sqrt((error**2).mean()) < largest
+
+
+def test_important_columns_are_rounded_with_less_error(library):
+    weights, importance = noise(64, 64), np.ones(64, np.float32)
+    importance[::4] = 100.0
+    errors = [
+        np.abs(dequantized(library.quantize(weights, "q4_0", given), "q4_0") - weights)[:, ::4].mean()
+        for given in (None, importance)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_zero_weights_stay_zero(library):
+    for dtype in ("q8_0", "q4_0"):
+        np.testing.assert_array_equal(dequantized(library.quantize(np.zeros((2, 64), np.float32), dtype), dtype), 0)
+
+
+def load_with(**environment: str) -> subprocess.CompletedProcess:
+    code = "from mindvlm.native.library import open_library as o; x = o(); print(x and x.instruction_set)"
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_the_environment_chooses_the_instruction_set():
+    assert load_with(MINDVLM_NATIVE="portable").stdout.strip() == "portable"
+    assert load_with(MINDVLM_NATIVE="off").stdout.strip() == "None"
+    assert "expected off or one of avx512" in load_with(MINDVLM_NATIVE="sse9").stderr
+
+
+def test_a_compiler_that_fails_is_a_warning_with_its_log(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho broken; exit 3\n")
+    compiler.chmod(0o755)
+    done = load_with(CXX=str(compiler), MINDVLM_CACHE=str(tmp_path))
+    assert done.stdout.strip() == "None" and "failed with status 3" in done.stderr
+    assert "broken" in next((tmp_path / "native").glob("*.log")).read_text()
+    assert "there is no C++ compiler" in load_with(CXX="/nowhere", MINDVLM_CACHE=str(tmp_path)).stderr
