@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +30,21 @@ from mindvlm.checkpoint import (
 from mindvlm.convert.parity.comparison import ParityReport, compare_logits
 from mindvlm.convert.parity.inputs import ParityRequest
 from mindvlm.convert.publishing import Output, check_place, publish
+from mindvlm.convert.quantizing import (
+    QUANTIZED_FROM_KEY,
+    QuantizationPlan,
+    QuantizedSource,
+    VerifiedBlocks,
+    plan_quantization,
+    quantized_from,
+    verify_quantized,
+)
 from mindvlm.convert.statistics import StatisticsTap, TensorStatistics
 from mindvlm.convert.verify import Verified, verify_conversion
 from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import parse_weights
 from mindvlm.models.registry import convertible_models
+from mindvlm.native.library import Library, open_library
 from mindvlm.weights.buffers import unpack_buffers
 from mindvlm.weights.companions import copy_companions
 from mindvlm.weights.lora.merging import ADAPTERS_KEY
@@ -56,6 +68,7 @@ class ConversionRequest:
         model: the name of a convertible model, or None to recognise it.
         dtype: "keep", or the dtype to cast floating-point tensors to.
         to: "native" names, "hf" for the names, shapes and layout of the Hugging Face files, or a form of the model.
+        quant: formats of quantized weights, see `mindvlm.core.weight_formats`; None keeps the dtypes.
         only: the key of the part to keep, None for everything.
         merge_lora: folder of a PEFT adapter to merge into the weights.
         max_shard_size: size limit of each file in bytes, None for one file.
@@ -70,6 +83,7 @@ class ConversionRequest:
     model: str | None = None
     dtype: str = "keep"
     to: str = "native"
+    quant: str | None = None
     only: str | None = None
     merge_lora: Path | None = None
     max_shard_size: int | None = None
@@ -89,6 +103,26 @@ class ConversionRequest:
             )
         if self.target is not None:
             check_ending(self.target)
+        if self.quant:
+            self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        parse_weights(self.quant, "--quant")
+        if self.to != "native":
+            raise UserError(f"--to {self.to} has no quantized weights; leave --to or --quant out")
+        if self.dtype != "keep":
+            raise UserError(
+                f"--dtype {self.dtype} does not go with --quant, which keeps 16 bits where it does not quantize; leave "
+                "--dtype out, or give PART=float32"
+            )
+        if self.verify == "logits":
+            raise UserError(
+                "--verify logits proves equal results, and those of quantized weights differ; use --verify tensors"
+            )
+        if self.target is not None and self.target.suffix in (".ckpt", ".bin", ".pt") and not self.target.is_dir():
+            raise UserError(
+                f"{self.target}: quantized weights are written as .safetensors; give such a name, or a folder"
+            )
 
 
 @dataclass(kw_only=True)
@@ -109,6 +143,7 @@ class Conversion:
         statistics: of each written tensor, if requested.
         verified, parity: the proofs, if requested.
         failure: the first failed proof; then no file appears.
+        quantization: the dtypes of quantized weights, or None.
         formed: the form whose tensors were computed, or None.
     """
 
@@ -123,7 +158,8 @@ class Conversion:
     copied: tuple[Output, ...] = ()
     seconds: float = 0.0
     statistics: Mapping[str, TensorStatistics] = field(default_factory=dict)
-    verified: Verified | None = None
+    quantization: QuantizationPlan | None = None
+    verified: Verified | VerifiedBlocks | None = None
     parity: ParityReport | None = None
     failure: UserError | None = None
     formed: Formed | None = None
@@ -186,7 +222,10 @@ def convert(
 def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
     """Chooses the target and stacks the views that the written tensors are read through."""
     if request.target is None:
-        request = dataclasses.replace(request, target=opened.default_target())
+        target = opened.default_target()
+        if request.quant:
+            target = target.with_name(f"{target.stem}-{re.sub(r'[^a-z0-9]+', '-', request.quant)}.safetensors")
+        request = dataclasses.replace(request, target=target)
     config = opened.parity_config() if request.verify == "logits" else None
     formed, form = None, request.to if request.to in opened.model.forms else ""
     if request.to != "native" and request.to != "hf" and not form:
@@ -202,6 +241,10 @@ def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
         tensors = OverlaidSource([("the weights", tensors), ("their buffers", buffers)])
     if request.dtype != "keep":
         tensors = CastSource(tensors, request.dtype)
+    quantization = None
+    if request.quant:
+        quantization = plan_quantization(request.quant, tensors, reads=not request.dry_run)
+        tensors = QuantizedSource(tensors, quantization, _library())
     target = plan_target(request.target, tensors.infos, max_shard_size=request.max_shard_size)
     return Conversion(
         request=request,
@@ -211,8 +254,16 @@ def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
         tensors=tensors,
         target=target,
         config=config,
+        quantization=quantization,
         formed=formed,
     )
+
+
+def _library() -> Library:
+    library = open_library()
+    if library is None:
+        raise UserError("--quant needs the C++ kernels, which are off or cannot be built here; see MINDVLM_NATIVE")
+    return library
 
 
 def _write(conversion: Conversion, place: Path, show_progress: bool) -> None:
@@ -249,15 +300,7 @@ def _prove(conversion: Conversion, place: Path, show_progress: bool) -> None:
     request = conversion.request
     try:
         with bytes_bar(conversion.tensors, "verifying", show=show_progress) as bar:
-            conversion.verified = verify_conversion(
-                conversion.opened,
-                place,
-                shown_as=request.target,
-                way_out=conversion.way_out,
-                buffers=conversion.buffers,
-                dtype=None if request.dtype == "keep" else request.dtype,
-                progress=bar.update,
-            )
+            conversion.verified = _proof(conversion, place, bar.update)
         if conversion.config is not None:
             for one in conversion.opened.inputs:
                 if one.nonfinite:
@@ -272,6 +315,21 @@ def _prove(conversion: Conversion, place: Path, show_progress: bool) -> None:
         conversion.failure = error
 
 
+def _proof(conversion: Conversion, place: Path, progress: Callable[[int], object]) -> Verified | VerifiedBlocks:
+    request, opened = conversion.request, conversion.opened
+    if conversion.quantization:
+        return verify_quantized(opened.source, conversion.tensors, place, shown_as=request.target, progress=progress)
+    return verify_conversion(
+        opened,
+        place,
+        shown_as=request.target,
+        way_out=conversion.way_out,
+        buffers=conversion.buffers,
+        dtype=None if request.dtype == "keep" else request.dtype,
+        progress=progress,
+    )
+
+
 def _is_whole(opened: Opened, only: str | None) -> bool:
     """Whether the result holds all of the base, so that the files beside the base describe it."""
     return only is None or set(opened.inputs[0].plan.infos) <= set(opened.source.infos)
@@ -280,6 +338,8 @@ def _is_whole(opened: Opened, only: str | None) -> bool:
 def _metadata(request: ConversionRequest, opened: Opened) -> dict[str, str]:
     """Returns the text entries of the file: those of the source for `--to hf`, else what the way back needs."""
     adapters = {ADAPTERS_KEY: ",".join(opened.held_adapters)} if opened.held_adapters else {}
+    if request.quant:
+        return {"format": "ms", QUANTIZED_FROM_KEY: quantized_from(opened, request.quant)} | adapters
     if request.to != "native":
         return opened.source_metadata | adapters
     kept = {"format": "ms", NAMING_KEY: opened.naming, METADATA_KEY: json.dumps(opened.source_metadata)}

@@ -2,6 +2,7 @@
 
     mindvlm-convert --torch_ckpt_path vary-toy/ --mindspore_ckpt_path vary_toy.safetensors --dtype float16 --verify
     mindvlm-convert --torch_ckpt_path vary_toy.safetensors --mindspore_ckpt_path vary-toy-hf/ --to hf
+    mindvlm-convert --torch_ckpt_path vary-toy/ --mindspore_ckpt_path vary-toy-int4/ --quant int4 --verify
     mindvlm-convert --inspect pytorch_model.bin
 
 Tensors stream from file to file: memory does not grow with the model. Exit status 0: done; 2: the checkpoint does not
@@ -26,6 +27,7 @@ from mindvlm.convert.summary import summary
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.core.interruption import handled_by
 from mindvlm.core.progress import progress_to
+from mindvlm.core.weight_formats import PARTS
 from mindvlm.models.registry import convertible_models
 from mindvlm.weights.rules.findings import ConversionError
 
@@ -89,6 +91,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         dtype=arguments.dtype,
         to=arguments.to,
+        quant=arguments.quant,
         only=arguments.only,
         merge_lora=Path(arguments.merge_lora) if arguments.merge_lora else None,
         max_shard_size=parse_size(arguments.max_shard_size) if arguments.max_shard_size else None,
@@ -148,6 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help=f"one of: {models} (default: recognised from the tensors and config.json)")
     add("--dtype", default="keep", help=f"one of: {', '.join(DTYPES)} (default: %(default)s)")
     add("--to", default="native", help=f"names and layout of the target: {', '.join(NAMINGS)} (default: %(default)s)")
+    add(
+        "--quant",
+        metavar="FORMAT",
+        help="quantize matrices to int8 or int4, for a CPU; PART=FORMAT sets that of a part, as in int4,head=int8 "
+        f"(parts: {', '.join(PARTS)})",
+    )
     add("--max_shard_size", metavar="SIZE", help="split .safetensors into files of at most this size, such as 2GB")
     add("--only", metavar="PART", help=f"keep one part: {parts}")
     add("--merge_lora", metavar="FOLDER", help="merge a PEFT adapter into the weights")
@@ -157,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         const="tensors",
         metavar="HOW",
         help=f"verify the result: {PROOFS[0]} (the default) reopens it and compares every tensor bit by bit; "
-        f"{PROOFS[1]} also runs the torch reference and the MindSpore model on the same inputs",
+        f"{PROOFS[1]} also runs the torch reference and the MindSpore model on the same inputs; "
+        "of quantized weights it compares every block with the source",
     )
     add("--verify_only", action="store_true", help="verify a target that was written earlier; write nothing")
     add("--report", metavar="FILE.json", help="write a report: hashes, rules, origins and statistics of each tensor")

@@ -46,6 +46,7 @@ import mindvlm
 from mindvlm.checkpoint import TensorInfo, atomic_file
 from mindvlm.convert.conversion import Conversion
 from mindvlm.convert.inspection import describe_format
+from mindvlm.convert.quantizing import VerifiedBlocks
 from mindvlm.convert.statistics import TensorStatistics
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_memory import peak_memory
@@ -248,6 +249,7 @@ def _options(conversion: Conversion) -> dict[str, Any]:
         "target": request.target,
         "dtype": request.dtype,
         "to": request.to,
+        "quant": request.quant,
         "only": request.only,
         "max_shard_size": request.max_shard_size,
         "dry_run": request.dry_run,
@@ -263,7 +265,10 @@ def _verification(conversion: Conversion) -> dict[str, Any] | None:
         "passed": conversion.failure is None,
         "failure": conversion.failure and str(conversion.failure),
     }
-    if conversion.verified:
+    if isinstance(conversion.verified, VerifiedBlocks):
+        record["relative_errors"] = conversion.verified.errors
+        record["other_tensors_equal"] = conversion.verified.num_equal
+    elif conversion.verified:
         record["source_tensors_equal"] = conversion.verified.num_source_tensors
         record["planned_tensors_equal"] = conversion.verified.num_planned_tensors
     if conversion.parity:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mindvlm.checkpoint import SourceView, TensorInfo, TensorSource
-from mindvlm.checkpoint.dtypes import bfloat16_to_float32, storage_dtype
+from mindvlm.checkpoint import BLOCK_FORMATS, SourceView, TensorInfo, TensorSource
+from mindvlm.checkpoint.dtypes import bfloat16_to_float32, cast_storage, storage_dtype
 
 _BLOCK = 65536
 
@@ -58,7 +58,8 @@ class StatisticsTap(SourceView):
         elif self._pass is None or self._pass.info.name != name or self._pass.position != start:
             self._pass = None
             return data
-        self._pass.feed(data)
+        dtype = self.infos[name].dtype
+        self._pass.feed(cast_storage(data, dtype, "float32") if dtype in BLOCK_FORMATS else data)
         if self._pass.position == self.infos[name].num_elements:
             self.statistics[name] = self._pass.result()
             self._pass = None

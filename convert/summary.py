@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from mindvlm.convert.conversion import Conversion
+from mindvlm.native.library import BLOCK
 from mindvlm.weights.remedies import connector_file
 from mindvlm.weights.rules.findings import fold_label, format_table
 from mindvlm.weights.rules.plan import Plan
@@ -33,6 +35,8 @@ def summary(conversion: Conversion) -> str:
         unread = f"; {beside} was not read, give it as a further source" if beside else ""
         lines.append(f"partial: missing parts: {', '.join(opened.absent_parts)}{unread}")
     lines.append(f"sizes: {opened.sizes}")
+    if conversion.quantization and (kept := conversion.quantization.kept):
+        lines.append(f"16 bits where the width is no multiple of {BLOCK}: {fold_label(kept)}")
     for one in opened.inputs:
         if one.nonfinite:
             lines.append(f"NaN or infinity in {one.checkpoint.path}, kept as it is: {fold_label(one.nonfinite)}")
@@ -97,7 +101,7 @@ def _totals(conversion: Conversion) -> str:
     infos = conversion.tensors.infos.values()
     totals = (
         f"{len(infos)} tensors, {sum(info.num_elements for info in infos):,} parameters, "
-        f"{sum(info.num_bytes for info in infos):,} bytes, dtype {conversion.request.dtype}, "
+        f"{sum(info.num_bytes for info in infos):,} bytes, {_dtype(conversion)}, "
         f"{conversion.seconds:.1f} s"
     )
     if conversion.request.dry_run:
@@ -107,6 +111,14 @@ def _totals(conversion: Conversion) -> str:
     if len(conversion.outputs) > 1:
         return f"wrote {len(conversion.outputs)} files to {conversion.outputs[0].path.parent}: {totals}"
     return f"wrote {conversion.outputs[0].path}: {totals}"
+
+
+def _dtype(conversion: Conversion) -> str:
+    """Names the dtypes, with the number of tensors of each if the weights are quantized."""
+    if not conversion.quantization:
+        return f"dtype {conversion.request.dtype}"
+    counts = Counter(info.dtype for info in conversion.tensors.infos.values())
+    return ", ".join(f"{count} {dtype}" for dtype, count in counts.most_common())
 
 
 def join_names(names: Sequence[str]) -> str:

@@ -7,10 +7,19 @@ form of bfloat16, maps whole files into resident memory, and writes only what is
 """
 
 from mindvlm.checkpoint.atomic import PendingFiles, atomic_file, check_writable, staging_folder
+from mindvlm.checkpoint.blocks import BLOCK_FORMATS
 from mindvlm.checkpoint.dtypes import DTYPES, FLOAT_DTYPES
 from mindvlm.checkpoint.opening import holds_weights, open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
-from mindvlm.checkpoint.source import CastSource, MemorySource, RawTensor, SourceView, TensorInfo, TensorSource
+from mindvlm.checkpoint.source import (
+    CastSource,
+    MemorySource,
+    RawTensor,
+    SourceView,
+    TensorInfo,
+    TensorSource,
+    storage_shape,
+)
 from mindvlm.checkpoint.stored import Checkpoint, NonFiniteError
 from mindvlm.checkpoint.writing import (
     Target,
@@ -23,6 +32,7 @@ from mindvlm.checkpoint.writing import (
 )
 
 __all__ = [
+    "BLOCK_FORMATS",
     "DTYPES",
     "FLOAT_DTYPES",
     "CastSource",
@@ -45,6 +55,7 @@ __all__ = [
     "parse_size",
     "plan_target",
     "staging_folder",
+    "storage_shape",
     "write_checkpoint",
     "write_safetensors",
 ]

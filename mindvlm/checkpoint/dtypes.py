@@ -1,10 +1,13 @@
 """The element types a checkpoint can hold, by one set of names, and exact casts between the floating ones.
 
 numpy has no bfloat16, so its bits travel as uint16 under the dtype name "bfloat16". Everything here works on the
-storage arrays: the numpy array that holds the bits of a dtype.
+storage arrays: the numpy array that holds the bits of a dtype. A dtype may be a block format, see blocks.py; an item
+of its storage array is a block of values along the last axis.
 """
 
 import numpy as np
+
+from mindvlm.checkpoint.blocks import BLOCK_FORMATS, scales_of, widen_blocks
 
 _STORAGE = {
     "float64": np.float64,
@@ -28,13 +31,20 @@ _INFINITY = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 1
 
 
 def storage_dtype(dtype: str) -> np.dtype:
-    """Returns the little-endian numpy dtype whose bits hold `dtype` ("bfloat16" is held by uint16)."""
+    """Returns the little-endian numpy dtype whose bits hold `dtype`: uint16 for "bfloat16", bytes for a block."""
+    if dtype in BLOCK_FORMATS:
+        return np.dtype((np.void, BLOCK_FORMATS[dtype].num_bytes))
     return np.dtype(_STORAGE[dtype]).newbyteorder("<")
 
 
 def item_size(dtype: str) -> int:
-    """Returns the bytes of one element."""
-    return np.dtype(_STORAGE[dtype]).itemsize
+    """Returns the bytes of one element, or of one block."""
+    return storage_dtype(dtype).itemsize
+
+
+def block_size(dtype: str) -> int:
+    """Returns the number of elements of an item of the storage array: 1, or that of a block."""
+    return BLOCK_FORMATS[dtype].size if dtype in BLOCK_FORMATS else 1
 
 
 def is_float(dtype: str) -> bool:
@@ -63,12 +73,14 @@ def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Casts a storage array between two dtypes (names of `DTYPES`); rounds to nearest even, keeps NaN.
+    """Casts a storage array between two dtypes; rounds to nearest even, keeps NaN. Blocks can only be widened.
 
     Values beyond the target's range become infinity, as in IEEE arithmetic; `overflows` tells whether that happened.
     """
     if source == target:
         return data
+    if source in BLOCK_FORMATS:
+        data, source = widen_blocks(data, source), "float32"
     if source == "bfloat16":
         data = bfloat16_to_float32(data)
     if target == "bfloat16":
@@ -79,7 +91,9 @@ def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def has_nonfinite(data: np.ndarray, dtype: str) -> bool:
-    """Returns whether a storage array holds NaN or infinity. Makes no copy."""
+    """Returns whether a storage array holds NaN or infinity. Copies nothing but the scales of blocks."""
+    if dtype in BLOCK_FORMATS:
+        data, dtype = scales_of(data, dtype), "float16"
     infinity = _INFINITY.get(dtype)
     if infinity is None or not data.size:
         return False

@@ -1,6 +1,11 @@
 """The safetensors format (https://github.com/huggingface/safetensors): an 8-byte length, a JSON header, the bytes.
 
 The reader checks lengths, dtype names, offsets and overlaps against the size of the file before it reads any tensor.
+
+The format has no quantized dtypes. A tensor (O, I) of blocks is stored as uint8 (O, bytes of a row), and the text entry
+`mindvlm_quantization` is a JSON table of its format and shape:
+
+    {"version": 1, "tensors": {NAME: {"format": "q4_0", "block": 32, "shape": [O, I]}}}
 """
 
 from __future__ import annotations
@@ -9,12 +14,14 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint.atomic import PendingFiles
+from mindvlm.checkpoint.blocks import BLOCK_FORMATS
 from mindvlm.checkpoint.dtypes import DTYPES, item_size
-from mindvlm.checkpoint.source import TensorInfo, TensorSource
+from mindvlm.checkpoint.source import TensorInfo, TensorSource, storage_shape
 from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
 from mindvlm.checkpoint.tensor_file import TensorFile
 from mindvlm.checkpoint.untrusted import MAX_JSON_BYTES, check_info, parse_json_table, quoted
@@ -23,6 +30,7 @@ from mindvlm.core.errors import UserError
 # F32, BF16, I64, U8, BOOL
 _CODES = {dtype: dtype.replace("uint", "u").replace("int", "i").replace("float", "f").upper() for dtype in DTYPES}
 _NAMES = {code: dtype for dtype, code in _CODES.items()}
+QUANTIZATION_KEY, QUANTIZATION_VERSION = "mindvlm_quantization", 1
 _REMEDY = "the file is truncated or damaged, copy or download it again"
 
 
@@ -56,6 +64,10 @@ def read_safetensors(path: Path) -> Contents:
         expected += segment.num_bytes
     if expected != size:
         raise UserError(f"{path}: its header describes {expected} bytes, the file has {size}; {_REMEDY}")
+    quantized = metadata.pop(QUANTIZATION_KEY, None)
+    if quantized is not None:
+        shown = _quantized_infos(path, quantized)
+        tensors = [_with_blocks(path, tensor, shown.get(tensor.info.name)) for tensor in tensors]
     return Contents({tensor.info.name: tensor for tensor in tensors}, metadata)
 
 
@@ -85,12 +97,16 @@ def stream_safetensors(
     Raises:
         UserError: the header is larger than readers accept, the disk is full, or the source cannot be read.
     """
-    infos = sorted((source.infos[name] for name in names), key=lambda info: (-item_size(info.dtype), info.name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    infos = sorted((source.infos[name] for name in names), key=lambda info: (-_alignment(info.dtype), info.name))
+    texts = dict(metadata or {})
+    if quantized := {info.name: _block_entry(info) for info in infos if info.dtype in BLOCK_FORMATS}:
+        texts[QUANTIZATION_KEY] = json.dumps({"version": QUANTIZATION_VERSION, "tensors": quantized})
+    header: dict[str, Any] = {"__metadata__": texts} if texts else {}
     offset = 0
     for info in infos:
         end = offset + info.num_bytes
-        header[info.name] = {"dtype": _CODES[info.dtype], "shape": list(info.shape), "data_offsets": [offset, end]}
+        code = _CODES.get(info.dtype, "U8")
+        header[info.name] = {"dtype": code, "shape": list(_bytes_shape(info)), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -118,6 +134,63 @@ def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
             f"{path}: tensor {quoted(name)} of shape {shape} and dtype {code} does not fit its bytes; {_REMEDY}"
         )
     return StoredTensor(info, (Segment(path, begin + start, end - start),))
+
+
+def _alignment(dtype: str) -> int:
+    return 1 if dtype in BLOCK_FORMATS else item_size(dtype)
+
+
+def _bytes_shape(info: TensorInfo) -> tuple[int, ...]:
+    """Returns the shape in the header: that of the bytes for a block format."""
+    if info.dtype not in BLOCK_FORMATS:
+        return info.shape
+    *rows, num_blocks = storage_shape(info.dtype, info.shape)
+    return (*rows, num_blocks * item_size(info.dtype))
+
+
+def _block_entry(info: TensorInfo) -> dict[str, Any]:
+    return {"format": info.dtype, "block": BLOCK_FORMATS[info.dtype].size, "shape": list(info.shape)}
+
+
+def _quantized_infos(path: Path, text: str) -> dict[str, TensorInfo]:
+    """Returns the quantized tensors that a text entry describes.
+
+    Raises:
+        UserError: the entry is damaged, or of a version or format that does not exist.
+    """
+    table = parse_json_table(path, text.encode(), what=f"its entry {QUANTIZATION_KEY}", remedy=_REMEDY)
+    if table.get("version") != QUANTIZATION_VERSION:
+        raise UserError(
+            f"{path}: its quantization has version {quoted(table.get('version'))}, readable is {QUANTIZATION_VERSION}; "
+            "quantize the original weights again, or update mindvlm"
+        )
+    tensors = table.get("tensors")
+    infos = {}
+    for name, entry in (tensors if isinstance(tensors, dict) else {}).items():
+        fields = entry if isinstance(entry, dict) else {}
+        dtype, shape = fields.get("format"), fields.get("shape")
+        if not isinstance(dtype, str) or dtype not in BLOCK_FORMATS:
+            raise UserError(
+                f"{path}: tensor {quoted(name)} has the format {quoted(dtype)}, readable are "
+                f"{', '.join(BLOCK_FORMATS)}; quantize the original weights again, or update mindvlm"
+            )
+        size = BLOCK_FORMATS[dtype].size
+        if not _is_counts(shape) or not shape or shape[-1] % size or fields.get("block") != size:
+            raise UserError(f"{path}: tensor {quoted(name)} has no valid shape and block; {_REMEDY}")
+        infos[name] = TensorInfo(name, dtype, tuple(shape))
+    return infos
+
+
+def _with_blocks(path: Path, tensor: StoredTensor, info: TensorInfo | None) -> StoredTensor:
+    if info is None:
+        return tensor
+    check_info(path, info)
+    if tensor.info.dtype != "uint8" or tensor.info.shape != _bytes_shape(info):
+        raise UserError(
+            f"{path}: tensor {quoted(info.name)} is {tensor.info.dtype} {list(tensor.info.shape)}, not {info.dtype} of "
+            f"shape {list(info.shape)}; {_REMEDY}"
+        )
+    return replace(tensor, info=info)
 
 
 def _is_counts(value: Any) -> bool:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.checkpoint.dtypes import DTYPES, cast_storage, is_float, item_size, overflows, storage_dtype
+from mindvlm.checkpoint.dtypes import (
+    DTYPES,
+    block_size,
+    cast_storage,
+    is_float,
+    item_size,
+    overflows,
+    storage_dtype,
+)
 from mindvlm.core.errors import UserError
 
 # Small enough to stay in the CPU cache between reading and writing, and for the allocator to reuse.
@@ -19,7 +27,10 @@ CHUNK_BYTES = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Name, dtype (a name of `dtypes.DTYPES`) and shape of a tensor, without its values."""
+    """Name, dtype and shape of a tensor, without its values.
+
+    The dtype is a name of `dtypes.DTYPES` or of `blocks.BLOCK_FORMATS`.
+    """
 
     name: str
     dtype: str
@@ -31,14 +42,15 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        return self.num_elements * item_size(self.dtype)
+        return self.num_elements // block_size(self.dtype) * item_size(self.dtype)
 
 
 @dataclass(frozen=True)
 class RawTensor:
     """A tensor as the bits of its dtype: `data` has `shape` and numpy dtype `storage_dtype(dtype)`.
 
-    For "bfloat16" the data are uint16 bits, for all other dtypes the values themselves.
+    For "bfloat16" the data are uint16 bits, for a block format blocks (..., I / size of a block), for all other dtypes
+    the values themselves.
     """
 
     dtype: str
@@ -65,6 +77,12 @@ class RawTensor:
         return self.cast("float32").data
 
 
+def storage_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of the storage array of a tensor."""
+    size = block_size(dtype)
+    return shape if size == 1 else (*shape[:-1], shape[-1] // size)
+
+
 class TensorSource(ABC):
     """Named tensors that are read one at a time; a read holds no more than the requested elements.
 
@@ -76,7 +94,10 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Returns elements [start, stop) of the flattened (row-major) tensor, a 1-D storage array."""
+        """Returns elements [start, stop) of the flattened (row-major) tensor, a 1-D storage array.
+
+        Of a block format, these are whole blocks.
+        """
 
     @property
     def recipe(self) -> str:
@@ -86,12 +107,13 @@ class TensorSource(ABC):
     def read(self, name: str) -> RawTensor:
         """Returns one whole tensor."""
         info = self.infos[name]
-        return RawTensor(info.dtype, info.shape, self.read_range(name, 0, info.num_elements).reshape(info.shape))
+        data = self.read_range(name, 0, info.num_elements)
+        return RawTensor(info.dtype, info.shape, data.reshape(storage_shape(info.dtype, info.shape)))
 
     def chunks(self, name: str, max_bytes: int = CHUNK_BYTES) -> Iterator[np.ndarray]:
         """Yields the flattened tensor in order as 1-D storage arrays of at most `max_bytes`."""
         info = self.infos[name]
-        step = max(1, max_bytes // item_size(info.dtype))
+        step = max(1, max_bytes // item_size(info.dtype)) * block_size(info.dtype)
         for start in range(0, info.num_elements, step):
             yield self.read_range(name, start, min(start + step, info.num_elements))
 

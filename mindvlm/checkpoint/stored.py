@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.checkpoint.dtypes import cast_storage, has_nonfinite, storage_dtype
+from mindvlm.checkpoint.dtypes import block_size, cast_storage, has_nonfinite, storage_dtype
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.strided import StridedReader
 from mindvlm.core.errors import UserError
@@ -100,9 +100,10 @@ class Checkpoint(TensorSource):
         return result
 
     def _read_row_major(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
-        result = np.empty(stop - start, dtype=storage_dtype(tensor.info.dtype))
+        size = block_size(tensor.info.dtype)
+        result = np.empty((stop - start) // size, dtype=storage_dtype(tensor.info.dtype))
         target = memoryview(result.view(np.uint8))
-        skip = start * result.itemsize
+        skip = start // size * result.itemsize
         for segment in tensor.segments:
             count = min(max(segment.num_bytes - skip, 0), len(target))
             if count:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mindvlm.checkpoint.atomic import PendingFiles
-from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.dtypes import block_size, item_size
 from mindvlm.checkpoint.source import CHUNK_BYTES, TensorSource
 from mindvlm.core.errors import UserError
 
@@ -85,7 +85,8 @@ class TensorFile:
             UserError: the disk is full, or the source cannot be read.
         """
         self._tensor = name
-        step = CHUNK_BYTES // item_size(source.infos[name].dtype)
+        dtype = source.infos[name].dtype
+        step = CHUNK_BYTES // item_size(dtype) * block_size(dtype)
         for begin in range(start, stop, step):
             chunk = np.ascontiguousarray(source.read_range(name, begin, min(begin + step, stop)))
             (write or self.write)(chunk.view(np.uint8).data)

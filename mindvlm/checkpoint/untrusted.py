@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mindvlm.checkpoint.dtypes import item_size
+from mindvlm.checkpoint.dtypes import block_size, item_size
 from mindvlm.checkpoint.source import TensorInfo
 from mindvlm.core.errors import UserError
 
@@ -41,7 +41,7 @@ def check_info(path: Path, info: TensorInfo) -> None:
             f"{path}: holds a tensor with the empty, overlong or unprintable name {quoted(info.name)}; "
             f"the file is damaged, copy or download it again"
         )
-    extent = math.prod(max(axis, 1) for axis in info.shape) * item_size(info.dtype)
+    extent = math.prod(max(axis, 1) for axis in info.shape) * item_size(info.dtype) // block_size(info.dtype)
     if len(info.shape) > _MAX_AXES or extent >= _MAX_BYTES:
         raise UserError(
             f"{path}: tensor {quoted(info.name)} has an impossible shape; "

@@ -8,14 +8,31 @@
                its range                                        float32
     int8       blocks of 32 values with a common scale          int8 products, float32 sums
     int4       the same with 4 bits                             int8 products, float32 sums
-    auto       16bit if the checkpoint has 16-bit values, else float32
+    auto       as the checkpoint stores them: float32, 16-bit values, or the blocks of a quantized file
+
+A file that `mindvlm-convert --quant` wrote can also be read as float32 or 16bit; another block format is refused.
 """
+
+import re
 
 from mindvlm.core.errors import UserError
 
 WEIGHT_FORMATS = ("auto", "float32", "16bit", "int8", "int4")
 PARTS = ("decoder", "head", "embeddings", "towers")
 """Layers of the decoder, its head, its token embeddings, and everything before it."""
+
+BLOCK_FORMATS = {"int8": "q8_0", "int4": "q4_0"}
+"""Format of a part -> name of the blocks."""
+
+_DECODER = r"(?:.*\.)?language_model\."
+PATTERNS = {
+    "head": rf"{_DECODER}lm_head",
+    "embeddings": rf"{_DECODER}embed_tokens(?:\..*)?",
+    "decoder": rf"{_DECODER}.*",
+    # tables of positions and codebooks are read as a whole, not multiplied
+    "towers": r"(?!.*embedding).*",
+}
+"""Part -> regular expression for the names of its Cells; the first match applies."""
 
 # 4 bits are too few for logits; embeddings are only looked up, and towers are small
 DEFAULTS = {
@@ -24,8 +41,8 @@ DEFAULTS = {
 }
 
 
-def parse_weights(text: str) -> dict[str, str]:
-    """Returns the format of each part.
+def parse_weights(text: str, key: str = "weights") -> dict[str, str]:
+    """Returns the format of each part; `key` names the value in messages.
 
     Raises:
         UserError: a part or a format does not exist, or is given twice.
@@ -36,9 +53,17 @@ def parse_weights(text: str) -> dict[str, str]:
         wrong = value not in WEIGHT_FORMATS or (equals and part not in PARTS) or part in formats
         if wrong:
             raise UserError(
-                f"weights is {text!r}; expected one of {', '.join(WEIGHT_FORMATS)}, or PART=FORMAT for parts of "
+                f"{key} is {text!r}; expected one of {', '.join(WEIGHT_FORMATS)}, or PART=FORMAT for parts of "
                 f"{', '.join(PARTS)}, such as int4,head=int8"
             )
         formats[part] = value
     whole = formats.pop("", "auto")
     return {part: whole for part in PARTS} | DEFAULTS.get(whole, {}) | formats
+
+
+def part_of(tensor: str, shape: tuple[int, ...]) -> str | None:
+    """Returns the part that a native tensor belongs to; None unless it is a matrix of a part."""
+    cell, _, kind = tensor.rpartition(".")
+    if kind != "weight" or len(shape) != 2:
+        return None
+    return next((part for part, pattern in PATTERNS.items() if re.fullmatch(pattern, cell)), None)

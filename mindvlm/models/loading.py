@@ -15,10 +15,12 @@ from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.base import Family
 from mindvlm.nn.linear_plan import choose_products
+from mindvlm.nn.native_products import check_stored_blocks
 from mindvlm.parallel.host import HostGather
 from mindvlm.parallel.mesh import Mesh
 from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
 from mindvlm.weights.cache import kept_weights
+from mindvlm.weights.foreign import require_unquantized
 from mindvlm.weights.lora.adapter import chosen_adapter
 from mindvlm.weights.lora.merging import adapted_view, held_adapters
 from mindvlm.weights.rules.findings import ConversionError
@@ -98,8 +100,10 @@ def open_weights(
             files = (file for source in (checkpoint, *parts.values()) for file in (source.path, *source.files))
             weights = stack.enter_context(kept_weights(weights, files))
         adapter = chosen_adapter((checkpoint, *parts.values()), config.adapter)
+        check_stored_blocks(config.weights, weights.infos.values(), checkpoint.path)
         logger.info(f"loading {' with '.join(map(str, filter(None, (weights.path, *part_paths.values(), adapter))))}")
         if adapter:
+            require_unquantized(weights.infos, str(checkpoint.path), merges=adapter)
             held = held_adapters(checkpoint.metadata)
             weights = stack.enter_context(adapted_view(weights, adapter, family.models, held))
         yield weights

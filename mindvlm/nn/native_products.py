@@ -4,23 +4,26 @@ N rows, O output features, I input features.
 """
 
 import functools
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
-from mindvlm.checkpoint import RawTensor
+from mindvlm.checkpoint import BLOCK_FORMATS as STORED_BLOCKS
+from mindvlm.checkpoint import RawTensor, TensorInfo
+from mindvlm.checkpoint.blocks import bytes_of
 from mindvlm.checkpoint.dtypes import overflows
 from mindvlm.core.errors import UserError
-from mindvlm.core.weight_formats import parse_weights
+from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, parse_weights, part_of
 from mindvlm.native.library import BLOCK, Library, Matrix, open_library
 from mindvlm.nn.linear_plan import ProductRule
 from mindvlm.nn.native_cells import operator
 from mindvlm.nn.products import DenseProduct, ReadRows, WeightProduct
 
 WeightFormat = Literal["auto", "16bit", "int8", "int4"]
-BLOCK_FORMATS = {"int8": "q8_0", "int4": "q4_0"}
 MAX_READ_BYTES = 64 << 20
 """Size of the float32 rows that are quantized at a time."""
 
@@ -51,22 +54,25 @@ class NativeProduct(WeightProduct):
         return self.stored.num_bytes if self.stored else 0
 
     def load(self, read: ReadRows) -> None:
-        if self.weight_format in BLOCK_FORMATS:
-            self.stored = self.read_blocks(read, BLOCK_FORMATS[self.weight_format])
+        kept = kept_dtype(read(0, 0).dtype)
+        dtype = BLOCK_FORMATS.get(self.weight_format, kept if self.weight_format == "auto" else "16bit")
+        if dtype in STORED_BLOCKS:
+            self.stored = self.read_blocks(read, dtype)
         else:
             raw = read(0, self.shape[0])
-            raw = rounded_to_16_bits(raw) if self.weight_format == "16bit" else raw.cast(kept_dtype(raw.dtype))
+            raw = rounded_to_16_bits(raw) if dtype == "16bit" else raw.cast(dtype)
             self.stored = Matrix.of_floats(self.library, np.ascontiguousarray(raw.data), raw.dtype)
         self.handle.set_data(Tensor(np.array([self.stored.handle], np.int64)))
 
     def read_blocks(self, read: ReadRows, dtype: str) -> Matrix:
-        """Returns W as blocks, quantized part by part."""
+        """Returns W as blocks, read or quantized part by part."""
         num_rows, width = self.shape
         matrix = Matrix.of_blocks(self.library, dtype, self.shape)
         step = max(1, MAX_READ_BYTES // (4 * width * matrix.row_step)) * matrix.row_step
         for first in range(0, num_rows, step):
-            rows = read(first, min(first + step, num_rows)).to_float32()
-            matrix.pack(first, self.library.quantize(rows, dtype))
+            raw = read(first, min(first + step, num_rows))
+            is_stored = raw.dtype == dtype
+            matrix.pack(first, bytes_of(raw.data) if is_stored else self.library.quantize(raw.to_float32(), dtype))
         return matrix
 
     def construct(self, x):
@@ -81,13 +87,14 @@ class NativeProduct(WeightProduct):
 
 def kept_dtype(stored: str) -> str:
     """Returns the dtype of a matrix whose values have the dtype `stored` in the checkpoint."""
-    return stored if stored in ("float16", "bfloat16") else "float32"
+    return stored if stored in ("float16", "bfloat16", *STORED_BLOCKS) else "float32"
 
 
 def rounded_to_16_bits(raw: RawTensor) -> RawTensor:
     """Returns values as 16-bit ones: those of the checkpoint, or float16, or bfloat16 for what exceeds its range."""
-    if kept_dtype(raw.dtype) != "float32":
+    if raw.dtype in ("float16", "bfloat16"):
         return raw
+    raw = RawTensor("float32", raw.shape, raw.to_float32())
     narrow = raw.cast("float16")
     return raw.cast("bfloat16") if overflows(raw.data, raw.dtype, narrow.data, narrow.dtype) else narrow
 
@@ -112,18 +119,31 @@ def native_rules(text: str, device: str) -> tuple[ProductRule, ...]:
     library = open_library()
     if library is None:
         return ()
-    decoder = r"(?:.*\.)?language_model\."
-    patterns = {
-        "head": rf"{decoder}lm_head",
-        "embeddings": rf"{decoder}embed_tokens(?:\..*)?",
-        "decoder": rf"{decoder}.*",
-        # tables of positions and codebooks are read as a whole, not multiplied
-        "towers": r"(?!.*embedding).*",
-    }
     return tuple(
         ProductRule(pattern, functools.partial(native_product, library=library, weight_format=formats[part]))
-        for part, pattern in patterns.items()
+        for part, pattern in PATTERNS.items()
     )
+
+
+def check_stored_blocks(text: str, infos: Iterable[TensorInfo], origin: str | Path) -> None:
+    """Refuses to round quantized weights a second time.
+
+    Args:
+        text: the value of the key `weights`.
+        infos: the stored tensors under native names.
+        origin: name of the checkpoint in the message.
+
+    Raises:
+        UserError: a matrix is stored in blocks of another format than its part has.
+    """
+    formats = parse_weights(text)
+    for info in infos:
+        wanted = BLOCK_FORMATS.get(formats.get(part_of(info.name, info.shape)))
+        if wanted and info.dtype in STORED_BLOCKS and info.dtype != wanted:
+            raise UserError(
+                f"weights is {text!r} but {origin} holds {info.name} in {info.dtype}, which would be rounded a second "
+                "time; leave weights out, or quantize the original weights"
+            )
 
 
 def native_product(shape: tuple[int, int], dtype, *, library: Library, weight_format: str) -> WeightProduct:

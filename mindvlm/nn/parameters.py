@@ -4,7 +4,7 @@ import functools
 
 from mindspore import Parameter, nn
 
-from mindvlm.checkpoint import RawTensor, TensorSource
+from mindvlm.checkpoint import RawTensor, TensorSource, storage_shape
 from mindvlm.core.errors import UserError
 from mindvlm.nn.linear import WeightCell
 from mindvlm.nn.products import ReadRows, WeightProduct, load_parameter
@@ -82,4 +82,5 @@ def read_rows(source: TensorSource, name: str, start: int, stop: int) -> RawTens
     row_shape = info.shape[1:]
     row_size = info.num_elements // (info.shape[0] if info.shape else 1)
     data = source.read_range(name, start * row_size, stop * row_size)
-    return RawTensor(info.dtype, (stop - start, *row_shape), data.reshape((stop - start, *row_shape)))
+    shape = (stop - start, *row_shape)
+    return RawTensor(info.dtype, shape, data.reshape(storage_shape(info.dtype, shape)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindvlm.checkpoint import BLOCK_FORMATS
+from mindvlm.checkpoint.dtypes import storage_dtype
 from mindvlm.checkpoint.source import CHUNK_BYTES, SourceView, TensorInfo, TensorSource
 from mindvlm.core.errors import UserError
 
@@ -106,8 +108,19 @@ def read_part(source: TensorSource, name: str, spec: ShardSpec, start: int, stop
     """Returns elements [start, stop) of the flattened part, a 1-D storage array.
 
     Reads only the part along the first axis, and blocks of whole rows for another axis: never the whole tensor at once.
+
+    Raises:
+        UserError: the tensor is quantized and its rows are divided.
     """
-    shape = source.infos[name].shape
+    info = source.infos[name]
+    shape = info.shape
+    if start == stop:
+        return np.empty(0, storage_dtype(info.dtype))
+    if info.dtype in BLOCK_FORMATS and spec.axis:
+        raise UserError(
+            f"{source.path}: {name} is {info.dtype}, whose rows {spec.count} tensor-parallel processes cannot divide; "
+            "give the weights that it was made from"
+        )
     pieces = []
     if spec.axis == 0:
         row_size, end = math.prod(shape[1:]), 0

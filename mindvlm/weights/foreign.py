@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
-from mindvlm.checkpoint import TensorInfo
+from mindvlm.checkpoint import BLOCK_FORMATS, TensorInfo
 from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.core.errors import UserError
 
@@ -47,6 +48,27 @@ def require_plain_weights(infos: Mapping[str, TensorInfo], origin: str) -> None:
             "float16, bfloat16 or float32"
         )
     require_values(infos, origin)
+
+
+def require_unquantized(infos: Mapping[str, TensorInfo], origin: str, *, merges: str | Path | None = None) -> None:
+    """Refuses the files of `mindvlm-convert --quant`, which can only be run.
+
+    Args:
+        infos: the tensors.
+        origin: name of the checkpoint in messages.
+        merges: the adapter to merge into them, if that is the reason.
+
+    Raises:
+        UserError: a tensor is stored in blocks.
+    """
+    quantized = next((info for info in infos.values() if info.dtype in BLOCK_FORMATS), None)
+    if quantized:
+        uses = f"take no adapter; merge {merges} while quantizing: mindvlm-convert --merge_lora {merges} --quant ..."
+        if not merges:
+            uses = "can be run but not converted or trained; give the weights that they were made from"
+        raise UserError(
+            f"{origin}: weights quantized by mindvlm-convert ({quantized.name} is {quantized.dtype}) {uses}"
+        )
 
 
 def require_values(infos: Mapping[str, TensorInfo], origin: str) -> None:

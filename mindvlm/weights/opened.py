@@ -14,7 +14,7 @@ from mindvlm.checkpoint.opening import PART_FOLDERS
 from mindvlm.core.errors import UserError
 from mindvlm.weights.buffers import COMPUTED, pack_buffers
 from mindvlm.weights.config_json import read_config
-from mindvlm.weights.foreign import require_plain_weights
+from mindvlm.weights.foreign import require_plain_weights, require_unquantized
 from mindvlm.weights.lora.adapter import Adapter, chosen_adapter, open_adapter
 from mindvlm.weights.lora.merging import held_adapters, merge_adapter
 from mindvlm.weights.recognise import ConvertibleModel, Formed, detect_model, tables_of
@@ -214,6 +214,7 @@ def open_native(
         checkpoints = [stack.enter_context(open_checkpoint(path, require_finite=require_finite)) for path in paths]
         for checkpoint in checkpoints:
             require_plain_weights(checkpoint.infos, str(checkpoint.path))
+            require_unquantized(checkpoint.infos, str(checkpoint.path))
         tables = tables_of(models)
         sources = [without_wrappers(checkpoint, tables) for checkpoint in checkpoints]
         config = read_config(checkpoints[0].folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mindvlm.checkpoint import TensorInfo
+from mindvlm.checkpoint import BLOCK_FORMATS, TensorInfo
 from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.core.errors import UserError
 
@@ -121,7 +121,7 @@ def format_table(rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()
 
 
 def _kind(dtype: str) -> str:
-    if is_float(dtype):
+    if is_float(dtype) or dtype in BLOCK_FORMATS:
         return "floating point"
     return "bool" if dtype == "bool" else "integer"
 
