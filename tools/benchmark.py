@@ -1,34 +1,38 @@
 """Speed and memory of our model beside other implementations of it, on the same machine in the same run.
 
-Every contender runs in a process of its own, one after the other, on full-size random weights of one seed, with the
-same prompt and pixels. The measured copy bandwidth of the machine says how good a decode step could be at best.
+Every contender, a framework with one format of weights, runs in a process of its own, one after the other, with random
+weights of one seed and the same prompt and pixels. The measured read bandwidth of the machine says how good a decode
+step could be at best.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import Parser, UserError
+from mindvlm.core.weight_formats import parse_weights
 from mindvlm.models.registry import FAMILIES
 from mindvlm.tools import cli
-from mindvlm.tools.benchmarks import inference
+from mindvlm.tools.benchmarks import growth, inference
 from mindvlm.tools.benchmarks.training import benchmark_training
-from mindvlm.tools.benchmarks.worker import OURS, PEERS, check_installed
-from mindvlm.tools.benchmarks.workload import benchmark_models
+from mindvlm.tools.benchmarks.worker import OURS, PEERS, Contender, check_installed, parse_contenders
+from mindvlm.tools.benchmarks.workload import Workload, benchmark_models
 
 MODELS = benchmark_models(list(FAMILIES))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="mindvlm-benchmark", description=__doc__.splitlines()[0])
-    others = sorted(PEERS.keys() - {OURS})
+    others = ", ".join(sorted(PEERS.keys() - {OURS}))
     small = " and ".join(name for name, model in MODELS.items() if model.is_small)
     trained = ", ".join(f"{model.trained} (--model {name})" for name, model in MODELS.items() if model.training)
     parser.add_argument(
@@ -37,8 +41,34 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=next(iter(MODELS)),
         help=f"sizes of the model (default: %(default)s); {small} run in seconds",
     )
-    parser.add_argument("--against", choices=others, nargs="*", default=[], help="other implementations to run")
-    parser.add_argument("--only", choices=sorted(PEERS), help="run this one alone")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="PEER",
+        help=f"other implementations to run: {others}, or one of their formats, such as llamacpp:q4_0",
+    )
+    parser.add_argument("--only", metavar="PEER", help=f"run this one alone; also {OURS}, or {OURS}:int8")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=list(PEERS[OURS].bits),
+        metavar="FORMAT",
+        help="our own values of the key `weights` (default: %(default)s)",
+    )
+    parser.add_argument("--layers", type=int, metavar="N", help="of the decoder (default: all); fewer run sooner")
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="measure the decoder with prompts of 128 to 8192 tokens, and 1 to 16 of 128 at once",
+    )
+    parser.add_argument("--max_length", type=int, default=8192, help="of --growth: the longest prompt (default 8192)")
+    parser.add_argument(
+        "--folder",
+        type=lambda text: Path(text).expanduser(),
+        metavar="DIR",
+        help="keeps the random weights for further runs (default: a temporary folder, deleted at the end)",
+    )
     parser.add_argument(
         "--train",
         action="store_true",
@@ -55,7 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of --train: also measure N data-parallel processes that share the threads (default 2; 1: do not)",
     )
     parser.add_argument("--steps", type=int, default=10, help="training steps per implementation (default 10)")
-    parser.add_argument("--rounds", type=int, default=3, help="fresh processes per implementation (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="fresh processes per contender (default 3)")
     parser.add_argument("--tokens", type=int, default=64, help="greedy tokens to decode (default 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pixels")
@@ -75,45 +105,114 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
-    for flag in ("rounds", "tokens", "threads", "steps", "processes"):
+    for flag in ("rounds", "tokens", "threads", "steps", "processes", "max_length"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
-    options.json = options.json or Path(f"benchmark_{'train_' if options.train else ''}{options.model}.json")
+    kind = "train_" if options.train else "growth_" if options.growth else ""
+    options.json = options.json or Path(f"benchmark_{kind}{options.model}.json")
     check_writable(options.json)
-    peers = [options.only] if options.only else [OURS, *options.against]
-    report = (measure_training if options.train else measure_inference)(options, peers)
-    settings = vars(options) | {"json": str(options.json)}
+    contenders = chosen_contenders(options)
+    check_installed(contenders)
+    measure = measure_training if options.train else measure_growth if options.growth else measure_inference
+    report = measure(options, contenders)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     with atomic_file(options.json) as file:
         file.write(json.dumps({"settings": settings} | report, indent=1).encode())
     return 0
 
 
-def measure_training(options: argparse.Namespace, peers: Sequence[str]) -> dict[str, Any]:
+def chosen_contenders(options: argparse.Namespace) -> list[Contender]:
+    """Returns the contenders of a run; a training step has float32 weights.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    for text in options.weights:
+        parse_weights(text)
+    others = (
+        parse_contenders([options.only] if options.only else options.against) if options.only or options.against else []
+    )
+    if options.train:
+        peers = dict.fromkeys(one.peer for one in others)
+        return [Contender(peer, "float32") for peer in (peers if options.only else {OURS: None} | peers)]
+    return others if options.only else [*(Contender(OURS, text) for text in options.weights), *others]
+
+
+def measure_training(options: argparse.Namespace, contenders: Sequence[Contender]) -> dict[str, Any]:
     make_workload = MODELS[options.model].training
     if make_workload is None:
         trained = " or ".join(name for name, model in MODELS.items() if model.training)
         raise UserError(f"--train --model {options.model}: has no training benchmark; give {trained}")
-    for name in peers:
-        check_installed(name)
-    return benchmark_training(make_workload, options)
+    return benchmark_training(make_workload, options, contenders)
 
 
-def measure_inference(options: argparse.Namespace, peers: Sequence[str]) -> dict[str, Any]:
+def measure_growth(options: argparse.Namespace, contenders: Sequence[Contender]) -> dict[str, Any]:
+    with prepared_workload(options, contenders) as workload:
+        figures = growth.run_growth(
+            workload,
+            contenders,
+            max_length=options.max_length,
+            num_rounds=options.rounds,
+            num_threads=options.threads,
+        )
+    print(f"{title(workload, options)}, {workload.num_tokens} tokens at each point")
+    print(*growth.growth_tables(figures), sep="\n\n")
+    return {"growth": figures}
+
+
+def measure_inference(options: argparse.Namespace, contenders: Sequence[Contender]) -> dict[str, Any]:
+    with prepared_workload(options, contenders) as workload:
+        results = inference.run_rounds(workload, contenders, num_rounds=options.rounds, num_threads=options.threads)
+    summary = inference.summarize(results, workload.num_tokens)
+    figures = inference.medians(summary)
+    comparison = inference.compare(results, figures)
+    print(f"{title(workload, options)}, prompt of {workload.prompt_ids.shape[1]} tokens with one image,")
+    print(f"{workload.num_tokens} greedy tokens; a page is composed of the stages, with {inference.PAGE_TOKENS} tokens")
+    for contender in contenders:
+        print(f"{contender}: {results[str(contender)][0]['text']}")
+    machine = figures.pop("machine")
+    read, flops = machine["read_gb_per_s"], machine["gemm_gflops"]
+    print(f"machine: reads {read:.1f} GB/s, multiplies {flops:.0f} GFLOP/s in float32")
+    print(inference.summary_table(figures))
+    print(*inference.comparison_lines(comparison, {str(one): one.bits for one in contenders}), sep="\n")
+    return {
+        "summary": summary,
+        "comparison": comparison,
+        "rounds": results,
+        "bits": {str(one): one.bits for one in contenders},
+        "num_parameters": workload.num_parameters,
+    }
+
+
+@contextlib.contextmanager
+def prepared_workload(options: argparse.Namespace, contenders: Sequence[Contender]) -> Iterator[Workload]:
+    """Yields the workload of the command line with its files.
+
+    Raises:
+        UserError: the machine lacks memory or disk for it, or the decoder has fewer layers.
+    """
     model = MODELS[options.model]
-    workload = model.workload(model.config(), options.seed, options.tokens)
-    inference.check_machine(workload, peers)
-    results = inference.run_rounds(workload, peers, num_rounds=options.rounds, num_threads=options.threads)
-    summary = inference.summarize(results, workload)
-    comparison = inference.compare(results, summary)
-    size, prompt_length = workload.parameter_bytes / inference.GIB, workload.prompt_ids.shape[1]
-    print(f"{options.model}: {size:.2f} GiB of float32 weights, prompt of {prompt_length} tokens with one image,")
-    print(f"{workload.num_tokens} greedy tokens, {options.threads} threads, median of {options.rounds} rounds")
-    for name, rounds in results.items():
-        print(f"{name}: {rounds[0]['description']}")
-    print(inference.summary_table(summary))
-    inference.print_comparison(comparison, num_tokens=workload.num_tokens)
-    figures = {"summary": summary, "comparison": comparison, "rounds": results}
-    return figures | {"parameter_bytes": workload.parameter_bytes}
+    config = model.config()
+    if options.layers is not None:
+        if not 1 <= options.layers <= config["num_hidden_layers"]:
+            raise UserError(f"--layers {options.layers}: the decoder has 1 to {config['num_hidden_layers']}")
+        config["num_hidden_layers"] = options.layers
+    workload = model.workload(config, options.seed, options.tokens)
+    inference.check_machine(workload, contenders)
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mindvlm-benchmark-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        cli.say(f"writing random weights below {folder}, unless they are there")
+        yield workload.with_files(folder, [one.dtype for one in contenders if one.peer == "llamacpp"])
+
+
+def title(workload: Workload, options: argparse.Namespace) -> str:
+    """Returns the model, the threads and the rounds in one line."""
+    return (
+        f"{options.model}, {workload.model_config.language_model.num_hidden_layers} layers, "
+        f"{workload.num_parameters / 1e6:.0f} million parameters, {options.threads} threads, median of "
+        f"{options.rounds} rounds"
+    )
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindvlm.convert.random_weights import fill_random
+from mindvlm.checkpoint import TensorSource
+from mindvlm.convert.random_weights import RandomSource
 from mindvlm.convert.reference.rotary import KVCache
 
 IGNORED_LABEL = -100
@@ -57,8 +57,8 @@ class ImageTextReference(nn.Module, ABC):
     """Base class of a reference model, built from the family's model config.
 
     A subclass sets `transformer` (a decoder with `wte`, `decode` and `config`) and `lm_head`, and defines
-    `placeholder_id`, `encode_images` and `place`. `from_state` and `from_seed` build it without a second copy of the
-    weights.
+    `placeholder_id`, `encode_images` and `place`. `from_state`, `from_source` and `from_seed` build it without a second
+    copy of the weights.
     """
 
     config: Any
@@ -78,18 +78,27 @@ class ImageTextReference(nn.Module, ABC):
         return model
 
     @classmethod
-    def from_seed(
+    def from_source(
         cls: type[Model],
         config: Any,
-        seed: int,
+        source: TensorSource,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Model:
-        """Builds the model with the weights of `random_weights.random_tensor(name, shape, seed)`."""
+        """Builds the model from a checkpoint with the official names, read tensor by tensor."""
         model = _build_empty(cls, config, device, dtype)
-        init_random_(model, seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(torch.from_numpy(source.read(name).to_float32()))
         return model
+
+    @classmethod
+    def from_seed(cls: type[Model], config: Any, seed: int, *, device: torch.device | str | None = None) -> Model:
+        """Builds the model with the weights of `random_weights.random_tensor(name, shape, seed)`."""
+        with torch.device("meta"):
+            shapes = {name: tuple(parameter.shape) for name, parameter in cls(config).named_parameters()}
+        return cls.from_source(config, RandomSource(shapes, seed), device=device)
 
     @property
     def device(self) -> torch.device:
@@ -229,20 +238,6 @@ class ImageTextReference(nn.Module, ABC):
             else None
             for entry, needed in zip(images, used, strict=True)
         ]
-
-
-def init_random_(model: nn.Module, seed: int) -> None:
-    """Fills all parameters in place with `random_weights.random_tensor(name, shape, seed)`.
-
-    Writes float32 parameters on the CPU directly, and others through one temporary array of their size.
-    """
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            if parameter.dtype == torch.float32 and parameter.device.type == "cpu":
-                fill_random(parameter.numpy(), name, seed=seed)
-            else:
-                values = fill_random(np.empty(tuple(parameter.shape), np.float32), name, seed=seed)
-                parameter.copy_(torch.from_numpy(values))
 
 
 def default_device() -> torch.device:

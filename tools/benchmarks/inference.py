@@ -4,135 +4,168 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_memory import free_host_memory
-from mindvlm.tools.benchmarks.worker import InferencePeer, Worker, check_installed
+from mindvlm.tools.benchmarks import machine
+from mindvlm.tools.benchmarks.worker import OURS, Contender, Worker, check_installed
 from mindvlm.tools.benchmarks.workload import Workload
 from mindvlm.weights.rules.findings import format_table
 
-COPY_BYTES = 256 * 1024 * 1024
 GIB = 1024**3
+PAGE_TOKENS = 719
+"""Tokens of the answer of a page: those of MindOCR's published example of Vary-toy."""
+TOWERS = Contender("torch", "float32")
+"""Encodes the picture of a page for a contender that has no towers."""
+RATIOS = {"decode": "decode_tokens_per_s", "prefill": "prefill_s", "vision": "vision_s", "page": "page_s"}
 
 
 def run_rounds(
-    workload: Workload, peers: Sequence[str], *, num_rounds: int, num_threads: int
+    workload: Workload, contenders: Sequence[Contender], *, num_rounds: int, num_threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Runs every peer once a round, in turning order; returns for each peer one result a round, see `run_peer`.
+    """Runs every contender once a round, in turning order.
 
-    Each result also has `copy_bandwidth`, measured just before it, in bytes per second.
+    Returns:
+        By the name of the contender one result a round, see `run_peer`; by "machine" what `machine.probe` found at the
+        start of each round.
     """
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
+    results: dict[str, list[dict[str, Any]]] = {"machine": []} | {str(one): [] for one in contenders}
     for number in range(num_rounds):
-        for name in (*peers[number % len(peers) :], *peers[: number % len(peers)]):
-            bandwidth = copy_bandwidth(num_threads)
-            result = run_peer(name, workload, num_threads=num_threads)
-            results[name].append(result | {"copy_bandwidth": bandwidth})
+        results["machine"].append(machine.probe(num_threads))
+        first = number % len(contenders)
+        for contender in (*contenders[first:], *contenders[:first]):
+            result = run_peer(contender, workload, num_threads=num_threads)
+            results[str(contender)].append(result)
             figures = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in result["seconds"].items())
-            print(f"round {number + 1}/{num_rounds} {name}: {figures}", file=sys.stderr, flush=True)
+            print(f"round {number + 1}/{num_rounds} {contender}: {figures}", file=sys.stderr, flush=True)
     return results
 
 
-def run_peer(name: str, workload: Workload, *, num_threads: int) -> dict[str, Any]:
-    """Returns one contender's seconds, values and peak bytes of every phase, from a fresh process.
+def run_peer(contender: Contender, workload: Workload, *, num_threads: int) -> dict[str, Any]:
+    """Returns one contender's seconds, values and peak bytes of every phase, and its facts, from a fresh process.
 
     Raises:
         UserError: the process failed; its own messages have gone to standard error.
     """
-    with Worker(name, "Inference", workload, num_threads=num_threads) as worker:
-        answers = {phase: worker.ask(phase) for phase in InferencePeer.PHASES}
-        description = worker.ask("describe")["value"]
+    with Worker(contender, "Inference", workload, num_threads=num_threads) as worker:
+        answers = {phase: worker.ask(phase) for phase in contender.entry.phases}
+        facts = worker.ask("describe")["value"]
     keys = {"seconds": "seconds", "values": "value", "peak_bytes": "peak_bytes"}
-    figures = {field: {phase: answer[key] for phase, answer in answers.items()} for field, key in keys.items()}
-    return figures | {"description": description}
+    return facts | {field: {phase: answer[key] for phase, answer in answers.items()} for field, key in keys.items()}
 
 
-def copy_bandwidth(num_threads: int) -> float:
-    """Bytes read plus bytes written per second when all threads copy large arrays; best of five."""
-    share = COPY_BYTES // num_threads
-    sources = [np.ones(share, np.uint8) for _ in range(num_threads)]
-    targets = [np.zeros(share, np.uint8) for _ in range(num_threads)]
-    seconds = []
-    with ThreadPoolExecutor(num_threads) as pool:
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.copyto, targets, sources))
-            seconds.append(time.perf_counter() - start)
-    return 2 * share * num_threads / min(seconds)
+def figures_of_round(results: Mapping[str, Any], name: str, number: int, num_tokens: int) -> dict[str, float]:
+    """Returns the figures of a contender in one round; a figure that it lacks is missing.
+
+    `page_s` is composed: picture, prompt, and `PAGE_TOKENS` tokens at the measured rate. A contender without towers
+    gets those of `TOWERS`.
+    """
+    result, probe = results[name][number], results["machine"][number]
+    seconds = result["seconds"]
+    figures = {f"{phase}_s": duration for phase, duration in seconds.items() if phase != "decode"}
+    rate = num_tokens / seconds["decode"]
+    gb_per_s = rate * result["decode_bytes"] / 1e9
+    figures |= {"decode_tokens_per_s": rate, "decode_gb_per_s": gb_per_s}
+    figures["of_read_bandwidth"] = gb_per_s / probe["read_gb_per_s"]
+    towers = result if "vision" in seconds else results[str(TOWERS)][number] if str(TOWERS) in results else None
+    if towers:
+        figures["page_s"] = towers["seconds"]["vision"] + seconds["prefill"] + PAGE_TOKENS / rate
+    peak = max(result["peak_bytes"].values())
+    return figures | {"peak_gib": peak / GIB, "peak_over_weights": peak / result["stored_bytes"]}
 
 
-def summarize(results: dict[str, list[dict[str, Any]]], workload: Workload) -> dict[str, dict[str, float]]:
-    """Returns the median over the rounds of every figure, per peer; peak memory is the largest."""
+def summarize(results: Mapping[str, Any], num_tokens: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns `median`, `min` and `max` over the rounds of every figure of every contender and of the machine."""
     summary = {}
     for name, rounds in results.items():
-        figures = {f"{p}_s": statistics.median(r["seconds"][p] for r in rounds) for p in InferencePeer.PHASES}
-        figures["vision_prefill_s"] = statistics.median(
-            r["seconds"]["vision"] + r["seconds"]["prefill"] for r in rounds
-        )
-        rates = [workload.num_tokens / r["seconds"]["decode"] for r in rounds]
-        figures["decode_tokens_per_s"] = statistics.median(rates)
-        figures["decode_gb_per_s"] = figures["decode_tokens_per_s"] * workload.decode_bytes / 1e9
-        figures["copy_gb_per_s"] = statistics.median(r["copy_bandwidth"] for r in rounds) / 1e9
-        figures["peak_gib"] = max(max(r["peak_bytes"].values()) for r in rounds) / GIB
-        figures["peak_over_parameters"] = figures["peak_gib"] * GIB / workload.parameter_bytes
-        summary[name] = figures
+        figures = rounds
+        if name != "machine":
+            figures = [figures_of_round(results, name, number, num_tokens) for number in range(len(rounds))]
+        summary[name] = {
+            figure: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            for figure in figures[0]
+            if (values := [one[figure] for one in figures])
+        }
     return summary
 
 
-def summary_table(summary: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a table with a row for each figure and a column for each peer."""
-    figures = next(iter(summary.values()))
-    rows = [(figure, *(f"{one[figure]:.2f}" for one in summary.values())) for figure in figures]
-    return "\n".join(format_table([("", *summary), *rows], numbers=range(1, 1 + len(summary))))
+def medians(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns the medians alone of `summarize`."""
+    return {name: {key: spread["median"] for key, spread in figures.items()} for name, figures in summary.items()}
 
 
-def compare(results: dict[str, list[dict[str, Any]]], summary: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Compares the first peer with each other one: speed ratios (above 1: the first is faster), equality of results."""
-    first, *others = results
-    comparison = {}
-    for name in others:
-        mine, theirs = results[first][0]["values"], results[name][0]["values"]
-        expected = np.array(theirs["prefill"])
-        comparison[name] = {
-            "decode_speedup": summary[first]["decode_tokens_per_s"] / summary[name]["decode_tokens_per_s"],
-            "vision_prefill_speedup": summary[name]["vision_prefill_s"] / summary[first]["vision_prefill_s"],
-            "logits_relative_error": float(
-                np.linalg.norm(np.array(mine["prefill"]) - expected) / np.linalg.norm(expected)
-            ),
-            "equal_tokens": _num_equal(mine["decode"], theirs["decode"]),
-        }
+def summary_table(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns a table with a row for each name and a column for each figure."""
+    columns = list(dict.fromkeys(key for one in figures.values() for key in one))
+    rows = [(name, *(f"{one[key]:.2f}" if key in one else "" for key in columns)) for name, one in figures.items()]
+    return "\n".join(format_table([("", *columns), *rows], numbers=range(1, 1 + len(columns))))
+
+
+def compare(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Compares each of our formats with each other contender: speed ratios (above 1: ours is faster), and results.
+
+    Args:
+        figures: of `medians`.
+    """
+    names = [name for name in results if name != "machine"]
+    mine = [name for name in names if name.startswith(OURS)]
+    comparison: dict[str, dict[str, Any]] = {name: {} for name in mine}
+    for name in mine:
+        for other in (one for one in names if one not in mine):
+            ours, theirs = figures[name], figures[other]
+            ratios = {
+                f"{ratio}_speedup": ours[key] / theirs[key] if ratio == "decode" else theirs[key] / ours[key]
+                for ratio, key in RATIOS.items()
+                if key in ours and key in theirs
+            }
+            comparison[name][other] = ratios | agreement(results[name][0]["values"], results[other][0]["values"])
     return comparison
 
 
-def check_machine(workload: Workload, peers: Sequence[str]) -> None:
+def agreement(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
+    """Returns how far the logits differ and how many first tokens are equal, if both answered the same prompt."""
+    expected = np.array(theirs["prefill"])
+    if not expected.size:
+        return {}
+    error = np.linalg.norm(np.array(ours["prefill"]) - expected) / np.linalg.norm(expected)
+    return {"logits_relative_error": float(error), "equal_tokens": _num_equal(ours["decode"], theirs["decode"])}
+
+
+def check_machine(workload: Workload, contenders: Sequence[Contender]) -> None:
     """Refuses a run that cannot end well.
 
     Raises:
         UserError: a framework is not installed, or the weights do not fit into the free memory.
     """
-    for name in peers:
-        check_installed(name)
-    needed, free = workload.parameter_bytes * 1.3, free_host_memory()
+    check_installed(contenders)
+    # towers and embeddings have 16 bits even where the decoder has fewer
+    value_bytes = max(max(contender.bits or 16, 16) for contender in contenders) / 8
+    needed, free = workload.num_parameters * value_bytes * 1.3, free_host_memory()
     if free is not None and needed > free:
         raise UserError(
             f"the model needs about {needed / GIB:.1f} GiB of memory but {free / GIB:.1f} GiB are free; "
-            "end other programs or choose a smaller --model"
+            "end other programs, choose a smaller --model or fewer --layers, or leave out formats of many bits"
         )
 
 
-def print_comparison(comparison: dict[str, Any], *, num_tokens: int) -> None:
-    for name, figures in comparison.items():
-        print(
-            f"against {name}: decode {figures['decode_speedup']:.2f}x, vision+prefill "
-            f"{figures['vision_prefill_speedup']:.2f}x, logits differ by {figures['logits_relative_error']:.1e}, "
-            f"first {figures['equal_tokens']} of {num_tokens} tokens equal"
-        )
+def comparison_lines(comparison: Mapping[str, Mapping[str, Any]], bits: Mapping[str, int | None]) -> list[str]:
+    """Returns a line for each pair of contenders whose weights have as many bits."""
+    lines = []
+    for name, others in comparison.items():
+        for other, figures in others.items():
+            if bits[name] in (bits[other], None):
+                ratios = ", ".join(
+                    f"{key} {figures[f'{key}_speedup']:.2f}x" for key in RATIOS if f"{key}_speedup" in figures
+                )
+                lines.append(f"{name} against {other}: {ratios}")
+                if "equal_tokens" in figures:
+                    error = figures["logits_relative_error"]
+                    lines[-1] += f"; logits differ by {error:.1e}, first {figures['equal_tokens']} tokens equal"
+    return lines
 
 
 def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:

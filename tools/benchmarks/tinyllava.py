@@ -24,6 +24,7 @@ class TinyLlavaWorkload(Workload):
 
     family = "tinyllava"
     decode_prefixes = ("model.layers.", "model.norm.", "model.final_layernorm.", "lm_head")
+    architecture = "llama"
     before = (
         "1 319 13563 1546 263 12758 1404 322 385 23116 21082 20255 29889 450 20255 4076 8444 29892 13173 29892 322 "
         "1248 568 6089 304 278 1404 29915 29879 5155 29889 3148 1001 29901 29871"
@@ -49,10 +50,11 @@ class TinyLlavaWorkload(Workload):
     def model_config(self) -> TinyLlavaModelConfig:
         return from_hf_config(self.config)
 
-    def reference(self) -> Any:
+    def reference(self, dtype: Any) -> Any:
         from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
 
-        return ReferenceTinyLlava.from_seed(self.model_config, self.seed)
+        with self.source() as source:
+            return ReferenceTinyLlava.from_source(self.model_config, source, dtype=dtype)
 
 
 def smoke_config() -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from mindvlm.tools.benchmarks import scaling
 from mindvlm.tools.benchmarks.inference import GIB, summary_table
-from mindvlm.tools.benchmarks.worker import OURS, Worker
+from mindvlm.tools.benchmarks.worker import OURS, Contender, Worker
 
 DEEP_LAYERS = 24
 """Decoder layers of a further training graph that is only compiled, to see how long that takes."""
 NUM_WARM_UP_STEPS = 2
 
 
-def run_in_turn(workload: Any, peers: Sequence[str], *, num_steps: int, num_threads: int) -> dict[str, Any]:
+def run_in_turn(workload: Any, contenders: Sequence[Contender], *, num_steps: int, num_threads: int) -> dict[str, Any]:
     """Returns for each peer its preparation and its steps, which the peers take in turn.
 
     Taking turns lets whatever else the machine does slow down all of them alike.
@@ -26,7 +26,8 @@ def run_in_turn(workload: Any, peers: Sequence[str], *, num_steps: int, num_thre
     results = {}
     with contextlib.ExitStack() as stack:
         workers = {
-            name: stack.enter_context(Worker(name, "Training", workload, num_threads=num_threads)) for name in peers
+            one.peer: stack.enter_context(Worker(one, "Training", workload, num_threads=num_threads))
+            for one in contenders
         }
         for name, worker in workers.items():
             results[name] = prepare(worker) | {"steps": []}
@@ -47,7 +48,7 @@ def prepare(worker: Worker) -> dict[str, Any]:
 def deep_compile(make_workload: Callable[..., Any], options: argparse.Namespace) -> dict[str, Any]:
     """Returns what compiling the training graph of `DEEP_LAYERS` decoder layers took, see `measured`."""
     workload = make_workload(seed=options.seed, num_layers=DEEP_LAYERS, recompute=options.recompute)
-    with Worker(OURS, "Training", workload, num_threads=options.threads) as worker:
+    with Worker(Contender(OURS, "float32"), "Training", workload, num_threads=options.threads) as worker:
         return prepare(worker)["compile"]
 
 
@@ -90,16 +91,17 @@ def compare(results: Mapping[str, Any], summary: Mapping[str, Mapping[str, float
     return comparison
 
 
-def benchmark_training(make_workload: Callable[..., Any], options: argparse.Namespace) -> dict[str, Any]:
+def benchmark_training(
+    make_workload: Callable[..., Any], options: argparse.Namespace, contenders: Sequence[Contender]
+) -> dict[str, Any]:
     """Runs what the command line asks for, prints the report and returns it for the JSON file.
 
     Args:
         make_workload: see `BenchmarkModel.training`.
-        options: against, only, steps, threads, seed, processes, recompute.
+        options: steps, threads, seed, processes, recompute.
     """
     workload = make_workload(seed=options.seed, recompute=options.recompute)
-    peers = [options.only] if options.only else [OURS, *options.against]
-    results = run_in_turn(workload, peers, num_steps=options.steps, num_threads=options.threads)
+    results = run_in_turn(workload, contenders, num_steps=options.steps, num_threads=options.threads)
     summary = summarize(results, workload)
     comparison = compare(results, summary) if OURS in results else {}
     deep = deep_compile(make_workload, options) if OURS in results else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +24,7 @@ class VaryWorkload(Workload):
 
     family = "vary"
     decode_prefixes = ("transformer.h.", "transformer.ln_f", "lm_head")
+    architecture = "qwen"
     before = "151644 8948 198 2610 1265 1795 279 11221 15516 323 10339 697 11253 304 7716 13 151645 151644 872 198"
     behind = "198 60424 279 297 5082 3059 315 419 2168 13 151645 151644 77091 198"
 
@@ -52,10 +52,11 @@ class VaryWorkload(Workload):
     def model_config(self) -> VaryModelConfig:
         return from_hf_config(self.config)
 
-    def reference(self) -> Any:
+    def reference(self, dtype: Any) -> Any:
         from mindvlm.convert.reference.vary import ReferenceVary
 
-        model = ReferenceVary.from_seed(self.model_config, self.seed)
+        with self.source() as source:
+            model = ReferenceVary.from_source(self.model_config, source, dtype=dtype)
         model.image_tokens = ImageTokens.of(self.config)
         return model
 
@@ -101,19 +102,14 @@ class TrainingWorkload(VaryWorkload):
         return tuple(np.repeat(branch, self.batch_size, 0) for branch in super().pixels)
 
     @property
-    def num_parameters(self) -> int:
-        """Of the whole model, towers included."""
-        return sum(map(math.prod, self.shapes.values()))
-
-    @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.length
 
-    def reference(self) -> tuple[Any, list[dict[str, Any]]]:
+    def reference(self, dtype: Any) -> tuple[Any, list[dict[str, Any]]]:
         """Returns the torch reference with frozen towers, and the parameter groups of its optimizer. Imports torch."""
         from mindvlm.convert.reference.vary import parameter_groups
 
-        model = super().reference().train()
+        model = super().reference(dtype).train()
         for tower in (model.transformer.vision_tower, model.transformer.vision_tower_high):
             tower.requires_grad_(False)
         groups = parameter_groups(model, weight_decay=0.0)

@@ -1,13 +1,14 @@
 """A contender of the benchmark in a process of its own, which runs one phase when it is told to.
 
-Started by `Worker` as `python -m mindvlm.tools.benchmarks.worker JOB.json`. Each line on standard input names a method
-of the contender; the answer is a line of JSON on standard output, see `measured`. The end of the input ends the
-process.
+Started by `Worker` as `python -m mindvlm.tools.benchmarks.worker JOB.json`. Each line on standard input is a JSON list
+of a method of the contender and its arguments; the answer is a line of JSON on standard output, see `measured`. The end
+of the input ends the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ OURS = "mindvlm"
 
 
 class InferencePeer(ABC):
-    """A framework that answers the prompt of a workload; made with (workload, num_threads=).
+    """A framework that answers the prompt of a workload; made with (workload, dtype=, num_threads=).
 
     All results are on the host when a method returns. `vision`, `prefill` and `decode` can run again in this order.
     """
@@ -42,18 +43,27 @@ class InferencePeer(ABC):
     workload: Workload
 
     @abstractmethod
-    def describe(self) -> str:
-        """Returns framework, version and settings in one line."""
+    def describe(self) -> dict[str, Any]:
+        """Returns facts about the loaded model.
+
+        `text` is framework, version and settings in one line, `stored_bytes` the size of all weights that it holds,
+        `decode_bytes` that of the weights which a decode step reads.
+        """
 
     @abstractmethod
     def load(self) -> None:
         """Builds the model and fills its weights."""
 
-    def compile(self) -> None:
-        """Runs everything once, so that compilation and first-use costs fall here and not into the later phases."""
+    def compile(self) -> float:
+        """Runs everything once, so that compilation and first-use costs fall here and not into the later phases.
+
+        Returns:
+            The seconds in which graphs were compiled; 0 without graphs.
+        """
         self.vision()
         self.prefill()
         self.generate(2)
+        return 0.0
 
     @abstractmethod
     def vision(self) -> None:
@@ -75,9 +85,33 @@ class InferencePeer(ABC):
     def generate(self, num_tokens: int) -> list[int]:
         """Runs that many greedy steps; returns the chosen ids."""
 
+    @abstractmethod
+    def start_rows(self, ids: np.ndarray, capacity: int) -> None:
+        """Prefills prompts of text (B, L) and chooses their first tokens.
+
+        Args:
+            capacity: number of positions of a row, answer included.
+        """
+
+    @abstractmethod
+    def continue_rows(self, num_tokens: int) -> None:
+        """Generates that many further tokens in every row."""
+
+    def grow(self, num_rows: int, length: int, num_tokens: int) -> dict[str, float]:
+        """Returns `prefill_s` and `decode_s` of prompts of this length and answers in several rows, once warmed up."""
+        ids = self.workload.text_ids(num_rows, length)
+        seconds = {}
+        for key, count in (("first", 2), ("measured", num_tokens)):
+            start = time.perf_counter()
+            self.start_rows(ids, length + num_tokens + 1)
+            prefilled = time.perf_counter()
+            self.continue_rows(count)
+            seconds[key] = {"prefill_s": prefilled - start, "decode_s": time.perf_counter() - prefilled}
+        return seconds["measured"]
+
 
 class TrainingPeer(Protocol):
-    """A framework that trains on a workload; made with (workload, num_threads=)."""
+    """A framework that trains on a workload; made with (workload, dtype=, num_threads=)."""
 
     def describe(self) -> str:
         """Returns framework, version and settings in one line."""
@@ -94,40 +128,101 @@ class TrainingPeer(Protocol):
 
 @dataclass(frozen=True)
 class PeerEntry:
-    """The module of a contender and the needs of its process.
+    """The module of a framework and the needs of its process.
 
     Attributes:
-        module: defines `Inference` and `Training`, the two kinds of peer.
-        requires: the package to install.
+        module: defines `Inference` and perhaps `Training`, the two kinds of peer.
+        bits: the formats of weights that are measured, with the bits of a value.
+        requires: the packages to install.
+        phases: of `InferencePeer.PHASES`.
         environment: variables of its process.
     """
 
     module: str
-    requires: str
+    bits: Mapping[str, int]
+    requires: tuple[str, ...]
+    phases: tuple[str, ...] = InferencePeer.PHASES
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 PEERS: dict[str, PeerEntry] = {
-    OURS: PeerEntry("mindvlm.tools.benchmarks.mindvlm_peer", "mindspore"),
-    # huge pages spare torch the page faults of its large temporaries, which cost its vision phase up to half again
-    "torch": PeerEntry("mindvlm.tools.benchmarks.torch_peer", "torch", {"THP_MEM_ALLOC_ENABLE": "1"}),
+    OURS: PeerEntry(
+        "mindvlm.tools.benchmarks.mindvlm_peer", {"float32": 32, "16bit": 16, "int8": 8, "int4": 4}, ("mindspore",)
+    ),
+    "torch": PeerEntry(
+        "mindvlm.tools.benchmarks.torch_peer",
+        {"float32": 32, "bfloat16": 16},
+        ("torch",),
+        # huge pages spare torch the page faults of its large temporaries, which cost its vision phase up to half again
+        environment={"THP_MEM_ALLOC_ENABLE": "1"},
+    ),
+    "llamacpp": PeerEntry(
+        "mindvlm.tools.benchmarks.llamacpp_peer",
+        {"bf16": 16, "q8_0": 8, "q4_0": 4, "q4_K": 4},
+        ("xllamacpp", "gguf"),
+        phases=("load", "compile", "prefill", "decode"),
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A framework with one format of weights.
+
+    Attributes:
+        peer: a key of `PEERS`.
+        dtype: a key of `PeerEntry.bits`; of our own also another value of the key `weights`, such as
+            "int4,head=int4".
+    """
+
+    peer: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.peer}:{self.dtype}"
+
+    @property
+    def entry(self) -> PeerEntry:
+        return PEERS[self.peer]
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a weight of the decoder; None if our own are those of the checkpoint."""
+        return self.entry.bits.get(self.dtype.partition(",")[0])
+
+
+def parse_contenders(texts: Iterable[str]) -> list[Contender]:
+    """Returns the contenders of PEER or PEER:FORMAT, also several with commas; a peer stands for all its formats.
+
+    Raises:
+        UserError: a peer or its format does not exist.
+    """
+    found = []
+    for text in ",".join(texts).split(","):
+        peer, _, dtype = text.strip().partition(":")
+        if peer not in PEERS or (dtype and dtype not in PEERS[peer].bits):
+            formats = PEERS[peer].bits if peer in PEERS else ()
+            expected = ", ".join(f"{peer}:{name}" for name in formats) if formats else ", ".join(sorted(PEERS))
+            raise UserError(f"{text.strip()!r} is no contender; expected {expected}")
+        found += [Contender(peer, name) for name in ([dtype] if dtype else PEERS[peer].bits)]
+    return list(dict.fromkeys(found))
 
 
 class Worker:
     """The process of a contender. A context manager that ends it.
 
     Args:
-        name: a key of `PEERS`.
+        contender: the framework and its weights.
         kind: "Inference" or "Training".
         workload: a dataclass of the family's benchmark module.
         num_threads: for the operators of the framework.
     """
 
-    def __init__(self, name: str, kind: str, workload: Any, *, num_threads: int):
-        self.name = name
+    def __init__(self, contender: Contender, kind: str, workload: Any, *, num_threads: int):
+        self.contender = contender
         self.folder = tempfile.TemporaryDirectory()
-        job = {"peer": name, "kind": kind, "workload": workload_record(workload), "num_threads": num_threads}
+        job = {"module": contender.entry.module, "kind": kind, "workload": workload_record(workload)}
+        job |= {"dtype": contender.dtype, "num_threads": num_threads}
         path = Path(self.folder.name, "job.json")
         path.write_text(json.dumps(job))
         self.process = subprocess.Popen(
@@ -136,23 +231,23 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=sys.__stderr__,
             text=True,
-            env=os.environ | PEERS[name].environment | {"OMP_NUM_THREADS": str(num_threads)},
+            env=os.environ | contender.entry.environment | {"OMP_NUM_THREADS": str(num_threads)},
         )
 
-    def ask(self, phase: str) -> dict[str, Any]:
-        """Runs a phase and returns what `measured` found.
+    def ask(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """Runs a method of the contender and returns what `measured` found.
 
         Raises:
             UserError: the process failed; its own messages have gone to standard error.
         """
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{phase}\n")
+            self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
             self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             status = self.process.wait()
             raise UserError(
-                f"peer {self.name} ended with status {status}; its messages are above (killed: out of memory?)"
+                f"peer {self.contender} ended with status {status}; its messages are above (killed: out of memory?)"
             )
         return json.loads(line)
 
@@ -167,11 +262,15 @@ class Worker:
         self.folder.cleanup()
 
 
-def check_installed(name: str) -> None:
-    """Raises UserError if the framework of a peer is not installed."""
-    package = PEERS[name].requires
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"peer {name} needs the package {package}, which is not installed: pip install {package}")
+def check_installed(contenders: Iterable[Contender]) -> None:
+    """Raises UserError if the framework of a contender is not installed."""
+    for contender in contenders:
+        missing = [name for name in contender.entry.requires if importlib.util.find_spec(name) is None]
+        if missing:
+            needed = " and ".join(missing)
+            raise UserError(
+                f"peer {contender.peer} needs {needed}, not installed here: pip install {' '.join(missing)}"
+            )
 
 
 def measured(action: Callable[[], Any]) -> dict[str, Any]:
@@ -191,11 +290,12 @@ def main(arguments: list[str]) -> None:
     # frameworks print to standard output as well
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    peer_type = getattr(importlib.import_module(PEERS[job["peer"]].module), job["kind"])
-    workload = read_workload(job["workload"])
-    peer = peer_type(workload, num_threads=job["num_threads"])
+    peer_type = getattr(importlib.import_module(job["module"]), job["kind"])
+    peer = peer_type(read_workload(job["workload"]), dtype=job["dtype"], num_threads=job["num_threads"])
     for line in sys.stdin:
-        print(json.dumps(measured(getattr(peer, line.strip()))), file=replies, flush=True)
+        method, *arguments = json.loads(line)
+        answer = measured(functools.partial(getattr(peer, method), *arguments))
+        print(json.dumps(answer), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Workloads of the benchmark: a model of known sizes, a prompt with one image, pixels. Imports no framework.
+"""Workloads of the benchmark: a model of known sizes, its files, a prompt with one image. Imports no framework.
 
 `mindvlm.tools.benchmarks.<family>` defines the workloads of a family: MODELS, a `BenchmarkModel` by name.
 """
@@ -6,34 +6,49 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
+import json
 import math
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-BYTES_PER_VALUE = 4
+from mindvlm.checkpoint import CastSource, TensorSource, open_checkpoint, write_checkpoint
+from mindvlm.convert.random_weights import RandomSource
+from mindvlm.core.errors import UserError
+
+STORED_DTYPE, BFLOAT16_BYTES, FLOAT32_BYTES = "bfloat16", 2, 4
+GGUF_BYTES = {"bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32, "q4_K": 144 / 256}
+"""Bytes of a value in the formats of GGUF files."""
 
 
 @dataclass(frozen=True)
 class Workload(ABC):
-    """One image, one prompt, `num_tokens` greedy tokens, on random float32 weights of `seed`.
+    """One image, one prompt, `num_tokens` greedy tokens, on random weights of `seed`.
 
     Attributes:
         config: a config.json as a dict.
+        checkpoint: file of the weights in bfloat16 that `write_checkpoint` has written; None for float32 weights that
+            are made while they are read.
         family: the family's name.
         decode_prefixes: prefixes of the tensors that a decode step reads: the blocks, the last norm and the head.
+        architecture: llama.cpp's name of the decoder.
     """
 
     config: dict[str, Any]
     seed: int
     num_tokens: int
+    checkpoint: str | None = field(default=None, kw_only=True)
 
     family: ClassVar[str]
+    architecture: ClassVar[str]
     decode_prefixes: ClassVar[tuple[str, ...]]
 
     @property
@@ -62,8 +77,51 @@ class Workload(ABC):
         """The family's model config that `config` describes."""
 
     @abstractmethod
-    def reference(self) -> Any:
-        """Returns the torch reference with the random weights. Imports torch."""
+    def reference(self, dtype: Any) -> Any:
+        """Returns the torch reference with the weights, in a torch dtype. Imports torch."""
+
+    def source(self) -> TensorSource:
+        """Opens the weights under their official names."""
+        if self.checkpoint:
+            return open_checkpoint(self.checkpoint, require_finite=True)
+        return RandomSource(self.shapes, self.seed)
+
+    def with_files(self, folder: Path, gguf_dtypes: Iterable[str]) -> Workload:
+        """Writes the checkpoint and the GGUF files of these formats, unless they exist; returns the workload on them.
+
+        Raises:
+            UserError: there is no room for them.
+        """
+        sizes = json.dumps(self.config, sort_keys=True).encode()
+        name = f"{self.family}-{hashlib.blake2b(sizes, digest_size=4).hexdigest()}-{self.seed}"
+        path = folder / f"{name}.safetensors"
+        stored = dataclasses.replace(self, checkpoint=str(path))
+        missing = [dtype for dtype in gguf_dtypes if not stored.gguf_file(dtype).exists()]
+        needed = self.num_parameters * (BFLOAT16_BYTES * (not path.exists()) + sum(GGUF_BYTES[one] for one in missing))
+        if needed > (free := shutil.disk_usage(folder).free):
+            raise UserError(
+                f"{folder}: the files of the benchmark need {needed / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; "
+                "give another --folder, or fewer contenders"
+            )
+        if not path.exists():
+            write_checkpoint(path, CastSource(RandomSource(self.shapes, self.seed), STORED_DTYPE))
+        if missing:
+            # a package of the extra `benchmark`
+            from mindvlm.tools.benchmarks.gguf_file import write_gguf
+        for dtype in missing:
+            with stored.source() as source:
+                write_gguf(
+                    stored.gguf_file(dtype),
+                    source,
+                    self.model_config.language_model,
+                    architecture=self.architecture,
+                    dtype=dtype,
+                )
+        return stored
+
+    def gguf_file(self, dtype: str) -> Path:
+        """Returns the path of the decoder in a format of llama.cpp, beside the checkpoint."""
+        return Path(self.checkpoint).with_suffix(f".{dtype}.gguf")
 
     @property
     def pixels(self) -> tuple[np.ndarray, ...]:
@@ -76,19 +134,20 @@ class Workload(ABC):
         """Prompt and answer together, in tokens."""
         return self.prompt_ids.shape[1] + self.num_tokens
 
+    def text_ids(self, num_rows: int, length: int) -> np.ndarray:
+        """Returns prompts of random text without images, (B, L) int32."""
+        rng = np.random.default_rng(self.seed)
+        return rng.integers(0, self.config["vocab_size"] // 2, (num_rows, length)).astype(np.int32)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, towers included."""
+        return sum(map(math.prod, self.shapes.values()))
+
     @property
     def parameter_bytes(self) -> int:
         """All weights in float32."""
-        return BYTES_PER_VALUE * sum(map(math.prod, self.shapes.values()))
-
-    @property
-    def decode_bytes(self) -> int:
-        """The least that one decode step must read: blocks, head, and the filled KV cache at half the answer."""
-        weights = sum(math.prod(shape) for name, shape in self.shapes.items() if name.startswith(self.decode_prefixes))
-        filled = self.total_length - self.num_tokens // 2
-        decoder = self.model_config.language_model
-        key_width = decoder.num_key_value_heads * decoder.head_dim
-        return BYTES_PER_VALUE * (weights + 2 * decoder.num_hidden_layers * key_width * filled)
+        return FLOAT32_BYTES * self.num_parameters
 
 
 @dataclass(frozen=True)
