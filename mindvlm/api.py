@@ -20,7 +20,7 @@ from mindvlm.nn.native_cells import use_native_cells
 from mindvlm.nn.native_products import native_rules
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.parallel.host import HostGather
-from mindvlm.parallel.mesh import init_tensor_parallel
+from mindvlm.parallel.mesh import init_replicas, init_tensor_parallel
 from mindvlm.parallel.sharding import ShardedSource
 from mindvlm.session import VisionLanguageModel
 
@@ -34,6 +34,7 @@ def load(
     *,
     progress: Callable[[str], None] | None = None,
     cache: bool = True,
+    replicas: bool = False,
     **overrides,
 ) -> VisionLanguageModel | PictureSequenceModel:
     """Builds the model of a YAML or a checkpoint folder and loads its weights.
@@ -45,12 +46,14 @@ def load(
             logged to the logger `mindvlm`.
         cache: whether weights with foreign names are cached under native names in
             `mindvlm.core.caches.cache_folder()`.
+        replicas: whether processes that `msrun` has started hold whole models, for different questions, instead of
+            sharing the weights of one; `tensor_parallel` of the YAML then says how many processes share a model.
         overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors",
             adapter="folder" of a PEFT adapter to merge, or vision_tower="folder" of a tower's repository
             whose weights replace those of the checkpoint.
 
-    Several processes that `msrun` has started share the weights: each reads and holds its part. All of them must make
-    the same calls; `mesh.is_first` of the result says which one writes.
+    Several processes that `msrun` has started share the weights: each reads and holds its part. All that share a model
+    must make the same calls; `mesh.is_first` of the result says which one writes.
 
     Raises:
         UserError: the config, tokenizer, checkpoint or adapter is invalid; the message says how to fix it.
@@ -66,7 +69,7 @@ def load(
     processor = family.processor(config.processor)
     context = runtime.start(config)
     context = replace(context, linear=context.linear + native_rules(config.weights, ms.get_context("device_target")))
-    mesh = init_tensor_parallel(config.tensor_parallel)
+    mesh = (init_replicas if replicas else init_tensor_parallel)(config.tensor_parallel)
     if not mesh.is_first:
         silence_progress()
     try:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -165,6 +165,51 @@ class VisionLanguageModel(LoadedModel):
             AnswerStream(self.engine, slot, text, earlier=[], asked=turn).close()
             for slot, text, turn in zip(slots, texts, asked, strict=True)
         ]
+
+    def generate_each(
+        self, queries: Iterable[tuple[str, object]], num_queries: int, **generation
+    ) -> Iterator[tuple[int, Answer | UserError]]:
+        """Answers many independent queries and yields each answer as soon as it ends, with the number of its query.
+
+        The next query takes a slot as soon as it is free, and its pictures are read then. Answers equal those of
+        `generate`.
+
+        Args:
+            queries: pairs of a query and its pictures, as in `chat`.
+            num_queries: their number, which limits the slots.
+
+        Yields:
+            the number of a query and its answer, or the error that prevents it, such as a broken picture.
+        """
+        options = self.options(generation)
+        self.engine.runner.reset_clock()
+        self.engine.resize(max(1, min(num_queries, MAX_SLOTS)))
+        waiting, running = enumerate(queries), {}
+        try:
+            while True:
+                while None in self.engine.slots and (item := next(waiting, None)):
+                    number, (query, images) = item
+                    text = self.new_text(options)
+                    try:
+                        pictures = self.pictures(images)
+                        asked = self.processor.mark_images(query, len(pictures))
+                        inputs = self.prepared(self.prompter(query, len(pictures)), pictures)
+                        slot = self.engine.add(self.request(*inputs, options, text, seed_offset=number))
+                    except UserError as error:
+                        yield number, error
+                        continue
+                    running[number] = AnswerStream(self.engine, slot, text, earlier=[], asked=asked)
+                if not running:
+                    return
+                if not self.engine.step():
+                    raise UserError("the answers were interrupted by another request to the model; read them first")
+                for number in [number for number, stream in running.items() if stream.slot.stop_reason]:
+                    stream = running.pop(number)
+                    self.engine.release(stream.slot)
+                    yield number, stream.slot.error or stream.close()
+        finally:
+            for stream in running.values():
+                self.engine.release(stream.slot)
 
     def logits(self, query: str, images=None, history: History | None = None) -> np.ndarray:
         """Returns the logits (L, V) float32 at every position of the prompt of `chat`.

@@ -6,22 +6,21 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint.atomic import check_writable
 from mindvlm.core.errors import Parser, UserError, counted
-from mindvlm.evaluation.answers import AnswersFile, missing_note
+from mindvlm.evaluation.answers import ANSWERS_FILE, AnswerFiles, end_last_line, share, share_files
 from mindvlm.evaluation.benchmarks import benchmarks, get_benchmark
 from mindvlm.evaluation.results import markdown, write_results
 from mindvlm.models.registry import separate_parts
 from mindvlm.parallel.launch import is_launched
 from mindvlm.tools import cli
 
-ANSWERS_FILE = "answers.jsonl"
-# questions that are answered together, as many as the session has slots
-BATCH_SIZE = 16
+SECONDS_BETWEEN_LINES = 10
 PACKAGES = ("mindvlm", "mindspore", "numpy", "pillow")
 
 
@@ -46,8 +45,14 @@ def build_parser(benchmark: str | None = None) -> argparse.ArgumentParser:
         help="of answers and results (default: evaluation/NAME, with --score the folder of the file)",
     )
     parser.add_argument(
-        "--score", type=os.path.expanduser, metavar="FILE", help="score these answers; needs no --config_path"
+        "--score",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help="score the answers in these files; needs no --config_path",
     )
+    parser.add_argument("--num_chunks", type=int, metavar="K", help="answer one of K contiguous shares, without scores")
+    parser.add_argument("--chunk_idx", type=int, metavar="I", help="number of the share, from 0")
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", type=os.path.expanduser, metavar="FILE", help="weights")
     for key, text in separate_parts().items():
@@ -72,49 +77,73 @@ def evaluate(argv: list[str] | None) -> int:
         for name, benchmark in benchmarks().items():
             print(f"{name}: {benchmark.summary}\n    --data: {benchmark.needs}")
         return 0
-    if is_launched():
-        raise UserError("mindvlm-evaluate runs in one process; start it without msrun")
+    check(arguments)
+    benchmark = get_benchmark(arguments.benchmark)
+    questions = benchmark.open(Path(arguments.data), arguments)
+    errors: dict[str, str] = {}
+    if arguments.score:
+        files = AnswerFiles(arguments.benchmark, None, questions, lenient=getattr(arguments, "compat", False))
+        source = Path(arguments.score[0]).parent
+        output = Path(arguments.output) if arguments.output else source
+        for path in arguments.score:
+            files.read(Path(path))
+    else:
+        source = output = Path(arguments.output or Path("evaluation", arguments.benchmark))
+        found = answer_questions(arguments, benchmark.output, questions, output)
+        if found is None:
+            return 0
+        files, errors = found
+    if not files.answers:
+        raise UserError(f"{', '.join(arguments.score or [str(output)])}: holds no answers; nothing was scored")
+    make_folder(output)
+    scores = questions.score(files.answers, source, output)
+    run = {
+        "benchmark": arguments.benchmark,
+        "model": files.model_id or next(iter(files.models)),
+        "data": str(arguments.data),
+        **questions.settings,
+        **({"compat": True} if getattr(arguments, "compat", False) else {}),
+        "questions": len(questions.ids),
+        "answered": len(files.answers),
+        "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
+    }
+    write_results(output, scores, run)
+    print(markdown(scores))
+    notes = [*files.notes, *scores.notes]
+    for text in notes:
+        cli.say(f"warning: {text}")
+    for path in scores.files:
+        cli.say(f"written: {path}")
+    cli.say(f"results: {output / 'results.md'} and results.json")
+    return 1 if notes or errors else 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises UserError if options are missing or contradict each other."""
     for name in ("benchmark", "data", *(() if arguments.score else ("config_path",))):
         if not getattr(arguments, name):
             raise UserError(f"--{name} is missing; give it, see mindvlm-evaluate --list and --help")
     if arguments.score and arguments.config_path:
         raise UserError("--score uses no model; leave --config_path out")
-    benchmark = get_benchmark(arguments.benchmark)
-    questions = benchmark.open(Path(arguments.data), arguments)
-    errors: dict[str, str] = {}
-    if arguments.score:
-        file = AnswersFile(Path(arguments.score), arguments.benchmark, None, questions)
-        output = Path(arguments.output) if arguments.output else file.path.parent
-    else:
-        output = Path(arguments.output or Path("evaluation", arguments.benchmark))
-        file, errors = answer_questions(arguments, benchmark.output, questions, output)
-    answers, note = file.read()
-    if not answers:
-        raise UserError(f"{file.path}: holds no answers; nothing was scored")
-    notes = [text for text in (note, missing_note(answers, questions.ids)) if text]
-    tables = questions.score(answers, file.path.parent)
-    run = {
-        "benchmark": arguments.benchmark,
-        "model": file.model_id or "",
-        "data": str(arguments.data),
-        **questions.settings,
-        "questions": len(questions.ids),
-        "answered": len(answers),
-        "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
-    }
-    make_folder(output)
-    write_results(output, tables, run)
-    print(markdown(tables))
-    for text in notes:
-        cli.say(f"warning: {text}")
-    cli.say(f"results: {output / 'results.md'} and results.json")
-    return 1 if notes or errors else 0
+    shares = (arguments.num_chunks, arguments.chunk_idx)
+    if shares == (None, None):
+        return
+    if None in shares or not 0 <= arguments.chunk_idx < arguments.num_chunks:
+        raise UserError(
+            f"--num_chunks is {shares[0]} and --chunk_idx {shares[1]}; expected both, the second from 0 to below the "
+            "first"
+        )
+    if arguments.score or is_launched():
+        other = "--score" if arguments.score else "msrun, which divides the questions itself"
+        raise UserError(f"--num_chunks has no effect with {other}; leave it out")
 
 
 def answer_questions(
     arguments: argparse.Namespace, wanted: str, questions: Any, output: Path
-) -> tuple[AnswersFile, dict[str, str]]:
-    """Answers the questions that have no answer yet. Returns the file of answers, and errors by question id.
+) -> tuple[AnswerFiles, dict[str, str]] | None:
+    """Answers the questions of this process that have no answer yet.
+
+    Returns all answers, and errors by question id; None if another process scores or other shares are open.
 
     Raises:
         UserError: the model generates something else, its weights cannot be used, or the folder holds answers that are
@@ -133,32 +162,64 @@ def answer_questions(
             f"--benchmark {arguments.benchmark} asks for {wanted} but {arguments.config_path} generates "
             f"{family.output}; choose another model or benchmark"
         )
-    file = AnswersFile(output / ANSWERS_FILE, arguments.benchmark, identity(config, family), questions)
-    known: dict[str, Any] = {}
-    if file.path.exists():
-        known, note = file.read()
-        if note:
-            cli.say(f"{note}; its question is asked again")
-            file.cut_unfinished_line()
-        cli.say(f"{output}: {len(known)} of {counted(len(questions.ids), 'question')} are answered")
+
+    def load() -> Any:
+        import mindvlm
+
+        return mindvlm.load(arguments.config_path, replicas=True, **overrides)
+
+    new_files = partial(AnswerFiles, arguments.benchmark, identity(config, family), questions)
     make_folder(output)
-    missing = [question_id for question_id in questions.ids if question_id not in known]
-    if not missing:
-        return file, {}
-
-    import mindvlm
-
-    model = mindvlm.load(arguments.config_path, **overrides)
+    # processes connect before any of them writes
+    model = load() if is_launched() else None
+    number, num_shares, writes = arguments.chunk_idx or 0, arguments.num_chunks or 1, True
+    if model:
+        number, num_shares, writes = model.mesh.dp_rank, model.mesh.dp, model.mesh.tp_rank == 0
+    own = output / (f"{num_shares}_{number}.jsonl" if num_shares > 1 else ANSWERS_FILE)
+    files = read_folder(new_files(), output)
+    if own.exists() and writes:
+        for note in (note for note in files.notes if note.startswith(f"{own}:")):
+            cli.say(f"{note}; its question is asked again")
+        end_last_line(own)
+    if files.answers and number == 0 and writes:
+        cli.say(f"{output}: {len(files.answers)} of {counted(len(questions.ids), 'question')} are answered")
+    missing = [key for key in share(questions.ids, number, num_shares) if key not in files.answers]
     errors: dict[str, str] = {}
-    started = time.perf_counter()
-    for start in range(0, len(missing), BATCH_SIZE):
-        found = questions.answer(model, missing[start : start + BATCH_SIZE], output)
-        file.append(found.answers)
+    started = shown = time.perf_counter()
+    done = 0
+    for found in questions.answers(model or load(), missing, output) if missing else ():
+        if writes:
+            files.append(own, found.answers)
         errors |= found.errors
         for question_id, error in found.errors.items():
             cli.say(f"{question_id} cannot be answered: {error}")
-        show_progress(min(start + BATCH_SIZE, len(missing)), len(missing), time.perf_counter() - started)
-    return file, errors
+        done += len(found.answers) + len(found.errors)
+        now = time.perf_counter()
+        if writes and (now - shown > SECONDS_BETWEEN_LINES or done == len(missing)):
+            show_progress(done, len(missing), now - started)
+            shown = now
+    if model:
+        from mindvlm.parallel.host import Ranks
+
+        # also waits for the other processes
+        errors = {key: error for one in Ranks(model.mesh).of_replicas(errors) for key, error in one.items()}
+        if not model.mesh.is_first:
+            return None
+    elif num_shares > 1:
+        cli.say(f"{own}: share {number} of {num_shares} is answered; without --num_chunks the answers are scored")
+        return None
+    files = read_folder(new_files(), output)
+    if share_files(output):
+        files.merge(output)
+    return files, errors
+
+
+def read_folder(files: AnswerFiles, folder: Path) -> AnswerFiles:
+    """Reads the answers in a folder, of all shares."""
+    merged = folder / ANSWERS_FILE
+    for path in ([merged] if merged.exists() else []) + share_files(folder):
+        files.read(path)
+    return files
 
 
 def identity(config: Any, family: Any) -> str:

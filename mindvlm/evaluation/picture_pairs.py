@@ -17,7 +17,7 @@ from PIL import Image
 from mindvlm.checkpoint.atomic import atomic_file
 from mindvlm.core.errors import UserError, counted
 from mindvlm.evaluation import picture_metrics as metrics
-from mindvlm.evaluation.benchmark import Answer, Answered, Tables
+from mindvlm.evaluation.benchmark import Answer, Answered, BatchedQuestions, Scores, missing_note
 from mindvlm.processing.code_processor import LABEL, PICTURE, CodeProcessor, find_pairs, labelled_grid
 from mindvlm.processing.images.loading import load_image
 
@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class PicturePairs:
+class PicturePairs(BatchedQuestions):
     """The pictures to label, by ids TASK/NAME.
 
     Args:
@@ -126,7 +126,7 @@ class PicturePairs:
             self.queries[f"{task}/{pair[0].stem.removesuffix(PICTURE)}"] = pair
 
     def answer(self, model: Any, ids: Sequence[str], folder: Path) -> Answered:
-        """Labels pictures. See `Questions.answer`."""
+        """Labels pictures. See `BatchedQuestions.answer`."""
         found, codes = Answered(), {}
         capacity = model.engine.max_length // model.num_codes
         for task in dict.fromkeys(map(task_of, ids)):
@@ -152,7 +152,7 @@ class PicturePairs:
                 write_picture(folder / found.answers[question_id][key], picture)
         return found
 
-    def score(self, answers: Mapping[str, Answer], folder: Path) -> Tables:
+    def score(self, answers: Mapping[str, Answer], folder: Path, output: Path) -> Scores:
         """Computes the metrics of each task. See `Questions.score`."""
         by_task: dict[str, dict[str, Answer]] = {}
         for question_id in self.ids:
@@ -162,7 +162,8 @@ class PicturePairs:
         if self.options.grid and by_task:
             rows = [row for task, found in by_task.items() for row in self._grid_rows(task, found, folder)]
             write_picture(folder / GRID_FILE, labelled_grid(rows))
-        return tables
+        note = missing_note(answers, self.ids)
+        return Scores(tables, notes=[note] if note else [])
 
     def _grid_rows(self, task: str, answers: dict[str, Answer], folder: Path) -> list[list[tuple[str, Image.Image]]]:
         """Returns a row of captions and pictures for each of the first answers: examples, question, result, truth."""

@@ -120,6 +120,21 @@ def init_tensor_parallel(num_processes: int | None) -> Mesh:
     return connect(ParallelConfig(tp=size))
 
 
+def init_replicas(num_processes: int | None) -> Mesh:
+    """Connects replicas of one model, which answer different questions.
+
+    Args:
+        num_processes: that share the weights of a replica, as the key `tensor_parallel` of a run config; None for one.
+
+    Raises:
+        UserError: the processes do not fill whole replicas.
+    """
+    started, size = world_size(), num_processes or 1
+    if started % size:
+        raise UserError(f"tensor_parallel is {size} but {started} processes run; start a multiple of {size} with msrun")
+    return connect(ParallelConfig(dp=started // size, tp=size))
+
+
 def connect(config: ParallelConfig) -> Mesh:
     """Connects to the other processes of the job, whose number is known to be right."""
     device = ms.get_context("device_target")

@@ -7,7 +7,7 @@ from typing import Any
 
 from mindvlm.core.errors import UserError
 from mindvlm.evaluation import picture_pairs
-from mindvlm.evaluation.benchmark import Answer, Answered, Benchmark, Tables
+from mindvlm.evaluation.benchmark import Answer, Answered, BatchedQuestions, Benchmark, Scores, missing_note
 from mindvlm.models.delvm.packing import MIN_LENGTH
 from mindvlm.models.delvm.processor import DelvmProcessor, DelvmProcessorConfig
 from mindvlm.models.delvm.token_files import TokenFile, lines_by_task
@@ -27,7 +27,7 @@ def add_code_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count_code_0", action="store_true", help="code 0 is a target, unlike in the original")
 
 
-class CodeLines:
+class CodeLines(BatchedQuestions):
     """The sentences of files of codes, by ids FILE:LINE. The files of a folder are a task.
 
     Raises:
@@ -49,7 +49,7 @@ class CodeLines:
         self.scorer: Any = None
 
     def answer(self, model, ids: Sequence[str], folder: Path) -> Answered:
-        """Computes the sums over the targets of sentences. See `Questions.answer`."""
+        """Computes the sums over the targets of sentences. See `BatchedQuestions.answer`."""
         # imported here: it imports MindSpore
         from mindvlm.models.delvm.line_scores import LineScorer
 
@@ -63,7 +63,7 @@ class CodeLines:
             self.scorer = LineScorer(model.model, graph_mode=graph_mode, ignore_code_0=ignores)
         return Answered({key: vars(one) for key, one in zip(ids, self.scorer.score(lines), strict=True)})
 
-    def score(self, answers: Mapping[str, Answer], folder: Path) -> Tables:
+    def score(self, answers: Mapping[str, Answer], folder: Path, output: Path) -> Scores:
         """Computes loss, accuracy and perplexity of each task. See `Questions.score`."""
         tables = {}
         for task, ids in self.tasks.items():
@@ -71,7 +71,8 @@ class CodeLines:
             if figures := token_figures(sums, self.options.batch_size):
                 tokens = sum(one.tokens for one in sums)
                 tables[task] = {"model": {"sentences": len(sums), "tokens": tokens, **figures}}
-        return tables
+        note = missing_note(answers, self.ids)
+        return Scores(tables, notes=[note] if note else [])
 
 
 def sums_of(answer: Answer, question_id: str) -> TokenSums:

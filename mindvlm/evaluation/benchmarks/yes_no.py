@@ -1,0 +1,224 @@
+"""Benchmarks of yes and no: POPE, MME and AMBER."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from mindvlm.evaluation.benchmark import Answer
+from mindvlm.evaluation.benchmarks.short_answers import LLAVA, llava_questions
+from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.data_folder import DataFolder
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, Scored, id_of
+from mindvlm.evaluation.scorers import amber, yes_no
+from mindvlm.evaluation.submissions import write_json, write_text
+
+POPE, POPE_CATEGORIES = "llava_pope_test.jsonl", ("adversarial", "popular", "random")
+MME, YES_OR_NO = "MME_Benchmark_release_version", " Please answer yes or no."
+AMBER = "github.com/junyangwang0410/AMBER"
+SIMILARITY = 0.8
+
+
+def read_pope(files: DataFolder, options: argparse.Namespace) -> list[Question]:
+    """Pairs the questions of a category with its labels, both in their order, as the original does."""
+    questions, found = llava_questions(files, POPE, "val2014"), []
+    for category in POPE_CATEGORIES:
+        labels = [row["label"] for row in files.json_lines(f"coco/coco_pope_{category}.json")]
+        chosen = [one for one in questions if one.group == category]
+        if len(labels) != len(chosen):
+            raise ValueError(f"{len(labels)} labels for {len(chosen)} questions")
+        pairs = zip(chosen, labels, strict=True)
+        found += [Question(one.id, one.prompt, one.images, label, category, one.written) for one, label in pairs]
+    return found
+
+
+def tabulate_pope(scored: Sequence[Scored]) -> Rows:
+    """Returns the figures of each category in percent and their means; papers report the mean F1."""
+    rows: Rows = {}
+    for category in POPE_CATEGORIES:
+        pairs = [(verdict, question.truth) for question, verdict in scored if question.group == category]
+        if pairs:
+            figures = yes_no.Confusion.of(pairs).figures()
+            rows[category] = {"questions": len(pairs), **{key: 100 * value for key, value in figures.items()}}
+    metrics = list(next(iter(rows.values())))[1:]
+    means = {key: sum(figures[key] for figures in rows.values()) / len(rows) for key in metrics}
+    return rows | {"mean of categories": {"questions": len(scored), **means}}
+
+
+def read_mme(files: DataFolder, options: argparse.Namespace) -> list[Question]:
+    root, found = files.path(MME), []
+    for task in (*yes_no.PERCEPTION, *yes_no.COGNITION):
+        if not (root / task).is_dir():
+            continue
+        divided = (root / task / "images").is_dir()
+        pictures, texts = (
+            root / task / name if divided else root / task for name in ("images", "questions_answers_YN")
+        )
+        for picture in sorted(path for path in pictures.iterdir() if path.suffix in (".jpg", ".png")):
+            for line in files.text(str((texts / picture.stem).relative_to(files.root)) + ".txt").splitlines():
+                question, truth = line.split("\t")[:2]
+                name = f"{task}/{picture.name}"
+                key = mme_key({"question_id": name, "prompt": question})
+                prompt = question.replace(YES_OR_NO.strip(), "").strip() + SHORT_ANSWER
+                found.append(Question(key, prompt, (picture,), (question, truth), task, {"question_id": name}))
+    return found
+
+
+def mme_key(row: Mapping) -> str:
+    """Returns picture and question, because the question ids of LLaVA's file are those of the pictures."""
+    question = " ".join(row["prompt"].replace(SHORT_ANSWER.strip(), "").split())
+    return f"{id_of(row)} {question if YES_OR_NO.strip() in question else question + YES_OR_NO}"
+
+
+def tabulate_mme(scored: Sequence[Scored]) -> Rows:
+    by_task: dict[str, list[tuple[str, bool]]] = {}
+    for question, verdict in scored:
+        by_task.setdefault(question.group, []).append((question.written["question_id"], verdict))
+    scores = {task: yes_no.mme_score(verdicts) for task, verdicts in by_task.items()}
+    rows = {name: {"score": score} for name, score in yes_no.mme_totals(scores).items()}
+    return rows | {
+        task: {
+            "questions": len(verdicts),
+            "score": scores[task],
+            "accuracy": 100 * sum(is_right for _, is_right in verdicts) / len(verdicts),
+        }
+        for task, verdicts in by_task.items()
+    }
+
+
+def submit_mme(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
+    """Writes the files that the official program of MME scores."""
+    lines: dict[str, list[str]] = {}
+    for one in questions:
+        if one.id in answers:
+            name = Path(one.written["question_id"]).stem + ".txt"
+            text = " ".join(answers[one.id]["text"].split())
+            lines.setdefault(one.group, []).append("\t".join((name, *one.truth, text)) + "\n")
+    return [write_text(output / "mme_answers" / f"{task}.txt", "".join(rows)) for task, rows in lines.items()]
+
+
+def read_amber(files: DataFolder, options: argparse.Namespace) -> list[Question]:
+    association = files.json("data/relation.json")
+    safe_words = files.text("data/safe_words.txt").split("\n")
+    annotations, found = files.json("data/annotations.json"), []
+    for row in files.json("data/query/query_all.json"):
+        annotation = annotations[row["id"] - 1]
+        is_description = annotation["type"] == "generative"
+        prompt = row["query"] + ("" if is_description else SHORT_ANSWER)
+        truth = {**annotation, "association": association, "safe_words": safe_words}
+        images = (files.root / "image" / row["image"],)
+        group = "generative" if is_description else annotation["type"]
+        found.append(Question(str(row["id"]), prompt, images, truth, group, {"question_id": row["id"]}))
+    return found
+
+
+def amber_verdict(question: Question, answer: Answer) -> amber.Mentions | str | None:
+    """Returns the answer to a question, or what a description mentions, None without the tools for that."""
+    if question.group != "generative":
+        return answer["text"]
+    tools = language_tools()
+    if tools is None:
+        return None
+    nouns, is_similar = tools
+    truth = question.truth
+    return amber.mentions(
+        nouns(answer["text"]),
+        truth["truth"],
+        truth["hallu"],
+        association=truth["association"],
+        safe_words=truth["safe_words"],
+        is_similar=is_similar,
+    )
+
+
+@cache
+def language_tools() -> tuple[Callable[[str], list[str]], Callable[[str, str], bool]] | None:
+    """Returns the official functions for nouns of a text and similarity of words; None if they are not installed."""
+    try:
+        import nltk
+        import spacy
+
+        lemmatizer, language = nltk.stem.WordNetLemmatizer(), spacy.load("en_core_web_lg")
+        nltk.pos_tag(nltk.word_tokenize("a test"))
+        lemmatizer.lemmatize("tests")
+    except (ImportError, LookupError, OSError):
+        return None
+    document = cache(language)
+
+    def nouns(text: str) -> list[str]:
+        tagged = nltk.pos_tag(nltk.word_tokenize(text))
+        return [lemmatizer.lemmatize(word) for word, kind in tagged if kind.startswith("NN")]
+
+    return nouns, lambda first, second: document(first).similarity(document(second)) > SIMILARITY
+
+
+def tabulate_amber(scored: Sequence[Scored]) -> Rows:
+    described = [verdict for question, verdict in scored if question.group == "generative"]
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for question, verdict in scored:
+        if question.group != "generative":
+            for name in amber.dimensions_of(question.group):
+                pairs.setdefault(name, []).append((verdict, question.truth["truth"]))
+    rows: Rows = {}
+    if described:
+        rows["generative"] = {"questions": len(described), **amber.description_figures(described)}
+    for name, found in pairs.items():
+        rows[name] = {"questions": len(found), **amber.answer_figures(found, name)}
+    if described and pairs:
+        score = (100 - rows["generative"]["chair"] + rows["discriminative"]["f1"]) / 2
+        rows["AMBER"] = {"questions": len(scored), "score": score}
+    return rows
+
+
+def submit_amber(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
+    rows = [
+        {"id": one.written["question_id"], "response": answers[one.id]["text"]}
+        for one in questions
+        if one.id in answers
+    ]
+    return [write_json(output / "amber_responses.json", rows)]
+
+
+ENTRIES = {
+    "pope": QuestionBenchmark(
+        summary="POPE: objects that are not in the picture; accuracy, precision, recall and F1",
+        needs={
+            POPE: LLAVA,
+            **{f"coco/coco_pope_{one}.json": "output/coco of github.com/AoiDragon/POPE" for one in POPE_CATEGORIES},
+        },
+        pictures={"val2014": "http://images.cocodataset.org/zips/val2014.zip"},
+        read=read_pope,
+        verdict=lambda question, answer: yes_no.pope_answer(answer["text"]),
+        tabulate=tabulate_pope,
+        headline=("mean of categories", "f1"),
+    ),
+    "mme": QuestionBenchmark(
+        summary="MME: perception (at most 2000) and cognition (at most 800)",
+        needs={
+            MME: "MME_Benchmark_release_version.zip, see the branch Evaluation of "
+            "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
+        },
+        read=read_mme,
+        key=mme_key,
+        verdict=lambda question, answer: yes_no.mme_answer(answer["text"]) == question.truth[1].lower(),
+        tabulate=tabulate_mme,
+        unit=lambda question: question.written["question_id"],
+        headline=("perception", "score"),
+        submit=submit_mme,
+    ),
+    "amber": QuestionBenchmark(
+        summary="AMBER: hallucinations in descriptions (needs NLTK and spaCy) and in answers of yes or no",
+        needs=dict.fromkeys(
+            ("data/query/query_all.json", "data/annotations.json", "data/relation.json", "data/safe_words.txt"), AMBER
+        ),
+        pictures={"image": f"AMBER.zip, see {AMBER}"},
+        read=read_amber,
+        post=str.capitalize,
+        verdict=amber_verdict,
+        unscored="descriptions need nltk with wordnet, punkt and tagger, and spacy with en_core_web_lg",
+        tabulate=tabulate_amber,
+        headline=("discriminative", "f1"),
+        submit=submit_amber,
+    ),
+}
+BENCHMARKS = {name: entry.benchmark(name) for name, entry in ENTRIES.items()}

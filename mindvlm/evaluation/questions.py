@@ -1,0 +1,238 @@
+"""Benchmarks of questions that a model answers with text, each declared by one `QuestionBenchmark`."""
+
+import argparse
+import uuid
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mindvlm.core.errors import UserError, counted
+from mindvlm.evaluation.benchmark import OWN_KEYS, Answer, Answered, Benchmark, Scores, missing_note
+from mindvlm.evaluation.bootstrap import Rows, confidence_intervals
+from mindvlm.evaluation.data_folder import DataFolder
+from mindvlm.evaluation.judge import Stage, add_judge_options, judged
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+# keys of ids and texts in the files of the original programs
+ID_KEYS = ("question_id", "id", "questionId", "pid", "sample_index")
+TEXT_KEYS = ("text", "response", "prediction", "model_answer", "answer")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question.
+
+    Attributes:
+        id: unique in the benchmark.
+        prompt: the text in the file of answers; the model sees it with the suffix of the benchmark.
+        images: paths or data URLs of its pictures.
+        truth: what the scorer compares an answer with.
+        group: of the tables.
+        written: further keys of the line of answers; `question_id` replaces the id there.
+    """
+
+    id: str
+    prompt: str
+    images: tuple[Path | str, ...] = ()
+    truth: Any = None
+    group: str = ""
+    written: dict[str, Any] = field(default_factory=dict)
+
+
+Scored = tuple[Question, Any]
+"""A question and the verdict on its answer."""
+Submit = Callable[[DataFolder, Path, Sequence[Question], Mapping[str, Answer]], list[Path]]
+
+
+def id_of(row: Mapping[str, Any]) -> str:
+    """Returns the id of a line of answers. Raises KeyError if there is none."""
+    value = next((row[key] for key in ID_KEYS if key in row), None)
+    if not isinstance(value, str | int):
+        raise KeyError(ID_KEYS[0])
+    return str(value)
+
+
+@dataclass(frozen=True)
+class QuestionBenchmark:
+    """The declaration of a benchmark.
+
+    Attributes:
+        summary: what it measures, in one line.
+        needs: path below `--data` of each annotation file -> where it comes from; `{split}` stands for the split.
+        read: returns the questions; called with (files, options).
+        pictures: folders of pictures -> where they come from, as in `needs`; answers are scored without them.
+        suffix: of every prompt.
+        max_new_tokens: of an answer.
+        post: changes the text of a model before it is written.
+        splits: choices of `--split`, the default first.
+        key: returns the id of the question that a line of answers belongs to.
+        answered_twice: whether the original program writes every answer twice.
+        missing: the text in place of an answer that is missing; None leaves the question out of the figures.
+        verdict: scores the answer to a question; None as its result leaves the question out, with a note.
+        compat: returns the replacement of `verdict` with `--compat`, which repeats an error of the original program.
+        unscored: why a verdict may be None, in a few words.
+        compat_note: what `--compat` repeats, in one line.
+        tabulate: computes the rows of figures of scored questions.
+        unit: what is drawn at random for confidence intervals.
+        headline: row and metric that papers report.
+        submit: writes files for a server or an original program; called with (files, folder, questions, answers by
+            id). Returns their paths.
+        judge: stages of requests to a judge, whose replies `verdict` finds in the answer's `replies`.
+        add_options: adds further options of the benchmark.
+        settings: names of those options on which answers depend.
+    """
+
+    summary: str
+    needs: Mapping[str, str]
+    read: Callable[[DataFolder, argparse.Namespace], list[Question]]
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    suffix: str = ""
+    max_new_tokens: int = 128
+    post: Callable[[str], str] = str
+    splits: tuple[str, ...] = ()
+    key: Callable[[Mapping[str, Any]], str] = id_of
+    answered_twice: bool = False
+    missing: str | None = None
+    verdict: Callable[[Question, Answer], Any] | None = None
+    compat: Callable[[], Callable[[Question, Answer], Any]] | None = None
+    unscored: str = "a judge has given no usable reply"
+    compat_note: str = ""
+    tabulate: Callable[[Sequence[Scored]], Rows] | None = None
+    unit: Callable[[Question], Hashable] = lambda question: question.id
+    headline: tuple[str, str] = ("", "")
+    submit: Submit | None = None
+    judge: tuple[Stage, ...] = ()
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None
+    settings: tuple[str, ...] = ()
+
+    def benchmark(self, name: str) -> Benchmark:
+        """Returns the entry of the list of benchmarks."""
+        origins: dict[str, list[str]] = {}
+        for path, origin in {**self.needs, **self.pictures}.items():
+            origins.setdefault(origin, []).append(path)
+        files = "; ".join(f"{', '.join(paths)} from {origin}" for origin, paths in origins.items())
+        return Benchmark(self.summary, files, "text", partial(TextQuestions, name, self), self.add_all_options)
+
+    def add_all_options(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the options of the command line."""
+        if self.splits:
+            parser.add_argument("--split", choices=self.splits, default=self.splits[0], help="(default %(default)s)")
+        parser.add_argument(
+            "--max_new_tokens", type=int, default=self.max_new_tokens, help="of an answer (default %(default)s)"
+        )
+        note = self.compat_note or "nothing else in this benchmark"
+        parser.add_argument(
+            "--compat",
+            action="store_true",
+            help="repeat errors of the original programs: a later answer replaces an earlier one, damaged lines and "
+            f"unknown questions are left out; {note}",
+        )
+        if self.judge:
+            add_judge_options(parser)
+        if self.add_options:
+            self.add_options(parser)
+
+
+class TextQuestions:
+    """The questions of a declared benchmark.
+
+    Raises:
+        UserError: files are missing or of another version, there are no questions, or two have one id.
+    """
+
+    def __init__(self, name: str, entry: QuestionBenchmark, data: Path, options: argparse.Namespace):
+        self.name, self.entry, self.options = name, entry, options
+        if options.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens is {options.max_new_tokens}; expected at least 1")
+        split = options.split if entry.splits else ""
+        needs = entry.needs if options.score else {**entry.needs, **entry.pictures}
+        self.files = files = DataFolder(data, {path.format(split=split): origin for path, origin in needs.items()})
+        with files.reading():
+            questions = entry.read(files, options)
+        if not questions:
+            raise UserError(f"{data}: {files.last_read} holds no questions of {name}; get it again")
+        self.questions = {question.id: question for question in questions}
+        if len(self.questions) < len(questions):
+            ids = [question.id for question in questions]
+            double = next(key for number, key in enumerate(ids) if key in ids[:number])
+            raise UserError(f"{data}: {files.last_read} holds the question {double!r} twice; get the file again")
+        self.ids, self.answered_twice = list(self.questions), entry.answered_twice
+        self.settings = {"split": split} if split else {}
+        self.settings |= {key: getattr(options, key) for key in ("max_new_tokens", *entry.settings)}
+
+    def answers(self, model: Any, ids: Sequence[str], folder: Path) -> Iterator[Answered]:
+        """Yields one answer at a time, in the order in which they end. See `Questions.answers`."""
+        questions = [self.questions[key] for key in ids]
+        asked = ((question.prompt + self.entry.suffix, question.images) for question in questions)
+        # greedy, so that a resumed run gives the same answers
+        options = {"do_sample": False, "max_new_tokens": self.options.max_new_tokens}
+        for number, result in model.generate_each(asked, len(questions), **options):
+            question = questions[number]
+            if isinstance(result, UserError):
+                yield Answered(errors={question.id: str(result)})
+            else:
+                text = self.entry.post(str(result))
+                row = {"question_id": question.id, **question.written, "prompt": question.prompt, "text": text}
+                yield Answered({question.id: {**row, "answer_id": uuid.uuid4().hex[:22]}})
+
+    def parse(self, row: dict[str, Any]) -> tuple[str, Answer]:
+        """See `Questions.parse`."""
+        text = next((row[key] for key in TEXT_KEYS if key in row), None)
+        if not isinstance(text, str):
+            raise TypeError(f"the text is {text!r}")
+        return self.entry.key(row), {**{key: row[key] for key in row if key not in OWN_KEYS[1:]}, "text": text}
+
+    def score(self, answers: Mapping[str, Answer], folder: Path, output: Path) -> Scores:
+        """See `Questions.score`."""
+        entry, scores = self.entry, Scores({})
+        questions, given = list(self.questions.values()), dict(answers)
+        if note := missing_note(answers, self.ids):
+            counts = "and are left out" if entry.missing is None else "and count as wrong"
+            scores.notes.append(note.replace("and are not scored", counts))
+        if entry.missing is not None:
+            given |= {key: {"text": entry.missing} for key in self.ids if key not in answers}
+        answered = [question for question in questions if question.id in given]
+        if entry.judge:
+            given, judge_notes = judged(entry.judge, [(one, given[one.id]) for one in answered], output, self.options)
+            scores.notes += judge_notes
+        if entry.submit:
+            with self.files.reading():
+                scores.files += entry.submit(self.files, output, questions, given)
+        if entry.verdict and entry.tabulate:
+            verdict = entry.compat() if self.options.compat and entry.compat else entry.verdict
+            scored = [(question, verdict(question, given[question.id])) for question in answered]
+            usable = [pair for pair in scored if pair[1] is not None]
+            if len(usable) < len(scored):
+                unscored = counted(len(scored) - len(usable), "answer")
+                scores.notes.append(f"{unscored} of {len(scored)} have no score: {entry.unscored}")
+            if usable:
+                scores.tables = {self.name: entry.tabulate(usable)}
+                found = confidence_intervals(entry.tabulate, usable, lambda pair: entry.unit(pair[0]))
+                scores.intervals = {self.name: found}
+        return scores
+
+
+def mean_rows(
+    metric: str, scored: Sequence[Scored], groups: Callable[[Question], Sequence[str]], scale: int = 100
+) -> Rows:
+    """Returns the mean verdict times `scale` of all questions, in the row "all", and of each group."""
+    sums: dict[str, list[float]] = {"all": []}
+    for question, verdict in scored:
+        for group in ("all", *groups(question)):
+            sums.setdefault(group, []).append(verdict)
+    return {
+        group: {"questions": len(values), metric: scale * float(sum(values)) / len(values)}
+        for group, values in sums.items()
+        if values
+    }
+
+
+def mean_of(metric: str, *, scale: int = 100, groups: bool = False) -> Callable[[Sequence[Scored]], Rows]:
+    """Returns a `tabulate` of the mean verdict over all questions and, with `groups`, over each group."""
+    return lambda scored: mean_rows(
+        metric, scored, lambda question: [question.group] if groups and question.group else [], scale
+    )

@@ -1,0 +1,87 @@
+"""Answers of yes or no: POPE and MME."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+# the coarse perception that SliME reports as MME-H
+HALLUCINATION = PERCEPTION[:4]
+
+
+def ratio(part: float, whole: float) -> float:
+    """Returns part / whole, NaN for an empty whole."""
+    return part / whole if whole else math.nan
+
+
+def pope_answer(text: str) -> str:
+    """Returns "no" if the first sentence has the word "No", "no" or "not", else "yes"."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if any(word in ("No", "not", "no") for word in words) else "yes"
+
+
+@dataclass
+class Confusion:
+    """Counts of answers; positive is "yes"."""
+
+    true_positives: int = 0
+    false_positives: int = 0
+    true_negatives: int = 0
+    false_negatives: int = 0
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str]]) -> "Confusion":
+        """Counts pairs of answer and label."""
+        counts = cls()
+        for answer, label in pairs:
+            kind = f"{'true' if answer == label else 'false'}_{'positives' if answer == 'yes' else 'negatives'}"
+            setattr(counts, kind, getattr(counts, kind) + 1)
+        return counts
+
+    def figures(self) -> dict[str, float]:
+        """Returns accuracy, precision, recall, F1 and the share of "yes", 0 to 1; NaN for what is not defined."""
+        positives = self.true_positives + self.false_positives
+        total = positives + self.true_negatives + self.false_negatives
+        precision = ratio(self.true_positives, positives)
+        recall = ratio(self.true_positives, self.true_positives + self.false_negatives)
+        return {
+            "accuracy": ratio(self.true_positives + self.true_negatives, total),
+            "precision": precision,
+            "recall": recall,
+            "f1": ratio(2 * precision * recall, precision + recall),
+            "yes_ratio": ratio(positives, total),
+        }
+
+
+def mme_answer(text: str) -> str:
+    """Returns "yes", "no" or "other": the whole text, or else what is found in its first four characters."""
+    text = text.lower()
+    if text in ("yes", "no"):
+        return text
+    return next((answer for answer in ("yes", "no") if answer in text[:4]), "other")
+
+
+def mme_score(verdicts: Sequence[tuple[str, bool]]) -> float:
+    """Returns the score of a task, 0 to 200: accuracy plus the share of pictures with only right answers, in percent.
+
+    Args:
+        verdicts: picture and whether the answer is right, for each question.
+    """
+    pictures: dict[str, bool] = {}
+    for picture, is_right in verdicts:
+        pictures[picture] = pictures.get(picture, True) and is_right
+    accuracy = sum(is_right for _, is_right in verdicts) / len(verdicts)
+    return 100 * accuracy + 100 * sum(pictures.values()) / len(pictures)
+
+
+def mme_totals(scores: Mapping[str, float]) -> dict[str, float]:
+    """Returns the sums of the tasks' scores that papers report."""
+    groups = {"perception": PERCEPTION, "cognition": COGNITION, "hallucination": HALLUCINATION}
+    return {
+        name: sum(scores[task] for task in tasks if task in scores)
+        for name, tasks in groups.items()
+        if any(task in scores for task in tasks)
+    }
