@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEED ?= 7
 
-.PHONY: demo demo-delvm test test-ci test-slow lint format nano-eval nano-train clean
+.PHONY: demo demo-delvm test test-ci test-ports test-slow lint format nano-eval nano-train clean
 
 demo: $(VENV)/installed
 	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
@@ -39,7 +39,11 @@ test: $(VENV)/installed-test lint
 
 # The rest of what CI checks: the other mode of each recorded case, more graphs and jobs, larger files
 test-ci: $(VENV)/installed-test
-	$(PYTEST) -m ci tests
+	$(PYTEST) -rs -m ci tests
+
+# Of these, the kernels on other processors and of other compilers; skipped tests say what is not installed
+test-ports: $(VENV)/installed-test
+	$(PYTEST) -rs -m ci tests/native/test_ports.py
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow

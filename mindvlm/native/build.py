@@ -3,23 +3,28 @@
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).with_name("src")
 OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-pthread")
-# GCC's own headers of AVX-512 raise it
-WARNINGS = ("-Wall", "-Wextra", "-Wno-maybe-uninitialized")
-X86_OPTIONS = {
-    "kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
-    "kernels_avx512.cpp": (
-        *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
-    ),
+WARNINGS = ("-Wall", "-Wextra")
+INSTRUCTION_SET_OPTIONS = {
+    "x86_64": {
+        "kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
+        "kernels_avx512.cpp": (
+            *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
+            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+        ),
+    },
+    "aarch64": {"kernels_dotprod.cpp": ("-march=armv8.2-a+dotprod",)},
 }
-"""Further options of the files whose instruction set is chosen at run time."""
+"""Processor -> file -> its further options. The library chooses among these files at run time."""
 
 
 class CompilerError(Exception):
@@ -30,28 +35,33 @@ class CompilerError(Exception):
         self.output = output
 
 
-def find_compiler() -> str | None:
-    """Returns the path of the C++ compiler: `$CXX`, or the first of c++, g++ and clang++; None without one."""
-    chosen = os.environ.get("CXX")
-    return next(
-        (path for name in ([chosen] if chosen else ["c++", "g++", "clang++"]) if (path := shutil.which(name))), None
-    )
+def find_compiler() -> list[str]:
+    """Returns the command of the C++ compiler: `$CXX`, which may have options, or the first of c++, g++ and clang++.
+
+    Raises:
+        CompilerError: there is none.
+    """
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        return chosen
+    if found := next(filter(shutil.which, ("c++", "g++", "clang++")), None):
+        return [found]
+    raise CompilerError("there is no C++ compiler; install g++ or clang++, or set CXX")
 
 
 def source_digest(machine: str | None = None) -> str:
     """Returns a digest of sources, options and machine. A library with another one is out of date."""
-    digest = hashlib.sha256(repr((OPTIONS, X86_OPTIONS, machine or platform.machine())).encode())
+    digest = hashlib.sha256(repr((OPTIONS, INSTRUCTION_SET_OPTIONS, machine or platform.machine())).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def build(target: Path, compiler: str | None = None, *, machine: str | None = None) -> None:
+def build(target: Path, compiler: Sequence[str] = (), *, machine: str | None = None) -> None:
     """Compiles the kernels to a shared library; the file appears when it is complete.
 
     Args:
         target: path of the library; its folder exists.
-        compiler: a C++ compiler, by default `find_compiler()`.
+        compiler: command of a C++ compiler, by default `find_compiler()`.
         machine: the processor to compile for, as `platform.machine()` names it; by default this one.
 
     Raises:
@@ -59,17 +69,22 @@ def build(target: Path, compiler: str | None = None, *, machine: str | None = No
         OSError: the library cannot be written.
     """
     compiler, machine = compiler or find_compiler(), machine or platform.machine()
-    if compiler is None:
-        raise CompilerError("there is no C++ compiler")
+    options = INSTRUCTION_SET_OPTIONS.get(machine, {})
+    # the linker keeps the first of equal inline functions: it must be one for any processor, so these files come first
+    sources = sorted(SOURCES.glob("*.cpp"), key=lambda path: (path.name in options, path.name))
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as name:
-        folder, objects = Path(name), []
-        for source in sorted(SOURCES.glob("*.cpp")):
-            objects.append(folder / f"{source.stem}.o")
-            options = X86_OPTIONS.get(source.name, ()) if machine in ("x86_64", "AMD64") else ()
-            digest = f'-DMINDVLM_DIGEST="{source_digest(machine)}"'
-            run([compiler, *OPTIONS, *WARNINGS, *options, digest, "-c", str(source), "-o", str(objects[-1])])
+        folder = Path(name)
+        objects = [folder / f"{source.stem}.o" for source in sources]
+        digest = f'-DMINDVLM_DIGEST="{source_digest(machine)}"'
+
+        def compile_source(source: Path, into: Path) -> None:
+            command = [*compiler, *OPTIONS, *WARNINGS, *options.get(source.name, ()), digest]
+            run([*command, "-c", str(source), "-o", str(into)])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_source, sources, objects))
         library = folder / target.name
-        run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(library)])
+        run([*compiler, "-shared", "-pthread", *map(str, objects), "-o", str(library)])
         os.replace(library, target)
 
 

@@ -1,7 +1,7 @@
 """The library of C++ kernels: found or compiled at first use, and called through ctypes.
 
-The environment variable `MINDVLM_NATIVE` chooses the instruction set: `avx512`, `avx2` or `portable`; `off` turns the
-kernels off. By default it is the best one of the processor.
+The environment variable `MINDVLM_NATIVE` chooses one of `INSTRUCTION_SETS`, and `off` turns the kernels off. By default
+it is the best one of the processor.
 """
 
 import ctypes
@@ -23,14 +23,13 @@ from mindvlm.native.build import CompilerError, build, source_digest
 
 logger = logging.getLogger(__name__)
 
-INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("avx512", "avx2", "dotprod", "neon", "portable")
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4}
 """Storage formats of a matrix, with their numbers in the library."""
 BLOCK = 32
 """Values that share a scale in the formats q8_0 and q4_0."""
 
 _FUNCTIONS = {
-    "mindvlm_digest": (ctypes.c_char_p, ()),
     "mindvlm_choose_kernels": (ctypes.c_char_p, (ctypes.c_char_p,)),
     "mindvlm_set_num_threads": (None, (ctypes.c_int,)),
     "mindvlm_new_float_matrix": (ctypes.c_void_p, (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
@@ -188,29 +187,38 @@ def open_library() -> Library | None:
 
 
 def load(path: Path) -> Library | None:
-    """Returns the kernels in a file; None if it does not exist, does not fit, or was made from other sources."""
-    if not path.exists():
+    """Returns the kernels in a file; None if it does not exist, cannot be named in a graph, or is out of date."""
+    if ":" in str(path):
         return None
-    with suppress(OSError, AttributeError):
-        library = Library(path)
-        if library.call("mindvlm_digest").decode() == source_digest():
-            return library
+    with suppress(OSError):
+        # searched before it is loaded: a process that has loaded a path never loads another file of this path
+        if source_digest().encode() in path.read_bytes():
+            return Library(path)
     return None
 
 
 def compile_library() -> Library | None:
     """Returns the kernels in the cache folder, compiled if need be; None, after a warning, if that is impossible."""
+    import fcntl  # not on Windows
+
     try:
         folder = cache_folder() / "native"
+        if ":" in str(folder):
+            raise UserError(
+                f"MindSpore loads no library from a path with a colon, {folder}; set MINDVLM_CACHE to another"
+            )
         path = folder / f"kernels-{source_digest()}.so"
         if library := load(path):
             return library
         folder.mkdir(parents=True, exist_ok=True)
-        logger.info("compiling native kernels, once")
-        build(path)
-        if library := load(path):
-            return library
-        reason = f"{path} cannot be loaded"
+        with (folder / "lock").open("w") as lock:
+            # of several processes, one compiles
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if library := load(path):
+                return library
+            logger.info("compiling native kernels, once")
+            build(path)
+        return Library(path)
     except CompilerError as error:
         reason = str(error)
         if error.output:
@@ -220,6 +228,10 @@ def compile_library() -> Library | None:
                 reason += f", see {log}"
     except (OSError, UserError) as error:
         reason = str(error)
+        if getattr(error, "strerror", None):
+            reason = (
+                f"{error.filename or folder} cannot be written ({error.strerror}); set MINDVLM_CACHE to another folder"
+            )
     warnings.warn(f"native kernels are not used: {reason}; MindSpore's are slower, results are the same", stacklevel=3)
     return None
 

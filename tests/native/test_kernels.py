@@ -1,8 +1,5 @@
 """The C++ kernels against NumPy, for every instruction set that this machine has."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -113,28 +110,3 @@ def test_important_columns_are_rounded_with_less_error(library):
 def test_zero_weights_stay_zero(library):
     for dtype in ("q8_0", "q4_0"):
         np.testing.assert_array_equal(dequantized(library.quantize(np.zeros((2, 64), np.float32), dtype), dtype), 0)
-
-
-def load_with(**environment: str) -> subprocess.CompletedProcess:
-    code = "from mindvlm.native.library import open_library as o; x = o(); print(x and x.instruction_set)"
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
-    )
-
-
-def test_the_environment_chooses_the_instruction_set():
-    assert load_with(MINDVLM_NATIVE="portable").stdout.strip() == "portable"
-    assert load_with(MINDVLM_NATIVE="off").stdout.strip() == "None"
-    assert "expected off or one of avx512" in load_with(MINDVLM_NATIVE="sse9").stderr
-
-
-def test_a_compiler_that_fails_is_a_warning_with_its_log(tmp_path):
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho broken; exit 3\n")
-    compiler.chmod(0o755)
-    done = load_with(CXX=str(compiler), MINDVLM_CACHE=str(tmp_path))
-    assert done.stdout.strip() == "None" and "failed with status 3" in done.stderr
-    assert "broken" in next((tmp_path / "native").glob("*.log")).read_text()
-    assert "there is no C++ compiler" in load_with(CXX="/nowhere", MINDVLM_CACHE=str(tmp_path)).stderr

@@ -1,4 +1,4 @@
-// Kernels in plain C++, for any processor; with NEON on aarch64, whose compiler turns the loops into its instructions.
+// Kernels in plain C++, for any processor.
 #include "matrix.h"
 
 #include <algorithm>

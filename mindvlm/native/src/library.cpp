@@ -1,6 +1,10 @@
 // The C interface: matrices by handle, products of them, and the operators of a MindSpore graph.
+#include <sys/mman.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -25,6 +29,8 @@ bool runs_here(const Kernels* set) {
   if (set == kAvx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
   if (set == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+  if (set == kDotprod) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #endif
   return true;
 }
@@ -120,6 +126,8 @@ void share_rows(int64_t num_rows, int64_t width, const Run& run) {
 
 }  // namespace
 
+void Unmap::operator()(uint8_t* pages) const { munmap(pages, size); }
+
 extern "C" {
 
 // Identifies the sources that the library was compiled from.
@@ -127,7 +135,7 @@ const char* mindvlm_digest() { return MINDVLM_DIGEST; }
 
 // Chooses the kernels by name; null chooses the best ones of this processor. Returns the name, or null if there are none.
 const char* mindvlm_choose_kernels(const char* name) {
-  for (const Kernels* set : {kAvx512, kAvx2, kPortable}) {
+  for (const Kernels* set : {kAvx512, kAvx2, kDotprod, kNeon, kPortable}) {
     if (set && runs_here(set) && (!name || std::string(name) == set->name)) {
       kernels = set;
       return set->name;
@@ -148,10 +156,11 @@ Matrix* mindvlm_new_float_matrix(int format, int64_t rows, int64_t cols, const v
 Matrix* mindvlm_new_block_matrix(int format, int64_t rows, int64_t cols) {
   const Format kind = static_cast<Format>(format);
   if (!is_blocked(kind) || cols % kBlock) return nullptr;
-  const int64_t size = round_up(rows, kernels->group) * cols / kBlock * block_bytes(kind);
-  uint8_t* packed = static_cast<uint8_t*>(std::aligned_alloc(64, round_up(std::max<int64_t>(size, 1), 64)));
-  if (!packed) return nullptr;
-  return new Matrix{kind, rows, cols, nullptr, {packed, std::free}};
+  const int64_t size = std::max<int64_t>(1, round_up(rows, kernels->group) * cols / kBlock * block_bytes(kind));
+  // pages of its own: the heap would keep them when the matrix is freed
+  void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) return nullptr;
+  return new Matrix{kind, rows, cols, nullptr, {static_cast<uint8_t*>(pages), Unmap{size}}};
 }
 
 void mindvlm_free_matrix(Matrix* matrix) { delete matrix; }

@@ -13,13 +13,19 @@ constexpr int64_t kBytesQ4 = 2 + kBlock / 2;
 
 constexpr bool is_blocked(Format format) { return format == Format::q8_0 || format == Format::q4_0; }
 
+// Frees pages of memory.
+struct Unmap {
+  int64_t size = 0;
+  void operator()(uint8_t* pages) const;
+};
+
 struct Matrix {
   Format format;
   int64_t rows, cols;
   // Row-major values of a float format, owned by the caller.
   const void* values = nullptr;
   // Interleaved blocks of a blocked format, see `Kernels::pack`.
-  std::unique_ptr<uint8_t, void (*)(void*)> packed{nullptr, nullptr};
+  std::unique_ptr<uint8_t, Unmap> packed;
 };
 
 // A row of activations in blocks of int8, for the products with blocked weights.
@@ -56,6 +62,8 @@ struct Kernels {
 
 // Kernels of each instruction set; null where the compiler does not target it.
 extern const Kernels* const kPortable;
+extern const Kernels* const kNeon;
+extern const Kernels* const kDotprod;
 extern const Kernels* const kAvx2;
 extern const Kernels* const kAvx512;
 

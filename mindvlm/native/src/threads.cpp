@@ -1,9 +1,12 @@
 #include "threads.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -15,7 +18,6 @@ class Pool {
   void resize(int count) {
     std::lock_guard<std::mutex> one_job(job_mutex_);
     stop();
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this, job = job_] { work(job); });
     count_ = std::max(count, 1);
   }
 
@@ -23,6 +25,7 @@ class Pool {
 
   void run(int64_t count, const std::function<void(int64_t)>& task) {
     std::lock_guard<std::mutex> one_job(job_mutex_);
+    if (count > 1) start();
     if (workers_.empty() || count <= 1) {
       for (int64_t i = 0; i < count; ++i) task(i);
       return;
@@ -46,6 +49,15 @@ class Pool {
  private:
   void take(const std::function<void(int64_t)>& task, int64_t count) {
     for (int64_t i = next_++; i < count; i = next_++) task(i);
+  }
+
+  // Starts the missing workers; with as many as the process may have if that is fewer.
+  void start() {
+    try {
+      while (static_cast<int>(workers_.size()) + 1 < count_) workers_.emplace_back([this, job = job_] { work(job); });
+    } catch (const std::system_error&) {
+      count_ = static_cast<int>(workers_.size()) + 1;
+    }
   }
 
   // Runs the jobs after `seen`.
@@ -87,13 +99,19 @@ class Pool {
 };
 
 // Never destroyed: threads of the framework may outlive static objects.
-Pool& pool() {
-  static Pool* the_pool = new Pool;
-  return *the_pool;
+Pool* the_pool = new Pool;
+
+// A forked child has no workers, and locks that other threads held stay locked in it.
+void replace_pool() {
+  const int count = the_pool->count();
+  the_pool = new Pool;
+  the_pool->resize(count);
 }
+
+const int is_registered = pthread_atfork(nullptr, nullptr, replace_pool);
 
 }  // namespace
 
-void set_num_threads(int count) { pool().resize(count); }
-int num_threads() { return pool().count(); }
-void run_parallel(int64_t count, const std::function<void(int64_t)>& task) { pool().run(count, task); }
+void set_num_threads(int count) { the_pool->resize(count); }
+int num_threads() { return the_pool->count(); }
+void run_parallel(int64_t count, const std::function<void(int64_t)>& task) { the_pool->run(count, task); }
