@@ -1,4 +1,4 @@
-"""Draws the curves of training runs: python tools/plot.py runs/nano --output curve.png"""
+"""Draws the curves of training runs, or reports of the benchmark: python tools/plot.py runs/nano --output curve.png"""
 
 import argparse
 import math
@@ -19,9 +19,13 @@ MAX_MARKED_POINTS = 40
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="mindvlm-plot", description="Draw the curves of training runs as a PNG.")
+    parser = Parser(prog="mindvlm-plot", description="Draw training runs or benchmarks as a PNG.")
     parser.add_argument(
-        "runs", nargs="+", type=os.path.expanduser, metavar="RUN", help="output_dir of a run, or its metrics.jsonl"
+        "runs",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="RUN",
+        help="output_dir of a run, or its metrics.jsonl; or the .json of a mindvlm-benchmark",
     )
     parser.add_argument("--output", type=os.path.expanduser, required=True, metavar="FILE.png")
     parser.add_argument(
@@ -52,17 +56,36 @@ def plot(argv: list[str] | None) -> int:
     from mindvlm.checkpoint import atomic_file, check_writable
 
     check_writable(options.output)
-    runs = dict(read_runs(options.runs))
-    metrics = choose_metrics(runs, options.metrics)
-    panels = {
-        metric: {name: series(records, metric, options.smoothing) for name, records in runs.items()}
-        for metric in metrics
-    }
-    figure = draw(panels, options.width)
+    if all(run.endswith(".json") for run in options.runs):
+        figure, content = draw_reports(options.runs), "benchmark"
+    else:
+        runs = dict(read_runs(options.runs))
+        metrics = choose_metrics(runs, options.metrics)
+        panels = {
+            metric: {name: series(records, metric, options.smoothing) for name, records in runs.items()}
+            for metric in metrics
+        }
+        figure, content = draw(panels, options.width), f"{', '.join(metrics)} of {', '.join(runs)}"
     with atomic_file(options.output) as file:
         figure.savefig(file, format="png")
-    cli.say(f"{options.output}: {', '.join(metrics)} of {', '.join(runs)}")
+    cli.say(f"{options.output}: {content}")
     return 0
+
+
+def draw_reports(paths: list[str]):
+    """Returns a matplotlib figure with three panels for each report of the benchmark."""
+    from mindvlm.tools.benchmarks.figure import PANEL_HEIGHT as HEIGHT
+    from mindvlm.tools.benchmarks.figure import PANEL_WIDTH as WIDTH
+    from mindvlm.tools.benchmarks.figure import panels, read_report
+
+    drawn = panels([read_report(path) for path in paths])
+    figure = new_figure(3 * WIDTH, len(drawn) // 3 * HEIGHT)
+    for axes, (draw_panel, report) in zip(figure.subplots(len(drawn) // 3, 3).flat, drawn, strict=True):
+        draw_panel(axes, report)
+        axes.grid(color="#e4e4e4")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def read_runs(paths: list[str]) -> Iterator[tuple[str, list[dict]]]:
@@ -119,11 +142,7 @@ def draw(panels: dict[str, dict[str, list[tuple[float, float]]]], width: int):
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UserError("plots need matplotlib, which is not installed; run: pip install mindvlm[plots]") from None
-    figure = Figure(figsize=(width / DPI, PANEL_HEIGHT * len(panels) / DPI), dpi=DPI, layout="constrained")
+    figure = new_figure(width, PANEL_HEIGHT * len(panels))
     for axes, (metric, curves) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         for number, (name, points) in enumerate(curves.items()):
             steps, values = zip(*points, strict=True) if points else ((), ())
@@ -136,6 +155,15 @@ def draw(panels: dict[str, dict[str, list[tuple[float, float]]]], width: int):
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(curves), frameon=False, fontsize="small")
     axes.set_xlabel("step")
     return figure
+
+
+def new_figure(width: int, height: int):
+    """Returns an empty matplotlib figure of this size in pixels. Raises UserError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("plots need matplotlib, which is not installed; run: pip install mindvlm[plots]") from None
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
 
 
 if __name__ == "__main__":

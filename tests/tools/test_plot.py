@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindvlm.tools.benchmarks.figure import COLORS as PEER_COLORS
 from mindvlm.tools.plot import COLORS, draw, main, series
 
 
@@ -79,3 +80,41 @@ def test_only_png_is_written(tmp_path, capsys):
     run = write_run(tmp_path / "a", [{"step": 1, "loss": 1}])
     assert main([run, "--output", str(tmp_path / "x.jpg")]) == 2
     assert ".png" in capsys.readouterr().err
+
+
+def spread(value):
+    return {"median": value, "min": 0.9 * value, "max": 1.1 * value}
+
+
+def write_reports(folder):
+    figures = {"decode_tokens_per_s": 20.0, "prefill_s": 1.0, "page_s": 50.0, "peak_gib": 4.0, "peak_over_weights": 1.5}
+    summary = {
+        name: {key: spread(value) for key, value in figures.items()} for name in ("mindvlm:int8", "torch:float32")
+    }
+    alone = {key: value for key, value in summary["mindvlm:int8"].items() if key != "page_s"}
+    summary |= {"machine": {"read_gb_per_s": spread(40.0)}, "llamacpp:q8_0": alone}
+    bits = {"mindvlm:int8": 8, "torch:float32": 32, "llamacpp:q8_0": 8}
+    growth = [
+        {"contender": name, "rows": rows, "length": length, "prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 9.0}
+        for name in bits
+        for rows, length in ((1, 128), (1, 512), (2, 128))
+    ]
+    paths = [folder / "benchmark.json", folder / "growth.json"]
+    for path, report in zip(paths, ({"summary": summary, "bits": bits}, {"growth": growth}), strict=True):
+        path.write_text(json.dumps(report))
+    return list(map(str, paths))
+
+
+def test_reports_of_the_benchmark_are_drawn(tmp_path, capsys):
+    output = tmp_path / "figure.png"
+    assert main([*write_reports(tmp_path), "--output", str(output)]) == 0
+    with Image.open(output) as image:
+        assert image.size == (1500, 660), "two rows of three panels"
+        assert all(has_color(image, color) for color in PEER_COLORS.values())
+
+
+def test_other_json_is_one_line(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("{}")
+    assert main([str(tmp_path / "other.json"), "--output", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert "is no report of mindvlm-benchmark" in error and error.count("\n") == 1

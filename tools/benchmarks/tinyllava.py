@@ -50,11 +50,10 @@ class TinyLlavaWorkload(Workload):
     def model_config(self) -> TinyLlavaModelConfig:
         return from_hf_config(self.config)
 
-    def reference(self, dtype: Any) -> Any:
+    def reference_type(self) -> Any:
         from mindvlm.convert.reference.tinyllava import ReferenceTinyLlava
 
-        with self.source() as source:
-            return ReferenceTinyLlava.from_source(self.model_config, source, dtype=dtype)
+        return ReferenceTinyLlava
 
 
 def smoke_config() -> dict[str, Any]:

@@ -52,11 +52,13 @@ class VaryWorkload(Workload):
     def model_config(self) -> VaryModelConfig:
         return from_hf_config(self.config)
 
-    def reference(self, dtype: Any) -> Any:
+    def reference_type(self) -> Any:
         from mindvlm.convert.reference.vary import ReferenceVary
 
-        with self.source() as source:
-            model = ReferenceVary.from_source(self.model_config, source, dtype=dtype)
+        return ReferenceVary
+
+    def reference(self, dtype: Any) -> Any:
+        model = super().reference(dtype)
         model.image_tokens = ImageTokens.of(self.config)
         return model
 

@@ -77,8 +77,13 @@ class Workload(ABC):
         """The family's model config that `config` describes."""
 
     @abstractmethod
+    def reference_type(self) -> Any:
+        """Returns the class of the torch reference. Imports torch."""
+
     def reference(self, dtype: Any) -> Any:
         """Returns the torch reference with the weights, in a torch dtype. Imports torch."""
+        with self.source() as source:
+            return self.reference_type().from_source(self.model_config, source, dtype=dtype)
 
     def source(self) -> TensorSource:
         """Opens the weights under their official names."""
