@@ -78,8 +78,11 @@ class SelfAttention(nn.Cell):
         config: a `DecoderConfig`.
 
     Attributes:
-        native: attention with a cache on the C++ kernels, a `mindvlm.nn.native_cells.NativeAttention`; None without.
+        has_rotation: whether queries and keys are rotated by their positions.
+        native: attention with a cache, see `native_form`; None without.
     """
+
+    has_rotation = False
 
     def __init__(self, config, context: BuildContext):
         super().__init__()
@@ -100,6 +103,10 @@ class SelfAttention(nn.Cell):
         self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
         self.segment_core = segment_attention_core()
         self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.cached_attention(self.head_dim, has_rotation=self.has_rotation)
 
     def mask(self, query_positions, key_positions):
         """Returns the causal mask for `attend`, which all layers share; positions as in `causal_mask`."""
@@ -159,6 +166,8 @@ class SelfAttention(nn.Cell):
 class RotarySelfAttention(SelfAttention):
     """Self-attention that rotates queries and keys by their positions."""
 
+    has_rotation = True
+
     def project(self, x, cos, sin):
         """x (B, L, hidden), cos and sin (B, H, L, R) for R of D dimensions, H = K -> query, key (after rotation) and
         value, each (B, H, L, D)."""
@@ -168,6 +177,8 @@ class RotarySelfAttention(SelfAttention):
 
 class GroupedRotarySelfAttention(SelfAttention):
     """Grouped-query attention (arXiv 2305.13245): each key head serves the same number of query heads."""
+
+    has_rotation = True
 
     def project(self, x, cos, sin):
         """x (B, L, hidden), cos and sin pairs (B, H, L, R) and (B, K, L, R) -> query (B, H, L, D), key and value

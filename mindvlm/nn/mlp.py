@@ -18,6 +18,10 @@ class GELU(nn.Cell):
     def construct(self, x):
         return x * (0.5 + 0.5 * ops.erf(x * 0.7071067811865476))
 
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.activation("MindvlmGelu")
+
     def bprop(self, x, out, dout):
         x = ops.depend(x, dout)
         density = 0.3989422804014327 * ops.exp(-0.5 * x * x)
@@ -33,6 +37,10 @@ class TanhGELU(nn.Cell):
     def construct(self, x):
         return x * ops.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.activation("MindvlmTanhGelu")
+
     def bprop(self, x, out, dout):
         x = ops.depend(x, dout)
         square = x * x
@@ -47,12 +55,20 @@ class QuickGELU(nn.Cell):
     def construct(self, x):
         return x * ops.sigmoid(1.702 * x)
 
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.activation("MindvlmQuickGelu")
+
 
 class SiLU(nn.Cell):
     """x * sigmoid(x)."""
 
     def construct(self, x):
         return x * ops.sigmoid(x)
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.activation("MindvlmSilu")
 
 
 class ReLU(nn.Cell):
@@ -67,6 +83,10 @@ class GatedSiLU(nn.Cell):
 
     def construct(self, gate, up):
         return gate * ops.sigmoid(gate) * up
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.gated_silu()
 
     def bprop(self, gate, up, out, dout):
         gate = ops.depend(gate, dout)
@@ -84,6 +104,10 @@ class Gated(nn.Cell):
 
     def construct(self, gate, up):
         return self.activation(gate) * up
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return Gated(self.activation.native_form(cells)) if hasattr(self.activation, "native_form") else self
 
 
 @functools.cache

@@ -8,27 +8,69 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.native.library import Library
-from mindvlm.nn.decoder import CausalLM
-from mindvlm.nn.mlp import GatedSiLU
-from mindvlm.nn.norm import RMSNorm
-from mindvlm.nn.positions import LearnedPositions
 from mindvlm.nn.rotary import rotary_cos_sin
 
 
 def use_native_cells(model: nn.Cell, library: Library) -> None:
-    """Replaces attention with a cache, RMSNorm and gated SiLU of a model by Cells on the kernels, without gradients."""
-    gated = NativeGatedSiLU(library)
-    norms: dict[float, NativeRMSNorm] = {}
-    for _, cell in list(model.cells_and_names()):
-        if isinstance(cell, CausalLM):
-            is_learned = isinstance(cell.embed_positions, LearnedPositions)
-            attention = NativeAttention(library, cell.config.head_dim, has_rotation=not is_learned)
-            for layer in cell.layers:
-                layer.self_attn.native = attention
-        elif isinstance(cell, RMSNorm):
-            cell.core = norms.setdefault(cell.eps, NativeRMSNorm(library, cell.eps))
-        elif isinstance(getattr(cell, "gated", None), GatedSiLU):
-            cell.gated = gated
+    """Makes a model use the Cells on the kernels, which have no gradients.
+
+    A Cell that has such a form returns it from `native_form(cells)`, where `cells` is a `NativeCells`. It becomes the
+    attribute `native` of the Cell. A Cell without this attribute is shared by models, so it is replaced in its parents.
+    """
+    cells = NativeCells(library)
+    for _, parent in list(model.cells_and_names()):
+        if is_shared(parent):
+            continue
+        if hasattr(parent, "native_form"):
+            parent.native = parent.native_form(cells)
+        if isinstance(parent, nn.SequentialCell):
+            for index, child in enumerate(parent.cell_list):
+                if is_shared(child):
+                    parent[index] = child.native_form(cells)
+        else:
+            for name, child in parent.name_cells().items():
+                if is_shared(child):
+                    setattr(parent, name, child.native_form(cells))
+
+
+def is_shared(cell: nn.Cell) -> bool:
+    """Whether a Cell has a native form and no place for it."""
+    return hasattr(cell, "native_form") and not hasattr(cell, "native")
+
+
+class NativeCells:
+    """Makes the Cells on the kernels; equal ones are one Cell, which is compiled once for all layers."""
+
+    def __init__(self, library: Library):
+        self.library = library
+        self.made: dict[tuple, nn.Cell] = {}
+
+    def shared(self, kind: type[nn.Cell], *arguments) -> nn.Cell:
+        if (kind, arguments) not in self.made:
+            self.made[kind, arguments] = kind(self.library, *arguments)
+        return self.made[kind, arguments]
+
+    def cached_attention(self, head_dim: int, *, has_rotation: bool) -> nn.Cell:
+        return self.shared(CachedAttention, head_dim, has_rotation)
+
+    def multi_head_attention(self, num_heads: int) -> nn.Cell:
+        return self.shared(NativeMultiHead, num_heads)
+
+    def grid_attention(self) -> nn.Cell:
+        return self.shared(GridAttention)
+
+    def rms_norm(self, eps: float) -> nn.Cell:
+        return self.shared(NativeRMSNorm, eps)
+
+    def layer_norm(self, eps: float) -> nn.Cell:
+        return self.shared(NativeLayerNorm, eps)
+
+    def activation(self, function: str) -> nn.Cell:
+        """`function` is an operator of `native/src/towers.cpp`."""
+        return self.shared(Elementwise, function)
+
+    def gated_silu(self) -> nn.Cell:
+        return self.shared(Elementwise, "MindvlmGatedSilu")
 
 
 def operator(library: Library, function: str, shape, width: int = 0) -> ops.Custom:
@@ -48,7 +90,7 @@ def first_shape(first, *others):
     return first
 
 
-class NativeAttention(nn.Cell):
+class CachedAttention(nn.Cell):
     """Attention of new tokens with the cache of a layer, which it updates in place; for `SelfAttention.with_cache`.
 
     Args:
@@ -56,7 +98,7 @@ class NativeAttention(nn.Cell):
         has_rotation: whether queries and keys are rotated by their positions.
     """
 
-    def __init__(self, library: Library, head_dim: int, *, has_rotation: bool):
+    def __init__(self, library: Library, head_dim: int, has_rotation: bool):
         super().__init__()
         self.scale = head_dim**-0.5
         self.has_rotation = has_rotation
@@ -98,12 +140,60 @@ class NativeRMSNorm(nn.Cell):
         return self.norm(x, weight, self.eps)
 
 
-class NativeGatedSiLU(nn.Cell):
-    """silu(gate) * up."""
+class NativeLayerNorm(nn.Cell):
+    """Computes `LayerNorm`: x (..., hidden), weight and bias (hidden,) -> the shape of x."""
+
+    def __init__(self, library: Library, eps: float):
+        super().__init__()
+        self.norm = operator(library, "MindvlmLayerNorm", first_shape)
+        self.eps = Tensor(np.array([eps], np.float32))
+
+    def construct(self, x, weight, bias):
+        return self.norm(x, weight, bias, self.eps)
+
+
+class NativeMultiHead(nn.Cell):
+    """Computes `MultiHeadCore`."""
+
+    def __init__(self, library: Library, num_heads: int):
+        super().__init__()
+        self.attend = operator(library, "MindvlmAttendAll", first_shape)
+        self.num_heads = Tensor(np.array([num_heads], np.int32))
+
+    def construct(self, query, key, value):
+        return self.attend(query, key, value, self.num_heads)
+
+
+class GridAttention(nn.Cell):
+    """Attention over a grid of tokens, or within windows of it, with SAM's relative positions.
+
+    Cells of a window beyond the grid have the query, key and value of a zero token, and are not masked.
+    """
 
     def __init__(self, library: Library):
         super().__init__()
-        self.multiply = operator(library, "MindvlmGatedSilu", first_shape)
+        self.attend = operator(library, "MindvlmAttendGrid", lambda qkv, *_: [*qkv[:-1], qkv[-1] // 3])
 
-    def construct(self, gate, up):
-        return self.multiply(gate, up)
+    def construct(self, qkv, padding, row_table, column_table):
+        """Attends in windows of r x c tokens.
+
+        Args:
+            qkv: (N, rows, columns, 3 * H * D), queries, keys and values.
+            padding: (3 * H * D,), those of a zero token.
+            row_table, column_table: (2 r - 1, D) and (2 c - 1, D), see `RelativePositionAttention`.
+
+        Returns:
+            (N, rows, columns, H * D).
+        """
+        return self.attend(qkv, padding, row_table, column_table)
+
+
+class Elementwise(nn.Cell):
+    """A function of float32 tensors of one shape."""
+
+    def __init__(self, library: Library, function: str):
+        super().__init__()
+        self.function = operator(library, function, first_shape)
+
+    def construct(self, *inputs):
+        return self.function(*inputs)

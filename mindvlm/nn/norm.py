@@ -51,6 +51,10 @@ class RMSNormCore(nn.Cell):
         h = h * self.widen(self.scale(h), h)
         return h.astype(x.dtype) * self.widen(weight.reshape((1, -1)), h)
 
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.rms_norm(self.eps)
+
     def scale(self, h):
         return ops.rsqrt(self.mean(h * h, -1) + self.eps)
 
@@ -76,6 +80,7 @@ class LayerNorm(nn.Cell):
     Attributes:
         is_exempt_from_decay: whether the parameters are exempt from weight decay, as those of `torch.nn.LayerNorm` are
             in the original training programs.
+        native: see `native_form`; None without.
     """
 
     is_exempt_from_decay = True
@@ -84,9 +89,17 @@ class LayerNorm(nn.Cell):
         super().__init__()
         self.weight = Parameter(initializer("ones", (hidden_size,), dtype), name="weight")
         self.bias = Parameter(initializer("zeros", (hidden_size,), dtype), name="bias")
+        self.eps = eps
         self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.layer_norm(self.eps)
 
     def construct(self, x):
+        if self.native:
+            return self.native(x, self.weight, self.bias)
         weight, bias = read_with(self.weight, x), read_with(self.bias, x)
         h, _, _ = self.layer_norm(x.astype(ms.float32), weight.astype(ms.float32), bias.astype(ms.float32))
         return h.astype(x.dtype)

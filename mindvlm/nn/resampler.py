@@ -1,18 +1,17 @@
 """Learned queries that gather image features by cross-attention (Perceiver, arXiv 2103.03206; Flamingo, arXiv
 2204.14198), in the form of TinyLLaVABench's `Resampler`.
 
-N images, T tokens an image, Q queries, H heads, D head dimension.
+N images, T tokens an image, Q queries.
 """
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
-from mindvlm.nn.attention_core import attention_core
 from mindvlm.nn.config import FEED_FORWARD_FACTOR
-from mindvlm.nn.layout import permute_rows
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.mlp import activation
+from mindvlm.nn.multi_head import MultiHeadCore
 from mindvlm.nn.norm import LayerNorm
 
 NORM_EPS = 1e-5
@@ -36,9 +35,6 @@ class ResamplerBlock(nn.Cell):
 
     def __init__(self, width: int, image_width: int, num_heads: int, dtype):
         super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = width // num_heads
-        self.scale = self.head_dim**-0.5
         self.norm_image = LayerNorm(image_width, eps=NORM_EPS, dtype=dtype)
         self.norm_hidden = LayerNorm(width, eps=NORM_EPS, dtype=dtype)
         self.to_q = Linear(width, width, has_bias=False, dtype=dtype)
@@ -46,17 +42,13 @@ class ResamplerBlock(nn.Cell):
         self.to_v = Linear(image_width, width, has_bias=False, dtype=dtype)
         self.to_out = Linear(width, width, has_bias=False, dtype=dtype)
         self.feed_forward = FeedForward(width, dtype)
-        self.core = attention_core()
-
-    def heads(self, x):
-        return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)), (0, 2, 1))
+        self.core = MultiHeadCore(width, num_heads)
 
     def construct(self, queries, image):
         """queries (N, Q, width), image (N, T, image_width) -> (N, Q, width)."""
         image = self.norm_image(image)
-        query = self.heads(self.to_q(self.norm_hidden(queries)) * self.scale)
-        attended = self.core(query, self.heads(self.to_k(image)), self.heads(self.to_v(image)))
-        queries = queries + self.to_out(permute_rows(attended, (0, 2, 1)).reshape(queries.shape))
+        attended = self.core(self.to_q(self.norm_hidden(queries)), self.to_k(image), self.to_v(image))
+        queries = queries + self.to_out(attended)
         return queries + self.feed_forward(queries)
 
 

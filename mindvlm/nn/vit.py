@@ -1,25 +1,18 @@
 """Vision transformers: the towers of CLIP (arXiv 2103.00020) and SigLIP (arXiv 2303.15343), with the parameter names of
 Hugging Face.
 
-N images, P patches, T tokens: P in SigLIP, P + 1 in CLIP; H heads, D head dimension.
+N images, P patches, T tokens: P in SigLIP, P + 1 in CLIP.
 """
 
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
-from mindvlm.nn.attention_core import attention_core
 from mindvlm.nn.config import VitConfig
-from mindvlm.nn.fused_attention import (
-    HEAD_DIM_UNIT,
-    FusedAttention,
-    PaddedFusedAttention,
-    can_fuse,
-    padded_head_dim,
-)
-from mindvlm.nn.layout import permute_rows, widen
+from mindvlm.nn.layout import widen
 from mindvlm.nn.linear import Embedding, Linear
 from mindvlm.nn.mlp import PlainMLP
+from mindvlm.nn.multi_head import MultiHeadCore
 from mindvlm.nn.norm import LayerNorm
 from mindvlm.nn.patches import PatchConv
 
@@ -65,28 +58,14 @@ class VitAttention(nn.Cell):
     def __init__(self, config: VitConfig, context: BuildContext):
         super().__init__()
         dtype = context.dtype
-        self.hidden_size = config.hidden_size
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scale = self.head_dim**-0.5
         self.q_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.k_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.v_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
-        if not can_fuse(context, padded_head_dim(self.head_dim)):
-            self.core = attention_core()
-        elif self.head_dim % HEAD_DIM_UNIT:
-            self.core = PaddedFusedAttention()
-        else:
-            self.core = FusedAttention()
-
-    def split_heads(self, x):
-        return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, self.head_dim)), (0, 2, 1))
+        self.core = MultiHeadCore(config.hidden_size, config.num_attention_heads, context)
 
     def construct(self, x):
-        query = self.split_heads(self.q_proj(x) * self.scale)
-        out = self.core(query, self.split_heads(self.k_proj(x)), self.split_heads(self.v_proj(x)))
-        return self.out_proj(permute_rows(out, (0, 2, 1)).reshape(x.shape[:2] + (-1,)))
+        return self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
 
 
 class VitLayer(nn.Cell):

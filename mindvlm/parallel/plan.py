@@ -56,7 +56,7 @@ DECODER = (
 
 VISION_TRANSFORMER = (
     Rule(r"vision_tower\.encoder\.layers\.\d+\.layer_norm[12]", "enter"),
-    Rule(r"vision_tower\.encoder\.layers\.\d+\.self_attn", "heads"),
+    Rule(r"vision_tower\.encoder\.layers\.\d+\.self_attn\.core", "heads"),
     Rule(r"vision_tower\.encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|mlp\.fc1)", "column"),
     Rule(r"vision_tower\.encoder\.layers\.\d+\.(self_attn\.out_proj|mlp\.fc2)", "row"),
 )

@@ -1,6 +1,6 @@
 """SliME's resampler and the adapter of the global view with its two experts.
 
-N views, T tokens of a view, Q queries, W width of the tower, H heads, D head dimension.
+N views, T tokens of a view, Q queries, W width of the tower.
 """
 
 import math
@@ -12,12 +12,11 @@ from mindspore.common.initializer import initializer
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models.slime.model_config import RESAMPLER_HEAD_DIM
 from mindvlm.models.slime.positions import resize_matrix
-from mindvlm.nn.attention_core import attention_core
 from mindvlm.nn.dropout import RowNoise
-from mindvlm.nn.fused_attention import FusedAttention, can_fuse
-from mindvlm.nn.layout import permute_rows, read_with, widen
+from mindvlm.nn.layout import read_with, widen
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.mlp import activation
+from mindvlm.nn.multi_head import MultiHeadCore
 from mindvlm.nn.norm import LayerNorm
 
 NORM_EPS = 1e-6
@@ -33,25 +32,16 @@ class CrossAttention(nn.Cell):
 
     def __init__(self, width: int, context: BuildContext):
         super().__init__()
-        self.num_heads = width // RESAMPLER_HEAD_DIM
-        self.scale = RESAMPLER_HEAD_DIM**-0.5
         self.q_proj = Linear(width, width, dtype=context.dtype)
         self.k_proj = Linear(width, width, dtype=context.dtype)
         self.v_proj = Linear(width, width, dtype=context.dtype)
         self.out_proj = Linear(width, width, dtype=context.dtype)
-        self.core = FusedAttention() if can_fuse(context, RESAMPLER_HEAD_DIM) else attention_core()
-
-    def split_heads(self, x):
-        return permute_rows(x.reshape((x.shape[0], x.shape[1], self.num_heads, RESAMPLER_HEAD_DIM)), (0, 2, 1))
+        self.core = MultiHeadCore(width, width // RESAMPLER_HEAD_DIM, context)
 
     def construct(self, query, key, value):
         num_views, (num_queries, width) = key.shape[0], query.shape
-        query = (self.q_proj(query) * self.scale).reshape((1, num_queries, width))
-        query = ops.broadcast_to(query, (num_views, num_queries, width))
-        attended = self.core(
-            self.split_heads(query), self.split_heads(self.k_proj(key)), self.split_heads(self.v_proj(value))
-        )
-        return self.out_proj(permute_rows(attended, (0, 2, 1)).reshape((num_views, num_queries, width)))
+        query = ops.broadcast_to(self.q_proj(query).reshape((1, num_queries, width)), (num_views, num_queries, width))
+        return self.out_proj(self.core(query, self.k_proj(key), self.v_proj(value)))
 
 
 class QueryResampler(nn.Cell):

@@ -32,6 +32,9 @@ class RelativePositionAttention(nn.Cell):
 
     score(q, k) = scale * q.k + q.Rh[row(q) - row(k)] + q.Rw[column(q) - column(k)]: the bias uses the unscaled query.
     x (N, R, C, width) -> the same shape.
+
+    Attributes:
+        native: see `native_form`; None without.
     """
 
     def __init__(self, width: int, num_heads: int, grid: tuple[int, int], dtype):
@@ -49,6 +52,15 @@ class RelativePositionAttention(nn.Cell):
         self.cell_one_hots = Tensor(cell_one_hots(grid), dtype)
         self.product = ops.BatchMatMul(transpose_b=True)
         self.core = attention_core()
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.grid_attention()
+
+    def within_windows(self, x):
+        """x (N, rows, columns, width) of any whole grid, divided into windows by the kernel -> the same shape."""
+        return self.proj(self.native(self.qkv(x), self.qkv.bias, self.rel_pos_h, self.rel_pos_w))
 
     def construct(self, x):
         num_images = x.shape[0]
@@ -158,7 +170,9 @@ class VocabularyBlock(nn.Cell):
 
     def construct(self, x):
         h = self.norm1(x)
-        if self.window_size:
+        if self.attn.native:
+            h = self.attn.within_windows(h)
+        elif self.window_size:
             h = self.attend_in_windows(h)
         else:
             h = self.attn(h)

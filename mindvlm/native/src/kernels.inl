@@ -23,5 +23,10 @@
 
 #include "norms.inl"
 
+#include "head_attention.inl"
+
+#include "activations.inl"
+
 const Kernels kKernels = {kName, kLanes,   kTileOutputs, multiply_float, multiply_blocks, quantize_row,
-                          pack,  read_row, attend,       rms_norm,       layer_norm,      gated_silu};
+                          pack,  read_row, attend,       rms_norm,       layer_norm,      gated_silu,
+                          attend_head, activate};

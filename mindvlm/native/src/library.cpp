@@ -10,18 +10,16 @@
 #include <vector>
 
 #include "matrix.h"
+#include "operators.h"
 #include "quantize.h"
 #include "threads.h"
 
-namespace {
+const Kernels* kernels = nullptr;
 
-// Work per task, in weights: below it, waking another thread costs more than it saves.
-constexpr int64_t kTaskWeights = 1 << 16;
+namespace {
 
 // Rows and outputs per task of a product with many rows.
 constexpr int64_t kTaskRows = 128, kTaskOutputs = 256;
-
-const Kernels* kernels = nullptr;
 
 bool runs_here(const Kernels* set) {
 #if defined(__x86_64__)
@@ -95,14 +93,6 @@ const Matrix& matrix_of(const void* handle) {
   return *reinterpret_cast<const Matrix*>(address);
 }
 
-int64_t num_elements(const int64_t* shape, int num_dims) {
-  int64_t size = 1;
-  for (int i = 0; i < num_dims; ++i) size *= shape[i];
-  return size;
-}
-
-int64_t size_before_last(const int64_t* shape, int num_dims) { return num_elements(shape, num_dims - 1); }
-
 // Rotates the first `rotary_dim` values of a head by its angles, half by half, and scales all of them.
 void rotate(const float* from, const float* cos, const float* sin, int64_t rotary_dim, int64_t head_dim, float scale,
             float* to) {
@@ -116,13 +106,6 @@ void rotate(const float* from, const float* cos, const float* sin, int64_t rotar
 
 // Queries of a head per task of an attention.
 constexpr int64_t kTaskQueries = 32;
-
-// Calls run(first, last) for ranges of rows of about kTaskWeights values.
-template <class Run>
-void share_rows(int64_t num_rows, int64_t width, const Run& run) {
-  const int64_t size = std::max<int64_t>(1, kTaskWeights / 4 / std::max<int64_t>(1, width));
-  run_parallel((num_rows + size - 1) / size, [&](int64_t task) { run(task * size, std::min(num_rows, (task + 1) * size)); });
-}
 
 }  // namespace
 

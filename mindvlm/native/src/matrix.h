@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "towers.h"
+
 enum class Format : int { float32, bfloat16, float16, q8_0, q4_0 };
 
 // Values of a block that share a scale, as in ggml's formats q8_0 and q4_0.
@@ -58,6 +60,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int64_t width, float eps, float* to);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t width, float eps, float* to);
   void (*gated_silu)(const float* gate, const float* up, int64_t count, float* to);
+  void (*attend_head)(const HeadAttention&);
+  void (*activate)(Activation, const float* x, int64_t count, float* to);
 };
 
 // Kernels of each instruction set; null where the compiler does not target it.
@@ -66,6 +70,9 @@ extern const Kernels* const kNeon;
 extern const Kernels* const kDotprod;
 extern const Kernels* const kAvx2;
 extern const Kernels* const kAvx512;
+
+// Those in use.
+extern const Kernels* kernels;
 
 constexpr int64_t block_bytes(Format format) { return format == Format::q8_0 ? kBytesQ8 : kBytesQ4; }
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

@@ -1,19 +1,31 @@
 // Norms and gated activation.
 
+// Calls run(first, vector) for the vectors of x, the last one filled up with `rest`.
+template <class Run>
+inline void each_vector(const float* x, int64_t width, float rest, const Run& run) {
+  int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) run(i, load(x + i));
+  if (i == width) return;
+  float last[kLanes];
+  std::fill(last, last + kLanes, rest);
+  std::memcpy(last, x + i, (width - i) * sizeof(float));
+  run(i, load(last));
+}
+
 // to = x * w / rms(x), the square mean over the row.
 void rms_norm(const float* x, const float* weight, int64_t width, float eps, float* to) {
-  double square = 0;
-  for (int64_t i = 0; i < width; ++i) square += static_cast<double>(x[i]) * x[i];
-  const float inverse = 1.0f / std::sqrt(static_cast<float>(square / width) + eps);
+  Vec squares = {};
+  each_vector(x, width, 0.0f, [&](int64_t, Vec value) { squares += value * value; });
+  const float inverse = 1.0f / std::sqrt(sum(squares) / width + eps);
   for (int64_t i = 0; i < width; ++i) to[i] = x[i] * inverse * weight[i];
 }
 
 void layer_norm(const float* x, const float* weight, const float* bias, int64_t width, float eps, float* to) {
-  double total = 0, square = 0;
-  for (int64_t i = 0; i < width; ++i) total += x[i];
-  const float mean = static_cast<float>(total / width);
-  for (int64_t i = 0; i < width; ++i) square += static_cast<double>(x[i] - mean) * (x[i] - mean);
-  const float inverse = 1.0f / std::sqrt(static_cast<float>(square / width) + eps);
+  Vec total = {}, squares = {};
+  each_vector(x, width, 0.0f, [&](int64_t, Vec value) { total += value; });
+  const float mean = sum(total) / width;
+  each_vector(x, width, mean, [&](int64_t, Vec value) { squares += (value - mean) * (value - mean); });
+  const float inverse = 1.0f / std::sqrt(sum(squares) / width + eps);
   for (int64_t i = 0; i < width; ++i) to[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
 }
 

@@ -26,12 +26,14 @@ inline float half_to_float(uint16_t half) {
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
-// e^x with a relative error of 2e-7: 2^n times a polynomial of the rest of x / ln 2. Below -87 it is 0.
+// e^x with a relative error of 2e-7, for x between -87 and 88, to which it is clipped: 2^n times a polynomial of the rest
+// of x / ln 2.
 inline Vec exponential(Vec x) {
   x = x > 88.0f ? Vec{} + 88.0f : x;
-  const Vec scaled = x * 1.44269504f;
-  const Ints whole = __builtin_convertvector(scaled + (scaled > 0 ? Vec{} + 0.5f : Vec{} - 0.5f), Ints);
-  const Vec n = __builtin_convertvector(whole, Vec);
+  x = x > -87.0f ? x : Vec{} - 87.0f;
+  // adding 1.5 * 2^23 rounds to an integer, which is then in the low bits
+  const Vec shifted = x * 1.44269504f + 0x1.8p23f;
+  const Vec n = shifted - 0x1.8p23f;
   const Vec rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Vec value = Vec{} + 1.9875691500e-4f;
   value = value * rest + 1.3981999507e-3f;
@@ -40,6 +42,5 @@ inline Vec exponential(Vec x) {
   value = value * rest + 1.6666665459e-1f;
   value = value * rest + 5.0000001201e-1f;
   value = value * rest * rest + rest + 1.0f;
-  const Ints exponent = (whole + 127) << 23;
-  return x < -87.0f ? Vec{} : value * (Vec)exponent;
+  return (Vec)((Ints)value + ((Ints)shifted << 23));
 }

@@ -1,0 +1,38 @@
+"""Calls operators of the library of kernels without a graph."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from mindvlm.core.errors import UserError
+from mindvlm.native.library import INSTRUCTION_SETS, Library, open_library
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def library(request):
+    """The library with each instruction set that this machine has."""
+    found = open_library()
+    if found is None:
+        pytest.skip("there is no C++ compiler")
+    before = found.instruction_set
+    try:
+        found.choose(request.param)
+    except UserError as error:
+        pytest.skip(str(error))
+    yield found
+    found.choose(before)
+
+
+def call(library: Library, function: str, shape: tuple[int, ...], *inputs: np.ndarray) -> np.ndarray:
+    """Returns the float32 output of an operator."""
+    arrays = [*(np.ascontiguousarray(array) for array in inputs), np.full(shape, np.nan, np.float32)]
+    pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    num_dims = (ctypes.c_int * len(arrays))(*(array.ndim for array in arrays))
+    shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+    rows = (ctypes.POINTER(ctypes.c_int64) * len(arrays))(
+        *(ctypes.cast(row, ctypes.POINTER(ctypes.c_int64)) for row in shapes)
+    )
+    operator = getattr(ctypes.CDLL(str(library.path)), function)
+    assert operator(len(arrays), pointers, num_dims, rows, None, None, None) == 0
+    return arrays[-1]

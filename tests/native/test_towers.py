@@ -1,0 +1,135 @@
+"""The kernels of vision towers against formulas in float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.native.operators import call, library  # noqa: F401
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def heads(x: np.ndarray, num_heads: int) -> np.ndarray:
+    """(N, T, H * D) -> (N, H, T, D) float64."""
+    return x.astype(np.float64).reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
+
+
+def attended(query, key, value, bias=0.0) -> np.ndarray:
+    """(N, H, T, D) each -> (N, T, H * D)."""
+    scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1]) + bias
+    out = (softmax(scores) @ value).transpose(0, 2, 1, 3)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def require_close(found: np.ndarray, expected: np.ndarray, largest: float = 2e-6) -> None:
+    assert np.linalg.norm(found - expected) <= largest * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("head_dim", [64, 72, 80, 88, 5])
+@pytest.mark.parametrize(("batch", "num_queries", "num_keys"), [(1, 257, 257), (2, 3, 577), (3, 1, 1), (1, 49, 729)])
+def test_attention_to_all_tokens(library, head_dim, batch, num_queries, num_keys):  # noqa: F811
+    num_heads = 2
+    width = num_heads * head_dim
+    query, key, value = 3 * noise(batch, num_queries, width), noise(batch, num_keys, width, seed=1), None
+    value = noise(batch, num_keys, width, seed=2)
+    found = call(library, "MindvlmAttendAll", query.shape, query, key, value, np.array([num_heads], np.int32))
+    require_close(found, attended(*(heads(x, num_heads) for x in (query, key, value))))
+
+
+def test_large_scores_of_late_keys(library):  # noqa: F811
+    query, key = np.ones((1, 5, 32), np.float32), noise(1, 700, 32)
+    key[0, 650] = 60.0
+    value = noise(1, 700, 32, seed=1)
+    found = call(library, "MindvlmAttendAll", query.shape, query, key, value, np.array([1], np.int32))
+    require_close(found, np.tile(value[:, 650:651], (1, 5, 1)))
+    key[0, 650] = -60.0
+    found = call(library, "MindvlmAttendAll", query.shape, query, key, value, np.array([1], np.int32))
+    require_close(found, attended(*(heads(x, 1) for x in (query, key, value))))
+
+
+def grid_attention(qkv, padding, row_table, column_table, num_heads: int) -> np.ndarray:
+    """SAM's attention within windows, one window after another."""
+    num_images, rows, columns, width = qkv.shape
+    size = [(len(table) + 1) // 2 for table in (row_table, column_table)]
+    padded = [-(-length // step) * step for length, step in zip((rows, columns), size, strict=True)]
+    whole = np.tile(padding.astype(np.float64), (num_images, *padded, 1))
+    whole[:, :rows, :columns] = qkv
+    out = np.zeros((num_images, *padded, width // 3))
+    row, column = np.divmod(np.arange(size[0] * size[1]), size[1])
+    by_row = row_table.astype(np.float64)[row[:, None] - row + size[0] - 1]
+    by_column = column_table.astype(np.float64)[column[:, None] - column + size[1] - 1]
+    for top in range(0, padded[0], size[0]):
+        for left in range(0, padded[1], size[1]):
+            place = np.s_[:, top : top + size[0], left : left + size[1]]
+            query, key, value = (
+                heads(part.reshape(num_images, len(row), -1), num_heads) for part in np.split(whole[place], 3, -1)
+            )
+            bias = np.einsum("nhqd,qkd->nhqk", query, by_row + by_column)
+            out[place] = attended(query, key, value, bias).reshape(num_images, *size, -1)
+    return out[:, :rows, :columns]
+
+
+@pytest.mark.parametrize("head_dim", [64, 20])
+@pytest.mark.parametrize(
+    ("batch", "grid", "window"),
+    # windows of the size of the grid, padded ones, and a grid smaller than its windows
+    [
+        (1, (16, 16), (16, 16)),
+        (2, (9, 13), (4, 4)),
+        (1, (20, 30), (14, 14)),
+        (1, (7, 40), (7, 40)),
+        (1, (1, 5), (3, 2)),
+    ],
+)
+def test_attention_in_windows_with_relative_positions(library, head_dim, batch, grid, window):  # noqa: F811
+    num_heads = 2
+    width = 3 * num_heads * head_dim
+    qkv, padding = noise(batch, *grid, width), noise(width, seed=1)
+    tables = [noise(2 * size - 1, head_dim, seed=2 + axis) / 4 for axis, size in enumerate(window)]
+    found = call(library, "MindvlmAttendGrid", (batch, *grid, width // 3), qkv, padding, *tables)
+    require_close(found, grid_attention(qkv, padding, *tables, num_heads))
+
+
+def test_parts_of_a_large_head(library):  # noqa: F811
+    qkv, padding = noise(1, 36, 20, 48), noise(48, seed=1)
+    tables = noise(71, 16, seed=2), noise(39, 16, seed=3)
+    found = call(library, "MindvlmAttendGrid", (1, 36, 20, 16), qkv, padding, *tables)
+    require_close(found, grid_attention(qkv, padding, *tables, 1))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+ACTIVATIONS = {
+    "MindvlmGelu": lambda x: x * np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2,
+    "MindvlmTanhGelu": lambda x: x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
+    "MindvlmQuickGelu": lambda x: x * sigmoid(1.702 * x),
+    "MindvlmSilu": lambda x: x * sigmoid(x),
+}
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
+def test_activations(library, function):  # noqa: F811
+    x = np.concatenate([np.linspace(-12, 12, 4999), [0.0, -0.0, 1e-30, -300.0, 300.0]]).astype(np.float32)
+    expected = ACTIVATIONS[function](np.clip(x, -20, None).astype(np.float64))
+    found = call(library, function, (3, 1668), x.reshape(3, 1668)).reshape(-1)
+    assert (np.abs(found - expected) / np.maximum(1, np.abs(x))).max() < 3e-7
+    assert found[-1] == 300.0 and abs(found[-2]) < 1e-30
+
+
+@pytest.mark.parametrize("width", [1, 5, 64, 100, 1024])
+def test_layer_norm(library, width):  # noqa: F811
+    x, weight, bias = 5 + noise(7, width), noise(width, seed=1), noise(width, seed=2)
+    found = call(library, "MindvlmLayerNorm", x.shape, x, weight, bias, np.array([1e-5], np.float32))
+    centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+    require_close(found, expected)
