@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import warnings
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -116,6 +117,7 @@ class Matrix:
     def __init__(self, library: Library, handle: int, shape: tuple[int, int], num_bytes: int, values=None):
         self.library, self.handle, self.shape, self.num_bytes = library, handle, shape, num_bytes
         self._values = values
+        weakref.finalize(self, library.call, "mindvlm_free_matrix", handle).atexit = False
 
     @classmethod
     def of_floats(cls, library: Library, values: np.ndarray, dtype: str) -> "Matrix":
@@ -154,10 +156,6 @@ class Matrix:
         row = np.empty(self.shape[1], np.float32)
         self.library.call("mindvlm_read_row", self.handle, index, row.ctypes.data)
         return row
-
-    def __del__(self):
-        with suppress(AttributeError, TypeError):
-            self.library.call("mindvlm_free_matrix", self.handle)
 
 
 def block_bytes(dtype: Literal["q8_0", "q4_0"]) -> int:

@@ -197,6 +197,30 @@ def test_a_growth_run_measures_every_point(tmp_path, capsys, monkeypatch):
     assert "1 x 512" in output and "2 x 128" in output
 
 
+def test_our_rows_grow_by_the_tokens_that_are_counted():
+    peer = Inference(make_workload("smoke", num_tokens=8), dtype="float32", num_threads=1)
+    peer.load()
+    peer.engine.runner.graph_mode = False
+    seconds = peer.grow(2, 70, 3)
+    assert [len(slot.new_ids) for slot in peer.engine.slots] == [1 + 1 + 3] * 2
+    assert [len(slot.request.ids) for slot in peer.engine.slots] == [70] * 2
+    assert seconds.keys() == {"prefill_s", "first_s", "decode_s"} and min(seconds.values()) > 0
+
+
+def test_the_rows_of_llama_cpp_are_independent(tmp_path):
+    pytest.importorskip("xllamacpp")
+    from mindvlm.tools.benchmarks import llamacpp_peer
+
+    workload = make_workload("smoke", num_tokens=8).with_files(tmp_path, ["bf16"])
+    peer = llamacpp_peer.Inference(workload, dtype="bf16", num_threads=1)
+    assert min(peer.grow(2, 70, 3).values()) > 0
+    ids = workload.text_ids(2, 70)
+    together = peer.answer(ids, 6, cache_prompt=True)
+    assert [len(row) for row in together] == [6, 6]
+    peer.open_server(1, 80)
+    assert together == [peer.answer(ids[row : row + 1], 6, cache_prompt=False)[0] for row in (0, 1)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -57,8 +57,7 @@ class Inference(InferencePeer):
             max_length=max(model_config.max_length, workload.total_length),
         )
 
-    def compile(self) -> float:
-        super().compile()
+    def compile_seconds(self) -> float:
         return self.engine.runner.seconds["compile"]
 
     def vision(self) -> None:

@@ -58,11 +58,15 @@ class InferencePeer(ABC):
         """Runs everything once, so that compilation and first-use costs fall here and not into the later phases.
 
         Returns:
-            The seconds in which graphs were compiled; 0 without graphs.
+            `compile_seconds`.
         """
         self.vision()
         self.prefill()
         self.generate(2)
+        return self.compile_seconds()
+
+    def compile_seconds(self) -> float:
+        """Returns the time in which graphs were compiled so far; 0 without graphs."""
         return 0.0
 
     @abstractmethod
@@ -98,16 +102,21 @@ class InferencePeer(ABC):
         """Generates that many further tokens in every row."""
 
     def grow(self, num_rows: int, length: int, num_tokens: int) -> dict[str, float]:
-        """Returns `prefill_s` and `decode_s` of prompts of this length and answers in several rows, once warmed up."""
+        """Returns `prefill_s` and `decode_s` of prompts of this length and answers in several rows, without compiling.
+
+        One token is generated before the clock of the answer starts.
+        """
         ids = self.workload.text_ids(num_rows, length)
         seconds = {}
-        for key, count in (("first", 2), ("measured", num_tokens)):
-            start = time.perf_counter()
-            self.start_rows(ids, length + num_tokens + 1)
-            prefilled = time.perf_counter()
-            self.continue_rows(count)
-            seconds[key] = {"prefill_s": prefilled - start, "decode_s": time.perf_counter() - prefilled}
-        return seconds["measured"]
+        for stage, action in (
+            ("prefill_s", functools.partial(self.start_rows, ids, length + num_tokens + 2)),
+            ("first_s", functools.partial(self.continue_rows, 1)),
+            ("decode_s", functools.partial(self.continue_rows, num_tokens)),
+        ):
+            start, compiled = time.perf_counter(), self.compile_seconds()
+            action()
+            seconds[stage] = time.perf_counter() - start - (self.compile_seconds() - compiled)
+        return seconds
 
 
 class TrainingPeer(Protocol):
