@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import mindspore as ms
-from mindspore._c_expression import MSContext
+from mindspore._c_expression import MSContext, RuntimeConf
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
+from mindvlm.core.host_cpus import num_threads
 from mindvlm.core.weight_formats import parse_weights
 
 DTYPES = {"float32": ms.float32, "float16": ms.float16, "bfloat16": ms.bfloat16}
@@ -103,6 +104,17 @@ def set_device(device: str) -> None:
     if device == "CPU":
         # the threads of PyNative mode that hand kernels on to each other wait in busy loops
         ms.runtime.launch_blocking()
+        limit_kernel_threads()
+
+
+def limit_kernel_threads() -> None:
+    """Gives MindSpore's kernels `num_threads()` threads. MindSpore accepts this once, before the first kernel runs.
+
+    By default MindSpore starts a thread for each CPU of the machine, up to 25. Affinity, the quota of the container and
+    `OMP_NUM_THREADS` are ignored, and threads without work wait in busy loops.
+    """
+    if num_threads() < (os.cpu_count() or 1) and not RuntimeConf.get_instance().is_op_threads_num_configured():
+        ms.device_context.cpu.op_tuning.threads_num(num_threads())
 
 
 def card_of_rank_table(device: str) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ it is the best one of the processor.
 import ctypes
 import functools
 import logging
-import math
 import os
 import platform
 import warnings
@@ -20,6 +19,7 @@ import numpy as np
 
 from mindvlm.core.caches import cache_folder
 from mindvlm.core.errors import UserError
+from mindvlm.core.host_cpus import num_threads
 from mindvlm.native.build import CompilerError, build, source_digest
 
 logger = logging.getLogger(__name__)
@@ -231,24 +231,4 @@ def compile_library() -> Library | None:
                 f"{error.filename or folder} cannot be written ({error.strerror}); set MINDVLM_CACHE to another folder"
             )
     warnings.warn(f"native kernels are not used: {reason}; MindSpore's are slower, results are the same", stacklevel=3)
-    return None
-
-
-def num_threads() -> int:
-    """Returns the number of threads that this process may run at once: its CPUs, its quota, `OMP_NUM_THREADS`."""
-    counts = [len(os.sched_getaffinity(0)), quota_of_cgroup()]
-    with suppress(ValueError):
-        counts.append(int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
-    return max(1, min(count for count in counts if count is not None))
-
-
-def quota_of_cgroup() -> int | None:
-    """Returns the CPUs that the process's control group may use; None without a limit."""
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return math.ceil(int(quota) / int(period))
-    with suppress(OSError, ValueError):
-        folder = Path("/sys/fs/cgroup/cpu")
-        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return math.ceil(quota / period) if quota > 0 else None
     return None

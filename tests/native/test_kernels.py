@@ -5,7 +5,8 @@ import pytest
 
 from mindvlm.checkpoint import RawTensor
 from mindvlm.core.errors import UserError
-from mindvlm.native.library import BLOCK, INSTRUCTION_SETS, Matrix, num_threads, open_library
+from mindvlm.core.host_cpus import num_threads
+from mindvlm.native.library import BLOCK, INSTRUCTION_SETS, Matrix, open_library
 
 SHAPES = [(1, 32), (37, 64), (100, 96), (64, 2080), (7, 1056)]
 NUM_ROWS = [1, 2, 3, 5, 9, 14, 31, 300]
