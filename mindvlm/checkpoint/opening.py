@@ -63,7 +63,9 @@ _PARTS = tuple(
 PART_FOLDERS = ("language_model", "vision_tower", "connector")
 
 
-def open_checkpoint(path: str | Path, *, require_finite: bool = False, may_be_empty: bool = False) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, *, require_finite: bool = False, may_be_empty: bool = False, mapped: bool = False
+) -> Checkpoint:
     """Opens a checkpoint: `.safetensors`, torch `.bin/.pt/.pth`, MindSpore `.ckpt`, an index of shards, or a folder.
 
     A folder may hold the weights in sub-folders, as TinyLLaVA Factory saves them: language_model, vision_tower and
@@ -76,6 +78,7 @@ def open_checkpoint(path: str | Path, *, require_finite: bool = False, may_be_em
         path: the file or folder.
         require_finite: raise NonFiniteError when NaN or infinity is read.
         may_be_empty: accept a file without tensors.
+        mapped: map large tensors instead of copying them, see `Checkpoint`.
 
     Raises:
         UserError: the file is missing, unreadable, truncated, damaged, or of an unknown kind.
@@ -98,7 +101,7 @@ def open_checkpoint(path: str | Path, *, require_finite: bool = False, may_be_em
         ) from error
     if not contents.tensors and not may_be_empty:
         raise UserError(f"{path}: holds no tensors; it was saved without weights, give another file or save it again")
-    return Checkpoint(path, contents, require_finite=require_finite)
+    return Checkpoint(path, contents, require_finite=require_finite, mapped=mapped)
 
 
 def part_folders(path: Path) -> list[Path]:

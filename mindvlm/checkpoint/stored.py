@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from mindvlm.checkpoint.strided import StridedReader
 from mindvlm.core.errors import UserError
 
 _MAX_OPEN_FILES = 16
+_MIN_MAPPED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,20 @@ class Checkpoint(TensorSource):
 
     `pread` fills the caller's array, so resident memory grows by the requested elements and never by the whole file.
 
+    Args:
+        path: the file or folder, for messages.
+        contents: the tensors.
+        require_finite: raise NonFiniteError when NaN or infinity is read.
+        mapped: return large ranges as read-only arrays over a mapping of the file, which ends with the array. The file
+            must stay as it is; a new file of the same name does no harm.
+
     Attributes:
         nonfinite: names of tensors in which NaN or infinity was read so far.
     """
 
-    def __init__(self, path: Path, contents: Contents, *, require_finite: bool = False):
+    def __init__(self, path: Path, contents: Contents, *, require_finite: bool = False, mapped: bool = False):
         self.path = path
+        self._mapped = mapped
         self.nonfinite: set[str] = set()
         self._require_finite = require_finite
         self.metadata = dict(contents.metadata)
@@ -101,6 +111,8 @@ class Checkpoint(TensorSource):
 
     def _read_row_major(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
         size = block_size(tensor.info.dtype)
+        if self._mapped and (result := self._map(tensor, start // size, stop // size)) is not None:
+            return result
         result = np.empty((stop - start) // size, dtype=storage_dtype(tensor.info.dtype))
         target = memoryview(result.view(np.uint8))
         skip = start // size * result.itemsize
@@ -111,6 +123,22 @@ class Checkpoint(TensorSource):
                 target = target[count:]
             skip = max(skip - segment.num_bytes, 0)
         return result
+
+    def _map(self, tensor: StoredTensor, start: int, stop: int) -> np.ndarray | None:
+        """Returns items [start, stop) over a mapping of the file; None where reading is the better or the only way."""
+        segment, dtype = tensor.segments[0], storage_dtype(tensor.info.dtype)
+        offset, num_bytes = segment.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize
+        if len(tensor.segments) > 1 or num_bytes < _MIN_MAPPED_BYTES or offset % dtype.alignment:
+            return None
+        descriptor, skip = self._descriptor(segment.path), offset % mmap.ALLOCATIONGRANULARITY
+        if os.fstat(descriptor).st_size < offset + num_bytes:
+            return None
+        try:
+            pages = mmap.mmap(descriptor, num_bytes + skip, access=mmap.ACCESS_READ, offset=offset - skip)
+        except OSError:
+            # a file system without mappings, or no address space
+            return None
+        return np.frombuffer(pages, dtype, stop - start, skip)
 
     def close(self) -> None:
         self._strided_reader = None

@@ -81,10 +81,11 @@ def open_weights(
     """
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint, require_finite=True))
+        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint, require_finite=True, mapped=True))
         part_paths = separate_parts(config, family)
         parts = {
-            key: stack.enter_context(open_checkpoint(path, require_finite=True)) for key, path in part_paths.items()
+            key: stack.enter_context(open_checkpoint(path, require_finite=True, mapped=True))
+            for key, path in part_paths.items()
         }
         try:
             weights = family.native_view(checkpoint, target_infos=expected, **parts)

@@ -116,7 +116,8 @@ class Matrix:
 
     def __init__(self, library: Library, handle: int, shape: tuple[int, int], num_bytes: int, values=None):
         self.library, self.handle, self.shape, self.num_bytes = library, handle, shape, num_bytes
-        self._values = values
+        self.values = values
+        # at exit the process frees all memory itself
         weakref.finalize(self, library.call, "mindvlm_free_matrix", handle).atexit = False
 
     @classmethod

@@ -127,5 +127,6 @@ def to_tensor(name: str, raw: RawTensor, dtype) -> Tensor:
         raw = narrow
     elif dtype in (ms.float32, ms.bfloat16):
         raw = raw.cast("float32")
-    tensor = Tensor.from_numpy(np.ascontiguousarray(raw.data))
+    # a parameter needs memory of its own: a mapped file cannot be written
+    tensor = Tensor.from_numpy(np.require(raw.data, requirements=("C", "W")))
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -107,7 +107,7 @@ def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkp
     """Returns the tensors in `entry`, None if they are not those of `weights` or have another manifest."""
     kept = None
     with suppress(UserError, OSError, UnicodeDecodeError):
-        kept = open_checkpoint(entry / WEIGHTS, require_finite=True)
+        kept = open_checkpoint(entry / WEIGHTS, require_finite=True, mapped=True)
         if kept.infos == dict(weights.infos):
             # opens the file before the manifest is read, since another process may replace both
             kept.read_range(next(iter(kept.infos)), 0, 1)
