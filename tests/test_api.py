@@ -72,6 +72,24 @@ def test_a_batch_equals_single_answers(model):
         assert answer.history == single.history
 
 
+def test_each_query_is_answered_when_a_slot_is_free(model, monkeypatch, tmp_path):
+    monkeypatch.setattr("mindvlm.session.MAX_SLOTS", 2)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    queries = [("read", picture(n)) for n in range(4)]
+    queries += [("hello", None), ("read", tmp_path / "broken.png"), ("x" * 400, None)]
+    found = dict(model.generate_each(queries, len(queries), max_new_tokens=5))
+    assert found.keys() == set(range(len(queries)))
+    for number, (query, image) in enumerate(queries[:5]):
+        single = model.chat(query, image, max_new_tokens=5)
+        assert (found[number], found[number].ids, found[number].history) == (single, single.ids, single.history)
+    assert "broken.png" in str(found[5]) and "tokens but the context holds" in str(found[6])
+    interrupted = model.generate_each([("hello", None), ("read", tmp_path / "broken.png")], 2, max_new_tokens=5)
+    next(interrupted)
+    model.chat("hello", max_new_tokens=2)
+    with pytest.raises(UserError, match="interrupted by another request"):
+        list(interrupted)
+
+
 def test_each_row_of_a_batch_stops_by_itself(model, monkeypatch):
     queries = ["read", "hi"]
     free = model.generate(queries, max_new_tokens=6)

@@ -19,7 +19,6 @@ CASES = sorted(path for family in FAMILIES for path in (GOLDEN_ROOT / family).gl
 MODES = ("graph", "pynative")
 # One mode of each case runs in `make test`, the other one in CI. In graph mode: one of each kind of model, if quick.
 QUICK_IN_GRAPH = {"clip", "llama_clip_hf", "sam_small", "toy_e2e", "vicuna_336"}
-UNREAD = dict.fromkeys(("scorers", "eval"), "scoring answers is not part of the library yet")
 
 if not CASES:
     pytest.skip(f"no recorded cases in {GOLDEN_ROOT} (set MINDVLM_GOLDEN to their folder)", allow_module_level=True)
@@ -28,10 +27,6 @@ if not CASES:
 def is_quick(case: Path, mode: str) -> bool:
     """Returns whether a case runs in this mode in `make test`."""
     return (mode == "graph") == (case.name in QUICK_IN_GRAPH)
-
-
-def is_read(case: Path) -> bool:
-    return case.name not in UNREAD
 
 
 def run(cases: list[Path], mode: str) -> dict[Path, dict | str]:
@@ -68,13 +63,13 @@ def run_jobs(jobs: list[tuple[str, list[Path]]]) -> dict[tuple[Path, str], dict 
 
 @pytest.fixture(scope="module")
 def quick_reports() -> dict[tuple[Path, str], dict | str]:
-    return run_jobs([(mode, [case for case in CASES if is_read(case) and is_quick(case, mode)]) for mode in MODES])
+    return run_jobs([(mode, [case for case in CASES if is_quick(case, mode)]) for mode in MODES])
 
 
 @pytest.fixture(scope="module")
 def other_reports() -> dict[tuple[Path, str], dict | str]:
     """One process per family, because one for all comes near its time limit."""
-    others = {mode: [case for case in CASES if is_read(case) and not is_quick(case, mode)] for mode in MODES}
+    others = {mode: [case for case in CASES if not is_quick(case, mode)] for mode in MODES}
     return run_jobs(
         [
             (mode, [case for case in cases if case.parent.name == family])
@@ -99,14 +94,10 @@ def cases_where(wanted: Callable[[Path, str], bool]) -> list:
 
 @pytest.mark.parametrize(("case", "mode"), cases_where(is_quick))
 def test_recorded_case(quick_reports, case, mode):
-    if not is_read(case):
-        pytest.skip(UNREAD[case.name])
     require_holds(quick_reports[case, mode])
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize(("case", "mode"), cases_where(lambda case, mode: not is_quick(case, mode)))
 def test_recorded_case_in_the_other_mode(other_reports, case, mode):
-    if not is_read(case):
-        pytest.skip(UNREAD[case.name])
     require_holds(other_reports[case, mode])

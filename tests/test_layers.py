@@ -37,6 +37,7 @@ MAY_NAME_FAMILIES = {
     "mindvlm.tools.predict_llm": "the shipped model",
     "mindvlm.tools.check_model": "the shipped model",
     "mindvlm.tools.evaluate_text": "the shipped model",
+    "mindvlm.evaluation.published": "the figures of papers",
     "mindvlm.datagen.dataset": "a format of annotations",
     "mindvlm.training.datasets.registry": "a format of annotations",
 }

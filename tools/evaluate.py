@@ -99,7 +99,7 @@ def evaluate(argv: list[str] | None) -> int:
     scores = questions.score(files.answers, source, output)
     run = {
         "benchmark": arguments.benchmark,
-        "model": files.model_id or next(iter(files.models)),
+        "model": files.model_id or next(iter(files.models), ""),
         "data": str(arguments.data),
         **questions.settings,
         **({"compat": True} if getattr(arguments, "compat", False) else {}),

@@ -62,7 +62,8 @@ class AnswerFiles:
             except (ValueError, KeyError, TypeError, AttributeError):
                 self._refuse(f"{where} is no answer with a question_id; remove the line")
                 continue
-            self.models.add(str(row.get("model_id", "")))
+            if "model_id" in row:
+                self.models.add(str(row["model_id"]))
             self._check(recorded, where)
             if not is_known:
                 self._refuse(
@@ -122,8 +123,8 @@ class AnswerFiles:
         models = sorted(self.models)
         if self.model_id is None and len(models) > 1:
             raise UserError(f"{where}: answers of {' and '.join(models)}; give those of one model")
-        if self.model_id is not None and models != [self.model_id]:
-            other = next(model for model in models if model != self.model_id)
+        other = next((model for model in models if model != self.model_id), None)
+        if self.model_id is not None and other is not None:
             raise UserError(f"{where} is of the model {other!r}, not {self.model_id!r}; choose another --output")
 
     def append(self, path: Path, answers: Mapping[str, Answer]) -> None:

@@ -23,6 +23,7 @@ from tests.golden_readers import (
     delvm_steps,
     language,
     preprocess,
+    scorers,
     slime,
     slime_files,
     slime_setup,
@@ -148,6 +149,8 @@ KINDS = (
     Kind("SliME training", slime_setup.is_setup, lambda case, report, mode: slime_setup.read_setup(case, report)),
     Kind("SliME tiling", slime_files.is_tiling, lambda case, report, mode: slime_files.read_tiling(case, report)),
     Kind("SliME tables", slime_files.is_tables, lambda case, report, mode: slime_files.read_tables(case, report)),
+    Kind("scored answers", scorers.is_scorers, lambda case, report, mode: scorers.read_scorers(case, report)),
+    Kind("evaluation", scorers.is_evaluation, lambda case, report, mode: scorers.read_evaluation(case, report)),
     Kind("text", is_text, lambda case, report, mode: text.read_text(case, report)),
 )
 

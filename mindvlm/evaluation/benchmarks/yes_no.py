@@ -20,15 +20,21 @@ SIMILARITY = 0.8
 
 
 def read_pope(files: DataFolder, options: argparse.Namespace) -> list[Question]:
-    """Pairs the questions of a category with its labels, both in their order, as the original does."""
+    """Finds the label of each question by picture and text; files of another order or other texts are paired too."""
     questions, found = llava_questions(files, POPE, "val2014"), []
     for category in POPE_CATEGORIES:
-        labels = [row["label"] for row in files.json_lines(f"coco/coco_pope_{category}.json")]
+        labels = files.json_lines(f"coco/coco_pope_{category}.json")
         chosen = [one for one in questions if one.group == category]
+        by_text = {(row["image"], row["text"]): row["label"] for row in labels}
+        keys = [(one.images[0].name, one.prompt.split("\n")[0]) for one in chosen]
         if len(labels) != len(chosen):
             raise ValueError(f"{len(labels)} labels for {len(chosen)} questions")
-        pairs = zip(chosen, labels, strict=True)
-        found += [Question(one.id, one.prompt, one.images, label, category, one.written) for one, label in pairs]
+        if by_text.keys() != set(keys):
+            if [row["image"] for row in labels] != [name for name, _ in keys]:
+                raise ValueError("its pictures are not those of the questions")
+            by_text = dict(zip(keys, (row["label"] for row in labels), strict=True))
+        for one, key in zip(chosen, keys, strict=True):
+            found.append(Question(one.id, one.prompt, one.images, by_text[key], category, one.written))
     return found
 
 

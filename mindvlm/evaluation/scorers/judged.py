@@ -36,8 +36,8 @@ def review_scores(reply: str) -> tuple[float, float] | None:
 
 
 def review_figures(scores: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Returns the ratio of the mean scores in percent, and ten times each mean."""
-    reference, model = (sum(column) / len(scores) for column in zip(*scores, strict=True))
+    """Returns the ratio of the mean scores in percent, and ten times each mean, which the original rounds first."""
+    reference, model = (round(sum(column) / len(scores), 3) for column in zip(*scores, strict=True))
     return {
         "ratio": 100 * model / reference if reference else float("nan"),
         "reference": 10 * reference,
