@@ -12,6 +12,7 @@ from mindvlm.code_session import PictureSequenceModel
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to, silence_progress
+from mindvlm.generation import graph_cache
 from mindvlm.models.loading import build_model, open_weights
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
@@ -44,7 +45,7 @@ def load(
             config.json; None for the included Vary-nano.
         progress: called with one line before each slow step (converting, loading, compiling). The lines are also
             logged to the logger `mindvlm`.
-        cache: whether weights with foreign names are cached under native names in
+        cache: whether compiled graphs, and weights with foreign names under native names, are cached in
             `mindvlm.core.caches.cache_folder()`.
         replicas: whether processes that `msrun` has started hold whole models, for different questions, instead of
             sharing the weights of one; `tensor_parallel` of the YAML then says how many processes share a model.
@@ -91,7 +92,8 @@ def load(
         if mesh.is_first:
             host.wait()
         fill_parameters(model, ShardedSource(weights, specs))
-    loaded = SESSIONS[family.output](model, processor, config, progress=progress, mesh=mesh)
+    cache_graphs = graph_cache.is_on() and cache
+    loaded = SESSIONS[family.output](model, processor, config, progress=progress, mesh=mesh, cache_graphs=cache_graphs)
     loaded.load_seconds = time.perf_counter() - start
     return loaded
 

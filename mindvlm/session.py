@@ -47,6 +47,7 @@ class LoadedModel:
         placeholder_id: int,
         progress: Callable[[str], None] | None = None,
         mesh: Mesh | None = None,
+        cache_graphs: bool = False,
     ):
         self.model = model
         self.progress = progress
@@ -60,6 +61,7 @@ class LoadedModel:
             max_length=config.model.max_length,
             graph_mode=config.mode == "graph",
             on_compile=self.log_compilation,
+            cache_graphs=cache_graphs,
         )
 
     def log_compilation(self, stage: str) -> None:

@@ -69,5 +69,5 @@ def test_the_wheel_names_the_console_scripts(wheel_folder):
 
     scripts = entry_points.read_text()
 
-    for name in ("predict", "train", "convert", "check", "make-data", "show-views", "benchmark", "evaluate"):
+    for name in ("predict", "train", "convert", "check", "make-data", "show-views", "benchmark", "evaluate", "cache"):
         assert f"mindvlm-{name} = " in scripts

@@ -2,13 +2,15 @@
 
 import argparse
 import contextlib
+import gc
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 
 from mindvlm.core.errors import UserError
-from mindvlm.core.interruption import interruptible
+from mindvlm.core.interruption import interruptible, uninterrupted
 from mindvlm.core.progress import progress_to
 from mindvlm.parallel.launch import ends_all_ranks, is_launched, limit_threads
 
@@ -46,6 +48,24 @@ def run(command: Callable[[list[str] | None], int], argv: list[str] | None = Non
     except OSError as error:
         print(f"error: {error}; check the path and its permissions", file=sys.stderr)
         return 2
+
+
+def import_library() -> None:
+    """Imports MindSpore and everything that loading a model needs.
+
+    Their objects live until the process ends, so the garbage collector skips them. MindSpore starts it before each
+    compilation, and Python at the end.
+    """
+    if "mindvlm.api" in sys.modules:
+        return
+    gc.disable()
+    try:
+        # MindSpore ends the process with a traceback when its import is interrupted
+        with uninterrupted():
+            importlib.import_module("mindvlm.api")
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -164,6 +164,7 @@ def answer_questions(
         )
 
     def load() -> Any:
+        cli.import_library()
         import mindvlm
 
         return mindvlm.load(arguments.config_path, replicas=True, **overrides)

@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     runtime.add_argument(
         "--adapter", type=os.path.expanduser, metavar="FOLDER", help="a PEFT adapter to merge into the weights"
     )
-    runtime.add_argument("--no_cache", action="store_true", help="do not cache converted weights")
+    runtime.add_argument("--no_cache", action="store_true", help="do not cache converted weights and compiled graphs")
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
     runtime.add_argument(
@@ -129,6 +129,7 @@ def predict(argv: list[str] | None) -> int:
         check_writable(arguments.output)
 
     # MindSpore takes seconds to import; help and the errors above come before
+    cli.import_library()
     import mindvlm
 
     paths = ("checkpoint", *separate_parts(), "adapter")

@@ -42,6 +42,7 @@ class Engine:
         num_slots: B.
         graph_mode: whether Cells are compiled; False for PyNative mode.
         on_compile: called with the name of the stage before a large graph is compiled.
+        cache_graphs: whether compiled graphs are kept on disk.
 
     Attributes:
         slots: the slot of each row; None for a free row.
@@ -59,12 +60,13 @@ class Engine:
         num_slots: int = 1,
         graph_mode: bool = True,
         on_compile: Callable[[str], None] | None = None,
+        cache_graphs: bool = False,
     ):
         self.model = model.set_train(False)
         self.config = model.config.language_model
         self.placeholder_id = placeholder_id
         self.max_length = max_length
-        self.runner = GraphRunner(graph_mode=graph_mode, on_compile=on_compile)
+        self.runner = GraphRunner(graph_mode=graph_mode, on_compile=on_compile, cache_graphs=cache_graphs)
         self.sampler = Sampler(self.runner.run, vocab_size=self.config.vocab_size, max_ids=max_length + 1)
         self.vision = VisionGraph(model)
         self.merge = MergeGraph(model)

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from mindvlm.core import runtime
 from mindvlm.core.interruption import uninterrupted
+from mindvlm.generation.graph_cache import compile_cached
 
 STAGES = ("compile", "vision", "prefill", "decode")
 
@@ -102,15 +103,19 @@ class GraphRunner:
     Args:
         graph_mode: whether Cells are compiled; False for PyNative mode.
         on_compile: called with the name of the stage before a large graph is compiled.
+        cache_graphs: whether graphs are kept on disk, see `mindvlm.generation.graph_cache`.
 
     Attributes:
         seconds: time per stage since the last `reset_clock`.
         compiled: keys of the compiled graphs and shapes.
     """
 
-    def __init__(self, *, graph_mode: bool, on_compile: Callable[[str], None] | None = None):
+    def __init__(
+        self, *, graph_mode: bool, on_compile: Callable[[str], None] | None = None, cache_graphs: bool = False
+    ):
         self.graph_mode = graph_mode
         self.on_compile = on_compile
+        self.cache_graphs = cache_graphs
         self.compiled: set[tuple] = set()
         self.reset_clock()
 
@@ -133,12 +138,18 @@ class GraphRunner:
         if not self.graph_mode or key in self.compiled:
             return
         start = time.perf_counter()
-        if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
-            self.on_compile(stage)
         with uninterrupted():
-            graph.compile(*inputs)
+            if self.cache_graphs:
+                compile_cached(graph, inputs, lambda: self.announce(stage, graph))
+            else:
+                self.announce(stage, graph)
+                graph.compile(*inputs)
         self.compiled.add(key)
         self.seconds["compile"] += time.perf_counter() - start
+
+    def announce(self, stage: str, graph: nn.Cell) -> None:
+        if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
+            self.on_compile(stage)
 
     def forget(self, *graphs: nn.Cell | None) -> None:
         """Forgets graphs that are about to be deleted, because Python reuses ids."""

@@ -82,6 +82,10 @@ class Library:
         self.instruction_set = chosen.decode()
         return self.instruction_set
 
+    def graph_key(self) -> Path:
+        """Returns what a compiled graph depends on: the path in the names of operators."""
+        return self.path
+
     def quantize(self, weights: np.ndarray, dtype: str, importance: np.ndarray | None = None) -> np.ndarray:
         """Returns weights (rows, cols) rounded to blocks (rows, cols / 32, bytes) uint8 in ggml's layout.
 
@@ -140,6 +144,10 @@ class Matrix:
         """Fills rows from `first` on, a multiple of `row_step`, with blocks (rows, cols / 32, bytes) uint8."""
         blocks = np.ascontiguousarray(blocks)
         self.library.call("mindvlm_pack_rows", self.handle, first, len(blocks), blocks.ctypes.data)
+
+    def graph_key(self) -> tuple:
+        """Returns what a compiled graph depends on: nothing, because it takes the handle as an input."""
+        return ()
 
     @property
     def row_step(self) -> int:

@@ -1,0 +1,65 @@
+"""`mindvlm-cache` on a folder with all kinds of entries and a file of someone else."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mindvlm.tools.cache import main
+
+KEY = "0" * 64
+WEIGHTS = "Vary-toy-0123abcd/weights.safetensors"
+FILES = {
+    "weights": [WEIGHTS, "Vary-toy-0123abcd/manifest.json", ".a-0123abcd.77.staging/a-0123abcd/weights.safetensors"],
+    "kernels": ["native/kernels-0123.so", "native/kernels-0123.log", "native/.kernels-0123.so-x/kernels.o"],
+    "graphs": [f"graphs/VisionGraph-{KEY}.graph", f"graphs/.VisionGraph-{KEY}.graph.77.partial"],
+    "": ["photos-0123abcd/a.png", "notes.txt", "native/notes.txt", "graphs/notes.txt"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MINDVLM_CACHE", str(tmp_path))
+    for name in sum(FILES.values(), []):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 2048)
+    return tmp_path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_list_names_each_entry_with_its_size(folder, capsys):
+    entry = folder / f"graphs/VisionGraph-{KEY}.graph"
+    os.utime(entry, (0, 0))
+    before = names(folder)
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and lines[-1].startswith(f"{folder}: 7 items, ")
+    assert lines[0].split()[:3] == ["graphs", "2.0", "KiB"] and lines[0].endswith(f"VisionGraph-{KEY}.graph")
+    assert "1970-01-01" in lines[0] and any("  Vary-toy-0123abcd" in line for line in lines)
+    assert names(folder) == before
+
+
+@pytest.mark.parametrize("kinds", [["graphs"], ["weights", "kernels"], []], ids=str)
+def test_clear_removes_the_kinds_and_nothing_else(folder, kinds, capsys):
+    assert main(["clear", *(["--kind", *kinds] if kinds else [])]) == 0
+    removed = kinds or ["weights", "kernels", "graphs"]
+    assert names(folder) == {name for kind, files in FILES.items() if kind not in removed for name in files}
+    assert main(["clear", *(["--kind", *kinds] if kinds else [])]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"removed from {folder}: 0 items, 0 B"
+
+
+def test_an_empty_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINDVLM_CACHE", str(tmp_path / "none"))
+    assert main(["list"]) == 0 and capsys.readouterr().out == f"{tmp_path / 'none'}: 0 items, 0 B\n"
+
+
+def test_wrong_arguments_are_one_line(capsys):
+    for arguments in (["remove"], ["clear", "--kind", "models"], []):
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1

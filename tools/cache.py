@@ -1,0 +1,69 @@
+"""Lists or removes what is kept between two starts: `mindvlm-cache list`."""
+
+import argparse
+import sys
+from datetime import datetime
+
+from mindvlm.core.caches import KINDS, cache_folder, find_entries
+from mindvlm.core.errors import Parser, counted
+from mindvlm.tools import cli
+
+DESCRIPTION = """List or remove what is kept between two starts, in $MINDVLM_CACHE, else
+$XDG_CACHE_HOME/mindvlm, else ~/.cache/mindvlm. All of it is made again when it is needed.
+
+  weights  converted weights of checkpoints with foreign names
+  kernels  C++ kernels, if they were compiled at first use
+  graphs   compiled graphs, at most 1 GiB; those unused for the longest time go first
+
+MINDVLM_COMPILE_CACHE=off keeps no graphs; --no_cache of mindvlm-predict neither reads nor
+writes weights and graphs."""
+EXAMPLES = """examples:
+  mindvlm-cache list
+  mindvlm-cache clear
+  mindvlm-cache clear --kind graphs kernels"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mindvlm-cache",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=["list", "clear"], help="print the entries, or remove them")
+    parser.add_argument("--kind", nargs="+", choices=list(KINDS), default=list(KINDS), help="(default: all)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `mindvlm-cache`; returns the exit status."""
+    return cli.run(manage, argv)
+
+
+def manage(argv: list[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
+    entries = find_entries(dict.fromkeys(arguments.kind))
+    size = shown_size(sum(entry.num_bytes for entry in entries))
+    summary = f"{cache_folder()}: {counted(len(entries), 'item')}, {size}"
+    if arguments.action == "list":
+        for entry in entries:
+            used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+            print(f"{entry.kind:8}{shown_size(entry.num_bytes):>10}  used {used}  {entry.path.name}")
+        print(summary)
+        return 0
+    for entry in entries:
+        entry.remove()
+    print(f"removed from {summary}")
+    return 0
+
+
+def shown_size(num_bytes: int) -> str:
+    """Returns a size in the largest unit of which it has at least one."""
+    size, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, _ = size / 1024, units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
