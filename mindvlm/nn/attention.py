@@ -102,10 +102,11 @@ class SelfAttention(nn.Cell):
         self.core = FusedAttention() if self.is_fused else eager()
         self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
         self.segment_core = segment_attention_core()
-        self.native = None
+        self.native = self.joint = None
 
     def native_form(self, cells):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
+        self.joint = cells.joint_products(self.q_proj, self.k_proj, self.v_proj)
         return cells.cached_attention(self.head_dim, has_rotation=self.has_rotation)
 
     def mask(self, query_positions, key_positions):
@@ -140,12 +141,20 @@ class SelfAttention(nn.Cell):
     def with_cache(self, x, cache, *shared):
         """x (B, L, hidden) of new tokens -> (B, L, hidden); writes their keys and values to the cache."""
         if self.native:
-            out = self.native(self.q_proj(x), self.k_proj(x), self.v_proj(x), cache.key, cache.value, *shared)
-            return self.o_proj(out)
+            return self.o_proj(self.native(*self.projections(x), cache.key, cache.value, *shared))
         cos, sin, query_scale, mask, indices, rows = shared
         query, key, value = self.project(x, cos, sin)
         keys, values = cache(key, value, indices, rows)
         return self.attend(scaled(query, query_scale), keys, values, mask)
+
+    def projections(self, x):
+        """x (B, L, hidden) -> query (B, L, H * D), key and value (B, L, K * D)."""
+        query, key, value = self.q_proj, self.k_proj, self.v_proj
+        if self.joint is None:
+            return query(x), key(x), value(x)
+        handles = (query.product.handle, key.product.handle, value.product.handle)
+        biases = (query.bias, key.bias, value.bias) if query.has_bias else ()
+        return self.joint(x, *handles, *biases)
 
     def attend(self, query, key, value, mask):
         """query (B, H, L, D), key and value (B, K, S, D) -> (B, L, hidden); mask from `mask` or

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.native.library import Library
+from mindvlm.nn.linear import Linear
 from mindvlm.nn.rotary import rotary_cos_sin
 
 
@@ -71,6 +72,23 @@ class NativeCells:
 
     def gated_silu(self) -> nn.Cell:
         return self.shared(Elementwise, "MindvlmGatedSilu")
+
+    def joint_products(self, *linears: nn.Cell) -> nn.Cell | None:
+        """Returns the operator of Linears with one input; None if one of them needs its own."""
+        if not are_joinable(linears) or len({linear.has_bias for linear in linears}) > 1:
+            return None
+        return self.shared(JointProducts, tuple(linear.out_features for linear in linears))
+
+    def gated_mlp(self, *linears: nn.Cell) -> nn.Cell | None:
+        """Returns the operator of a gated SiLU block; None if one of its Linears needs its own."""
+        if not are_joinable(linears) or any(linear.has_bias for linear in linears):
+            return None
+        return self.shared(NativeGatedMLP)
+
+
+def are_joinable(linears: tuple[nn.Cell, ...]) -> bool:
+    """Whether Linears are nothing but products on the kernels, and maybe a bias."""
+    return all(type(it) is Linear and not it.is_adapted and hasattr(it.product, "handle") for it in linears)
 
 
 def operator(library: Library, function: str, shape, width: int = 0) -> ops.Custom:
@@ -186,6 +204,39 @@ class GridAttention(nn.Cell):
             (N, rows, columns, H * D).
         """
         return self.attend(qkv, padding, row_table, column_table)
+
+
+class JointProducts(nn.Cell):
+    """Products of one input in one operator.
+
+    Args:
+        num_outputs: output features of each.
+    """
+
+    def __init__(self, library: Library, num_outputs: tuple[int, ...]):
+        super().__init__()
+        self.multiply = ops.Custom(
+            f"{library.path}:MindvlmProducts",
+            lambda x, *_: tuple([*x[:-1], count] for count in num_outputs),
+            lambda *_: (ms.float32,) * len(num_outputs),
+            func_type="aot",
+        )
+        self.multiply.add_prim_attr("width", num_outputs)
+
+    def construct(self, x, *matrices):
+        """x (..., in_features), the handles of all products, then their biases or nothing -> tuple of outputs."""
+        return self.multiply(x, *matrices)
+
+
+class NativeGatedMLP(nn.Cell):
+    """Computes `GatedMLP` with SiLU: x (..., hidden_size), handles of gate, up and down -> the shape of x."""
+
+    def __init__(self, library: Library):
+        super().__init__()
+        self.run = operator(library, "MindvlmGatedMlp", first_shape)
+
+    def construct(self, x, gate, up, down):
+        return self.run(x, gate, up, down)
 
 
 class Elementwise(nn.Cell):

@@ -46,7 +46,7 @@ class NativeProduct(WeightProduct):
         # a Parameter, because a constant would tie a compiled graph to an address
         self.handle = Parameter(Tensor(np.zeros(1, np.int64)), name="handle", requires_grad=False)
         num_outputs, width = shape
-        self.multiply = operator(library, "MindvlmProduct", lambda x, _: [*x[:-1], num_outputs], num_outputs)
+        self.multiply = operator(library, "MindvlmProducts", lambda x, _: [*x[:-1], num_outputs], num_outputs)
         self.look_up = operator(library, "MindvlmRows", lambda ids, _: [*ids, width], width)
 
     @property

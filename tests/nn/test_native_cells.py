@@ -1,5 +1,7 @@
 """Decoders on the C++ kernels against the Cells that they replace."""
 
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from mindvlm.core.weight_formats import parse_weights
 from mindvlm.native.library import open_library
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.decoder import CausalLM
-from mindvlm.nn.linear_plan import choose_products
+from mindvlm.nn.linear_plan import ProductRule, choose_products
+from mindvlm.nn.mlp import GatedMLP
 from mindvlm.nn.native_cells import use_native_cells
-from mindvlm.nn.native_products import NativeProduct, native_rules
+from mindvlm.nn.native_products import NativeProduct, native_product, native_rules
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.products import DenseProduct
 from mindvlm.nn.rotary import decoder_frequencies
@@ -28,6 +31,7 @@ DIALECTS = {
     "partial": {"partial_rotary_factor": 0.5},
     "learned": {"position": "learned", "max_position_embeddings": 40},
     "tied": {"tie_word_embeddings": True},
+    "biased": {"qkv_bias": True, "num_key_value_heads": 2},
 }
 
 
@@ -110,6 +114,24 @@ def test_the_checkpoint_s_own_values_give_the_results_of_float32(library, dialec
     native = build(config, source, native_rules("auto", "CPU"), library)
     assert isinstance(native.layers[0].mlp.up_proj.product, NativeProduct)
     require_close(answers(native, config), answers(build(config, source), config), 2e-6)
+
+
+def test_projections_and_the_gated_block_are_one_operator_each(library):
+    """Many rows, so that the block runs in parts."""
+    rng, mlp = np.random.default_rng(0), GatedMLP(32, 40)
+    x = Tensor(rng.standard_normal((2, 300, 32)).astype(np.float32))
+    choose_products(mlp, [ProductRule(".*", partial(native_product, library=library, weight_format="auto"))])
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in parameter_shapes(mlp).items()}
+    fill_parameters(mlp, MemorySource({name: RawTensor.from_array(value) for name, value in weights.items()}))
+    expected = mlp(x).asnumpy()
+    use_native_cells(mlp, library)
+    assert mlp.native is not None
+    require_close([mlp(x).asnumpy()], [expected], 1e-6)
+
+    model = build(
+        DecoderConfig(**SIZES), weights_of(DecoderConfig(**SIZES), "float16"), native_rules("auto", "CPU"), library
+    )
+    assert all(layer.mlp.native and layer.self_attn.joint for layer in model.layers)
 
 
 def test_a_graph_gives_the_results_of_pynative_mode(library):

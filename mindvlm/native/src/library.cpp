@@ -11,15 +11,13 @@
 
 #include "matrix.h"
 #include "operators.h"
+#include "products.h"
 #include "quantize.h"
 #include "threads.h"
 
 const Kernels* kernels = nullptr;
 
 namespace {
-
-// Rows and outputs per task of a product with many rows.
-constexpr int64_t kTaskRows = 128, kTaskOutputs = 256;
 
 bool runs_here(const Kernels* set) {
 #if defined(__x86_64__)
@@ -32,80 +30,6 @@ bool runs_here(const Kernels* set) {
 #endif
   return true;
 }
-
-// Calls run(first, last) for ranges of outputs that are multiples of `unit`, on all threads.
-template <class Run>
-void share_outputs(const Matrix& w, int64_t unit, int64_t num_rows, const Run& run) {
-  const int64_t least = std::max<int64_t>(1, kTaskWeights / std::max<int64_t>(1, w.cols * num_rows));
-  // four tasks per thread, so that a thread that is held up does not hold up the product
-  const int64_t wanted = (w.rows + 4 * num_threads() - 1) / (4 * num_threads());
-  const int64_t size = round_up(std::max(least, wanted), unit);
-  run_parallel((w.rows + size - 1) / size, [&](int64_t task) { run(task * size, std::min(w.rows, (task + 1) * size)); });
-}
-
-void multiply_float(const Matrix& w, const float* x, int64_t num_rows, float* y) {
-  if (num_rows < 2 * kTaskRows) {
-    share_outputs(w, kernels->tile, num_rows,
-                  [&](int64_t first, int64_t last) { kernels->multiply_float(w, x, num_rows, y, first, last); });
-    return;
-  }
-  // blocks of outputs, each with all rows if there are enough of them, because a task transposes its block
-  const int64_t num_blocks = (w.rows + kTaskOutputs - 1) / kTaskOutputs;
-  const int64_t num_parts = std::clamp<int64_t>((4 * num_threads() + num_blocks - 1) / num_blocks, 1, num_rows / kTaskRows);
-  const int64_t size = (num_rows + num_parts - 1) / num_parts;
-  run_parallel(num_blocks * num_parts, [&](int64_t task) {
-    const int64_t first = task / num_parts * kTaskOutputs, row = task % num_parts * size;
-    if (row >= num_rows) return;
-    kernels->multiply_float(w, x + row * w.cols, std::min(size, num_rows - row), y + row * w.rows, first,
-                            std::min(w.rows, first + kTaskOutputs));
-  });
-}
-
-void multiply(const Matrix& w, const float* x, int64_t num_rows, float* y) {
-  if (!is_blocked(w.format)) return multiply_float(w, x, num_rows, y);
-  const int64_t num_blocks = w.cols / kBlock;
-  thread_local std::vector<int8_t> values;
-  thread_local std::vector<float> scales;
-  thread_local std::vector<int32_t> sums;
-  values.resize(num_rows * w.cols);
-  scales.resize(num_rows * num_blocks);
-  sums.resize(num_rows * num_blocks);
-  int8_t* to_values = values.data();
-  float* to_scales = scales.data();
-  int32_t* to_sums = sums.data();
-  const auto quantize = [&](int64_t row) {
-    kernels->quantize_row(x + row * w.cols, w.cols, to_values + row * w.cols, to_scales + row * num_blocks,
-                          to_sums + row * num_blocks);
-  };
-  if (num_rows < 8) {
-    for (int64_t row = 0; row < num_rows; ++row) quantize(row);
-  } else {
-    run_parallel(num_rows, quantize);
-  }
-  const QuantizedRows quantized = {to_values, to_scales, to_sums};
-  share_outputs(w, kernels->group, num_rows,
-                [&](int64_t first, int64_t last) { kernels->multiply_blocks(w, quantized, num_rows, y, first, last); });
-}
-
-const Matrix& matrix_of(const void* handle) {
-  int64_t address;
-  std::memcpy(&address, handle, sizeof address);
-  return *reinterpret_cast<const Matrix*>(address);
-}
-
-// Rotates the first `rotary_dim` values of a head by its angles, half by half, and scales all of them.
-void rotate(const float* from, const float* cos, const float* sin, int64_t rotary_dim, int64_t head_dim, float scale,
-            float* to) {
-  const int64_t half = rotary_dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    to[i] = (from[i] * cos[i] - from[i + half] * sin[i]) * scale;
-    to[i + half] = (from[i + half] * cos[i + half] + from[i] * sin[i + half]) * scale;
-  }
-  for (int64_t i = rotary_dim; i < head_dim; ++i) to[i] = from[i] * scale;
-}
-
-// Queries of a head per task of an attention.
-constexpr int64_t kTaskQueries = 32;
 
 }  // namespace
 
@@ -169,14 +93,24 @@ void mindvlm_quantize(int format, const float* weights, int64_t rows, int64_t co
   });
 }
 
-void mindvlm_multiply(const Matrix* w, const float* x, int64_t num_rows, float* y) { multiply(*w, x, num_rows, y); }
+void mindvlm_multiply(const Matrix* w, const float* x, int64_t num_rows, float* y) {
+  multiply({{w, nullptr, y}}, x, num_rows);
+}
 
 void mindvlm_read_row(const Matrix* w, int64_t index, float* to) { kernels->read_row(*w, index, to); }
 
-// Operator: x (..., I) float32, handle (1,) int64 -> x W^T (..., O) float32.
-int MindvlmProduct(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float* x = static_cast<const float*>(params[0]);
-  multiply(matrix_of(params[1]), x, size_before_last(shapes[0], num_dims[0]), static_cast<float*>(params[num_params - 1]));
+// Operator: x (..., I) float32, handles (1,) int64 of matrices, their biases (O,) float32 or none -> x W^T + bias (..., O) of
+// each.
+int MindvlmProducts(int num_params, void** params, int* num_dims, int64_t** shapes, const char** dtypes, void*, void*) {
+  int count = 0;
+  while (std::strcmp(dtypes[1 + count], "int64") == 0) ++count;
+  const bool has_bias = num_params > 1 + 2 * count;
+  std::vector<Product> products;
+  for (int i = 0; i < count; ++i) {
+    const float* bias = has_bias ? static_cast<const float*>(params[1 + count + i]) : nullptr;
+    products.push_back({&matrix_of(params[1 + i]), bias, static_cast<float*>(params[num_params - count + i])});
+  }
+  multiply(products, static_cast<const float*>(params[0]), size_before_last(shapes[0], num_dims[0]));
   return 0;
 }
 
@@ -188,84 +122,6 @@ int MindvlmRows(int num_params, void** params, int* num_dims, int64_t** shapes, 
   const int64_t count = num_elements(shapes[0], num_dims[0]);
   for (int64_t i = 0; i < count; ++i)
     kernels->read_row(w, std::clamp<int64_t>(ids[i], 0, w.rows - 1), to + i * w.cols);
-  return 0;
-}
-
-// Operator: attention of new tokens with their cache, which it updates in place.
-//
-// Inputs: query (B, L, H D), key and value (B, L, K D) before rotation, cos and sin (B, L, R), caches of keys and values
-// (rows, K, S, D), positions (B, L) int32, rows of the caches (B,) int32, scale of the queries (B, L).
-// Output: (B, L, H D). A token sees the positions of its row up to its own. Positions beyond the cache are not stored.
-int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, const char**, void*, void*) {
-  const auto input = [&](int i) { return static_cast<const float*>(params[i]); };
-  const float *query = input(0), *key = input(1), *value = input(2), *cos = input(3), *sin = input(4), *scales = input(9);
-  float *keys = static_cast<float*>(params[5]), *values = static_cast<float*>(params[6]);
-  const int32_t *positions = static_cast<const int32_t*>(params[7]), *rows = static_cast<const int32_t*>(params[8]);
-  float* out = static_cast<float*>(params[num_params - 1]);
-  const int64_t batch = shapes[0][0], length = shapes[0][1], rotary_dim = shapes[3][2];
-  const int64_t num_groups = shapes[5][1], capacity = shapes[5][2], head_dim = shapes[5][3];
-  const int64_t num_heads = shapes[0][2] / head_dim, group = num_heads / num_groups;
-
-  share_rows(batch * length, num_groups * head_dim, [&](int64_t first, int64_t last) {
-    for (int64_t token = first; token < last; ++token) {
-      const int64_t position = positions[token];
-      if (position < 0 || position >= capacity) continue;
-      for (int64_t head = 0; head < num_groups; ++head) {
-        const int64_t from = (token * num_groups + head) * head_dim;
-        const int64_t to = ((rows[token / length] * num_groups + head) * capacity + position) * head_dim;
-        rotate(key + from, cos + token * rotary_dim, sin + token * rotary_dim, rotary_dim, head_dim, 1.0f, keys + to);
-        std::memcpy(values + to, value + from, head_dim * sizeof(float));
-      }
-    }
-  });
-
-  const int64_t step = std::max<int64_t>(1, kTaskQueries / group), num_parts = (length + step - 1) / step;
-  run_parallel(batch * num_groups * num_parts, [&](int64_t task) {
-    thread_local std::vector<float> queries, attended;
-    thread_local std::vector<int64_t> num_keys;
-    const int64_t part = task % num_parts, head = task / num_parts % num_groups, row = task / num_parts / num_groups;
-    const int64_t first = part * step, count = std::min(step, length - first);
-    queries.resize(count * group * head_dim);
-    attended.resize(count * group * head_dim);
-    num_keys.resize(count * group);
-    for (int64_t i = 0; i < count * group; ++i) {
-      const int64_t token = row * length + first + i / group;
-      num_keys[i] = std::clamp<int64_t>(positions[token] + 1, 1, capacity);
-      rotate(query + (token * num_heads + head * group + i % group) * head_dim, cos + token * rotary_dim,
-             sin + token * rotary_dim, rotary_dim, head_dim, scales[token], queries.data() + i * head_dim);
-    }
-    const int64_t cached = (rows[row] * num_groups + head) * capacity * head_dim;
-    kernels->attend(queries.data(), count * group, num_keys.data(), keys + cached, values + cached, head_dim,
-                    attended.data(), head_dim);
-    for (int64_t i = 0; i < count * group; ++i) {
-      const int64_t token = row * length + first + i / group;
-      std::memcpy(out + (token * num_heads + head * group + i % group) * head_dim, attended.data() + i * head_dim,
-                  head_dim * sizeof(float));
-    }
-  });
-  return 0;
-}
-
-// Operator: x (..., I), weight (I,), epsilon (1,) float32 -> x / rms(x) * weight.
-int MindvlmRmsNorm(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float *x = static_cast<const float*>(params[0]), *weight = static_cast<const float*>(params[1]);
-  const float eps = *static_cast<const float*>(params[2]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[1][0];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) kernels->rms_norm(x + row * width, weight, width, eps, to + row * width);
-  });
-  return 0;
-}
-
-// Operator: gate and up, float32 of one shape -> silu(gate) * up.
-int MindvlmGatedSilu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float *gate = static_cast<const float*>(params[0]), *up = static_cast<const float*>(params[1]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[0][num_dims[0] - 1];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    kernels->gated_silu(gate + first * width, up + first * width, (last - first) * width, to + first * width);
-  });
   return 0;
 }
 }
