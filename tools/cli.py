@@ -12,6 +12,7 @@ from collections.abc import Callable
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import interruptible, uninterrupted
 from mindvlm.core.progress import progress_to
+from mindvlm.core.weight_formats import PARTS, WEIGHT_FORMATS
 from mindvlm.parallel.launch import ends_all_ranks, is_launched, limit_threads
 
 INTERRUPTED = 130
@@ -78,6 +79,16 @@ def show_warning(message, category, filename, lineno, file=None, line=None) -> N
 def say(message: str) -> None:
     """Prints a line on standard error."""
     print(message, file=sys.stderr, flush=True)
+
+
+def add_weights_option(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Adds `--weights`, the key of the same name in the YAML of a model."""
+    group.add_argument(
+        "--weights",
+        metavar="FORMAT",
+        help=f"how a CPU stores weight matrices: {', '.join(WEIGHT_FORMATS)}, or PART=FORMAT for parts of "
+        f"{', '.join(PARTS)}, such as int4,towers=int8",
+    )
 
 
 def yes_or_no(text: str) -> bool:

@@ -59,6 +59,7 @@ def build_parser(benchmark: str | None = None) -> argparse.ArgumentParser:
         runtime.add_argument(f"--{key}", type=os.path.expanduser, metavar="FOLDER", help=text)
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
+    cli.add_weights_option(runtime)
     if benchmark:
         get_benchmark(benchmark).add_options(parser.add_argument_group(f"options of {benchmark}"))
     return parser
@@ -154,7 +155,7 @@ def answer_questions(
 
     keys = ("checkpoint", *separate_parts())
     overrides = {key: str(Path(value).resolve()) for key in keys if (value := getattr(arguments, key))}
-    overrides |= {key: value for key in ("device", "mode") if (value := getattr(arguments, key))}
+    overrides |= {key: value for key in ("device", "mode", "weights") if (value := getattr(arguments, key))}
     config = read_config(arguments.config_path, overrides)
     family = get_family(config.family)
     if family.output != wanted:
@@ -224,13 +225,14 @@ def read_folder(files: AnswerFiles, folder: Path) -> AnswerFiles:
 
 
 def identity(config: Any, family: Any) -> str:
-    """Returns the model's name with a digest of its weights."""
+    """Returns the model's name with a digest of its weights, and their format if it is chosen."""
     from mindvlm.models.loading import separate_parts as parts_of
     from mindvlm.training.initial_weights import identify_weights
 
     if not config.checkpoint:
         raise UserError(f"config {config.name} names no checkpoint; set checkpoint to a file of weights")
-    return f"{config.name}@{identify_weights([config.checkpoint, *parts_of(config, family).values()])[:12]}"
+    digest = identify_weights([config.checkpoint, *parts_of(config, family).values()])[:12]
+    return f"{config.name}@{digest}" + (f":{config.weights}" if config.weights != "auto" else "")
 
 
 def make_folder(folder: Path) -> None:

@@ -94,12 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes that share the weights, started by msrun (default: all that msrun has started)",
     )
     runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
-    runtime.add_argument(
-        "--weights",
-        metavar="FORMAT",
-        help="how a CPU stores weight matrices: auto, float32, 16bit, int8 or int4, or PART=FORMAT of decoder, head, "
-        "embeddings and towers, such as int4,towers=int8",
-    )
+    cli.add_weights_option(runtime)
     generation = parser.add_argument_group("generation (override the YAML)")
     generation.add_argument("--do_sample", nargs="?", const=True, type=cli.yes_or_no, help="sample, not greedy")
     for name, (kind, text) in GENERATION_OPTIONS.items():

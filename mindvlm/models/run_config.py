@@ -117,3 +117,5 @@ def replace_keys(config: Any, overrides: dict[str, Any], folder: Path) -> None:
         if key not in known:
             raise UserError(f"config key {key!r} cannot replace a value of {folder}; expected one of {sorted(known)}")
         setattr(config, key, convert_value(typing.get_type_hints(type(config))[key], value, key))
+    # checks the new values as it does those of a YAML
+    config.__post_init__()

@@ -12,6 +12,7 @@ from mindspore import nn
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.core.errors import UserError, counted
 from mindvlm.core.runtime import BuildContext
+from mindvlm.core.weight_formats import parse_weights
 from mindvlm.models import loading
 from mindvlm.models.base import Family
 from mindvlm.models.own_training import Evaluator, PassInputs, TrainingData
@@ -48,7 +49,7 @@ def read_model(config: TrainConfig) -> Any:
 
     Raises:
         UserError: the config cannot be read, has another family than the job or one that cannot train, or a change is
-            invalid.
+            invalid, or it rounds the weights.
     """
     changes = dict(config.model_changes)
     parts = {key: changes.pop(key) for key in separate_parts() if key in changes}
@@ -66,11 +67,16 @@ def read_model(config: TrainConfig) -> Any:
         raise UserError(f"model_config {config.model_config}: generates {output}; only models that answer can train")
     if family.training and config.lora:
         raise UserError(f"lora: no file format holds adapters of the family {family.name!r}; remove the section")
-    if not changes:
-        return model
-    path = Path(config.model_config)
-    data = lay_over(asdict(model), changes)
-    return family.parse_config(data, path / "config.json" if path.is_dir() else path)
+    if changes:
+        path = Path(config.model_config)
+        data = lay_over(asdict(model), changes)
+        model = family.parse_config(data, path / "config.json" if path.is_dir() else path)
+    if set(parse_weights(model.weights).values()) - {"auto", "float32"}:
+        raise UserError(
+            f"model_config {config.model_config}: weights is {model.weights!r}, but a training job holds all weights "
+            "in dtype; set model_changes: {weights: auto}"
+        )
+    return model
 
 
 def open_data(config: TrainConfig, model_config: Any, family: Family, mesh: Mesh) -> TrainingData:

@@ -43,6 +43,10 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
     data = read_with_base(path)
     for key, value in (overrides or {}).items():
         set_dotted(data, key, value)
+    if "weights" in data:
+        raise UserError(
+            f"{path}: weights is {data['weights']!r}, but a training job holds all weights in dtype; remove the key"
+        )
     own_sections = build_sections(data, path)
     config = build_config(TrainConfig, data)
     config.own_sections = own_sections

@@ -198,6 +198,10 @@ def test_what_another_run_made_is_refused(run, folders, tmp_path):
     write_training(tmp_path / "delvm", seed=3)
     status, _, err = run(*PICTURES, "--data", folders / "pairs", model=tmp_path / "delvm")
     assert status == 2 and "is of the model 'delvm@" in err
+    status, _, err = run(*PICTURES, "--data", folders / "pairs", "--weights", "int8")
+    assert status == 2 and re.search(r"is of the model 'delvm@(\w+)', not 'delvm@\1:int8'", err)
+    status, _, err = run(*PICTURES, "--data", folders / "pairs", "--weights", "int7")
+    assert status == 2 and err.startswith("error: weights is 'int7'; expected one of auto") and err.count("\n") == 1
     status, _, err = run(*CODES, "--data", folders / "codes", "--output", "evaluation/delvm-pictures")
     assert status == 2 and "was made with benchmark 'delvm-pictures', not 'delvm-codes'" in err
     status, _, err = run(*PICTURES, "--data", folders / "pairs/rain", "--output", "evaluation/delvm-pictures")

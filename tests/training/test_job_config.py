@@ -7,6 +7,7 @@ import yaml
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.run_config import read_config
+from mindvlm.training.building import read_model
 from mindvlm.training.datasets.registry import read_registry
 from mindvlm.training.job_file import parse_overrides, read_job
 from mindvlm.training.resume import fingerprint, require_same_job
@@ -39,6 +40,7 @@ def path(tmp_path):
         ({"data.batch_size": "two"}, "data.batch_size.*whole number"),
         ({"mode": "fast"}, "mode"),
         ({"mode.x": 1}, "mode is 'pynative', not a section"),
+        ({"weights": "int8"}, "job.yaml: weights is 'int8', but a training job holds all weights in dtype; remove"),
     ],
 )
 def test_impossible_jobs_are_refused_in_one_line(path, changes, message):
@@ -199,3 +201,14 @@ def test_paths_in_the_home_folder(path, tmp_path, monkeypatch):
     job = read_job(f"~/{path.relative_to(tmp_path)}", {"output_dir": "~/run", "init.weights": ["~/model"]})
     assert job.config.output_dir == f"{tmp_path}/run" and job.config.init.weights == [f"{tmp_path}/model"]
     assert job.written["output_dir"] == "~/run"
+
+
+@pytest.mark.parametrize("weights", ["int8", "decoder=int4", "16bit"])
+def test_a_model_with_rounded_weights_does_not_train(tmp_path, weights):
+    path = write_job(tmp_path, model_changes={"weights": weights})
+    with pytest.raises(
+        UserError, match=rf"weights is '{weights}', but .*; set model_changes: {{weights: auto}}"
+    ) as error:
+        read_model(read_job(path).config)
+    assert "\n" not in str(error.value)
+    assert read_model(read_job(path, {"model_changes": {"weights": "float32"}}).config).weights == "float32"
