@@ -69,7 +69,7 @@ $(VENV)/python: setup.py
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
+$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt mindvlm/native/build.py $(wildcard mindvlm/native/src/*)
 	$(PIP) -e .
 	@touch $@
 

@@ -20,9 +20,14 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def weights_cache_of_the_tests(tmp_path_factory) -> Iterator[None]:
-    """Redirects the weights cache of this process and its child processes, so that no test touches the user's cache."""
+    """Redirects the cache of this process and its child processes, so that no test touches the user's cache."""
+    folder, run = tmp_path_factory.mktemp("weights_cache"), tmp_path_factory.getbasetemp()
+    # the workers of a run share the kernels, which one of them compiles if the installed ones are out of date
+    shared = (run.parent if os.environ.get("PYTEST_XDIST_WORKER") else run) / "kernels"
+    shared.mkdir(exist_ok=True)
+    (folder / "native").symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINDVLM_CACHE", str(tmp_path_factory.mktemp("weights_cache")))
+        patch.setenv("MINDVLM_CACHE", str(folder))
         yield
 
 

@@ -1,6 +1,6 @@
 """Runs recorded cases of an original program through this library and compares all recorded values.
 
-    python tests/golden_case.py CASE_DIR [CASE_DIR ...] [--mode graph|pynative] [--json]
+    python tests/golden_case.py CASE_DIR [CASE_DIR ...] [--mode graph|pynative] [--kernels off|float32|16bit] [--json]
 
 Prints one line per comparison with the relative Frobenius error or "identical", then the values that were not compared,
 with the reason. Exit status 0: every comparison holds, and each case has at least one; 1: a comparison fails; 2: a
@@ -17,6 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tests.golden_readers.case import UnusableCase
+from tests.golden_readers.kernels import KERNELS
 from tests.golden_readers.kinds import read_case
 
 
@@ -25,12 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="+", metavar="CASE_DIR", help="folder of one recorded case")
     parser.add_argument("--mode", choices=("graph", "pynative"), default="graph", help="default: %(default)s")
+    parser.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="off",
+        help="computes with the C++ kernels: float32 weights, or the case's own 16-bit ones (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per case, one per line")
     arguments = parser.parse_args(argv)
     failed = unusable = False
     for folder in arguments.folders:
         try:
-            report = read_case(folder, arguments.mode)
+            report = read_case(folder, arguments.mode, arguments.kernels)
         except UnusableCase as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             unusable = True

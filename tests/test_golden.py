@@ -29,16 +29,15 @@ def is_quick(case: Path, mode: str) -> bool:
     return (mode == "graph") == (case.name in QUICK_IN_GRAPH)
 
 
-def run(cases: list[Path], mode: str) -> dict[Path, dict | str]:
+def run(cases: list[Path], mode: str, kernels: str = "off") -> dict[Path, dict | str]:
     """Runs the cases in one process, because importing MindSpore takes as long as a case.
 
     Returns case -> its report, or the error that prevents running it.
     """
     if not cases:
         return {}
-    done = subprocess.run(
-        [sys.executable, RUNNER, *cases, "--mode", mode, "--json"], capture_output=True, text=True, timeout=1800
-    )
+    command = [sys.executable, RUNNER, *cases, "--mode", mode, "--kernels", kernels, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     found: dict[Path, dict | str] = {}
     for line in done.stderr.splitlines():
         for case in cases:

@@ -39,7 +39,7 @@ class StepsReader:
 
     def __init__(self, case: Case, report: Report):
         self.case, self.report, self.config = case, report, case.config
-        self.model = load_model(case.weights, from_published(case.config))
+        self.model = load_model(case.weights, from_published(case.config), is_trained=True)
         self.teacher = None
         if "teacher" in self.config:
             model = from_published({**self.config, "model": self.config["teacher"]})

@@ -21,6 +21,7 @@ from tests.golden_readers import (
     delvm_pictures,
     delvm_schedule,
     delvm_steps,
+    kernels,
     language,
     preprocess,
     scorers,
@@ -155,7 +156,7 @@ KINDS = (
 )
 
 
-def read_case(folder: str | Path, mode: str) -> Report:
+def read_case(folder: str | Path, mode: str, kernels_in_use: str = "off") -> Report:
     """Runs one folder and compares all recorded values.
 
     Raises:
@@ -167,8 +168,11 @@ def read_case(folder: str | Path, mode: str) -> Report:
     if kind is None:
         found = ", ".join(sorted(path.name for path in case.folder.iterdir())[:6]) or "nothing"
         raise UnusableCase(f"{case.folder}: the kind of case is not recognised (it has {found})")
+    kernels.in_use = kernels_in_use
     start(RuntimeConfig(device="cpu", mode=mode))
-    report = Report(case.folder.resolve().name, kind.name, mode, case.outputs)
+    is_native = kernels_in_use != "off"
+    run = f"{mode}, kernels in {kernels_in_use}" if is_native else mode
+    report = Report(case.folder.resolve().name, kind.name, run, case.outputs)
     try:
         kind.read(case, report, mode)
     except UserError as error:
@@ -176,6 +180,6 @@ def read_case(folder: str | Path, mode: str) -> Report:
     except Exception as error:  # any exception is a failed comparison
         traceback.print_exc()
         report.fail("production code", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    report.skip_rest("no rule of this reader for an array of this name")
+    report.skip_rest(kernels.NO_TRAINING if is_native else "no rule of this reader for an array of this name")
     report.seconds = time.perf_counter() - begin
     return report

@@ -6,9 +6,10 @@ from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
 from mindvlm.generation.engine import Engine
 from mindvlm.models.vary.hf_config import from_hf_config
 from mindvlm.models.vary.model import build_model
-from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.nn.parameters import parameter_shapes
 from mindvlm.weights.rules.planning import make_plan
 from tests.golden_readers.case import Case
+from tests.golden_readers.kernels import fill_model
 from tests.known_models import MODELS
 
 
@@ -45,7 +46,7 @@ class LoadedVary:
             self.table = names.detect_table(checkpoint.infos, str(case.weights))
             expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
             weights = make_plan(self.table, checkpoint.infos, expected, origin=str(case.weights)).view(checkpoint)
-            fill_parameters(self.model, weights)
+            fill_model(self.model, weights)
         self.parameters = dict(self.model.parameters_and_names())
 
     def engine(self, case: Case, *, graph_mode: bool, max_length: int) -> RecordingEngine:

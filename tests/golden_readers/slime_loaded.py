@@ -16,11 +16,12 @@ from mindvlm.models.slime.processor import make_picture
 from mindvlm.models.slime.router import kept_rows
 from mindvlm.models.slime.views import ViewsConfig, candidate_sizes
 from mindvlm.nn.image_text import ImageTextModel
-from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.nn.parameters import parameter_shapes
 from mindvlm.processing.images.picture import Picture
 from mindvlm.processing.images.tiling import grid_shape
 from mindvlm.weights.recognise import native_view
 from tests.golden_readers.case import Case
+from tests.golden_readers.kernels import fill_model
 from tests.golden_readers.loaded import RecordingEngine
 from tests.known_models import MODELS
 
@@ -97,7 +98,7 @@ class LoadedSlime:
         self.config = from_hf_config(self.data)
         self.model = SlimeModel(self.config).set_train(False)
         with open_checkpoint(case.weights) as checkpoint:
-            fill_parameters(self.model, native_view(checkpoint, (MODELS["slime"],), target_infos=self.infos))
+            fill_model(self.model, native_view(checkpoint, (MODELS["slime"],), target_infos=self.infos))
         self.engine = RecordingEngine(
             self.model, placeholder_id=PLACEHOLDER, max_length=self.config.max_length, graph_mode=graph_mode
         )

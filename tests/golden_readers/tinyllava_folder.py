@@ -8,6 +8,7 @@ from mindspore import Tensor
 
 import mindvlm
 from mindvlm.models.tinyllava.processor import TinyLlavaProcessor
+from tests.golden_readers import kernels
 from tests.golden_readers.case import Case
 from tests.golden_readers.loaded import RecordingEngine
 from tests.golden_readers.report import FORWARD_BOUND, Report
@@ -38,6 +39,8 @@ class FolderReader:
         self.expected = case.documents[EXPECTED]
         tower = case.folder / TOWER
         options = {"vision_tower": tower} if tower.exists() else {}
+        # the tower's and the model's own 16-bit values, or MindSpore's products
+        options["weights"] = "float32" if kernels.in_use == "off" else "auto"
         self.loaded = mindvlm.load(checkpoint_folder(case), mode=mode, device="cpu", cache=False, **options)
         # the same engine, which keeps the logits
         self.loaded.engine.__class__ = RecordingEngine

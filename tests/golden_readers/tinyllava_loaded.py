@@ -8,10 +8,11 @@ from mindvlm.checkpoint import MemorySource, TensorInfo, open_checkpoint
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.models.tinyllava.model import TinyLlavaModel, build_model
 from mindvlm.models.tinyllava.model_config import TuneConfig
-from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+from mindvlm.nn.parameters import parameter_shapes
 from mindvlm.weights.recognise import native_view
 from mindvlm.weights.rules.planning import make_plan
 from tests.golden_readers.case import Case
+from tests.golden_readers.kernels import fill_model
 from tests.known_models import TINYLLAVA
 
 FAMILY = "tinyllava"
@@ -42,7 +43,7 @@ class LoadedTinyLlava:
             }
             weights = native_view(checkpoint, TINYLLAVA, target_infos=expected)
             self.table = weights.plan.table
-            fill_parameters(self.model, weights)
+            fill_model(self.model, weights)
         self.parameters = dict(self.model.parameters_and_names())
 
     def original_name(self, name: str) -> str:
