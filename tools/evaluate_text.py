@@ -26,7 +26,7 @@ def evaluate(argv: list[str] | None) -> int:
     options = parse_arguments(argv)
     import mindvlm
     from mindvlm.datagen.rendered_text import sample
-    from mindvlm.training.evaluate import character_error_rate
+    from mindvlm.processing.text.edit_distance import character_error_rate
 
     overrides = {"checkpoint": str(Path(options.checkpoint).resolve())} if options.checkpoint else {}
     model = mindvlm.load(options.config_path, cache=not options.no_cache, **overrides)

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +117,29 @@ def digest(body: dict[str, Any]) -> str:
 
 def ask_all(url: str, requests: Mapping[str, dict[str, Any]], path: Path) -> dict[str, str]:
     """Sends requests, several at a time, and appends each reply to a file as it comes."""
-    found = {}
+    found: dict[str, str] = {}
+    failed: UserError | None = None
     with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(NUM_THREADS) as pool:
-        jobs = {name: pool.submit(ask, url, body) for name, body in requests.items()}
+        jobs = {pool.submit(ask, url, body): name for name, body in requests.items()}
         try:
-            for name, job in jobs.items():
-                found[name] = job.result()
-                entry = {"custom_id": name, "content": found[name], "digest": digest(requests[name])}
+            for job in as_completed(jobs):
+                if job.cancelled():
+                    continue
+                if isinstance(error := job.exception(), UserError):
+                    # replies that are under way are still kept
+                    failed = failed or error
+                    for other in jobs:
+                        other.cancel()
+                    continue
+                name, reply = jobs[job], job.result()
+                found[name] = reply
+                entry = {"custom_id": name, "content": reply, "digest": digest(requests[name])}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 file.flush()
         finally:
             pool.shutdown(cancel_futures=True)
+    if failed:
+        raise failed
     return found
 
 

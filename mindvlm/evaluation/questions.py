@@ -10,7 +10,7 @@ from typing import Any
 
 from mindvlm.core.errors import UserError, counted
 from mindvlm.evaluation.benchmark import OWN_KEYS, Answer, Answered, Benchmark, Scores, missing_note
-from mindvlm.evaluation.bootstrap import Rows, confidence_intervals
+from mindvlm.evaluation.bootstrap import Rows, Weighted, confidence_intervals
 from mindvlm.evaluation.data_folder import DataFolder
 from mindvlm.evaluation.judge import Stage, add_judge_options, judged
 
@@ -43,8 +43,6 @@ class Question:
     written: dict[str, Any] = field(default_factory=dict)
 
 
-Scored = tuple[Question, Any]
-"""A question and the verdict on its answer."""
 Submit = Callable[[DataFolder, Path, Sequence[Question], Mapping[str, Answer]], list[Path]]
 
 
@@ -75,9 +73,11 @@ class QuestionBenchmark:
         verdict: scores the answer to a question; None as its result leaves the question out, with a note.
         compat: returns the replacement of `verdict` with `--compat`, which repeats an error of the original program.
         unscored: why a verdict may be None, in a few words.
+        served: splits without public answers, which only a server scores.
         compat_note: what `--compat` repeats, in one line.
         tabulate: computes the rows of figures of scored questions.
         unit: what is drawn at random for confidence intervals.
+        kind: what the figures depend on besides the verdict, see `confidence_intervals`.
         headline: row and metric that papers report.
         submit: writes files for a server or an original program; called with (files, folder, questions, answers by
             id). Returns their paths.
@@ -100,9 +100,11 @@ class QuestionBenchmark:
     verdict: Callable[[Question, Answer], Any] | None = None
     compat: Callable[[], Callable[[Question, Answer], Any]] | None = None
     unscored: str = "a judge has given no usable reply"
+    served: tuple[str, ...] = ()
     compat_note: str = ""
-    tabulate: Callable[[Sequence[Scored]], Rows] | None = None
+    tabulate: Callable[[Sequence[Weighted]], Rows] | None = None
     unit: Callable[[Question], Hashable] = lambda question: question.id
+    kind: Callable[[Question], Hashable] = lambda question: question.id
     headline: tuple[str, str] = ("", "")
     submit: Submit | None = None
     judge: tuple[Stage, ...] = ()
@@ -162,7 +164,10 @@ class TextQuestions:
             raise UserError(f"{data}: {files.last_read} holds the question {double!r} twice; get the file again")
         self.ids, self.answered_twice = list(self.questions), entry.answered_twice
         self.settings = {"split": split} if split else {}
-        self.settings |= {key: getattr(options, key) for key in ("max_new_tokens", *entry.settings)}
+        # answers made elsewhere may have any length
+        names = entry.settings if options.score else ("max_new_tokens", *entry.settings)
+        self.settings |= {key: getattr(options, key) for key in names}
+        self.is_served = split in entry.served
 
     def answers(self, model: Any, ids: Sequence[str], folder: Path) -> Iterator[Answered]:
         """Yields one answer at a time, in the order in which they end. See `Questions.answers`."""
@@ -196,43 +201,43 @@ class TextQuestions:
         if entry.missing is not None:
             given |= {key: {"text": entry.missing} for key in self.ids if key not in answers}
         answered = [question for question in questions if question.id in given]
+        others = [one.id for one in answered if given[one.id].get("prompt", one.prompt) != one.prompt]
+        if others:
+            scores.notes.append(
+                f"{counted(len(others), 'answer')} of {len(answered)} were given to other prompts than those of "
+                f"{self.name}, first {others[0]!r}; check that they are answers to this benchmark"
+            )
         if entry.judge:
             given, judge_notes = judged(entry.judge, [(one, given[one.id]) for one in answered], output, self.options)
             scores.notes += judge_notes
         if entry.submit:
             with self.files.reading():
                 scores.files += entry.submit(self.files, output, questions, given)
-        if entry.verdict and entry.tabulate:
+        if entry.verdict and entry.tabulate and not self.is_served:
             verdict = entry.compat() if self.options.compat and entry.compat else entry.verdict
-            scored = [(question, verdict(question, given[question.id])) for question in answered]
-            usable = [pair for pair in scored if pair[1] is not None]
+            scored = [(question, verdict(question, given[question.id]), 1) for question in answered]
+            usable = [item for item in scored if item[1] is not None]
             if len(usable) < len(scored):
                 unscored = counted(len(scored) - len(usable), "answer")
                 scores.notes.append(f"{unscored} of {len(scored)} have no score: {entry.unscored}")
             if usable:
                 scores.tables = {self.name: entry.tabulate(usable)}
-                found = confidence_intervals(entry.tabulate, usable, lambda pair: entry.unit(pair[0]))
+                found = confidence_intervals(entry.tabulate, usable, entry.unit, entry.kind)
                 scores.intervals = {self.name: found}
         return scores
 
 
-def mean_rows(
-    metric: str, scored: Sequence[Scored], groups: Callable[[Question], Sequence[str]], scale: int = 100
-) -> Rows:
-    """Returns the mean verdict times `scale` of all questions, in the row "all", and of each group."""
-    sums: dict[str, list[float]] = {"all": []}
-    for question, verdict in scored:
+def mean_rows(metric: str, scored: Sequence[Weighted], groups: Callable[[Question], Sequence[str]]) -> Rows:
+    """Returns the mean verdict in percent of all questions, in the row "all", and of each group."""
+    sums: dict[str, list[float]] = {}
+    for question, verdict, count in scored:
         for group in ("all", *groups(question)):
-            sums.setdefault(group, []).append(verdict)
-    return {
-        group: {"questions": len(values), metric: scale * float(sum(values)) / len(values)}
-        for group, values in sums.items()
-        if values
-    }
+            entry = sums.setdefault(group, [0, 0.0])
+            entry[0] += count
+            entry[1] += count * verdict
+    return {group: {"questions": count, metric: 100 * total / count} for group, (count, total) in sums.items()}
 
 
-def mean_of(metric: str, *, scale: int = 100, groups: bool = False) -> Callable[[Sequence[Scored]], Rows]:
-    """Returns a `tabulate` of the mean verdict over all questions and, with `groups`, over each group."""
-    return lambda scored: mean_rows(
-        metric, scored, lambda question: [question.group] if groups and question.group else [], scale
-    )
+def mean_of(metric: str, *, groups: bool = False) -> Callable[[Sequence[Weighted]], Rows]:
+    """Returns a `tabulate` of the mean verdict in percent over all questions and, with `groups`, over each group."""
+    return lambda scored: mean_rows(metric, scored, lambda question: [question.group] if groups else [])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor
-from rapidfuzz.distance import Levenshtein
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
@@ -20,6 +19,7 @@ from mindvlm.generation.request import Request
 from mindvlm.models.own_training import Evaluation, Reading
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
+from mindvlm.processing.text.edit_distance import character_error_rate, normalized_edit_distance
 from mindvlm.training.config import EvaluationConfig
 from mindvlm.training.datasets.config import DatasetsConfig, sample_options
 from mindvlm.training.datasets.samples import Sample, SampleMaker, Skipped
@@ -222,16 +222,3 @@ def measured(readings: list[Reading]) -> Evaluation:
         "edit_distance": normalized_edit_distance(texts, references),
     }
     return Evaluation(figures, readings)
-
-
-def character_error_rate(texts: Iterable[str], references: Iterable[str]) -> float:
-    """Returns the summed Levenshtein distance of all pairs over the characters of all references (newlines count)."""
-    pairs = list(zip(texts, references, strict=True))
-    num_characters = sum(len(reference) for _, reference in pairs)
-    return sum(Levenshtein.distance(*pair) for pair in pairs) / max(num_characters, 1)
-
-
-def normalized_edit_distance(texts: Iterable[str], references: Iterable[str]) -> float:
-    """Returns the mean over all pairs of Levenshtein distance / length of the longer text, from 0 (equal) to 1."""
-    shares = [Levenshtein.normalized_distance(*pair) for pair in zip(texts, references, strict=True)]
-    return sum(shares) / max(len(shares), 1)

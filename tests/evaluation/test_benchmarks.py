@@ -187,6 +187,21 @@ def test_the_sheet_of_mmbench(tmp_path):
     assert rows[1] == [0, "Which 0?", "left", "right", None, None, "The red car.", "A", "dev"]
 
 
+def test_splits_without_public_answers_are_only_written(tmp_path):
+    data = write_folder("docvqa", tmp_path / "data")
+    scores = run("docvqa", data, tmp_path, TEXTS, "--split", "test")[-1]
+    assert not scores.tables and not scores.notes
+    rows = json.loads((tmp_path / "docvqa_submission.json").read_text())
+    assert rows[1] == {"questionId": 101, "answer": "two"}
+
+
+def test_answers_to_other_prompts_are_noted(tmp_path):
+    questions, _, answers, _ = run("pope", write_folder("pope", tmp_path / "data"), tmp_path, TEXTS)
+    answers["1"] = {**answers["1"], "prompt": "Why?"}
+    (note,) = questions.score(answers, tmp_path, tmp_path).notes
+    assert "1 answer of 3 were given to other prompts than those of pope, first '1'" in note
+
+
 def test_a_pickle_cannot_run_code(tmp_path):
     data = write_folder("refcoco", tmp_path)
     (data / "refcoco/refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")

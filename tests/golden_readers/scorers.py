@@ -5,6 +5,7 @@ The folder of TinyLLaVA has a folder for each scorer, that of SliME a JSON docum
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -349,7 +350,7 @@ def read_slime_mmbench(document: dict, output: Path, report: Report) -> None:
 
 def read_mme(document: dict, output: Path, report: Report) -> None:
     scores = {
-        task: yes_no.mme_score([(row[0], yes_no.mme_answer(row[3]) == row[2].lower()) for row in rows])
+        task: yes_no.mme_score([(row[0], yes_no.mme_answer(row[3]) == row[2].lower(), 1) for row in rows])
         for task, rows in document["result_lines"].items()
     }
     totals = yes_no.mme_totals(scores)
@@ -378,8 +379,8 @@ def read_amber(document: dict, output: Path, report: Report) -> None:
         else:
             for name in amber.dimensions_of(truth["type"]):
                 pairs.setdefault(name, []).append((row["response"], truth["truth"]))
-    rows = {name: amber.answer_figures(found, name) for name, found in pairs.items()}
-    rows["generative"] = amber.description_figures(descriptions)
+    rows = {name: amber.answer_figures(Counter(found), name) for name, found in pairs.items()}
+    rows["generative"] = amber.description_figures(Counter(descriptions))
     titles = {"Generative Task": "generative", "Descriminative Task": "discriminative", "Exsitence": "existence"}
     for kind, tables in document["scores"].items():
         found = [

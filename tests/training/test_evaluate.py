@@ -11,7 +11,8 @@ from mindvlm.checkpoint import MemorySource
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
 from mindvlm.nn.parameters import fill_parameters
-from mindvlm.training.evaluate import DatasetsEvaluator, character_error_rate
+from mindvlm.processing.text.edit_distance import character_error_rate
+from mindvlm.training.evaluate import DatasetsEvaluator
 from tests.tiny_vary import tiny_config, tiny_weights
 from tests.training.small_job import small_job
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindvlm.training.evaluate import character_error_rate, normalized_edit_distance
+from mindvlm.processing.text.edit_distance import character_error_rate, normalized_edit_distance
 
 
 def edit_distance(first, second):

@@ -10,14 +10,13 @@ from pathlib import Path
 from mindvlm.core.errors import UserError
 from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.benchmarks.short_answers import LLAVA
-from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
 from mindvlm.evaluation.questions import (
     OPTION_LETTER,
     SHORT_ANSWER,
     Question,
     QuestionBenchmark,
-    Scored,
     id_of,
     mean_rows,
 )
@@ -63,15 +62,10 @@ def science_verdict(question: Question, answer: Answer) -> tuple[bool, bool]:
     return index == question.truth["answer"], IMAGE_MARKER in answer.get("prompt", "Unknown")
 
 
-def tabulate_scienceqa(scored: Sequence[Scored]) -> Rows:
+def tabulate_scienceqa(scored: Sequence[Weighted]) -> Rows:
     """Returns the accuracy of all questions and of those with a picture, which papers report as SQA-I."""
-    rows = {"all": [is_right for _, (is_right, _) in scored]}
-    rows["with picture"] = [is_right for _, (is_right, has_picture) in scored if has_picture]
-    return {
-        row: {"questions": len(verdicts), "accuracy": 100 * sum(verdicts) / len(verdicts)}
-        for row, verdicts in rows.items()
-        if verdicts
-    }
+    flat = [(has_picture, is_right, count) for _, (is_right, has_picture), count in scored]
+    return mean_rows("accuracy", flat, lambda has_picture: ["with picture"] * has_picture)
 
 
 def submit_scienceqa(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
@@ -205,16 +199,14 @@ def mmmu_choice(question: Question, answer: Answer, rng: random.Random | None) -
     return letter or (rng.choice(list(question.truth["options"])) if rng else "")
 
 
-def mmmu_verdict(question: Question, answer: Answer, rng: random.Random | None = None) -> bool | None:
+def mmmu_verdict(question: Question, answer: Answer, rng: random.Random | None = None) -> bool:
     truth = question.truth["answer"]
-    if truth == "?":
-        return None
     if question.truth["is_choice"]:
         return mmmu_choice(question, answer, rng) == truth
     return choices.is_open_match(answer["text"], ast.literal_eval(truth) if truth.startswith("[") else truth)
 
 
-def mmmu_compat() -> Callable[[Question, Answer], bool | None]:
+def mmmu_compat() -> Callable[[Question, Answer], bool]:
     """Guesses an option where an answer names none, with the original's generator and seed."""
     rng = random.Random(42)
     return lambda question, answer: mmmu_verdict(question, answer, rng)
@@ -251,6 +243,7 @@ ENTRIES = {
         missing=choices.FAILED,
         verdict=science_verdict,
         tabulate=tabulate_scienceqa,
+        kind=lambda question: None,
         headline=("with picture", "accuracy"),
         submit=submit_scienceqa,
     ),
@@ -270,6 +263,7 @@ ENTRIES = {
         tabulate=lambda scored: mean_rows(
             "accuracy", scored, lambda question: (question.truth["type"], question.truth["data_type"])
         ),
+        kind=lambda question: (question.truth["type"], question.truth["data_type"]),
         headline=("all", "accuracy"),
         submit=submit_seed,
     ),
@@ -281,10 +275,11 @@ ENTRIES = {
         verdict=mmmu_verdict,
         compat=mmmu_compat,
         compat_note="an answer that names no option is a guess (MMMU's program)",
-        unscored="the test split has no public answers",
+        served=("test",),
         tabulate=lambda scored: mean_rows(
             "accuracy", scored, lambda question: (SUBJECT_DOMAINS[question.group], question.group)
         ),
+        kind=lambda question: question.group,
         headline=("all", "accuracy"),
         submit=submit_mmmu,
     ),

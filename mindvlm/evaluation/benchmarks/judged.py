@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mindvlm.evaluation.benchmark import Answer
-from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import Question, QuestionBenchmark, Scored, id_of
+from mindvlm.evaluation.questions import Question, QuestionBenchmark, id_of
 from mindvlm.evaluation.scorers import judged
 from mindvlm.evaluation.submissions import write_json, write_json_lines
 
@@ -48,11 +48,11 @@ def compat_review(question: Question, answer: Answer) -> tuple[float, float] | N
     return (review_verdict(question, answer) or judged.NO_SCORES) if answer["replies"] else None
 
 
-def tabulate_reviews(scored: Sequence[Scored]) -> Rows:
+def tabulate_reviews(scored: Sequence[Weighted]) -> Rows:
     groups: dict[str, list[tuple[float, float]]] = {"all": []}
-    for question, scores in scored:
+    for question, scores, count in scored:
         for group in ("all", question.group):
-            groups.setdefault(group, []).append(scores)
+            groups.setdefault(group, []).extend([scores] * count)
     return {
         group: {"questions": len(scores), **judged.review_figures(scores)} for group, scores in sorted(groups.items())
     }
@@ -128,12 +128,12 @@ def compat_rating(question: Question, answer: Answer) -> int | None:
     return (rating_verdict(question, answer) or 0) if answer["replies"] else None
 
 
-def tabulate_ratings(scored: Sequence[Scored]) -> Rows:
+def tabulate_ratings(scored: Sequence[Weighted]) -> Rows:
     """Returns mean rating and share of hallucinations of all questions and of each of the eight types."""
     groups: dict[str, list[int]] = {"all": []}
-    for question, rating in scored:
+    for question, rating, count in scored:
         for group in ("all", question.truth.get("question_type") or f"type {question.truth['type']}"):
-            groups.setdefault(group, []).append(rating)
+            groups.setdefault(group, []).extend([rating] * count)
     return {
         group: {
             "questions": len(ratings),

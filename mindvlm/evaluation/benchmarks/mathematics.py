@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mindvlm.evaluation.benchmark import Answer
-from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, Scored, mean_rows
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, mean_rows
 from mindvlm.evaluation.scorers import judged, mathematics
 from mindvlm.evaluation.submissions import write_json, write_json_lines
 
@@ -116,7 +116,7 @@ def mathvision_verdict(question: Question, answer: Answer) -> bool:
     return mathematics.is_equal_answer(truth, found) or mathematics.is_equal_answer(value, found)
 
 
-def tabulate_mathvision(scored: Sequence[Scored]) -> Rows:
+def tabulate_mathvision(scored: Sequence[Weighted]) -> Rows:
     return mean_rows(
         "accuracy", scored, lambda question: (question.truth["subject"], f"level {question.truth['level']}")
     )

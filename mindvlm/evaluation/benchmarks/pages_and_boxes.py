@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mindvlm.evaluation.benchmark import Answer
-from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import Question, QuestionBenchmark, Scored, mean_of
+from mindvlm.evaluation.questions import Question, QuestionBenchmark, mean_of
 from mindvlm.evaluation.scorers import documents
 
 FOX = "focus_benchmark_test.zip of github.com/ucaslcl/Fox"
@@ -39,10 +39,10 @@ def compat_page(question: Question, answer: Answer) -> dict[str, float]:
     return documents.page_figures(question.truth, answer["text"], documents.find_meteor())
 
 
-def tabulate_pages(scored: Sequence[Scored]) -> Rows:
-    figures = [verdict for _, verdict in scored]
-    means = {key: sum(one[key] for one in figures) / len(figures) for key in figures[0]}
-    return {"all": {"questions": len(figures), **means}}
+def tabulate_pages(scored: Sequence[Weighted]) -> Rows:
+    total = sum(count for *_, count in scored)
+    means = {key: sum(count * verdict[key] for _, verdict, count in scored) / total for key in scored[0][1]}
+    return {"all": {"questions": total, **means}}
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -94,6 +94,7 @@ def refcoco(dataset: str, by: str, splits: tuple[str, ...]) -> QuestionBenchmark
         splits=splits,
         verdict=box_verdict,
         tabulate=mean_of("accuracy"),
+        kind=lambda question: None,
         headline=("all", "accuracy"),
     )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mindvlm.core.errors import UserError
 from mindvlm.evaluation.benchmark import Answer
-from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, Scored, id_of, mean_of
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, id_of, mean_of
 from mindvlm.evaluation.scorers import short_answers as scorers
 from mindvlm.evaluation.scorers.documents import anls
 from mindvlm.evaluation.submissions import write_json
@@ -125,11 +125,13 @@ def as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def tabulate_chartqa(scored: Sequence[Scored]) -> Rows:
+def tabulate_chartqa(scored: Sequence[Weighted]) -> Rows:
     """Returns the accuracy of each part and their mean, which papers report."""
     rows = mean_of("relaxed_accuracy", groups=True)(scored)
     parts = [rows[part]["relaxed_accuracy"] for part in CHARTQA_PARTS if part in rows]
-    return rows | {"mean of parts": {"questions": len(scored), "relaxed_accuracy": sum(parts) / len(parts)}}
+    return rows | {
+        "mean of parts": {"questions": rows["all"]["questions"], "relaxed_accuracy": sum(parts) / len(parts)}
+    }
 
 
 def read_docvqa(files: DataFolder, options: argparse.Namespace) -> list[Question]:
@@ -169,6 +171,7 @@ ENTRIES = {
         read=read_gqa,
         verdict=lambda question, answer: scorers.gqa_answer(answer["text"]) == question.truth,
         tabulate=mean_of("accuracy", groups=True),
+        kind=lambda question: question.group,
         headline=("all", "accuracy"),
         submit=submit_gqa,
     ),
@@ -180,6 +183,7 @@ ENTRIES = {
         key=textvqa_key,
         verdict=lambda question, answer: scorers.textvqa_score(answer["text"], question.truth),
         tabulate=mean_of("accuracy"),
+        kind=lambda question: None,
         headline=("all", "accuracy"),
     ),
     "vizwiz": QuestionBenchmark(
@@ -200,6 +204,7 @@ ENTRIES = {
         compat=lambda: chartqa_compat,
         compat_note="the 5 % are measured from the answer instead of from the truth",
         tabulate=tabulate_chartqa,
+        kind=lambda question: question.group,
         headline=("mean of parts", "relaxed_accuracy"),
     ),
     "docvqa": QuestionBenchmark(
@@ -209,9 +214,10 @@ ENTRIES = {
         read=read_docvqa,
         suffix="\nAnswer using a single word or phrase.",
         splits=("val", "test"),
-        verdict=lambda question, answer: anls(answer["text"], question.truth) if question.truth else None,
-        unscored="the test split has no public answers",
+        verdict=lambda question, answer: anls(answer["text"], question.truth),
+        served=("test",),
         tabulate=mean_of("anls"),
+        kind=lambda question: None,
         headline=("all", "anls"),
         submit=submit_docvqa,
     ),

@@ -1,15 +1,16 @@
 """Benchmarks of yes and no: POPE, MME and AMBER."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.benchmarks.short_answers import LLAVA, llava_questions
-from mindvlm.evaluation.bootstrap import Rows
+from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, Scored, id_of
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, id_of
 from mindvlm.evaluation.scorers import amber, yes_no
 from mindvlm.evaluation.submissions import write_json, write_text
 
@@ -38,30 +39,39 @@ def read_pope(files: DataFolder, options: argparse.Namespace) -> list[Question]:
     return found
 
 
-def tabulate_pope(scored: Sequence[Scored]) -> Rows:
+def tabulate_pope(scored: Sequence[Weighted]) -> Rows:
     """Returns the figures of each category in percent and their means; papers report the mean F1."""
     rows: Rows = {}
     for category in POPE_CATEGORIES:
-        pairs = [(verdict, question.truth) for question, verdict in scored if question.group == category]
+        pairs = weighed((question.group == category, (verdict, question.truth), n) for question, verdict, n in scored)
         if pairs:
             figures = yes_no.Confusion.of(pairs).figures()
-            rows[category] = {"questions": len(pairs), **{key: 100 * value for key, value in figures.items()}}
+            rows[category] = {"questions": pairs.total(), **{key: 100 * value for key, value in figures.items()}}
     metrics = list(next(iter(rows.values())))[1:]
     means = {key: sum(figures[key] for figures in rows.values()) / len(rows) for key in metrics}
-    return rows | {"mean of categories": {"questions": len(scored), **means}}
+    return rows | {"mean of categories": {"questions": sum(row["questions"] for row in rows.values()), **means}}
+
+
+def weighed(items: Iterable[tuple[bool, Hashable, int]]) -> Counter:
+    """Returns how often each value counts, of those that are wanted."""
+    found: Counter = Counter()
+    for is_wanted, value, count in items:
+        if is_wanted:
+            found[value] += count
+    return found
 
 
 def read_mme(files: DataFolder, options: argparse.Namespace) -> list[Question]:
     root, found = files.path(MME), []
     for task in (*yes_no.PERCEPTION, *yes_no.COGNITION):
-        if not (root / task).is_dir():
-            continue
-        divided = (root / task / "images").is_dir()
-        pictures, texts = (
-            root / task / name if divided else root / task for name in ("images", "questions_answers_YN")
+        divided = (root / task / "questions_answers_YN").is_dir()
+        texts, pictures = (
+            root / task / name if divided else root / task for name in ("questions_answers_YN", "images")
         )
-        for picture in sorted(path for path in pictures.iterdir() if path.suffix in (".jpg", ".png")):
-            for line in files.text(str((texts / picture.stem).relative_to(files.root)) + ".txt").splitlines():
+        shown = {path.stem: path for path in sorted(pictures.glob("*")) if path.suffix in (".jpg", ".png")}
+        for path in sorted(texts.glob("*.txt")):
+            picture = shown.get(path.stem, pictures / f"{path.stem}.jpg")
+            for line in files.text(str(path.relative_to(files.root))).splitlines():
                 question, truth = line.split("\t")[:2]
                 name = f"{task}/{picture.name}"
                 key = mme_key({"question_id": name, "prompt": question})
@@ -73,21 +83,18 @@ def read_mme(files: DataFolder, options: argparse.Namespace) -> list[Question]:
 def mme_key(row: Mapping) -> str:
     """Returns picture and question, because the question ids of LLaVA's file are those of the pictures."""
     question = " ".join(row["prompt"].replace(SHORT_ANSWER.strip(), "").split())
-    return f"{id_of(row)} {question if YES_OR_NO.strip() in question else question + YES_OR_NO}"
+    picture = Path(id_of(row)).with_suffix("")
+    return f"{picture} {question if YES_OR_NO.strip() in question else question + YES_OR_NO}"
 
 
-def tabulate_mme(scored: Sequence[Scored]) -> Rows:
-    by_task: dict[str, list[tuple[str, bool]]] = {}
-    for question, verdict in scored:
-        by_task.setdefault(question.group, []).append((question.written["question_id"], verdict))
+def tabulate_mme(scored: Sequence[Weighted]) -> Rows:
+    by_task: dict[str, list[tuple[str, bool, int]]] = {}
+    for question, verdict, count in scored:
+        by_task.setdefault(question.group, []).append((question.written["question_id"], verdict, count))
     scores = {task: yes_no.mme_score(verdicts) for task, verdicts in by_task.items()}
     rows = {name: {"score": score} for name, score in yes_no.mme_totals(scores).items()}
     return rows | {
-        task: {
-            "questions": len(verdicts),
-            "score": scores[task],
-            "accuracy": 100 * sum(is_right for _, is_right in verdicts) / len(verdicts),
-        }
+        task: {"questions": sum(count for *_, count in verdicts), "score": scores[task]}
         for task, verdicts in by_task.items()
     }
 
@@ -158,21 +165,22 @@ def language_tools() -> tuple[Callable[[str], list[str]], Callable[[str, str], b
     return nouns, lambda first, second: document(first).similarity(document(second)) > SIMILARITY
 
 
-def tabulate_amber(scored: Sequence[Scored]) -> Rows:
-    described = [verdict for question, verdict in scored if question.group == "generative"]
-    pairs: dict[str, list[tuple[str, str]]] = {}
-    for question, verdict in scored:
+def tabulate_amber(scored: Sequence[Weighted]) -> Rows:
+    described = weighed((question.group == "generative", verdict, count) for question, verdict, count in scored)
+    pairs: dict[str, Counter] = {}
+    for question, verdict, count in scored:
         if question.group != "generative":
             for name in amber.dimensions_of(question.group):
-                pairs.setdefault(name, []).append((verdict, question.truth["truth"]))
+                pairs.setdefault(name, Counter())[verdict, question.truth["truth"]] += count
     rows: Rows = {}
     if described:
-        rows["generative"] = {"questions": len(described), **amber.description_figures(described)}
+        rows["generative"] = {"questions": described.total(), **amber.description_figures(described)}
     for name, found in pairs.items():
-        rows[name] = {"questions": len(found), **amber.answer_figures(found, name)}
+        rows[name] = {"questions": found.total(), **amber.answer_figures(found, name)}
     if described and pairs:
         score = (100 - rows["generative"]["chair"] + rows["discriminative"]["f1"]) / 2
-        rows["AMBER"] = {"questions": len(scored), "score": score}
+        total = rows["generative"]["questions"] + rows["discriminative"]["questions"]
+        rows["AMBER"] = {"questions": total, "score": score}
     return rows
 
 
@@ -196,6 +204,7 @@ ENTRIES = {
         read=read_pope,
         verdict=lambda question, answer: yes_no.pope_answer(answer["text"]),
         tabulate=tabulate_pope,
+        kind=lambda question: (question.group, question.truth),
         headline=("mean of categories", "f1"),
     ),
     "mme": QuestionBenchmark(
@@ -223,6 +232,7 @@ ENTRIES = {
         verdict=amber_verdict,
         unscored="descriptions need nltk with wordnet, punkt and tagger, and spacy with en_core_web_lg",
         tabulate=tabulate_amber,
+        kind=lambda question: (question.group, question.truth["truth"] if question.group != "generative" else None),
         headline=("discriminative", "f1"),
         submit=submit_amber,
     ),

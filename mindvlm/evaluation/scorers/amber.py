@@ -21,22 +21,24 @@ def dimensions_of(kind: str) -> list[str]:
     return ["discriminative", *(["attribute", *names] if names else ["relation"])]
 
 
-def answer_figures(pairs: Sequence[tuple[str, str]], dimension: str = "") -> dict[str, float]:
+def answer_figures(pairs: Mapping[tuple[str, str], int], dimension: str = "") -> dict[str, float]:
     """Returns accuracy, precision, recall and F1 in percent of the answers of a dimension.
 
     Precision and recall are those of the answer "No". Any response but "Yes" and "No" is wrong.
 
     Args:
-        pairs: response and truth ("yes" or "no").
+        pairs: response and truth ("yes" or "no") -> their number.
         dimension: a row of the official table.
     """
     # the official program adds the counters of the three kinds of attribute, and smooths one F1 differently
     start = START * (len(ATTRIBUTES) if dimension == "attribute" else 1)
     smoothing = 0.001 if dimension == "existence" else 0.0001
-    correct = sum(response == ("Yes" if truth == "yes" else "No") for response, truth in pairs)
-    both = sum(response == "No" and truth == "no" for response, truth in pairs)
-    num_no, num_true_no = (sum(one) for one in zip(*((r == "No", t != "yes") for r, t in pairs), strict=True))
-    accuracy = round(correct / (len(pairs) + start) * 100, 1)
+    total = sum(pairs.values())
+    both = pairs.get(("No", "no"), 0)
+    correct = both + pairs.get(("Yes", "yes"), 0)
+    num_no = sum(count for (response, _), count in pairs.items() if response == "No")
+    num_true_no = sum(count for (_, truth), count in pairs.items() if truth != "yes")
+    accuracy = round(correct / (total + start) * 100, 1)
     precision = round(both / (num_no + start) * 100, 1)
     recall = round(both / (num_true_no + start) * 100, 1)
     f1 = 2 * (precision / 100) * (recall / 100) / ((precision / 100) + (recall / 100) + smoothing)
@@ -102,15 +104,16 @@ def places(annotated: Sequence[str], association: Mapping[str, Sequence[str]]) -
     return pairs + [(name, place) for place, name in enumerate(annotated)]
 
 
-def description_figures(found: Sequence[Mentions]) -> dict[str, float]:
-    """Returns CHAIR, Cover, Hal and Cog in percent."""
+def description_figures(found: Mapping[Mentions, int]) -> dict[str, float]:
+    """Returns CHAIR, Cover, Hal and Cog in percent of descriptions -> their number."""
 
-    def share(part: int, whole: int) -> float:
-        return part / (whole + START) * 100
+    def share(part: Callable[[Mentions], int], whole: Callable[[Mentions], int]) -> float:
+        parts, wholes = (sum(of(one) * count for one, count in found.items()) for of in (part, whole))
+        return parts / (wholes + START) * 100
 
     return {
-        "chair": round(share(sum(one.hallucinated for one in found), sum(one.nouns for one in found)), 1),
-        "cover": round(share(sum(one.covered for one in found), sum(one.truths for one in found)), 1),
-        "hal": round(100 - share(sum(not one.hallucinated for one in found), len(found)), 1),
-        "cog": round(share(sum(one.trapped for one in found), sum(one.traps for one in found)), 1),
+        "chair": round(share(lambda one: one.hallucinated, lambda one: one.nouns), 1),
+        "cover": round(share(lambda one: one.covered, lambda one: one.truths), 1),
+        "hal": round(100 - share(lambda one: not one.hallucinated, lambda one: 1), 1),
+        "cog": round(share(lambda one: one.trapped, lambda one: one.traps), 1),
     }

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from rapidfuzz.distance import Levenshtein
-
 from mindvlm.core.errors import UserError
+from mindvlm.processing.text.edit_distance import normalized_edit_distance
 
 ANLS_THRESHOLD = 0.5
 MAX_NGRAM = 4
@@ -23,7 +22,7 @@ def anls(text: str, answers: Sequence[str]) -> float:
     Case and the amount of white space do not count. A distance of half the longer text or more scores 0.
     """
     given = " ".join(text.lower().split())
-    distances = [Levenshtein.normalized_distance(given, " ".join(answer.lower().split())) for answer in answers]
+    distances = [normalized_edit_distance([given], [" ".join(answer.lower().split())]) for answer in answers]
     nearest = min(distances)
     return 1 - nearest if nearest < ANLS_THRESHOLD else 0.0
 
@@ -43,7 +42,7 @@ def page_figures(text: str, truth: str, meteor: Callable[[list[str], list[str]],
     precision = common / len(set(read)) if read else 0.0
     recall = common / len(set(true)) if true else 0.0
     figures = {
-        "edit_distance": Levenshtein.normalized_distance(text, truth),
+        "edit_distance": normalized_edit_distance([text], [truth]),
         "f1": 2 * precision * recall / (precision + recall) if common else 0.0,
         "precision": precision,
         "recall": recall,

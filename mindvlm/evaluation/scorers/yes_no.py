@@ -1,7 +1,7 @@
 """Answers of yes or no: POPE and MME."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PERCEPTION = (
@@ -33,13 +33,10 @@ class Confusion:
     false_negatives: int = 0
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[str, str]]) -> "Confusion":
-        """Counts pairs of answer and label."""
-        counts = cls()
-        for answer, label in pairs:
-            kind = f"{'true' if answer == label else 'false'}_{'positives' if answer == 'yes' else 'negatives'}"
-            setattr(counts, kind, getattr(counts, kind) + 1)
-        return counts
+    def of(cls, pairs: Mapping[tuple[str, str], int]) -> "Confusion":
+        """Returns the counts of pairs of answer and label."""
+        kinds = (("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"))
+        return cls(*(pairs.get(kind, 0) for kind in kinds))
 
     def figures(self) -> dict[str, float]:
         """Returns accuracy, precision, recall, F1 and the share of "yes", 0 to 1; NaN for what is not defined."""
@@ -64,17 +61,18 @@ def mme_answer(text: str) -> str:
     return next((answer for answer in ("yes", "no") if answer in text[:4]), "other")
 
 
-def mme_score(verdicts: Sequence[tuple[str, bool]]) -> float:
+def mme_score(verdicts: Sequence[tuple[str, bool, int]]) -> float:
     """Returns the score of a task, 0 to 200: accuracy plus the share of pictures with only right answers, in percent.
 
     Args:
-        verdicts: picture and whether the answer is right, for each question.
+        verdicts: picture, whether the answer is right, and how often the picture counts, for each question.
     """
-    pictures: dict[str, bool] = {}
-    for picture, is_right in verdicts:
-        pictures[picture] = pictures.get(picture, True) and is_right
-    accuracy = sum(is_right for _, is_right in verdicts) / len(verdicts)
-    return 100 * accuracy + 100 * sum(pictures.values()) / len(pictures)
+    pictures: dict[str, tuple[bool, int]] = {}
+    for picture, is_right, count in verdicts:
+        pictures[picture] = (pictures.get(picture, (True, count))[0] and is_right, count)
+    accuracy = sum(count for _, is_right, count in verdicts if is_right) / sum(count for *_, count in verdicts)
+    right = sum(count for is_right, count in pictures.values() if is_right)
+    return 100 * accuracy + 100 * right / sum(count for _, count in pictures.values())
 
 
 def mme_totals(scores: Mapping[str, float]) -> dict[str, float]:
