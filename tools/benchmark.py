@@ -62,7 +62,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="measure the decoder with prompts of 128 to 8192 tokens, and 1 to 16 of 128 at once",
     )
-    parser.add_argument("--max_length", type=int, default=8192, help="of --growth: the longest prompt (default 8192)")
     parser.add_argument(
         "--folder",
         type=lambda text: Path(text).expanduser(),
@@ -105,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
-    for flag in ("rounds", "tokens", "threads", "steps", "processes", "max_length"):
+    for flag in ("rounds", "tokens", "threads", "steps", "processes"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
     kind = "train_" if options.train else "growth_" if options.growth else ""
@@ -148,13 +147,7 @@ def measure_training(options: argparse.Namespace, contenders: Sequence[Contender
 
 def measure_growth(options: argparse.Namespace, contenders: Sequence[Contender]) -> dict[str, Any]:
     with prepared_workload(options, contenders) as workload:
-        figures = growth.run_growth(
-            workload,
-            contenders,
-            max_length=options.max_length,
-            num_rounds=options.rounds,
-            num_threads=options.threads,
-        )
+        figures = growth.run_growth(workload, contenders, num_rounds=options.rounds, num_threads=options.threads)
     print(f"{title(workload, options)}, {workload.num_tokens} tokens at each point")
     print(*growth.growth_tables(figures), sep="\n\n")
     return {"growth": figures}

@@ -92,6 +92,8 @@ def test_summary_and_comparison_of_known_figures():
     bits = {"mindvlm:int8": 8, "torch:float32": 32, "llamacpp:q8_0": 8}
     (line,) = inference.comparison_lines(inference.compare(results, figures), bits)
     assert line == "mindvlm:int8 against llamacpp:q8_0: decode 1.50x, prefill 2.00x, page 1.35x"
+    exact = inference.comparison_lines(inference.compare(results, figures), bits | {"mindvlm:int8": 16})
+    assert exact[0].startswith("mindvlm:int8 against torch:float32: decode") and "first 2 tokens equal" in exact[0]
 
 
 def test_without_torch_a_decoder_alone_has_no_page():
@@ -185,10 +187,26 @@ def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys, model):
         assert all(seconds > 0 for seconds in one["seconds"].values())
 
 
+def test_a_decoder_alone_runs_without_the_picture(tmp_path, capsys):
+    pytest.importorskip("xllamacpp")
+    path = tmp_path / "figures.json"
+    arguments = ["--model", "smoke", "--only", "llamacpp:q8_0", "--rounds", "2", "--tokens", "8", "--threads", "1"]
+    assert benchmark.main([*arguments, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert [len(rounds) for rounds in report["rounds"].values()] == [2, 2] and report["comparison"] == {}
+    assert (
+        report["rounds"]["llamacpp:q8_0"][0]["values"]["decode"]
+        == report["rounds"]["llamacpp:q8_0"][1]["values"]["decode"]
+    )
+    assert not {"vision_s", "page_s"} & report["summary"]["llamacpp:q8_0"].keys()
+    assert "the decoder alone" in capsys.readouterr().out
+
+
 def test_a_growth_run_measures_every_point(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(growth, "BATCHES", (1, 2))
+    monkeypatch.setattr(growth, "LENGTHS", (128, 512))
     path = tmp_path / "figures.json"
-    arguments = ["--growth", "--model", "smoke", "--only", "torch:float32", "--max_length", "600", "--rounds", "1"]
+    arguments = ["--growth", "--model", "smoke", "--only", "torch:float32", "--rounds", "1"]
     assert benchmark.main([*arguments, "--tokens", "3", "--threads", "1", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())["growth"]
     assert [(one["rows"], one["length"]) for one in figures] == [(1, 128), (1, 512), (2, 128)]

@@ -16,13 +16,13 @@ LENGTHS = (128, 512, 2048, 8192)
 BATCHES = (1, 2, 4, 8, 16)
 
 
-def points(max_length: int) -> list[tuple[int, int]]:
+def points() -> list[tuple[int, int]]:
     """Returns (rows, prompt length) to measure: one row of every length, then several of the shortest."""
-    return [(1, length) for length in LENGTHS if length <= max_length] + [(rows, LENGTHS[0]) for rows in BATCHES[1:]]
+    return [(1, length) for length in LENGTHS] + [(rows, LENGTHS[0]) for rows in BATCHES[1:]]
 
 
 def run_growth(
-    workload: Workload, contenders: Sequence[Contender], *, max_length: int, num_rounds: int, num_threads: int
+    workload: Workload, contenders: Sequence[Contender], *, num_rounds: int, num_threads: int
 ) -> list[dict[str, Any]]:
     """Returns for each contender and point `rows`, `length`, `prefill_tokens_per_s` and `decode_tokens_per_s`.
 
@@ -30,13 +30,13 @@ def run_growth(
     """
     num_tokens = workload.num_tokens
     # room for the longest prompt
-    longest = dataclasses.replace(workload, num_tokens=max_length + num_tokens)
+    longest = dataclasses.replace(workload, num_tokens=LENGTHS[-1] + num_tokens)
     measured: dict[tuple[Contender, int, int], list[Mapping[str, float]]] = {}
     for number in range(num_rounds):
         for contender in contenders:
             with Worker(contender, "Inference", longest, num_threads=num_threads) as worker:
                 worker.ask("load")
-                for rows, length in points(max_length):
+                for rows, length in points():
                     seconds = worker.ask("grow", rows, length, num_tokens)["value"]
                     measured.setdefault((contender, rows, length), []).append(seconds)
                     print(

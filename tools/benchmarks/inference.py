@@ -153,11 +153,14 @@ def check_machine(workload: Workload, contenders: Sequence[Contender]) -> None:
 
 
 def comparison_lines(comparison: Mapping[str, Mapping[str, Any]], bits: Mapping[str, int | None]) -> list[str]:
-    """Returns a line for each pair of contenders whose weights have as many bits."""
+    """Returns a line for each pair of contenders whose weights have as many bits.
+
+    Our 16-bit weights are computed in float32, so they are compared with those of 32 bits too.
+    """
     lines = []
     for name, others in comparison.items():
         for other, figures in others.items():
-            if bits[name] in (bits[other], None):
+            if bits[name] in (bits[other], None) or (bits[name], bits[other]) == (16, 32):
                 ratios = ", ".join(
                     f"{key} {figures[f'{key}_speedup']:.2f}x" for key in RATIOS if f"{key}_speedup" in figures
                 )
