@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mindvlm.checkpoint.atomic import check_writable
+from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import Parser, UserError, counted
 from mindvlm.evaluation.answers import ANSWERS_FILE, AnswerFiles, end_last_line, share, share_files
 from mindvlm.evaluation.benchmarks import benchmarks, get_benchmark
+from mindvlm.evaluation.comparison import comparison_table, draw_comparison, read_panels
 from mindvlm.evaluation.results import markdown, write_results
 from mindvlm.models.registry import separate_parts
 from mindvlm.parallel.launch import is_launched
@@ -33,6 +34,13 @@ def build_parser(benchmark: str | None = None) -> argparse.ArgumentParser:
         "--benchmark NAME --help, also show the options of the benchmark.",
     )
     parser.add_argument("--list", action="store_true", help="list the benchmarks and the data that each needs")
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="print the results of runs beside published figures, and draw them to --output FILE.png",
+    )
     parser.add_argument("--benchmark", metavar="NAME", help="see --list")
     parser.add_argument("--data", type=os.path.expanduser, metavar="FOLDER", help="of the benchmark, see --list")
     parser.add_argument(
@@ -78,6 +86,8 @@ def evaluate(argv: list[str] | None) -> int:
         for name, benchmark in benchmarks().items():
             print(f"{name}: {benchmark.summary}\n    --data: {benchmark.needs}")
         return 0
+    if arguments.compare:
+        return compare(arguments)
     check(arguments)
     benchmark = get_benchmark(arguments.benchmark)
     questions = benchmark.open(Path(arguments.data), arguments)
@@ -117,6 +127,21 @@ def evaluate(argv: list[str] | None) -> int:
         cli.say(f"written: {path}")
     cli.say(f"results: {output / 'results.md'} and results.json")
     return 1 if notes or errors else 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Prints and draws the results of runs beside published figures."""
+    if arguments.output and not arguments.output.lower().endswith(".png"):
+        raise UserError(f"--output {arguments.output}: expected a name that ends in .png with --compare")
+    panels = read_panels([Path(path) for path in arguments.compare])
+    print(comparison_table(panels), end="")
+    if arguments.output:
+        check_writable(arguments.output)
+        figure = draw_comparison(panels)
+        with atomic_file(arguments.output) as file:
+            figure.savefig(file, format="png")
+        cli.say(f"written: {arguments.output}")
+    return 0
 
 
 def check(arguments: argparse.Namespace) -> None:

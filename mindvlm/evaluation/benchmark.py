@@ -83,6 +83,7 @@ class Benchmark:
         open: returns the questions; called with (folder of the data, parsed options). Raises UserError if the data or
             an option cannot be used. Must not import MindSpore.
         add_options: adds its options to those of all benchmarks.
+        headline: row and metric of the figure that papers report; empty without one.
     """
 
     summary: str
@@ -90,6 +91,7 @@ class Benchmark:
     output: Literal["text", "pictures"]
     open: Callable[[Path, argparse.Namespace], Questions]
     add_options: Callable[[argparse.ArgumentParser], None]
+    headline: tuple[str, str] = ("", "")
 
 
 class BatchedQuestions:

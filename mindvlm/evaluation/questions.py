@@ -17,6 +17,8 @@ from mindvlm.evaluation.judge import Stage, add_judge_options, judged
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 OPTION_LETTER = "\nAnswer with the option's letter from the given choices directly."
 
+# of an answer that is missing, as in the original program of ScienceQA
+UNKNOWN_PROMPT = "Unknown"
 # keys of ids and texts in the files of the original programs
 ID_KEYS = ("question_id", "id", "questionId", "pid", "sample_index")
 TEXT_KEYS = ("text", "response", "prediction", "model_answer", "answer")
@@ -117,7 +119,9 @@ class QuestionBenchmark:
         for path, origin in {**self.needs, **self.pictures}.items():
             origins.setdefault(origin, []).append(path)
         files = "; ".join(f"{', '.join(paths)} from {origin}" for origin, paths in origins.items())
-        return Benchmark(self.summary, files, "text", partial(TextQuestions, name, self), self.add_all_options)
+        return Benchmark(
+            self.summary, files, "text", partial(TextQuestions, name, self), self.add_all_options, self.headline
+        )
 
     def add_all_options(self, parser: argparse.ArgumentParser) -> None:
         """Adds the options of the command line."""
@@ -199,9 +203,11 @@ class TextQuestions:
             counts = "and are left out" if entry.missing is None else "and count as wrong"
             scores.notes.append(note.replace("and are not scored", counts))
         if entry.missing is not None:
-            given |= {key: {"text": entry.missing} for key in self.ids if key not in answers}
+            given |= {key: {"text": entry.missing, "prompt": UNKNOWN_PROMPT} for key in self.ids if key not in answers}
         answered = [question for question in questions if question.id in given]
-        others = [one.id for one in answered if given[one.id].get("prompt", one.prompt) != one.prompt]
+        others = [
+            one.id for one in answered if given[one.id].get("prompt", one.prompt) not in (one.prompt, UNKNOWN_PROMPT)
+        ]
         if others:
             scores.notes.append(
                 f"{counted(len(others), 'answer')} of {len(answered)} were given to other prompts than those of "

@@ -233,6 +233,23 @@ def test_replies_of_a_batch_interface_are_read(run):
     assert status == 2 and "line 1 is no reply with a custom_id; remove it" in err
 
 
+def test_runs_lie_beside_published_figures(run):
+    for name in ("a", "b"):
+        run("scienceqa", "--score", answer_file("a.jsonl", ROWS), "--output", name, model=None)
+    status, out, err = run("", "--compare", "a", "b", "--output", "x.png", "--data", "", model=None)
+    assert status == 0 and "| m | 100 (100 to 100) |" in out and "| m (b) |" in out
+    assert "| TinyLLaVA-3.1B (published) | 69.1 |" in out
+    assert Path("x.png").read_bytes().startswith(b"\x89PNG")
+    Path("results.json").write_text("{}")
+    for argv, message in (
+        (("--compare", "results.json"), "is no result of mindvlm-evaluate"),
+        (("--compare", "nothing"), "cannot be read"),
+        (("--compare", "a", "--output", "x.txt"), "expected a name that ends in .png"),
+    ):
+        status, _, err = run("", *argv, "--data", "", model=None)
+        assert status == 2 and message in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [

@@ -59,7 +59,7 @@ def read_scienceqa(files: DataFolder, options: argparse.Namespace) -> list[Quest
 def science_verdict(question: Question, answer: Answer) -> tuple[bool, bool]:
     """Returns whether an answer is right, and whether it is to a question with a picture."""
     index = choices.science_index(answer["text"], len(question.truth["choices"]))
-    return index == question.truth["answer"], IMAGE_MARKER in answer.get("prompt", "Unknown")
+    return index == question.truth["answer"], IMAGE_MARKER in answer.get("prompt", question.prompt)
 
 
 def tabulate_scienceqa(scored: Sequence[Weighted]) -> Rows:
@@ -83,7 +83,7 @@ def submit_scienceqa(files: DataFolder, output: Path, questions: Sequence[Questi
                 "question_id": one.id,
                 "parsed_ans": letter,
                 "ground_truth": choices.LETTERS[one.truth["answer"]],
-                "question": answer.get("prompt", "Unknown"),
+                "question": answer.get("prompt", one.prompt),
                 "pred": answer["text"],
                 "is_multimodal": has_picture,
             }

@@ -48,7 +48,7 @@ class Confusion:
             "accuracy": ratio(self.true_positives + self.true_negatives, total),
             "precision": precision,
             "recall": recall,
-            "f1": ratio(2 * precision * recall, precision + recall),
+            "f1": ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives),
             "yes_ratio": ratio(positives, total),
         }
 
