@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mindvlm.checkpoint import (
     CastSource,
     MemorySource,
@@ -27,6 +29,7 @@ from mindvlm.checkpoint import (
     staging_folder,
     write_checkpoint,
 )
+from mindvlm.convert.calibration import measure_importance
 from mindvlm.convert.parity.comparison import ParityReport, compare_logits
 from mindvlm.convert.parity.inputs import ParityRequest
 from mindvlm.convert.publishing import Output, check_place, publish
@@ -69,6 +72,8 @@ class ConversionRequest:
         dtype: "keep", or the dtype to cast floating-point tensors to.
         to: "native" names, "hf" for the names, shapes and layout of the Hugging Face files, or a form of the model.
         quant: formats of quantized weights, see `mindvlm.core.weight_formats`; None keeps the dtypes.
+        calibrate: folder of pictures whose activations weigh the errors of `quant`.
+        config_path: YAML or folder of the model, to run it for `calibrate`; None for the source.
         only: the key of the part to keep, None for everything.
         merge_lora: folder of a PEFT adapter to merge into the weights.
         max_shard_size: size limit of each file in bytes, None for one file.
@@ -84,6 +89,8 @@ class ConversionRequest:
     dtype: str = "keep"
     to: str = "native"
     quant: str | None = None
+    calibrate: Path | None = None
+    config_path: Path | None = None
     only: str | None = None
     merge_lora: Path | None = None
     max_shard_size: int | None = None
@@ -105,6 +112,8 @@ class ConversionRequest:
             check_ending(self.target)
         if self.quant:
             self._check_quantization()
+        elif self.calibrate:
+            raise UserError("--calibrate weighs the errors of quantized weights; add --quant, or leave it out")
 
     def _check_quantization(self) -> None:
         parse_weights(self.quant, "--quant")
@@ -244,7 +253,7 @@ def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
     quantization = None
     if request.quant:
         quantization = plan_quantization(request.quant, tensors, reads=not request.dry_run)
-        tensors = QuantizedSource(tensors, quantization, _library())
+        tensors = QuantizedSource(tensors, quantization, _library(), _importance(request))
     target = plan_target(request.target, tensors.infos, max_shard_size=request.max_shard_size)
     return Conversion(
         request=request,
@@ -256,6 +265,14 @@ def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
         config=config,
         quantization=quantization,
         formed=formed,
+    )
+
+
+def _importance(request: ConversionRequest) -> Mapping[str, np.ndarray]:
+    if not request.calibrate or request.dry_run:
+        return {}
+    return measure_importance(
+        request.config_path or request.sources[0], request.sources, request.calibrate, merge_lora=request.merge_lora
     )
 
 
@@ -339,7 +356,10 @@ def _metadata(request: ConversionRequest, opened: Opened) -> dict[str, str]:
     """Returns the text entries of the file: those of the source for `--to hf`, else what the way back needs."""
     adapters = {ADAPTERS_KEY: ",".join(opened.held_adapters)} if opened.held_adapters else {}
     if request.quant:
-        return {"format": "ms", QUANTIZED_FROM_KEY: quantized_from(opened, request.quant)} | adapters
+        return {
+            "format": "ms",
+            QUANTIZED_FROM_KEY: quantized_from(opened, request.quant, is_calibrated=request.calibrate is not None),
+        } | adapters
     if request.to != "native":
         return opened.source_metadata | adapters
     kept = {"format": "ms", NAMING_KEY: opened.naming, METADATA_KEY: json.dumps(opened.source_metadata)}

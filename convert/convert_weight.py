@@ -92,6 +92,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         to=arguments.to,
         quant=arguments.quant,
+        calibrate=Path(arguments.calibrate) if arguments.calibrate else None,
+        config_path=Path(arguments.config_path) if arguments.config_path else None,
         only=arguments.only,
         merge_lora=Path(arguments.merge_lora) if arguments.merge_lora else None,
         max_shard_size=parse_size(arguments.max_shard_size) if arguments.max_shard_size else None,
@@ -157,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
         help="quantize matrices to int8 or int4, for a CPU; PART=FORMAT sets that of a part, as in int4,head=int8 "
         f"(parts: {', '.join(PARTS)})",
     )
+    add(
+        "--calibrate",
+        metavar="FOLDER",
+        help="run the model on the pictures of a folder; the size of its activations weighs the errors of --quant",
+    )
+    add("--config_path", metavar="PATH", help="YAML or folder of the model, for --calibrate (default: the source)")
     add("--max_shard_size", metavar="SIZE", help="split .safetensors into files of at most this size, such as 2GB")
     add("--only", metavar="PART", help=f"keep one part: {parts}")
     add("--merge_lora", metavar="FOLDER", help="merge a PEFT adapter into the weights")

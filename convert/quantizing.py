@@ -107,7 +107,7 @@ class QuantizedSource(SourceView):
         infos = {name: replace(info, dtype=plan.dtypes.get(name, info.dtype)) for name, info in source.infos.items()}
         super().__init__(source, infos)
         self._library = library
-        self.importance = importance or {}
+        self._importance = importance or {}
         self._group: tuple[tuple[str, int], np.ndarray] | None = None
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -130,7 +130,7 @@ class QuantizedSource(SourceView):
             if not np.isfinite(rows).all():
                 raise UserError(f"{self.path}: tensor {info.name} holds NaN or infinity; it cannot be quantized")
             rows = rows.reshape(-1, info.shape[1])
-            bits = self._library.quantize(rows, info.dtype, self.importance.get(info.name))
+            bits = self._library.quantize(rows, info.dtype, self._importance.get(info.name))
             blocks = blocks_of(bits, info.dtype).reshape(-1)
             if has_nonfinite(blocks, info.dtype):
                 raise UserError(f"{self.path}: tensor {info.name} is beyond the range of {info.dtype}; keep its part")
@@ -138,10 +138,10 @@ class QuantizedSource(SourceView):
         return self._group[1]
 
 
-def quantized_from(opened: Opened, weights: str) -> str:
+def quantized_from(opened: Opened, weights: str, *, is_calibrated: bool) -> str:
     """Returns a description of what was quantized, as JSON: model, formats, stored dtypes, digest of config.json."""
     dtypes = sorted({info.dtype for info in opened.source.infos.values()})
-    record = {"model": opened.model.name, "weights": weights, "dtypes": dtypes}
+    record = {"model": opened.model.name, "weights": weights, "calibrated": is_calibrated, "dtypes": dtypes}
     if opened.config is not None:
         text = json.dumps(opened.config, sort_keys=True, default=str)
         record["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -185,7 +185,7 @@ class VerifiedBlocks:
 
 def verify_quantized(
     source: TensorSource,
-    planned: QuantizedSource,
+    planned: TensorSource,
     written: str | Path,
     *,
     shown_as: str | Path,
@@ -206,6 +206,7 @@ def verify_quantized(
     """
     errors: dict[str, float] = {}
     with open_checkpoint(written) as checkpoint:
+        is_weighted = '"calibrated": true' in checkpoint.metadata.get(QUANTIZED_FROM_KEY, "")
         for name in {**planned.infos, **checkpoint.infos}:
             found, wanted = checkpoint.infos.get(name), planned.infos.get(name)
             if found != wanted:
@@ -214,7 +215,6 @@ def verify_quantized(
                     "quantize again"
                 )
             if wanted.dtype in STORED_BLOCKS:
-                is_weighted = name in planned.importance
                 errors[name] = _error(source, checkpoint, name, shown_as, progress, is_weighted=is_weighted)
                 continue
             for chunk, other in zip(checkpoint.chunks(name), planned.chunks(name), strict=True):

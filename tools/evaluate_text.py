@@ -29,6 +29,8 @@ def evaluate(argv: list[str] | None) -> int:
     from mindvlm.processing.text.edit_distance import character_error_rate
 
     overrides = {"checkpoint": str(Path(options.checkpoint).resolve())} if options.checkpoint else {}
+    if options.weights:
+        overrides["weights"] = options.weights
     model = mindvlm.load(options.config_path, cache=not options.no_cache, **overrides)
     started = time.perf_counter()
     texts, references = [], []
@@ -67,6 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="weights in place of the YAML's, such as those of a training run",
     )
+    parser.add_argument("--weights", metavar="FORMAT", help="how a CPU stores weight matrices, see mindvlm-predict")
     parser.add_argument("--no_cache", action="store_true", help="neither write nor read the cache of converted weights")
     parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")
     parser.add_argument("--num_images", type=at_least(1), default=1000, help="how many (default 1000)")

@@ -9,15 +9,10 @@ from pathlib import Path
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.models.registry import get_family, separate_parts
 from mindvlm.parallel.launch import is_launched
-from mindvlm.processing.images.sources import local_path, short_name
+from mindvlm.processing.images.sources import IMAGE_ENDINGS, local_path, short_name
 from mindvlm.tools import cli
 
 DEFAULT_QUERY = "Provide the ocr results of this image."
-IMAGE_ENDINGS = {
-    *(".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".apng", ".psd", ".tga"),
-    *(".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
-    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl"),  # an error for each that Pillow does not read
-}
 OTHER_ENDINGS = {".ai", ".arw", ".cr2", ".cr3", ".djvu", ".dng", ".eps", ".nef", ".pdf", ".ps", ".raf", ".svg"}
 GENERATION_OPTIONS = {
     "max_new_tokens": (int, "maximum number of tokens of an answer"),

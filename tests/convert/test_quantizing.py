@@ -10,17 +10,18 @@ import pytest
 import mindvlm
 from mindvlm.checkpoint import MemorySource, RawTensor, open_checkpoint, write_checkpoint, write_safetensors
 from mindvlm.convert import convert_weight
+from mindvlm.convert.calibration import measure_importance
 from mindvlm.core.errors import UserError
 from mindvlm.core.weight_formats import PARTS, PATTERNS, part_of
 from mindvlm.models.loading import build_model
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.native.library import open_library
-from mindvlm.nn.linear import WeightCell
+from mindvlm.nn.linear import Head, WeightCell
 from mindvlm.nn.native_products import NativeProduct
 from mindvlm.nn.parameters import stored_tensors
 from mindvlm.training.initial_weights import identify_weights
-from tests.tiny_vary import tiny_config, tiny_weights, write_tiny_vary
+from tests.tiny_vary import picture, tiny_config, tiny_weights, write_tiny_vary
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = (
@@ -190,9 +191,43 @@ def test_options_that_do_not_go_with_it(tiny, tmp_path, capsys):
         (("int4", "--target", tmp_path / "o.ckpt"), "written as .safetensors"),
         (("int5",), "--quant is 'int5'; expected one of"),
         (("16bit",), "--quant 16bit quantizes nothing"),
+        (("int4", "--calibrate", tmp_path, "--config_path", tiny), "holds no pictures"),
     ):
         assert message in fails(capsys, *source, *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_calibration_weighs_columns_by_their_activations(tiny, quantized, tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    for seed in range(2):
+        picture(seed).save(tmp_path / "pictures" / f"{seed}.png")
+    source, target = tiny.with_name("tiny.safetensors"), tmp_path / "calibrated.safetensors"
+    options = ("--calibrate", tmp_path / "pictures", "--config_path", tiny, "--verify")
+    assert run("--torch_ckpt_path", source, "--target", target, "--quant", "int4", *options) == 0
+    assert "--calibrate weighs the errors of quantized" in fails(capsys, "--torch_ckpt_path", source, *options)
+    importance = measure_importance(tiny, [source], tmp_path / "pictures")
+    better = 0
+    with open_checkpoint(source) as exact, open_checkpoint(quantized) as plain, open_checkpoint(target) as weighted:
+        blocks = [name for name, info in weighted.infos.items() if info.dtype == "q4_0"]
+        for name in blocks:
+            weights, values = importance[name], exact.read(name).data
+            errors = [(weights * (one.read(name).to_float32() - values) ** 2).sum() for one in (plain, weighted)]
+            assert errors[1] <= errors[0] * 1.0001, name
+            better += errors[1] < errors[0] * 0.99
+    assert better > len(blocks) / 2
+    assert run("--torch_ckpt_path", source, "--target", target, "--quant", "int4", "--verify_only") == 0
+
+
+def test_importance_is_the_mean_square_of_the_inputs(tiny, tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+    seen = []
+    construct = Head.construct
+    monkeypatch.setattr(Head, "construct", lambda self, x: (seen.append(x.asnumpy()), construct(self, x))[1])
+    importance = measure_importance(tiny, [tiny.with_name("tiny.safetensors")], tmp_path)
+    rows = np.concatenate([one.reshape(-1, one.shape[-1]) for one in seen]).astype(np.float64)
+    squares = (rows**2).mean(0)
+    expected = np.maximum(squares / squares.mean(), 1e-3)
+    np.testing.assert_allclose(importance["language_model.lm_head.weight"], expected, rtol=1e-5)
 
 
 def test_the_default_target_is_named_after_the_formats(tiny, tmp_path):

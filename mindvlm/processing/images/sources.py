@@ -13,6 +13,13 @@ from mindvlm.core.errors import UserError
 
 EncodedSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
+IMAGE_ENDINGS = {
+    *(".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".apng", ".psd", ".tga"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
+    *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl"),  # an error for each that Pillow does not read
+}
+"""Endings of the names of pictures in a folder."""
+
 _LOCAL_URL = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)", re.IGNORECASE)
 _REMOTE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]")
 _MAX_SHOWN = 1024
