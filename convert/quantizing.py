@@ -16,7 +16,7 @@ from mindvlm.checkpoint import SourceView, TensorInfo, TensorSource, open_checkp
 from mindvlm.checkpoint.blocks import blocks_of
 from mindvlm.checkpoint.dtypes import cast_storage, has_nonfinite, overflows
 from mindvlm.core.errors import UserError
-from mindvlm.core.weight_formats import BLOCK_FORMATS, parse_weights, part_of
+from mindvlm.core.weight_formats import BLOCK_FORMATS, blocks_for, parse_weights, part_of
 from mindvlm.native.library import Library
 from mindvlm.weights.opened import Opened
 from mindvlm.weights.rules.findings import fold_name, format_table
@@ -24,9 +24,9 @@ from mindvlm.weights.rules.findings import fold_name, format_table
 QUANTIZED_FROM_KEY = "mindvlm_quantized_from"
 _GROUP_VALUES = 1 << 22
 """Values of the rows that are rounded at a time."""
-_LARGEST_ERROR = {"q8_0": 0.03, "q4_0": 0.35}
+_LARGEST_ERROR = {"q8_0": 0.03, "q4_0": 0.35, "q4_K": 0.35}
 """Norm of a block's error over that of the block. Half a step for 31 values beside a full one gives 0.022 and 0.33."""
-_LARGEST_OFFSET = {"q8_0": 127 * 2**-25, "q4_0": 8 * 2**-25}
+_LARGEST_OFFSET = {"q8_0": 127 * 2**-25, "q4_0": 8 * 2**-25, "q4_K": 63 * 16 * 2**-25}
 """Error of the largest value of a block from the rounding of a subnormal float16 scale."""
 
 
@@ -65,11 +65,10 @@ def plan_quantization(weights: str, source: TensorSource, *, reads: bool = True)
     kept = []
     for name, info in source.infos.items():
         wanted = formats.get(part_of(name, info.shape), "auto")
-        block = BLOCK_FORMATS.get(wanted)
-        if block and not info.shape[1] % STORED_BLOCKS[block].size:
-            dtypes[name] = block
-            continue
-        if block:
+        if wanted in BLOCK_FORMATS:
+            if block := blocks_for(wanted, info.shape[1]):
+                dtypes[name] = block
+                continue
             kept.append(name)
         if wanted == "float32" and info.dtype != "float32":
             dtypes[name] = "float32"

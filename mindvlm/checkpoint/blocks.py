@@ -39,9 +39,22 @@ def _widen_q4_0(blocks: np.ndarray) -> np.ndarray:
     return _scales(blocks) * (values - np.int8(8))
 
 
+def _widen_q4_k(blocks: np.ndarray) -> np.ndarray:
+    units = blocks[:, :4].copy().view("<f2").astype(np.float32)
+    # 12 bytes hold 6 bits for each of 8 scales and 8 minima: four whole ones, and the rest in halves
+    first, second, halves = (blocks[:, 4 + 4 * i : 8 + 4 * i] for i in range(3))
+    scales = np.concatenate((first & 63, halves & 15 | first >> 6 << 4), 1)
+    minima = np.concatenate((second & 63, halves >> 4 | second >> 6 << 4), 1)
+    pairs = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    values = np.concatenate((pairs & 15, pairs >> 4), 2).reshape(-1, 8, 32)
+    widened = (units[:, :1] * scales)[..., None] * values - (units[:, 1:] * minima)[..., None]
+    return widened.reshape(len(blocks), 256)
+
+
 BLOCK_FORMATS = {
     "q8_0": BlockFormat(size=32, num_bytes=34, num_scales=1, widen=_widen_q8_0),
     "q4_0": BlockFormat(size=32, num_bytes=18, num_scales=1, widen=_widen_q4_0),
+    "q4_K": BlockFormat(size=256, num_bytes=144, num_scales=2, widen=_widen_q4_k),
 }
 
 

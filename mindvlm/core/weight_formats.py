@@ -8,6 +8,8 @@
                its range                                        float32
     int8       blocks of 32 values with a common scale          int8 products, float32 sums
     int4       the same with 4 bits                             int8 products, float32 sums
+    int4k      4 bits, with a minimum beside the scale; as int4 where the width is no multiple of 256
+                                                                int8 products, float32 sums
     auto       as the checkpoint stores them: float32, 16-bit values, or the blocks of a quantized file
 
 A file that `mindvlm-convert --quant` wrote can also be read as float32 or 16bit; another block format is refused.
@@ -17,12 +19,14 @@ import re
 
 from mindvlm.core.errors import UserError
 
-WEIGHT_FORMATS = ("auto", "float32", "16bit", "int8", "int4")
+WEIGHT_FORMATS = ("auto", "float32", "16bit", "int8", "int4", "int4k")
 PARTS = ("decoder", "head", "embeddings", "towers")
 """Layers of the decoder, its head, its token embeddings, and everything before it."""
 
-BLOCK_FORMATS = {"int8": "q8_0", "int4": "q4_0"}
-"""Format of a part -> name of the blocks."""
+BLOCK_FORMATS = {"int8": ("q8_0",), "int4": ("q4_0",), "int4k": ("q4_K", "q4_0")}
+"""Format of a part -> names of its blocks; the first whose size divides the width of a matrix is used."""
+BLOCK_SIZES = {"q8_0": 32, "q4_0": 32, "q4_K": 256}
+"""Number of values in a block."""
 
 _DECODER = r"(?:.*\.)?language_model\."
 PATTERNS = {
@@ -38,6 +42,7 @@ PATTERNS = {
 DEFAULTS = {
     "int8": {"embeddings": "16bit", "towers": "16bit"},
     "int4": {"head": "int8", "embeddings": "16bit", "towers": "16bit"},
+    "int4k": {"head": "int8", "embeddings": "16bit", "towers": "16bit"},
 }
 
 
@@ -67,3 +72,8 @@ def part_of(tensor: str, shape: tuple[int, ...]) -> str | None:
     if kind != "weight" or len(shape) != 2:
         return None
     return next((part for part, pattern in PATTERNS.items() if re.fullmatch(pattern, cell)), None)
+
+
+def blocks_for(weight_format: str | None, width: int) -> str | None:
+    """Returns the blocks of a matrix of a width in a format of `WEIGHT_FORMATS`; None if it is not stored in blocks."""
+    return next((name for name in BLOCK_FORMATS.get(weight_format, ()) if width % BLOCK_SIZES[name] == 0), None)

@@ -13,22 +13,24 @@ import warnings
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from mindvlm.core.caches import cache_folder
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_cpus import num_threads
+from mindvlm.core.weight_formats import BLOCK_SIZES
 from mindvlm.native.build import CompilerError, build, source_digest
 
 logger = logging.getLogger(__name__)
 
 INSTRUCTION_SETS = ("avx512", "avx2", "dotprod", "neon", "portable")
-FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4}
+FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4, "q4_K": 5}
 """Storage formats of a matrix, with their numbers in the library."""
 BLOCK = 32
-"""Values that share a scale in the formats q8_0 and q4_0."""
+"""Values that share a scale."""
+BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_K": 144}
+"""Bytes of a block in ggml's layout."""
 
 _FUNCTIONS = {
     "mindvlm_choose_kernels": (ctypes.c_char_p, (ctypes.c_char_p,)),
@@ -87,16 +89,16 @@ class Library:
         return self.path
 
     def quantize(self, weights: np.ndarray, dtype: str, importance: np.ndarray | None = None) -> np.ndarray:
-        """Returns weights (rows, cols) rounded to blocks (rows, cols / 32, bytes) uint8 in ggml's layout.
+        """Returns weights (rows, cols) rounded to blocks (rows, cols / size, bytes) uint8 in ggml's layout.
 
-        The scale of an int4 block is the one of the smallest squared error among several that clip large weights.
+        Of several roundings to 4 bits, takes the one of the smallest squared error.
 
         Args:
             importance: (cols,), weights of the squared errors, such as the mean squares of the activations.
         """
         weights = np.ascontiguousarray(weights, np.float32)
         rows, cols = weights.shape
-        blocks = np.empty((rows, cols // BLOCK, block_bytes(dtype)), np.uint8)
+        blocks = np.empty((rows, cols // BLOCK_SIZES[dtype], BLOCK_BYTES[dtype]), np.uint8)
         given = None if importance is None else np.ascontiguousarray(importance, np.float32)
         self.call(
             "mindvlm_quantize",
@@ -132,16 +134,16 @@ class Matrix:
         return cls(library, handle, (rows, cols), values.nbytes, values)
 
     @classmethod
-    def of_blocks(cls, library: Library, dtype: Literal["q8_0", "q4_0"], shape: tuple[int, int]) -> "Matrix":
+    def of_blocks(cls, library: Library, dtype: str, shape: tuple[int, int]) -> "Matrix":
         """Returns an empty matrix of blocks; `pack` fills it. Raises MemoryError if there is no memory for it."""
         rows, cols = shape
         handle = library.call("mindvlm_new_block_matrix", FORMATS[dtype], rows, cols)
         if not handle:
             raise MemoryError(f"no memory for a matrix of {rows} x {cols} weights")
-        return cls(library, handle, shape, rows * cols // BLOCK * block_bytes(dtype))
+        return cls(library, handle, shape, rows * (cols // BLOCK_SIZES[dtype]) * BLOCK_BYTES[dtype])
 
     def pack(self, first: int, blocks: np.ndarray) -> None:
-        """Fills rows from `first` on, a multiple of `row_step`, with blocks (rows, cols / 32, bytes) uint8."""
+        """Fills rows from `first` on, a multiple of `row_step`, with blocks (rows, cols / size, bytes) uint8."""
         blocks = np.ascontiguousarray(blocks)
         self.library.call("mindvlm_pack_rows", self.handle, first, len(blocks), blocks.ctypes.data)
 
@@ -165,11 +167,6 @@ class Matrix:
         row = np.empty(self.shape[1], np.float32)
         self.library.call("mindvlm_read_row", self.handle, index, row.ctypes.data)
         return row
-
-
-def block_bytes(dtype: Literal["q8_0", "q4_0"]) -> int:
-    """Returns the bytes of a block in ggml's layout: a float16 scale and the values."""
-    return 2 + (BLOCK if dtype == "q8_0" else BLOCK // 2)
 
 
 @functools.cache

@@ -17,13 +17,13 @@ from mindvlm.checkpoint import RawTensor, TensorInfo
 from mindvlm.checkpoint.blocks import bytes_of
 from mindvlm.checkpoint.dtypes import overflows
 from mindvlm.core.errors import UserError
-from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, parse_weights, part_of
-from mindvlm.native.library import BLOCK, Library, Matrix, open_library
+from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, blocks_for, parse_weights, part_of
+from mindvlm.native.library import Library, Matrix, open_library
 from mindvlm.nn.linear_plan import ProductRule
 from mindvlm.nn.native_cells import operator
 from mindvlm.nn.products import DenseProduct, ReadRows, WeightProduct
 
-WeightFormat = Literal["auto", "16bit", "int8", "int4"]
+WeightFormat = Literal["auto", "16bit", "int8", "int4", "int4k"]
 MAX_READ_BYTES = 64 << 20
 """Size of the float32 rows that are quantized at a time."""
 
@@ -35,7 +35,7 @@ class NativeProduct(WeightProduct):
 
     Args:
         library: the kernels.
-        weight_format: see `mindvlm.core.weight_formats`. For "int8" and "int4", I must be a multiple of 32.
+        weight_format: see `mindvlm.core.weight_formats`. For blocks, I must be a multiple of 32.
     """
 
     def __init__(self, shape: tuple[int, int], dtype, *, library: Library, weight_format: WeightFormat):
@@ -55,7 +55,8 @@ class NativeProduct(WeightProduct):
 
     def load(self, read: ReadRows) -> None:
         kept = kept_dtype(read(0, 0).dtype)
-        dtype = BLOCK_FORMATS.get(self.weight_format, kept if self.weight_format == "auto" else "16bit")
+        blocks = blocks_for(self.weight_format, self.shape[1])
+        dtype = blocks or (kept if self.weight_format == "auto" else "16bit")
         if dtype in STORED_BLOCKS:
             self.stored = self.read_blocks(read, dtype)
         else:
@@ -138,7 +139,8 @@ def check_stored_blocks(text: str, infos: Iterable[TensorInfo], origin: str | Pa
     """
     formats = parse_weights(text)
     for info in infos:
-        wanted = BLOCK_FORMATS.get(formats.get(part_of(info.name, info.shape)))
+        part = part_of(info.name, info.shape)
+        wanted = blocks_for(formats[part], info.shape[1]) if part else None
         if wanted and info.dtype in STORED_BLOCKS and info.dtype != wanted:
             raise UserError(
                 f"weights is {text!r} but {origin} holds {info.name} in {info.dtype}, which would be rounded a second "
@@ -150,6 +152,6 @@ def native_product(shape: tuple[int, int], dtype, *, library: Library, weight_fo
     """Returns the product for a matrix (O, I): blocks only where I is a multiple of 32, else 16-bit values."""
     if weight_format == "float32":
         return DenseProduct(shape, dtype)
-    if weight_format in BLOCK_FORMATS and shape[1] % BLOCK:
+    if weight_format in BLOCK_FORMATS and not blocks_for(weight_format, shape[1]):
         weight_format = "16bit"
     return NativeProduct(shape, dtype, library=library, weight_format=weight_format)

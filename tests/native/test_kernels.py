@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mindvlm.checkpoint import RawTensor
+from mindvlm.checkpoint import BLOCK_FORMATS, RawTensor
+from mindvlm.checkpoint.blocks import blocks_of, widen_blocks
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_cpus import num_threads
 from mindvlm.native.library import BLOCK, INSTRUCTION_SETS, Matrix, open_library
@@ -33,6 +34,8 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 def dequantized(blocks: np.ndarray, dtype: str) -> np.ndarray:
     """The weights (rows, cols) of blocks in ggml's layout."""
+    if dtype == "q4_K":
+        return widen_blocks(blocks_of(blocks, dtype), dtype)
     scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
     if dtype == "q8_0":
         values = blocks[..., 2:].view(np.int8).astype(np.float32)
@@ -50,7 +53,7 @@ def rounded_rows(x: np.ndarray) -> np.ndarray:
 
 def make(library, weights: np.ndarray, dtype: str) -> tuple[Matrix, np.ndarray]:
     """A matrix and the float32 weights that it stands for."""
-    if dtype in ("q8_0", "q4_0"):
+    if dtype in BLOCK_FORMATS:
         blocks = library.quantize(weights, dtype)
         matrix = Matrix.of_blocks(library, dtype, weights.shape)
         matrix.pack(0, blocks)
@@ -59,18 +62,22 @@ def make(library, weights: np.ndarray, dtype: str) -> tuple[Matrix, np.ndarray]:
     return Matrix.of_floats(library, raw.data, dtype), raw.to_float32()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_K"])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_products_and_rows(library, dtype, threads):
-    shapes = SHAPES if dtype in ("q8_0", "q4_0") else [*SHAPES, (33, 37), (5, 3), (300, 259)]
+    shapes = SHAPES if dtype in BLOCK_FORMATS else [*SHAPES, (33, 37), (5, 3), (300, 259)]
+    if dtype == "q4_K":
+        shapes = [(1, 256), (37, 512), (64, 2048)]
     library.call("mindvlm_set_num_threads", threads)
     for shape in shapes:
         matrix, weights = make(library, noise(*shape), dtype)
         for index in (0, shape[0] - 1):
-            np.testing.assert_array_equal(matrix.row(index), weights[index])
+            # a minimum is subtracted with or without rounding the product before
+            largest = 1e-6 if dtype == "q4_K" else 0
+            np.testing.assert_allclose(matrix.row(index), weights[index], rtol=0, atol=largest)
         for count in NUM_ROWS:
             x = noise(count, shape[1], seed=count)
-            seen = rounded_rows(x) if dtype in ("q8_0", "q4_0") else x
+            seen = rounded_rows(x) if dtype in BLOCK_FORMATS else x
             expected = seen.astype(np.float64) @ weights.T.astype(np.float64)
             np.testing.assert_allclose(matrix.multiply(x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -91,23 +98,43 @@ def test_packing_by_parts_equals_packing_at_once(library):
     np.testing.assert_array_equal(whole.multiply(x), parts.multiply(x))
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [("q8_0", 0.006), ("q4_0", 0.09)])
+@pytest.mark.parametrize(("dtype", "largest"), [("q8_0", 0.006), ("q4_0", 0.09), ("q4_K", 0.08)])
 def test_the_error_of_rounded_weights(library, dtype, largest):
     weights = noise(64, 256)
     error = dequantized(library.quantize(weights, dtype), dtype) - weights
     assert 0 < np.sqrt((error**2).mean()) < largest
 
 
-def test_important_columns_are_rounded_with_less_error(library):
-    weights, importance = noise(64, 64), np.ones(64, np.float32)
+@pytest.mark.parametrize("dtype", ["q4_0", "q4_K"])
+def test_important_columns_are_rounded_with_less_error(library, dtype):
+    weights, importance = noise(64, 256), np.ones(256, np.float32)
     importance[::4] = 100.0
     errors = [
-        np.abs(dequantized(library.quantize(weights, "q4_0", given), "q4_0") - weights)[:, ::4].mean()
+        np.abs(dequantized(library.quantize(weights, dtype, given), dtype) - weights)[:, ::4].mean()
         for given in (None, importance)
     ]
     assert errors[1] < 0.8 * errors[0]
 
 
 def test_zero_weights_stay_zero(library):
-    for dtype in ("q8_0", "q4_0"):
-        np.testing.assert_array_equal(dequantized(library.quantize(np.zeros((2, 64), np.float32), dtype), dtype), 0)
+    for dtype in BLOCK_FORMATS:
+        np.testing.assert_array_equal(dequantized(library.quantize(np.zeros((2, 256), np.float32), dtype), dtype), 0)
+
+
+def test_blocks_of_4_bits_fit_ranges_away_from_zero(library):
+    """A part between two positive, two negative or equal numbers."""
+    weights = np.concatenate(
+        [np.linspace(a, b, 32) for a, b in ((2, 3), (-3, -2), (-1, 1), (2, 2), (-2, -2))] + [[0] * 96]
+    )
+    found = dequantized(library.quantize(weights[None], "q4_K"), "q4_K")[0]
+    # a positive minimum does not exist, so the range of the first part begins at 0
+    assert (np.abs(found - weights).reshape(-1, 32).max(1) <= [0.11, 0.06, 0.08, 0.02, 0.04, 0, 0, 0]).all()
+
+
+def test_blocks_are_those_of_ggml(library):
+    quants = pytest.importorskip("gguf").quants
+    for dtype in BLOCK_FORMATS:
+        blocks = library.quantize(noise(3, 512), dtype)
+        kind = quants.GGMLQuantizationType[dtype.upper()]
+        expected = quants.dequantize(blocks.reshape(3, -1), kind)
+        np.testing.assert_allclose(dequantized(blocks, dtype), expected, rtol=1e-6)

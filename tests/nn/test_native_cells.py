@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 
 from mindvlm.checkpoint import MemorySource, RawTensor
 from mindvlm.core.errors import UserError
-from mindvlm.core.weight_formats import parse_weights
+from mindvlm.core.weight_formats import blocks_for, parse_weights
 from mindvlm.native.library import open_library
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.decoder import CausalLM
@@ -162,6 +162,9 @@ def test_formats_of_parts(library):
 
 def test_the_key_weights():
     assert parse_weights("int4") == {"decoder": "int4", "head": "int8", "embeddings": "16bit", "towers": "16bit"}
+    assert parse_weights("int4k")["head"] == "int8"
+    found = [blocks_for(kind, width) for kind in ("int8", "int4", "int4k", "16bit") for width in (512, 96, 40)]
+    assert found == ["q8_0", "q8_0", None, "q4_0", "q4_0", None, "q4_K", "q4_0", None, None, None, None]
     assert parse_weights("towers=int8")["decoder"] == "auto"
     for wrong in ("int3", "int8,int4", "tail=int8", "head=", "head=int8,head=int4"):
         with pytest.raises(UserError, match="expected one of auto"):

@@ -156,7 +156,9 @@ class PeerEntry:
 
 PEERS: dict[str, PeerEntry] = {
     OURS: PeerEntry(
-        "mindvlm.tools.benchmarks.mindvlm_peer", {"float32": 32, "16bit": 16, "int8": 8, "int4": 4}, ("mindspore",)
+        "mindvlm.tools.benchmarks.mindvlm_peer",
+        {"float32": 32, "16bit": 16, "int8": 8, "int4": 4, "int4k": 4},
+        ("mindspore",),
     ),
     "torch": PeerEntry(
         "mindvlm.tools.benchmarks.torch_peer",

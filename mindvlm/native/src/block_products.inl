@@ -1,14 +1,13 @@
 // Products with a matrix of blocks.
 
 // Bytes of a block of kLanes interleaved rows: their scales, then their values.
-constexpr int64_t packed_bytes(Format format) { return kLanes * block_bytes(format); }
+constexpr int64_t packed_bytes(Format format) { return kLanes * interleaved_bytes(format); }
 
 // Sums of a group of outputs for kRows rows of x.
 template <Format format, int kRows>
 inline void multiply_group(const uint8_t* packed, QuantizedRows x, int64_t cols, Vec* sums) {
   const int64_t num_blocks = cols / kBlock;
   constexpr int kOffset = format == Format::q8_0 ? kOffsetQ8 : kOffsetQ4;
-  for (int r = 0; r < kRows; ++r) sums[r] = Vec{};
   for (int64_t b = 0; b < num_blocks; ++b, packed += packed_bytes(format)) {
     Weights weights;
     unpack<format>(packed + 2 * kLanes, weights);
@@ -22,40 +21,59 @@ inline void multiply_group(const uint8_t* packed, QuantizedRows x, int64_t cols,
   }
 }
 
+// The same for q4_K, whose parts are stored as blocks of q4_0 with another scale and a minimum.
+template <int kRows>
+inline void multiply_parts(const uint8_t* packed, QuantizedRows x, int64_t cols, Vec* sums) {
+  const int64_t num_blocks = cols / kBlock;
+  for (int64_t b = 0; b < num_blocks;) {
+    const Vec scale_unit = load_float16(reinterpret_cast<const uint16_t*>(packed));
+    const Vec minimum_unit = load_float16(reinterpret_cast<const uint16_t*>(packed) + kLanes);
+    packed += 4 * kLanes;
+    for (int i = 0; i < kParts; ++i, ++b, packed += (2 + kBlock / 2) * kLanes) {
+      Weights weights;
+      unpack<Format::q4_0>(packed + 2 * kLanes, weights);
+      const Vec scale = scale_unit * load_bytes(packed), minimum = minimum_unit * load_bytes(packed + kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t block = r * num_blocks + b;
+        Ints products = dot(weights, x.values + r * cols + b * kBlock);
+        if (kOffsetQ4 != 8) products += (8 - kOffsetQ4) * x.sums[block];
+        sums[r] += __builtin_convertvector(products, Vec) * (scale * x.scales[block]);
+        sums[r] -= minimum * (x.scales[block] * static_cast<float>(x.sums[block]));
+      }
+    }
+  }
+}
+
+// The outputs of a group for `num_rows` rows of x: kRows at a time, and the rest with fewer.
 template <Format format, int kRows>
-inline void multiply_group_rows(const uint8_t* packed, QuantizedRows x, const Matrix& w, float* y, int64_t num_outputs) {
-  Vec sums[kRows];
-  multiply_group<format, kRows>(packed, x, w.cols, sums);
-  for (int r = 0; r < kRows; ++r)
-    for (int64_t c = 0; c < num_outputs; ++c) y[r * w.rows + c] = sums[r][c];
+inline void multiply_group_rows(const uint8_t* packed, QuantizedRows x, const Matrix& w, int64_t num_rows, float* y,
+                                int64_t num_outputs) {
+  for (; num_rows >= kRows; num_rows -= kRows, y += kRows * w.rows) {
+    Vec sums[kRows] = {};
+    if constexpr (format == Format::q4_k) {
+      multiply_parts<kRows>(packed, x, w.cols, sums);
+    } else {
+      multiply_group<format, kRows>(packed, x, w.cols, sums);
+    }
+    for (int r = 0; r < kRows; ++r) std::memcpy(y + r * w.rows, &sums[r], num_outputs * sizeof(float));
+    const int64_t num_blocks = kRows * w.cols / kBlock;
+    x = {x.values + kRows * w.cols, x.scales + num_blocks, x.sums + num_blocks};
+  }
+  if constexpr (kRows > 1) multiply_group_rows<format, kRows / 2>(packed, x, w, num_rows, y, num_outputs);
 }
 
 template <Format format>
 void multiply_block_format(const Matrix& w, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last) {
-  const int64_t num_blocks = w.cols / kBlock;
-  for (int64_t out = first; out < last; out += kLanes) {
-    const uint8_t* packed = w.packed.get() + out / kLanes * num_blocks * packed_bytes(format);
-    const int64_t num_outputs = std::min<int64_t>(kLanes, last - out);
-    QuantizedRows rows = x;
-    int64_t row = 0;
-    const auto advance = [&](int64_t count) {
-      rows = {rows.values + count * w.cols, rows.scales + count * num_blocks, rows.sums + count * num_blocks};
-      row += count;
-    };
-    while (row + kGroupRows <= num_rows) {
-      multiply_group_rows<format, kGroupRows>(packed, rows, w, y + row * w.rows + out, num_outputs);
-      advance(kGroupRows);
-    }
-    while (row < num_rows) {
-      multiply_group_rows<format, 1>(packed, rows, w, y + row * w.rows + out, num_outputs);
-      advance(1);
-    }
-  }
+  const int64_t group_bytes = w.cols / block_size(format) * packed_bytes(format);
+  for (int64_t out = first; out < last; out += kLanes)
+    multiply_group_rows<format, kGroupRows>(w.packed.get() + out / kLanes * group_bytes, x, w, num_rows, y + out,
+                                            std::min<int64_t>(kLanes, last - out));
 }
 
 void multiply_blocks(const Matrix& w, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last) {
   if (w.format == Format::q8_0) multiply_block_format<Format::q8_0>(w, x, num_rows, y, first, last);
   if (w.format == Format::q4_0) multiply_block_format<Format::q4_0>(w, x, num_rows, y, first, last);
+  if (w.format == Format::q4_k) multiply_block_format<Format::q4_k>(w, x, num_rows, y, first, last);
 }
 
 void quantize_row(const float* x, int64_t cols, int8_t* values, float* scales, int32_t* sums) {
@@ -72,41 +90,3 @@ void quantize_row(const float* x, int64_t cols, int8_t* values, float* scales, i
     sums[b] = total;
   }
 }
-
-// Interleaves ggml's blocks: four consecutive bytes of every row in turn. Missing rows have the scale 0.
-void pack(Format format, const uint8_t* blocks, int64_t num_rows, int64_t cols, uint8_t* packed) {
-  const int64_t num_blocks = cols / kBlock, size = block_bytes(format);
-  for (int64_t b = 0; b < num_blocks; ++b, packed += packed_bytes(format)) {
-    for (int64_t row = 0; row < kLanes; ++row) {
-      const uint8_t* from = blocks + (row * num_blocks + b) * size;
-      const uint8_t empty[2 + kBlock] = {};
-      if (row >= num_rows) from = empty;
-      std::memcpy(packed + 2 * row, from, 2);
-      for (int64_t i = 0; i < size - 2; ++i)
-        packed[2 * kLanes + i / 4 * 4 * kLanes + 4 * row + i % 4] = from[2 + i] ^ (format == Format::q8_0 ? kFlipQ8 : 0);
-    }
-  }
-}
-
-void read_row(const Matrix& w, int64_t index, float* to) {
-  if (w.format == Format::float32) return read_float_row<Format::float32>(w, index, to);
-  if (w.format == Format::bfloat16) return read_float_row<Format::bfloat16>(w, index, to);
-  if (w.format == Format::float16) return read_float_row<Format::float16>(w, index, to);
-  const int64_t num_blocks = w.cols / kBlock, row = index % kLanes;
-  const uint8_t* packed = w.packed.get() + index / kLanes * num_blocks * packed_bytes(w.format);
-  for (int64_t b = 0; b < num_blocks; ++b, packed += packed_bytes(w.format), to += kBlock) {
-    uint16_t half;
-    std::memcpy(&half, packed + 2 * row, 2);
-    const float scale = half_to_float(half);
-    for (int64_t i = 0; i < block_bytes(w.format) - 2; ++i) {
-      const uint8_t byte = packed[2 * kLanes + i / 4 * 4 * kLanes + 4 * row + i % 4];
-      if (w.format == Format::q8_0) {
-        to[i] = scale * static_cast<int8_t>(byte ^ kFlipQ8);
-      } else {
-        to[i] = scale * ((byte & 15) - 8);
-        to[i + kBlock / 2] = scale * ((byte >> 4) - 8);
-      }
-    }
-  }
-}
-

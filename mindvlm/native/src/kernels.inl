@@ -18,6 +18,7 @@
 #include "many_rows.inl"
 
 #include "block_products.inl"
+#include "block_layout.inl"
 
 #include "attention.inl"
 

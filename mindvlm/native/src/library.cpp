@@ -62,8 +62,9 @@ Matrix* mindvlm_new_float_matrix(int format, int64_t rows, int64_t cols, const v
 // Returns an empty matrix of blocks, which `mindvlm_pack_rows` fills; null without memory.
 Matrix* mindvlm_new_block_matrix(int format, int64_t rows, int64_t cols) {
   const Format kind = static_cast<Format>(format);
-  if (!is_blocked(kind) || cols % kBlock) return nullptr;
-  const int64_t size = std::max<int64_t>(1, round_up(rows, kernels->group) * cols / kBlock * block_bytes(kind));
+  if (!is_blocked(kind) || cols % block_size(kind)) return nullptr;
+  const int64_t row_bytes = cols / block_size(kind) * interleaved_bytes(kind);
+  const int64_t size = std::max<int64_t>(1, round_up(rows, kernels->group) * row_bytes);
   // pages of its own: the heap would keep them when the matrix is freed
   void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) return nullptr;
@@ -77,10 +78,10 @@ int64_t mindvlm_rows_of_group() { return kernels->group; }
 
 // Fills rows of a matrix of blocks from ggml's layout; `first` is a multiple of `mindvlm_rows_of_group`.
 void mindvlm_pack_rows(Matrix* w, int64_t first, int64_t count, const uint8_t* blocks) {
-  const int64_t row_bytes = w->cols / kBlock * block_bytes(w->format), group = kernels->group;
+  const int64_t num_blocks = w->cols / block_size(w->format), group = kernels->group;
   run_parallel((count + group - 1) / group, [&](int64_t i) {
-    kernels->pack(w->format, blocks + i * group * row_bytes, std::min(group, count - i * group), w->cols,
-                  w->packed.get() + (first + i * group) * row_bytes);
+    kernels->pack(w->format, blocks + i * group * num_blocks * block_bytes(w->format), std::min(group, count - i * group),
+                  w->cols, w->packed.get() + (first + i * group) * num_blocks * interleaved_bytes(w->format));
   });
 }
 
@@ -89,7 +90,7 @@ void mindvlm_quantize(int format, const float* weights, int64_t rows, int64_t co
                       uint8_t* blocks) {
   const Format kind = static_cast<Format>(format);
   run_parallel(rows, [&](int64_t row) {
-    quantize_weights(kind, weights + row * cols, cols, importance, blocks + row * cols / kBlock * block_bytes(kind));
+    quantize_weights(kind, weights + row * cols, cols, importance, blocks + row * (cols / block_size(kind)) * block_bytes(kind));
   });
 }
 

@@ -5,15 +5,22 @@
 
 #include "towers.h"
 
-enum class Format : int { float32, bfloat16, float16, q8_0, q4_0 };
+enum class Format : int { float32, bfloat16, float16, q8_0, q4_0, q4_k };
 
-// Values of a block that share a scale, as in ggml's formats q8_0 and q4_0.
-constexpr int64_t kBlock = 32;
-// Bytes of such a block in ggml's layout: a float16 scale, then the values.
-constexpr int64_t kBytesQ8 = 2 + kBlock;
-constexpr int64_t kBytesQ4 = 2 + kBlock / 2;
+// Values that share a scale, as in ggml's formats q8_0 and q4_0; those of q4_K have blocks of kParts times as many.
+constexpr int64_t kBlock = 32, kParts = 8;
 
-constexpr bool is_blocked(Format format) { return format == Format::q8_0 || format == Format::q4_0; }
+constexpr bool is_blocked(Format format) { return format >= Format::q8_0; }
+// Values and bytes of a block in ggml's layout: a float16 scale, then the values; in q4_K float16 units of scales and minima,
+// 6 bits for the scale and the minimum of every part, and the values.
+constexpr int64_t block_size(Format format) { return format == Format::q4_k ? kParts * kBlock : kBlock; }
+constexpr int64_t block_bytes(Format format) {
+  return format == Format::q8_0 ? 2 + kBlock : format == Format::q4_0 ? 2 + kBlock / 2 : 4 + 12 + kParts * kBlock / 2;
+}
+// Bytes of a block of a row in the interleaved layout, in which scales and minima of q4_K have 8 bits.
+constexpr int64_t interleaved_bytes(Format format) {
+  return format == Format::q4_k ? block_bytes(format) - 12 + 2 * kParts : block_bytes(format);
+}
 
 // Frees pages of memory.
 struct Unmap {
@@ -74,5 +81,4 @@ extern const Kernels* const kAvx512;
 // Those in use.
 extern const Kernels* kernels;
 
-constexpr int64_t block_bytes(Format format) { return format == Format::q8_0 ? kBytesQ8 : kBytesQ4; }
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

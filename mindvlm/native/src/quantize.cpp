@@ -5,39 +5,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "half.h"
+
 namespace {
 
 // Candidates of the scale of an int4 block: the largest weight becomes -8 (1 + kStep i) for i from kFirst on, and is clipped.
 constexpr int kFirst = -2, kLast = 8;
 constexpr float kStep = 0.05f;
-
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// The bits of the nearest float16. Not every compiler has a type for it.
-uint16_t to_half(float value) {
-  const uint32_t sign = bits_of(value) >> 16 & 0x8000, magnitude = bits_of(value) & 0x7fffffff;
-  if (magnitude >= bits_of(65520.0f)) return sign | (magnitude > 0x7f800000 ? 0x7e00 : 0x7c00);
-  // adding a power of two, whose last bit is worth as much as that of the float16, rounds as the processor does
-  const uint32_t exponent = std::max(magnitude >> 23, bits_of(0x1p-14f) >> 23), power = (exponent + 13) << 23;
-  const uint32_t steps = bits_of(float_of(magnitude) + float_of(power)) - power;
-  return sign | (((exponent - (bits_of(0x1p-14f) >> 23)) << 10) + steps);
-}
-
-float rounded_to_half(float value) {
-  const uint32_t half = to_half(value);
-  // shifts exponent and mantissa in place and corrects the bias of the exponent
-  return std::copysign(float_of((half & 0x7fff) << 13) * 0x1p112f, value);
-}
 
 void quantize_q8(const float* x, uint8_t* block) {
   float largest = 0;
@@ -98,11 +72,11 @@ void quantize_q4(const float* x, const float* importance, uint8_t* block) {
 }  // namespace
 
 void quantize_weights(Format format, const float* row, int64_t cols, const float* importance, uint8_t* blocks) {
-  for (int64_t k = 0; k < cols; k += kBlock, blocks += block_bytes(format)) {
-    if (format == Format::q8_0) {
-      quantize_q8(row + k, blocks);
-    } else {
-      quantize_q4(row + k, importance ? importance + k : nullptr, blocks);
-    }
+  const int64_t size = block_size(format);
+  for (int64_t k = 0; k < cols; k += size, blocks += block_bytes(format)) {
+    const float* of_block = importance ? importance + k : nullptr;
+    if (format == Format::q8_0) quantize_q8(row + k, blocks);
+    if (format == Format::q4_0) quantize_q4(row + k, of_block, blocks);
+    if (format == Format::q4_k) quantize_q4_k(row + k, of_block, blocks);
   }
 }

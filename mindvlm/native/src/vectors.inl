@@ -8,6 +8,14 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec vec) { __builtin_memcpy(to, &vec, sizeof vec); }
 
+// Bytes as floats.
+inline Vec load_bytes(const uint8_t* from) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Vec);
+}
+
 inline float sum(Vec vec) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += vec[i];
