@@ -11,7 +11,7 @@ from mindvlm.core.runtime import BuildContext
 from mindvlm.nn.attention_core import causal_attention_core, segment_attention_core, split_heads, stack_heads
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, hidden_keys, later_keys
 from mindvlm.nn.layout import permute_rows, widen
-from mindvlm.nn.linear import Linear
+from mindvlm.nn.linear import Linear, matrices
 from mindvlm.nn.rotary import apply_rotary
 
 
@@ -149,12 +149,9 @@ class SelfAttention(nn.Cell):
 
     def projections(self, x):
         """x (B, L, hidden) -> query (B, L, H * D), key and value (B, L, K * D)."""
-        query, key, value = self.q_proj, self.k_proj, self.v_proj
-        if self.joint is None:
-            return query(x), key(x), value(x)
-        handles = (query.product.handle, key.product.handle, value.product.handle)
-        biases = (query.bias, key.bias, value.bias) if query.has_bias else ()
-        return self.joint(x, *handles, *biases)
+        if self.joint:
+            return self.joint(x, *matrices((self.q_proj, self.k_proj, self.v_proj)))
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def attend(self, query, key, value, mask):
         """query (B, H, L, D), key and value (B, K, S, D) -> (B, L, hidden); mask from `mask` or

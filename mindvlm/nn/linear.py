@@ -49,6 +49,7 @@ class Linear(WeightCell):
 
     Attributes:
         is_adapted: whether a low-rank adapter is added; see `mindvlm.nn.lora.adapt`.
+        native: product and bias in one operator, see `native_form`; None without.
     """
 
     def __init__(self, in_features: int, out_features: int, *, has_bias: bool = True, dtype=ms.float32):
@@ -60,8 +61,15 @@ class Linear(WeightCell):
             self.bias = Parameter(initializer("zeros", (out_features,), dtype), name="bias")
         self.bias_add = ops.BiasAdd()
         self.is_adapted = False
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.linear(self)
 
     def construct(self, x):
+        if self.native:
+            return self.native(x, *matrices((self,)))
         rows = x.reshape((-1, self.in_features))
         y = self.product(rows)
         if self.is_adapted:
@@ -74,6 +82,16 @@ class Linear(WeightCell):
     def complete(self, y):
         """Completes the outputs before the bias; a tensor-parallel subclass sums the shares of all ranks."""
         return y
+
+
+def matrices(linears):
+    """Returns the handles of the native products of Linears, then their biases, if any, as operators take them."""
+    handles, biases = (), ()
+    for linear in linears:
+        handles = handles + (linear.product.handle,)
+        if linear.has_bias:
+            biases = biases + (linear.bias,)
+    return handles + biases
 
 
 class Embedding(WeightCell):

@@ -9,18 +9,30 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindvlm.nn.config import DecoderConfig
-from mindvlm.nn.linear import Linear
+from mindvlm.nn.linear import Linear, matrices
 
 
-class GELU(nn.Cell):
-    """x * (1 + erf(x / sqrt 2)) / 2, the exact form. Saves only its input for the backward pass."""
+class Activation(nn.Cell):
+    """An elementwise function, shared by models.
 
-    def construct(self, x):
-        return x * (0.5 + 0.5 * ops.erf(x * 0.7071067811865476))
+    Attributes:
+        kernel: its name in `mindvlm.nn.native_cells.ACTIVATION_KERNELS`.
+    """
+
+    kernel: str
 
     def native_form(self, cells):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.activation("MindvlmGelu")
+        return cells.activation(self.kernel)
+
+
+class GELU(Activation):
+    """x * (1 + erf(x / sqrt 2)) / 2, the exact form. Saves only its input for the backward pass."""
+
+    kernel = "gelu"
+
+    def construct(self, x):
+        return x * (0.5 + 0.5 * ops.erf(x * 0.7071067811865476))
 
     def bprop(self, x, out, dout):
         x = ops.depend(x, dout)
@@ -28,18 +40,16 @@ class GELU(nn.Cell):
         return (dout * (0.5 + 0.5 * ops.erf(x * 0.7071067811865476) + x * density),)
 
 
-class TanhGELU(nn.Cell):
+class TanhGELU(Activation):
     """x * (1 + tanh(u)) / 2 for u = sqrt(2 / pi) (x + 0.044715 x^3), the tanh approximation of GPT-2.
 
     Computed as the equivalent x * sigmoid(2 u): the CPU backend's tanh has an error of 1e-5, its sigmoid one of 2e-7.
     """
 
+    kernel = "tanh_gelu"
+
     def construct(self, x):
         return x * ops.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-
-    def native_form(self, cells):
-        """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.activation("MindvlmTanhGelu")
 
     def bprop(self, x, out, dout):
         x = ops.depend(x, dout)
@@ -49,30 +59,28 @@ class TanhGELU(nn.Cell):
         return (dout * (sigmoid + x * slope),)
 
 
-class QuickGELU(nn.Cell):
+class QuickGELU(Activation):
     """x * sigmoid(1.702 x), the approximation of CLIP."""
+
+    kernel = "quick_gelu"
 
     def construct(self, x):
         return x * ops.sigmoid(1.702 * x)
 
-    def native_form(self, cells):
-        """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.activation("MindvlmQuickGelu")
 
-
-class SiLU(nn.Cell):
+class SiLU(Activation):
     """x * sigmoid(x)."""
+
+    kernel = "silu"
 
     def construct(self, x):
         return x * ops.sigmoid(x)
 
-    def native_form(self, cells):
-        """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.activation("MindvlmSilu")
 
-
-class ReLU(nn.Cell):
+class ReLU(Activation):
     """max(x, 0)."""
+
+    kernel = "relu"
 
     def construct(self, x):
         return ops.relu(x)
@@ -107,7 +115,7 @@ class Gated(nn.Cell):
 
     def native_form(self, cells):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return Gated(self.activation.native_form(cells)) if hasattr(self.activation, "native_form") else self
+        return Gated(self.activation.native_form(cells))
 
 
 @functools.cache
@@ -150,9 +158,7 @@ class GatedMLP(nn.Cell):
 
     def construct(self, x):
         if self.native:
-            return self.native(
-                x, self.gate_proj.product.handle, self.up_proj.product.handle, self.down_proj.product.handle
-            )
+            return self.native(x, *matrices((self.gate_proj, self.up_proj, self.down_proj)))
         return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -166,8 +172,15 @@ class PlainMLP(nn.Cell):
         self.fc1 = Linear(hidden_size, intermediate_size, has_bias=has_bias, dtype=dtype)
         self.fc2 = Linear(intermediate_size, hidden_size, has_bias=has_bias, dtype=dtype)
         self.act = activation(hidden_act)
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.plain_mlp(self.fc1, self.act, self.fc2)
 
     def construct(self, x):
+        if self.native:
+            return self.native(x, *matrices((self.fc1, self.fc2)))
         return self.fc2(self.act(self.fc1(x)))
 
 

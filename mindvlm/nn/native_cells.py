@@ -11,6 +11,9 @@ from mindvlm.native.library import Library
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.rotary import rotary_cos_sin
 
+ACTIVATION_KERNELS = ("none", "gelu", "tanh_gelu", "quick_gelu", "silu", "relu")
+"""Names of the kernels in the order of `Activation` in native/src/towers.h."""
+
 
 def use_native_cells(model: nn.Cell, library: Library) -> None:
     """Makes a model use the Cells on the kernels, which have no gradients.
@@ -66,18 +69,33 @@ class NativeCells:
     def layer_norm(self, eps: float) -> nn.Cell:
         return self.shared(NativeLayerNorm, eps)
 
-    def activation(self, function: str) -> nn.Cell:
-        """`function` is an operator of `native/src/towers.cpp`."""
-        return self.shared(Elementwise, function)
+    def activation(self, kernel: str) -> nn.Cell:
+        return self.shared(NativeActivation, kernel)
+
+    def patches(self, size: int) -> nn.Cell:
+        return self.shared(Patches, size)
+
+    def neighbourhoods(self, stride: int) -> nn.Cell:
+        return self.shared(Neighbourhoods, stride)
 
     def gated_silu(self) -> nn.Cell:
-        return self.shared(Elementwise, "MindvlmGatedSilu")
+        return self.shared(NativeGatedSiLU)
 
     def joint_products(self, *linears: nn.Cell) -> nn.Cell | None:
         """Returns the operator of Linears with one input; None if one of them needs its own."""
         if not are_joinable(linears) or len({linear.has_bias for linear in linears}) > 1:
             return None
         return self.shared(JointProducts, tuple(linear.out_features for linear in linears))
+
+    def linear(self, linear: nn.Cell) -> nn.Cell | None:
+        """Returns the operator of a product and its bias; None if it needs its own."""
+        return self.shared(NativeLinear, linear.out_features) if are_joinable((linear,)) else None
+
+    def plain_mlp(self, first: nn.Cell, activation: nn.Cell, second: nn.Cell) -> nn.Cell | None:
+        """Returns the operator of a plain feed-forward block; None if one of its Linears needs its own."""
+        if not are_joinable((first, second)) or first.has_bias != second.has_bias:
+            return None
+        return self.shared(NativePlainMLP, activation.kernel, second.out_features)
 
     def gated_mlp(self, *linears: nn.Cell) -> nn.Cell | None:
         """Returns the operator of a gated SiLU block; None if one of its Linears needs its own."""
@@ -206,6 +224,37 @@ class GridAttention(nn.Cell):
         return self.attend(qkv, padding, row_table, column_table)
 
 
+class Patches(nn.Cell):
+    """Patches of size P as rows: x (N, I, height, width) -> (N * rows * columns, I * P * P)."""
+
+    def __init__(self, library: Library, size: int):
+        super().__init__()
+        self.gather = operator(
+            library, "MindvlmPatches", lambda x, _: [x[0] * (x[2] // size) * (x[3] // size), x[1] * size * size], size
+        )
+        self.size = Tensor(np.array([size], np.int32))
+
+    def construct(self, x):
+        return self.gather(x, self.size)
+
+
+class Neighbourhoods(nn.Cell):
+    """3 x 3 neighbourhoods as rows: x (N, rows, columns, I) -> (N * output rows * output columns, I * 9)."""
+
+    def __init__(self, library: Library, stride: int):
+        super().__init__()
+        self.gather = operator(
+            library,
+            "MindvlmNeighbourhoods",
+            lambda x, _: [x[0] * -(-x[1] // stride) * -(-x[2] // stride), 9 * x[3]],
+            stride,
+        )
+        self.stride = Tensor(np.array([stride], np.int32))
+
+    def construct(self, x):
+        return self.gather(x, self.stride)
+
+
 class JointProducts(nn.Cell):
     """Products of one input in one operator.
 
@@ -228,6 +277,29 @@ class JointProducts(nn.Cell):
         return self.multiply(x, *matrices)
 
 
+class NativeLinear(nn.Cell):
+    """Computes `Linear`: x (..., in_features), the handle of its product, and its bias if it has one."""
+
+    def __init__(self, library: Library, num_outputs: int):
+        super().__init__()
+        self.multiply = operator(library, "MindvlmProducts", lambda x, *_: [*x[:-1], num_outputs], num_outputs)
+
+    def construct(self, x, *matrix):
+        return self.multiply(x, *matrix)
+
+
+class NativePlainMLP(nn.Cell):
+    """Computes `PlainMLP`: x (..., hidden_size), the handles of both Linears, then their biases or nothing."""
+
+    def __init__(self, library: Library, kernel: str, num_outputs: int):
+        super().__init__()
+        self.run = operator(library, "MindvlmMlp", lambda x, *_: [*x[:-1], num_outputs], num_outputs)
+        self.kind = activation_kind(kernel)
+
+    def construct(self, x, first, second, *biases):
+        return self.run(x, first, second, self.kind, *biases)
+
+
 class NativeGatedMLP(nn.Cell):
     """Computes `GatedMLP` with SiLU: x (..., hidden_size), handles of gate, up and down -> the shape of x."""
 
@@ -239,12 +311,29 @@ class NativeGatedMLP(nn.Cell):
         return self.run(x, gate, up, down)
 
 
-class Elementwise(nn.Cell):
-    """A function of float32 tensors of one shape."""
+class NativeActivation(nn.Cell):
+    """Computes an `Activation`: x -> the shape of x."""
 
-    def __init__(self, library: Library, function: str):
+    def __init__(self, library: Library, kernel: str):
         super().__init__()
-        self.function = operator(library, function, first_shape)
+        self.apply = operator(library, "MindvlmActivation", first_shape)
+        self.kind = activation_kind(kernel)
 
-    def construct(self, *inputs):
-        return self.function(*inputs)
+    def construct(self, x):
+        return self.apply(x, self.kind)
+
+
+def activation_kind(kernel: str) -> Tensor:
+    """Returns the number of an activation for operators, (1,) int32."""
+    return Tensor(np.array([ACTIVATION_KERNELS.index(kernel)], np.int32))
+
+
+class NativeGatedSiLU(nn.Cell):
+    """silu(gate) * up."""
+
+    def __init__(self, library: Library):
+        super().__init__()
+        self.multiply = operator(library, "MindvlmGatedSilu", first_shape)
+
+    def construct(self, gate, up):
+        return self.multiply(gate, up)

@@ -13,6 +13,9 @@ class PatchConv(nn.Cell):
 
     Shapes: `weight` (out_channels, in_channels, patch, patch) as in torch;
     x (N, in_channels, height, width) -> (N, rows, columns, out_channels).
+
+    Attributes:
+        native: gathers patches, see `native_form`; None without.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch_size: int, *, has_bias: bool, dtype=ms.float32):
@@ -27,16 +30,30 @@ class PatchConv(nn.Cell):
             self.bias = Parameter(initializer("zeros", (out_channels,), dtype), name="bias")
             self.bias_add = ops.BiasAdd()
         self.matmul = ops.MatMul(transpose_b=True)
+        self.native = None
 
-    def construct(self, x):
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.patches(self.patch_size)
+
+    def patches(self, x):
+        """Returns the pixels of each patch, (patches, in_channels * patch * patch), in the order of the weight."""
+        if self.native:
+            return self.native(x)
         num_images, channels, height, width = x.shape
         size = self.patch_size
         rows, columns = height // size, width // size
         if height % size or width % size:
             x = x[:, :, : rows * size, : columns * size]
         x = permute_rows(x.reshape((num_images, channels, rows, size, columns, size)), (0, 2, 4, 1, 3))
+        return x.reshape((-1, self.patch_values))
+
+    def construct(self, x):
+        num_images, _, height, width = x.shape
+        rows, columns = height // self.patch_size, width // self.patch_size
+        x = self.patches(x)
         weight = read_with(self.weight, x)
-        y = self.matmul(x.reshape((-1, self.patch_values)), weight.reshape((self.out_channels, -1)))
+        y = self.matmul(x, weight.reshape((self.out_channels, -1)))
         if self.has_bias:
             y = self.bias_add(y, read_with(self.bias, y))
         return y.reshape((num_images, rows, columns, self.out_channels))
@@ -47,6 +64,9 @@ class Conv3x3(nn.Cell):
 
     Shapes: `weight` (out_channels, in_channels, 3, 3) as in torch;
     x (N, rows, columns, in_channels) -> (N, ceil(rows / stride), ceil(columns / stride), out_channels).
+
+    Attributes:
+        native: gathers neighbourhoods, see `native_form`; None without.
     """
 
     def __init__(
@@ -57,14 +77,24 @@ class Conv3x3(nn.Cell):
         self.out_channels = out_channels
         self.out_grid = (-(-grid[0] // stride), -(-grid[1] // stride))
         self.weight = Parameter(initializer("zeros", (out_channels, in_channels, 3, 3), dtype), name="weight")
+        self.stride = stride
         self.neighbours = Tensor(neighbour_rows(grid, stride).reshape(-1), ms.int32)
         self.matmul = ops.MatMul(transpose_b=True)
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.neighbourhoods(self.stride)
 
     def construct(self, x):
         num_images = x.shape[0]
-        rows = append_zero_row(x.reshape((num_images, -1, self.in_channels)))
-        columns = ops.gather(rows, self.neighbours, 1).reshape((-1, 9 * self.in_channels))
-        weight = read_with(self.weight, columns).reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
+        if self.native:
+            columns, weight = self.native(x), self.weight
+        else:
+            rows = append_zero_row(x.reshape((num_images, -1, self.in_channels)))
+            columns = ops.gather(rows, self.neighbours, 1).reshape((-1, 9 * self.in_channels))
+            weight = read_with(self.weight, columns)
+            weight = weight.reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
         y = self.matmul(columns, weight.reshape((self.out_channels, -1)))
         return y.reshape((num_images, *self.out_grid, self.out_channels))
 

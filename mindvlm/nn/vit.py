@@ -10,7 +10,7 @@ from mindspore.common.initializer import initializer
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.nn.config import VitConfig
 from mindvlm.nn.layout import widen
-from mindvlm.nn.linear import Embedding, Linear
+from mindvlm.nn.linear import Embedding, Linear, matrices
 from mindvlm.nn.mlp import PlainMLP
 from mindvlm.nn.multi_head import MultiHeadCore
 from mindvlm.nn.norm import LayerNorm
@@ -53,7 +53,11 @@ class SiglipEmbeddings(nn.Cell):
 
 
 class VitAttention(nn.Cell):
-    """Bidirectional multi-head attention with biases. x (N, T, hidden) -> the same shape."""
+    """Bidirectional multi-head attention with biases. x (N, T, hidden) -> the same shape.
+
+    Attributes:
+        native: the projections in one operator, see `native_form`; None without.
+    """
 
     def __init__(self, config: VitConfig, context: BuildContext):
         super().__init__()
@@ -63,9 +67,20 @@ class VitAttention(nn.Cell):
         self.v_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self.core = MultiHeadCore(config.hidden_size, config.num_attention_heads, context)
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.joint_products(self.q_proj, self.k_proj, self.v_proj)
+
+    def projections(self, x):
+        """Returns query, key and value, (N, T, hidden) each."""
+        if self.native:
+            return self.native(x, *matrices((self.q_proj, self.k_proj, self.v_proj)))
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def construct(self, x):
-        return self.out_proj(self.core(self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        return self.out_proj(self.core(*self.projections(x)))
 
 
 class VitLayer(nn.Cell):

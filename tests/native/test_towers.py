@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from mindvlm.native.library import Matrix
+from mindvlm.nn.native_cells import ACTIVATION_KERNELS
 from tests.native.operators import call, library  # noqa: F401
 
 
@@ -110,20 +112,35 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = {
-    "MindvlmGelu": lambda x: x * np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2,
-    "MindvlmTanhGelu": lambda x: x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
-    "MindvlmQuickGelu": lambda x: x * sigmoid(1.702 * x),
-    "MindvlmSilu": lambda x: x * sigmoid(x),
+    "gelu": lambda x: x * np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2,
+    "tanh_gelu": lambda x: x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x),
+    "silu": lambda x: x * sigmoid(x),
+    "relu": lambda x: np.maximum(x, 0),
 }
 
 
-@pytest.mark.parametrize("function", ACTIVATIONS)
-def test_activations(library, function):  # noqa: F811
+@pytest.mark.parametrize("kernel", ACTIVATIONS)
+def test_activations(library, kernel):  # noqa: F811
     x = np.concatenate([np.linspace(-12, 12, 4999), [0.0, -0.0, 1e-30, -300.0, 300.0]]).astype(np.float32)
-    expected = ACTIVATIONS[function](np.clip(x, -20, None).astype(np.float64))
-    found = call(library, function, (3, 1668), x.reshape(3, 1668)).reshape(-1)
+    expected = ACTIVATIONS[kernel](np.clip(x, -20, None).astype(np.float64))
+    kind = np.array([ACTIVATION_KERNELS.index(kernel)], np.int32)
+    found = call(library, "MindvlmActivation", (3, 1668), x.reshape(3, 1668), kind).reshape(-1)
     assert (np.abs(found - expected) / np.maximum(1, np.abs(x))).max() < 3e-7
     assert found[-1] == 300.0 and abs(found[-2]) < 1e-30
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_block_of_more_rows_than_are_computed_at_a_time(library, has_bias):  # noqa: F811
+    x, weights = noise(2, 550, 40), (noise(56, 40, seed=1), noise(24, 56, seed=2))
+    biases = [noise(len(weight), seed=3) for weight in weights]
+    matrices = [Matrix.of_floats(library, weight, "float32") for weight in weights]
+    inputs = [np.array([matrix.handle]) for matrix in matrices]
+    inputs += [np.array([ACTIVATION_KERNELS.index("gelu")], np.int32), *(biases if has_bias else [])]
+    found = call(library, "MindvlmMlp", (2, 550, 24), x, *inputs)
+    first, second = biases if has_bias else (0, 0)
+    hidden = ACTIVATIONS["gelu"](x.astype(np.float64) @ weights[0].T + first)
+    require_close(found, hidden @ weights[1].T + second)
 
 
 @pytest.mark.parametrize("width", [1, 5, 64, 100, 1024])

@@ -15,7 +15,7 @@ from mindvlm.nn.attention_core import attention_core
 from mindvlm.nn.config import grid_size
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, pad_head_dim, padded_head_dim
 from mindvlm.nn.layout import permute_rows, widen
-from mindvlm.nn.linear import Linear
+from mindvlm.nn.linear import Linear, matrices
 from mindvlm.nn.mlp import activation
 from mindvlm.nn.norm import LayerNorm
 from mindvlm.nn.patches import Conv1x1, Conv3x3, PatchConv, append_zero_row
@@ -142,8 +142,15 @@ class VocabularyMLP(nn.Cell):
         self.lin1 = Linear(width, hidden, dtype=dtype)
         self.lin2 = Linear(hidden, width, dtype=dtype)
         self.act = activation("gelu")
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.plain_mlp(self.lin1, self.act, self.lin2)
 
     def construct(self, x):
+        if self.native:
+            return self.native(x, *matrices((self.lin1, self.lin2)))
         return self.lin2(self.act(self.lin1(x)))
 
 

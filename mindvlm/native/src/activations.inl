@@ -24,6 +24,7 @@ inline Vec activated(Vec x) {
   if constexpr (kind == Activation::tanh_gelu) return times_sigmoid(x, 1.5957691216057308f * (x + 0.044715f * x * x * x));
   if constexpr (kind == Activation::quick_gelu) return times_sigmoid(x, 1.702f * x);
   if constexpr (kind == Activation::silu) return times_sigmoid(x, x);
+  if constexpr (kind == Activation::relu) return x > 0 ? x : Vec{};
 }
 
 template <Activation kind>
@@ -42,4 +43,5 @@ void activate(Activation kind, const float* x, int64_t count, float* to) {
   if (kind == Activation::tanh_gelu) activate_all<Activation::tanh_gelu>(x, count, to);
   if (kind == Activation::quick_gelu) activate_all<Activation::quick_gelu>(x, count, to);
   if (kind == Activation::silu) activate_all<Activation::silu>(x, count, to);
+  if (kind == Activation::relu) activate_all<Activation::relu>(x, count, to);
 }

@@ -81,9 +81,13 @@ void multiply(const std::vector<Product>& products, const float* x, int64_t num_
     } else {
       kernels->multiply_float(w, x + row * cols, count, y, first, last);
     }
-    if (product->bias)
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t i = first; i < last; ++i) y[r * w.rows + i] += product->bias[i];
+    for (int64_t r = 0; r < count; ++r) {
+      float* outputs = y + r * w.rows;
+      if (product->bias)
+        for (int64_t i = first; i < last; ++i) outputs[i] += product->bias[i];
+      if (product->activation != Activation::none)
+        kernels->activate(product->activation, outputs + first, last - first, outputs + first);
+    }
   });
 }
 

@@ -4,11 +4,12 @@
 
 #include "matrix.h"
 
-// y (num_rows, rows of W) = x W^T + bias; `bias` may be null.
+// y (num_rows, rows of W) = activation(x W^T + bias); `bias` may be null.
 struct Product {
   const Matrix* w;
   const float* bias;
   float* y;
+  Activation activation = Activation::none;
 };
 
 // Computes products of x (num_rows, cols); the matrices have the same number of columns.

@@ -1,19 +1,24 @@
-// Operators of vision towers: attention, norm and activations.
+// Operators of vision towers: attention, norm, activations and feed-forward blocks.
 //
 // N images, T tokens, H heads, D head dimension, R rows and C columns of a grid of tokens.
 #include "towers.h"
 
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <vector>
 
 #include "matrix.h"
 #include "operators.h"
+#include "products.h"
 
 namespace {
 
 // Least queries of a task: a task packs all keys.
 constexpr int64_t kLeastQueries = 192;
+
+// Rows of a feed-forward block whose hidden values are in memory at a time.
+constexpr int64_t kMlpRows = 1024;
 
 // The cells of a window, and the tokens of all cells.
 struct Window {
@@ -66,17 +71,6 @@ std::vector<Window> windows_of(int64_t rows, int64_t columns, int64_t window_row
     }
   }
   return windows;
-}
-
-// Operator: x float32 -> the same shape.
-int apply(Activation kind, int num_params, void** params, int* num_dims, int64_t** shapes) {
-  const float* x = static_cast<const float*>(params[0]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[0][num_dims[0] - 1];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    kernels->activate(kind, x + first * width, (last - first) * width, to + first * width);
-  });
-  return 0;
 }
 
 }  // namespace
@@ -151,19 +145,35 @@ int MindvlmLayerNorm(int num_params, void** params, int* num_dims, int64_t** sha
   return 0;
 }
 
-int MindvlmGelu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  return apply(Activation::gelu, num_params, params, num_dims, shapes);
+// Operator: x float32, kind (1,) int32 -> activation(x), the shape of x.
+int MindvlmActivation(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
+  const float* x = static_cast<const float*>(params[0]);
+  const Activation kind = *static_cast<const Activation*>(params[1]);
+  float* to = static_cast<float*>(params[num_params - 1]);
+  const int64_t width = shapes[0][num_dims[0] - 1];
+  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
+    kernels->activate(kind, x + first * width, (last - first) * width, to + first * width);
+  });
+  return 0;
 }
 
-int MindvlmTanhGelu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  return apply(Activation::tanh_gelu, num_params, params, num_dims, shapes);
-}
-
-int MindvlmQuickGelu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  return apply(Activation::quick_gelu, num_params, params, num_dims, shapes);
-}
-
-int MindvlmSilu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  return apply(Activation::silu, num_params, params, num_dims, shapes);
+// Operator: x (..., I) float32, the handles of two matrices, kind of activation (1,) int32, the biases of both or nothing
+// -> W2 activation(W1 x + b1) + b2.
+int MindvlmMlp(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
+  const float* x = static_cast<const float*>(params[0]);
+  const Matrix &first = matrix_of(params[1]), &second = matrix_of(params[2]);
+  const Activation kind = *static_cast<const Activation*>(params[3]);
+  const bool has_bias = num_params > 5;
+  const float* bias = has_bias ? static_cast<const float*>(params[4]) : nullptr;
+  const float* second_bias = has_bias ? static_cast<const float*>(params[5]) : nullptr;
+  float* to = static_cast<float*>(params[num_params - 1]);
+  const int64_t num_rows = size_before_last(shapes[0], num_dims[0]);
+  const std::unique_ptr<float[]> hidden(new float[std::min(num_rows, kMlpRows) * first.rows]);
+  for (int64_t row = 0; row < num_rows; row += kMlpRows) {
+    const int64_t count = std::min(kMlpRows, num_rows - row);
+    multiply({{&first, bias, hidden.get(), kind}}, x + row * first.cols, count);
+    multiply({{&second, second_bias, to + row * second.rows}}, hidden.get(), count);
+  }
+  return 0;
 }
 }
