@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mindvlm.core.config import kind_of_config, read_yaml
 from mindvlm.core.errors import Parser, UserError
+from mindvlm.core.progress import silence_progress
 from mindvlm.models.registry import separate_parts
 from mindvlm.tools import cli, preflight
 from mindvlm.tools.preflight import FAILED, SKIPPED, WARNING, Lines, Run
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     for key, text in separate_parts().items():
         parser.add_argument(f"--{key}", type=os.path.expanduser, metavar="FOLDER", help=text)
     parser.add_argument("--device", choices=["auto", "cpu", "ascend"], help="instead of the one in the YAML")
+    cli.add_weights_option(parser)
     parser.add_argument("--num_images", type=int, default=1, help="pictures in the prompt (default: %(default)s)")
     parser.add_argument(
         "--num_prompt_tokens", type=int, help="length of the prompt with its pictures (default: the usual question)"
@@ -93,6 +95,7 @@ def check(argv: list[str] | None) -> int:
     if arguments.set and not is_job:
         raise UserError("--set changes a training job; give its YAML as --config_path")
     checks = JOB_CHECKS if is_job else CHECKS
+    silence_progress()
     with contextlib.ExitStack() as opened:
         run = Run(arguments, opened)
         statuses = {one.name: run_check(one, run) for one in checks}

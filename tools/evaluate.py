@@ -149,6 +149,8 @@ def check(arguments: argparse.Namespace) -> None:
     for name in ("benchmark", "data", *(() if arguments.score else ("config_path",))):
         if not getattr(arguments, name):
             raise UserError(f"--{name} is missing; give it, see mindvlm-evaluate --list and --help")
+    if arguments.score and is_launched():
+        raise UserError("--score runs in one process; start it without msrun")
     if arguments.score and arguments.config_path:
         raise UserError("--score uses no model; leave --config_path out")
     shares = (arguments.num_chunks, arguments.chunk_idx)

@@ -45,6 +45,7 @@ class Run:
         weights: the checkpoint's tensors under native names.
         device: 'CPU' or 'Ascend'.
         dtype: name of the compute dtype.
+        kernels: the native kernels; None without them, and on Ascend.
     """
 
     arguments: argparse.Namespace
@@ -61,6 +62,7 @@ class Run:
     weights: Any = None
     device: str | None = None
     dtype: str | None = None
+    kernels: Any = None
 
 
 def check_config(run: Run) -> Lines:
@@ -74,8 +76,7 @@ def check_config(run: Run) -> Lines:
     path = run.arguments.config_path or shipped_config_path()
     parts = {key: part for key in separate_parts() if (part := getattr(run.arguments, key))}
     overrides = {key: str(Path(part).resolve()) for key, part in parts.items()}
-    if run.arguments.device is not None:
-        overrides["device"] = run.arguments.device
+    overrides |= {key: value for key in ("device", "weights") if (value := getattr(run.arguments, key)) is not None}
     config = read_config(path, overrides)
     if config.model.language_model is None:
         raise UserError(f"config {path} has no model.language_model; add the section")
@@ -272,6 +273,7 @@ def check_device(run: Run) -> Lines:
     import mindspore as ms
 
     from mindvlm.core import runtime
+    from mindvlm.native.library import open_library
 
     with warnings.catch_warnings():
         # the next check reports what this warns of
@@ -279,7 +281,11 @@ def check_device(run: Run) -> Lines:
         context = runtime.start(run.config)
     run.dtype = next(name for name, value in runtime.DTYPES.items() if value == context.dtype)
     run.device = ms.get_context("device_target")
-    found = f"CPU with {os.cpu_count()} cores" if run.device == "CPU" else f"{run.device} NPU"
+    found = f"{run.device} NPU"
+    if run.device == "CPU":
+        run.kernels = open_library()
+        kernels = f"native kernels {run.kernels.instruction_set}" if run.kernels else "without native kernels"
+        found = f"CPU with {os.cpu_count()} cores, {kernels}"
     yield OK, f"{found} (device: {run.config.device}), {run.config.mode} mode"
 
 

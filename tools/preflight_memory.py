@@ -1,17 +1,20 @@
 """The memory checks of `mindvlm-check`: the needs of a run beside the free memory, and plans for several devices."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 from mindvlm.core.errors import UserError, counted
 from mindvlm.core.host_memory import free_host_memory
+from mindvlm.core.weight_formats import WEIGHT_FORMATS, parse_weights
 from mindvlm.tools.predict_llm import DEFAULT_QUERY
-from mindvlm.tools.preflight import MIB, OK, SKIPPED, WARNING, Lines, Run, mib
+from mindvlm.tools.preflight import FAILED, MIB, OK, SKIPPED, WARNING, Lines, Run, mib
 
 WORLD_SIZES = (1, 2, 4, 8)
 # the NPUs' memories, of which a tenth is left to the driver, the runtime and communication
 NPU_GIB, NPU_SHARE = (32, 64), 0.9
+GIB = 1024 * MIB
 
 
 def check_memory(run: Run) -> Lines:
@@ -31,7 +34,8 @@ def check_memory(run: Run) -> Lines:
     whole = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
     weights = shard_infos(whole, specs_for(run, num_processes))
 
-    def estimate(model_config) -> memory.MemoryEstimate:
+    def estimate(model_config, text: str = run.config.weights) -> memory.MemoryEstimate:
+        formats = parse_weights(text) if run.kernels else None
         return memory.estimate_memory(
             model_config,
             weights,
@@ -41,6 +45,7 @@ def check_memory(run: Run) -> Lines:
             dtype=run.dtype,
             on_host=run.device == "CPU",
             num_processes=num_processes,
+            formats=formats,
         )
 
     needed = estimate(config)
@@ -56,19 +61,30 @@ def check_memory(run: Run) -> Lines:
         text = f"each of {num_processes} processes: {text}"
     if run.device != "CPU":
         text += " (never measured on an NPU; its runtime comes on top)"
+    by_format = {name: estimate(config, name) for name in WEIGHT_FORMATS[1:]} if run.kernels else {}
+    fitting = [name for name, found in by_format.items() if free is not None and found.prefill <= free]
     if free is None:
         yield OK, f"{text}; the free memory is unknown here"
     elif needed.peak <= free:
         yield OK, f"{text}; {mib(free)} are free"
-    else:
+    elif max(needed.load, needed.prefill) <= free:
         length = longest_context(config, lambda changed: estimate(changed).peak <= free, at_least=num_tokens)
-        if length:
-            remedy = f"set model.max_length to {length} or less, or end other programs"
-        elif run.device == "CPU":
-            remedy = "end other programs, or take a machine with more memory or a smaller model"
-        else:
-            remedy = "take a smaller model" + (", or set dtype: float16" if run.dtype == "float32" else "")
+        remedy = f"set model.max_length to {length} or less, or end other programs"
         yield WARNING, f"{text}, but {mib(free)} are free: {remedy}"
+    else:
+        if run.device != "CPU":
+            remedy = "take a smaller model" + (", or set dtype: float16" if run.dtype == "float32" else "")
+        elif fitting:
+            remedy = f"set weights: {fitting[0]}, or end other programs"
+        else:
+            remedy = "end other programs, or take a machine with more memory or a smaller model"
+        yield FAILED, f"{text}, but {mib(free)} are free: {remedy}"
+    if by_format:
+        sizes = [
+            f"{name} {mib(found.prefill)}" + ("" if free is None or name in fitting else " (does not fit)")
+            for name, found in by_format.items()
+        ]
+        yield OK, f"until the first answer with weights: {', '.join(sizes)}"
 
 
 def check_plan(run: Run) -> Lines:
@@ -83,6 +99,7 @@ def check_plan(run: Run) -> Lines:
     config = dataclasses.replace(run.config.model, max_length=length)
     whole = [TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
     yield OK, f"each NPU, {counted(num_slots, 'slot')} of {length} tokens (computed, never measured on an NPU):"
+    smallest = math.inf
     for num_processes in WORLD_SIZES:
         named = "1 process" if num_processes == 1 else f"{num_processes} processes"
         try:
@@ -105,19 +122,37 @@ def check_plan(run: Run) -> Lines:
                 num_processes=num_processes,
             )
         half, full = found.values()
+        smallest = min(smallest, half.prefill)
         parts = f"weights {mib(half.parameters)}, cache {mib(half.prompt_cache)}, activations {mib(half.activations)}"
         yield OK, f"{named}: {parts} in 16 bits, {held_by(half.prefill)}; float32 {held_by(full.prefill)}"
+    is_asked_for = run.arguments.max_length is not None or num_slots > 1
+    if is_asked_for and smallest_npu(smallest) is None:
+        yield FAILED, f"no NPU holds {counted(num_slots, 'slot')} of {length} tokens; lower --num_slots or --max_length"
 
 
 def check_job_plan(run: Run) -> Lines:
-    """Counts the memory of each device of a training job."""
+    """Counts the memory of each device of a training job. A job that does not fit its device fails the check."""
     from mindvlm.training.memory import estimate_training
 
     config = run.config
-    dtype = "float32" if config.device == "cpu" else config.dtype
+    on_cpu = config.device == "cpu"
+    dtype = "float32" if on_cpu else config.dtype
     found = estimate_training(config, run.model_config, run.family, dtype=dtype)
-    parts = ", ".join(f"{part} {mib(size)}" for part, size in dataclasses.asdict(found).items())
-    yield OK, f"each device: {parts} in {dtype}, {held_by(found.total)} (computed, never measured on an NPU)"
+    parts = ", ".join(
+        f"{part} {mib(getattr(found, part))}" for part in ("weights", "gradients", "optimizer", "activations")
+    )
+    text = f"each device: {parts} in {dtype}, "
+    if on_cpu:
+        free = free_host_memory()
+        fits = free is None or config.parallel.dp * config.parallel.tp * found.total <= free
+        text += f"{mib(found.total)}, " + ("of unknown free memory" if free is None else f"{mib(free)} are free")
+    else:
+        fits = smallest_npu(found.total) is not None
+        text += f"{held_by(found.total)} (computed, never measured on an NPU)"
+    remedy = "; lower data.batch_size or data.max_length, set recompute: true, divide it by parallel, or train adapters"
+    yield (OK, text) if fits else (FAILED, text + remedy)
+    if found.uncounted:
+        yield WARNING, f"not counted: {found.uncounted}"
 
 
 def specs_for(run: Run, num_processes: int) -> dict:
@@ -130,10 +165,14 @@ def specs_for(run: Run, num_processes: int) -> dict:
 
 def held_by(num_bytes: int) -> str:
     """Returns a size with the smallest NPU that holds it."""
-    gib = 1024 * MIB
-    holding = next((size for size in NPU_GIB if num_bytes <= NPU_SHARE * size * gib), None)
+    holding = smallest_npu(num_bytes)
     fits = f"fits {holding} GB" if holding else f"does not fit {NPU_GIB[-1]} GB"
-    return f"{num_bytes / gib:.1f} GiB ({fits})"
+    return f"{num_bytes / GIB:.1f} GiB ({fits})"
+
+
+def smallest_npu(num_bytes: int) -> int | None:
+    """Returns the memory in GiB of the smallest NPU that holds that much; None if none does."""
+    return next((size for size in NPU_GIB if num_bytes <= NPU_SHARE * size * GIB), None)
 
 
 def longest_context(config, fits: Callable[[Any], bool], *, at_least: int) -> int | None:

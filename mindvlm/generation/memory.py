@@ -41,20 +41,24 @@ the memory of the runtime, but have not been measured there.
 H query heads, C new tokens, S cache capacity.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from mindvlm.checkpoint import TensorInfo, dtypes
+from mindvlm.checkpoint import BLOCK_FORMATS, TensorInfo, dtypes
+from mindvlm.core.weight_formats import blocks_for, part_of
 from mindvlm.generation.engine import MAX_PREFILL_LENGTH
 from mindvlm.generation.graphs import bucket_length, cache_capacity
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory
+from mindvlm.nn.native_products import MAX_READ_BYTES
 
 # resident memory after `import mindspore`, and the cost of compiling any first graph
 RUNTIME_BYTES = 405 * MIB
 FIRST_GRAPH_BYTES = 230 * MIB
 # the compiled prefill and decode graphs
 DECODER_LAYER_BYTES = 3 * MIB
+# dtypes in which the native kernels read a matrix as it is stored
+KEPT = ("float16", "bfloat16", *BLOCK_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def estimate_memory(
     on_host: bool = True,
     num_slots: int = 1,
     num_processes: int = 1,
+    formats: Mapping[str, str] | None = None,
 ) -> MemoryEstimate:
     """Returns the estimated memory for loading a model and answering one prompt.
 
@@ -123,6 +128,7 @@ def estimate_memory(
         on_host: whether the model is in host memory with the runtime; False on an NPU.
         num_slots: rows of the KV cache; prompts are computed one by one.
         num_processes: tensor-parallel processes that share the decoder.
+        formats: of weight matrices by part, see `weight_formats.parse_weights`; None without the native kernels.
     """
     lm, weights, item_size = config.language_model.share(num_processes), list(weights), dtypes.item_size(dtype)
     vision = vision if num_images else VisionMemory()
@@ -130,12 +136,14 @@ def estimate_memory(
     capacity = cache_capacity(num_padded, config.max_length)
     graphs = FIRST_GRAPH_BYTES + lm.num_hidden_layers * DECODER_LAYER_BYTES + vision.graph
     features = num_images * config.image_token_len * lm.hidden_size * item_size
-    prefill = prefill_activations(lm, min(num_padded, MAX_PREFILL_LENGTH), capacity, item_size)
+    prefill = prefill_activations(
+        lm, min(num_padded, MAX_PREFILL_LENGTH), capacity, item_size, stores_scores=formats is None
+    )
     prefill += 3 * num_padded * lm.hidden_size * item_size + 2 * features
     return MemoryEstimate(
         runtime=RUNTIME_BYTES if on_host else 0,
-        parameters=sum(info.num_elements for info in weights) * item_size,
-        loading=loading_bytes(weights, dtype),
+        parameters=sum(replace(info, dtype=held_dtype(info, dtype, formats)).num_bytes for info in weights),
+        loading=loading_bytes(weights, dtype, formats),
         graphs=int(graphs) if on_host else 0,
         activations=max(vision.activations, prefill) + features,
         prompt_cache=num_slots * cache_bytes(lm, capacity, item_size),
@@ -150,18 +158,36 @@ def padded_prompt_length(num_tokens: int, max_length: int) -> int:
     return max(min(padded, bucket_length(max_length)), num_tokens)
 
 
-def loading_bytes(weights: Iterable[TensorInfo], dtype: str) -> int:
-    """Returns the peak while tensors are loaded one by one into parameters of `dtype`.
+def held_dtype(info: TensorInfo, dtype: str, formats: Mapping[str, str] | None) -> str:
+    """Returns the dtype in which a stored tensor is held in memory, see `estimate_memory`."""
+    chosen = (formats or {}).get(part_of(info.name, info.shape), "float32")
+    if chosen == "float32":
+        return dtype
+    if chosen == "auto":
+        return info.dtype if info.dtype in KEPT else "float32"
+    narrow = "bfloat16" if info.dtype == "bfloat16" else "float16"
+    return blocks_for(chosen, info.shape[1]) or narrow
+
+
+def loading_bytes(weights: Iterable[TensorInfo], dtype: str, formats: Mapping[str, str] | None = None) -> int:
+    """Returns the peak while tensors are loaded one by one into parameters of `dtype`, or as `formats` say.
 
     A float32 or float16 tensor shares its memory with a parameter of the same dtype. Other tensors are cast, and each
     cast coexists with its input. All casts go through float32, except those to float16, which are direct for every
-    stored dtype but bfloat16.
+    stored dtype but bfloat16. Blocks are made of parts of a tensor.
     """
     loaded = widest = 0
     for info in weights:
-        wide, parameter = info.num_elements * FLOAT32, info.num_elements * dtypes.item_size(dtype)
+        held_as = held_dtype(info, dtype, formats)
+        wide, parameter = info.num_elements * FLOAT32, replace(info, dtype=held_as).num_bytes
         stored = 0 if info.dtype == "float32" else info.num_bytes
-        if dtype == "float32":
+        if formats and held_as == info.dtype:
+            held = parameter
+        elif held_as in BLOCK_FORMATS:
+            held = parameter + 2 * min(wide, MAX_READ_BYTES)
+        elif held_as != dtype:
+            held = stored + wide + parameter
+        elif dtype == "float32":
             held = stored + parameter
         elif dtype == "bfloat16":
             held = wide + max(stored, parameter)
@@ -174,14 +200,17 @@ def loading_bytes(weights: Iterable[TensorInfo], dtype: str) -> int:
     return max(widest, loaded)
 
 
-def prefill_activations(config: DecoderConfig, num_tokens: int, capacity: int, item_size: int) -> int:
+def prefill_activations(
+    config: DecoderConfig, num_tokens: int, capacity: int, item_size: int, *, stores_scores: bool = True
+) -> int:
     """Returns the peak activations of the decoder for C new tokens and S cached positions.
 
-    The mask, the scores, their sum, and the input and output of the float32 softmax have H*C*S elements each. The MLP
-    holds both branches, the activation and the product. Logits are computed for one token.
+    The mask, the scores, their sum, and the input and output of the float32 softmax have H*C*S elements each; the
+    native kernels store none. The MLP holds both branches, the activation and the product. Logits are computed for one
+    token.
     """
     num_rows = num_tokens * config.num_attention_heads
-    scores = num_rows * capacity * (3 * item_size + 2 * FLOAT32)
+    scores = num_rows * capacity * (3 * item_size + 2 * FLOAT32) * stores_scores
     rotation = 2 * num_rows * config.head_dim * FLOAT32
     states = num_tokens * (2 * config.hidden_size + 4 * config.num_attention_heads * config.head_dim) * item_size
     mlp = 4 * num_tokens * config.intermediate_size * item_size

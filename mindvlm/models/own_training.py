@@ -123,6 +123,7 @@ class PassMemory:
         frozen: further weights in bytes.
         towers: peak of the activations in bytes while the decoder does not run.
         beside: activations in bytes beside those of the decoder.
+        uncounted: what is left out because its sizes are unknown, for a message; empty if nothing is.
     """
 
     num_rows: int = 0
@@ -130,6 +131,7 @@ class PassMemory:
     frozen: int = 0
     towers: int = 0
     beside: int = 0
+    uncounted: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,12 +42,14 @@ class TrainingMemory:
         gradients: those of a pass, and the float32 ones of a step if several passes or ZeRO-2 accumulate them.
         optimizer: the moments, and the float32 copies of 16-bit parameters.
         activations: estimated peak beside these.
+        uncounted: see `PassMemory`.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    uncounted: str = ""
 
     @property
     def total(self) -> int:
@@ -100,7 +102,7 @@ def estimate_training(config: TrainConfig, model_config: Any, family: Family, *,
     decoder = model_config.model.language_model
     activations = decoder_activations(model, decoder, found, config, size) + found.beside if decoder else 0
     weights = num_elements * size + found.frozen
-    return TrainingMemory(weights, gradients, optimizer, max(found.towers, activations))
+    return TrainingMemory(weights, gradients, optimizer, max(found.towers, activations), found.uncounted)
 
 
 def pass_memory(config: TrainConfig, model_config: Any, family: Family, size: int) -> PassMemory:

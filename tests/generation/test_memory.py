@@ -11,6 +11,7 @@ from mindvlm.api import load
 from mindvlm.checkpoint import TensorInfo
 from mindvlm.checkpoint.dtypes import item_size
 from mindvlm.core.config import build_config
+from mindvlm.core.weight_formats import parse_weights
 from mindvlm.generation import memory
 from mindvlm.generation.memory import MIB, estimate_memory
 from mindvlm.generation.request import Request
@@ -297,3 +298,31 @@ def test_cache_and_slots_are_those_of_the_engine(tmp_path):
 def test_loading_holds_one_tensor_twice(stored, dtype, expected):
     infos = [TensorInfo("a", stored[0], (10,)), TensorInfo("b", stored[1], (10, 10))]
     assert memory.loading_bytes(infos, dtype) == expected
+
+
+@pytest.mark.parametrize(
+    "weights, name, stored, shape, expected",
+    [
+        ("auto", "language_model.layers.0.mlp.down_proj.weight", "bfloat16", (64, 96), 2 * 64 * 96),
+        ("auto", "language_model.layers.0.mlp.down_proj.weight", "float32", (64, 96), 4 * 64 * 96),
+        ("auto", "language_model.layers.0.mlp.down_proj.weight", "q4_0", (64, 96), 18 * 64 * 3),
+        ("16bit", "language_model.lm_head.weight", "float32", (64, 96), 2 * 64 * 96),
+        ("int8", "language_model.lm_head.weight", "float16", (64, 96), 34 * 64 * 3),
+        ("int4", "language_model.lm_head.weight", "float16", (64, 96), 34 * 64 * 3),
+        ("int4", "language_model.layers.0.mlp.down_proj.weight", "float16", (64, 96), 18 * 64 * 3),
+        ("int4k", "language_model.layers.0.mlp.down_proj.weight", "float16", (64, 512), 144 * 64 * 2),
+        ("int4k", "language_model.layers.0.mlp.down_proj.weight", "float16", (64, 96), 18 * 64 * 3),
+        # no whole number of blocks; not a matrix; a part in float32
+        ("int4", "language_model.layers.0.mlp.down_proj.weight", "float16", (64, 90), 2 * 64 * 90),
+        ("int4", "language_model.norm.weight", "float16", (96,), 4 * 96),
+        ("int4,towers=float32", "vision_tower.layers.0.mlp.fc1.weight", "float16", (64, 96), 4 * 64 * 96),
+    ],
+)
+def test_parameters_by_format(weights, name, stored, shape, expected):
+    info, config = TensorInfo(name, stored, shape), build_config(VaryModelConfig, MODELS["small"])
+    counts = {"num_images": 0, "num_prompt_tokens": 1000}
+    found = estimate_memory(config, [info], VisionMemory(), **counts, formats=parse_weights(weights))
+    assert found.parameters == expected
+    assert expected <= found.loading <= expected + 8 * info.num_elements
+    without = estimate_memory(config, [info], VisionMemory(), **counts)
+    assert (without.parameters, found.activations < without.activations) == (4 * info.num_elements, True)

@@ -1,12 +1,14 @@
 """The memory plans of `mindvlm-check`, for models and training jobs."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mindvlm.tools import preflight_memory
 from tests.tiny_vary import tiny_config, write_tiny_vary, write_yaml
 from tests.tools.checked import checker, found
 from tests.training.delvm_job import write_job as write_delvm_job
@@ -97,7 +99,23 @@ def test_the_plan_of_a_job_on_codes(check, tmp_path):
     assert "training job of tiny of the family delvm" in out and "each device: weights 3 MiB" in out
     path = write_delvm_job(tmp_path, distillation={"teacher": "nowhere"})
     status, out, err = check("--config_path", path)
-    assert status == 2 and "nowhere: no such file or folder" in out and err.count("\n") == 1
+    assert (status, err) == (0, "") and out.splitlines()[-1] == "ready, with warnings: plan"
+    assert re.search(r"not counted: the teacher .*nowhere, which is not there", found(out)["plan"][1][1])
+
+
+def test_a_plan_that_does_not_fit_fails(check, tmp_path, monkeypatch):
+    path = write_job(tmp_path)
+    monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: MIB)
+    status, out, err = check("--config_path", path)
+    assert status == 2 and "1 MiB are free; lower data.batch_size" in found(out)["plan"][0][1] and "ready" not in out
+    monkeypatch.setattr(preflight_memory, "NPU_GIB", (0.0001, 0.001))
+    status, out, err = check("--config_path", path, "--set", "device=auto")
+    assert status == 2 and "does not fit 0.001 GB" in found(out)["plan"][0][1] and err.count("\n") == 1
+    monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: None)
+    model = write_tiny_vary(tmp_path)
+    assert check("--config_path", model)[1].splitlines()[-1] == "ready"
+    status, out, err = check("--config_path", model, "--num_slots", 3)
+    assert status == 2 and "no NPU holds 3 slots of" in out and "ready" not in out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
 from mindvlm.generation import memory
+from mindvlm.native.library import open_library
 from mindvlm.tools import preflight, preflight_memory
 from mindvlm.tools.check_model import build_parser
 from tests.tiny_vary import tiny_config, tiny_weights, write_tiny_vary, write_yaml
@@ -103,10 +104,9 @@ def test_what_an_npu_makes_of_stored_dtypes(stored, computed, status, expected):
 
 def test_memory_that_is_not_enough_for_anything(check, config_path, monkeypatch):
     monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: 100 * memory.MIB)
-    status, out, err = check("--config_path", config_path)
-    ((found_status, text),) = found(out)["memory"]
-    assert (status, err, found_status) == (0, "", "warning")
-    assert "but 100 MiB are free" in text and "more memory" in text and "max_length" not in text
+    result = check("--config_path", config_path)
+    assert_failed(result, {"memory": "FAILED"}, "but 100 MiB are free", "more memory")
+    assert "max_length" not in found(result[1])["memory"][0][1] and "ready" not in result[1]
 
 
 def test_memory_that_is_not_enough_for_the_longest_context(check, config_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_memory_that_is_not_enough_for_the_longest_context(check, config_path, m
     needed = int(found(out)["memory"][0][1].partition("32000 tokens ")[2].split()[0]) * memory.MIB
     monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: needed - room)
     _, out, _ = check("--config_path", config_path)
-    ((status, text),) = found(out)["memory"]
+    status, text = found(out)["memory"][0]
     assert status == "warning" and "set model.max_length to 16000 or less" in text
 
 
@@ -150,3 +150,24 @@ def test_options_out_of_range(check, options, expected):
 def test_a_prompt_shorter_than_its_pictures(check, config_path):
     result = check("--config_path", config_path, "--num_prompt_tokens", 7)
     assert_failed(result, {"memory": "FAILED"}, "1 picture take 8 tokens")
+
+
+def test_memory_by_format_of_the_weights(check, config_path, monkeypatch):
+    if open_library() is None:
+        pytest.skip("there is no C++ compiler")
+    needed = {"float32": 900, "16bit": 700, "int8": 500, "int4": 400, "int4k": 400}
+
+    def estimate(*arguments, formats=None, **options):
+        chosen = formats["decoder"] if formats else "auto"
+        size = needed["float32" if chosen == "auto" else chosen] * memory.MIB
+        return memory.MemoryEstimate(0, size, size, 0, 0, 0, 0)
+
+    monkeypatch.setattr(memory, "estimate_memory", estimate)
+    monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: 600 * memory.MIB)
+    listed = "float32 900 MiB (does not fit), 16bit 700 MiB (does not fit), int8 500 MiB, int4 400 MiB, int4k 400 MiB"
+    for options, status in (((), "FAILED"), (("--weights", "int8"), "ok"), (("--weights", "16bit"), "FAILED")):
+        _, out, _ = check("--config_path", config_path, *options)
+        first, second = found(out)["memory"]
+        assert first[0] == status and ("set weights: int8, or" in first[1]) == (status == "FAILED")
+        assert second == ("ok", f"until the first answer with weights: {listed}")
+    assert "weights is 'int7'" in check("--config_path", config_path, "--weights", "int7")[1]

@@ -101,8 +101,10 @@ def read_mmbench(name: str) -> Callable[[DataFolder, argparse.Namespace], list[Q
     """Returns the `read` of a file of MMBench."""
 
     def read(files: DataFolder, options: argparse.Namespace) -> list[Question]:
-        found = []
+        found, pictures = [], {}
         for row in files.table(name):
+            # a row may name another row whose picture it shares
+            pictures[row["index"]] = picture = pictures.get(row["image"], row["image"])
             given = choices.present_options(row)
             letters = list("ABCD"[: len(given)])
             hint = "" if choices.is_none(row["hint"]) else f"{row['hint']}\n"
@@ -115,7 +117,7 @@ def read_mmbench(name: str) -> Callable[[DataFolder, argparse.Namespace], list[Q
                     "option_char": list(letters),
                 }
                 prompt = hint + "\n".join([row["question"], *lines])
-                images = (f"data:image/jpeg;base64,{row['image']}",)
+                images = (f"data:image/jpeg;base64,{picture}",)
                 key = mmbench_key(written)
                 found.append(Question(key, prompt, images, row, written=written))
                 given, letters = given[1:] + given[:1], letters[1:] + letters[:1]

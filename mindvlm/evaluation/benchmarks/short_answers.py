@@ -73,13 +73,14 @@ def textvqa_key(row: Mapping) -> str:
 
 def read_textvqa(files: DataFolder, options: argparse.Namespace) -> list[Question]:
     truths = {f"{row['image_id']} {row['question'].lower()}": row["answers"] for row in files.json(TEXTVQA)["data"]}
-    found = []
+    # a question that is asked twice about a picture counts once
+    found: dict[str, Question] = {}
     for row in files.json_lines(TEXTVQA_QUESTIONS):
         key = textvqa_key({"question_id": row["question_id"], "prompt": row["text"]})
         written = {"question_id": row["question_id"]}
         images = (files.root / "train_images" / row["image"],)
-        found.append(Question(key, row["text"], images, truths[key], written=written))
-    return found
+        found.setdefault(key, Question(key, row["text"], images, truths[key], written=written))
+    return list(found.values())
 
 
 def submit_vizwiz(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
@@ -121,8 +122,8 @@ def chartqa_compat(question: Question, answer: Answer) -> bool:
     return any(scorers.relaxed_match(truth, answer["text"].strip()) for truth in as_list(question.truth))
 
 
-def as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value
+def as_list(value: object) -> list[str]:
+    return [str(one) for one in (value if isinstance(value, list) else [value])]
 
 
 def tabulate_chartqa(scored: Sequence[Weighted]) -> Rows:
@@ -181,6 +182,7 @@ ENTRIES = {
         pictures={"train_images": "train_val_images.zip of textvqa.org/dataset"},
         read=read_textvqa,
         key=textvqa_key,
+        answered_twice=True,
         verdict=lambda question, answer: scorers.textvqa_score(answer["text"], question.truth),
         tabulate=mean_of("accuracy"),
         kind=lambda question: None,

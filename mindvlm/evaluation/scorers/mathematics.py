@@ -165,6 +165,10 @@ def rounded_tuple(text: str) -> str:
     return f"{text[0]}{','.join(parts)}{text[-1]}"
 
 
+VALUELESS = (
+    ("$", " "), ("\\displaystyle", " "), ("\\left", ""), ("\\right", ""), ("\\!", ""), ("\\,", ""),
+    ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"),
+)  # fmt: skip
 TOKENS = re.compile(r"\s*(\d+\.?\d*|\.\d+|\\frac|\\sqrt|\\pi|\\cdot|\\times|\\div|[-+*/^(){}])")
 
 
@@ -174,7 +178,7 @@ def latex_value(text: str) -> float | None:
     Knows + - * / ^, products without a sign, \\frac, \\sqrt, \\pi, \\cdot, \\times and \\div.
     """
     tokens, place = [], 0
-    text = text.rstrip()
+    text = replaced(text, VALUELESS).rstrip()
     while place < len(text):
         if not (found := TOKENS.match(text, place)):
             return None

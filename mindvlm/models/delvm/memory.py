@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mindvlm.checkpoint import open_checkpoint
@@ -99,10 +100,10 @@ def attention_positions(config: VqganConfig) -> list[int]:
 
 
 def pass_memory(run_config: Any, sections: Mapping[str, Any], item_size: int) -> PassMemory:
-    """Returns the memory of a pass of a job; see `OwnTraining`.
+    """Returns the memory of a pass of a job; see `OwnTraining`. A teacher that is not there is not counted.
 
     Raises:
-        UserError: the teacher of the job cannot be found or read.
+        UserError: the teacher of the job cannot be read.
     """
     model, data = run_config.model, sections["data"]
     if model.language_model is None:
@@ -112,10 +113,15 @@ def pass_memory(run_config: Any, sections: Mapping[str, Any], item_size: int) ->
     section = sections.get("distillation")
     if section is None:
         return PassMemory(num_rows=num_rows, length=length, frozen=wide)
+    if not Path(section.teacher).exists():
+        missing = f"the teacher {section.teacher}, which is not there"
+        return PassMemory(num_rows=num_rows, length=length, frozen=wide, uncounted=missing)
     teacher = teacher_of(section, run_config)
     decoder, num_codes = teacher.model.language_model, num_rows * length
-    with open_checkpoint(teacher.checkpoint) as checkpoint:
-        is_half = all(info.dtype == "float16" for info in checkpoint.infos.values() if len(info.shape) > 1)
+    is_half = False
+    if Path(teacher.checkpoint).exists():
+        with open_checkpoint(teacher.checkpoint) as checkpoint:
+            is_half = all(info.dtype == "float16" for info in checkpoint.infos.values() if len(info.shape) > 1)
     num_weights = sum(map(math.prod, decoder_shapes(decoder).values()))
     # states, norm and branches of a layer, which are not kept; the last states
     layer = num_codes * (3 * decoder.hidden_size + 3 * decoder.intermediate_size) * item_size
