@@ -116,6 +116,7 @@ def evaluate(argv: list[str] | None) -> int:
         **({"compat": True} if getattr(arguments, "compat", False) else {}),
         "questions": len(questions.ids),
         "answered": len(files.answers),
+        **({"cannot be answered": ", ".join(errors)} if errors else {}),
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
     }
     write_results(output, scores, run)

@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="weights in place of the YAML's, such as those of a training run",
     )
     parser.add_argument("--weights", metavar="FORMAT", help="how a CPU stores weight matrices, see mindvlm-predict")
-    parser.add_argument("--no_cache", action="store_true", help="neither write nor read the cache of converted weights")
+    parser.add_argument("--no_cache", action="store_true", help="read and write no cache of weights and graphs")
     parser.add_argument("--seed", type=at_least(0), default=7, help="of the pictures (default 7)")
     parser.add_argument("--num_images", type=at_least(1), default=1000, help="how many (default 1000)")
     parser.add_argument("--batch_size", type=at_least(1), default=20, help="pictures read together (default 20)")

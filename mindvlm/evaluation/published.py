@@ -1,12 +1,8 @@
-"""Published figures of the families' papers and model cards, by benchmark."""
+"""Published figures of the families' papers and model cards, by benchmark.
 
-SOURCES = {
-    "TinyLLaVA": "arXiv 2402.14289 and the table of github.com/TinyLLaVA/TinyLLaVA_Factory",
-    "SliME": "arXiv 2406.08487, tables 1 and 2",
-    "Vary-toy": "arXiv 2401.12503",
-    "Vary": "arXiv 2312.06109; pages of Fox as in the table of arXiv 2409.01704",
-    "LLaVA-1.5": "arXiv 2310.03744",
-}
+TinyLLaVA: arXiv 2402.14289 and its model zoo; SliME: arXiv 2406.08487, tables 1 and 2; Vary-toy: arXiv 2401.12503;
+Vary: arXiv 2312.06109; page OCR of both: arXiv 2409.01704; LLaVA-1.5: arXiv 2310.03744.
+"""
 
 # the order of the columns below
 _TINYLLAVA = ("llava-bench-wild", "mme", "mmbench", "mm-vet", "scienceqa", "vqav2", "gqa", "textvqa", "pope")

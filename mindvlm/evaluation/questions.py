@@ -130,7 +130,7 @@ class QuestionBenchmark:
         parser.add_argument(
             "--max_new_tokens", type=int, default=self.max_new_tokens, help="of an answer (default %(default)s)"
         )
-        note = self.compat_note or "nothing else in this benchmark"
+        note = self.compat_note.replace("%", "%%") or "nothing else in this benchmark"
         parser.add_argument(
             "--compat",
             action="store_true",

@@ -15,7 +15,6 @@ import platform
 import sys
 import types
 from collections import deque
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-SCALARS = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice, np.generic, np.dtype, enum.Enum)
+PLAIN = {type(None), bool, int, float, complex, str, bytes, type(...), range, slice}
+SCALARS = (*PLAIN, np.generic, np.dtype, enum.Enum)
 SETTINGS = ("device_target", "jit_level", "jit_syntax_level", "deterministic", "enable_graph_kernel")
 FOREIGN = {*sys.stdlib_module_names, "mindspore", "numpy"}
 # Attributes of every Cell that differ between processes or change when it is compiled, and shape no graph.
@@ -99,7 +99,7 @@ class _Key:
     def add(self, value: Any) -> None:
         """Adds a value, with everything that it holds."""
         kind = type(value)
-        if isinstance(value, SCALARS):
+        if kind in PLAIN or isinstance(value, SCALARS):
             self.lines.append(f"{kind.__name__} {value!r}")
         elif isinstance(value, Path):
             self.write("path", str(value))
@@ -121,7 +121,7 @@ class _Key:
             self.write("length", len(value))
             for item in value:
                 self.add(item)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict | types.MappingProxyType):
             self.add_mapping(value.items())
         elif isinstance(value, set | frozenset):
             self.write("set", sorted(map(repr, value)))
@@ -229,7 +229,7 @@ class _Key:
         """Adds a code object; returns the names that it reads."""
         names = [*code.co_names]
         self.write_bytes("instructions", code.co_code)
-        self.add([code.co_names, code.co_varnames, code.co_freevars])
+        self.write("names", (code.co_names, code.co_varnames, code.co_freevars))
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
                 names += self.add_instructions(constant)

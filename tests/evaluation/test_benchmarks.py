@@ -118,6 +118,14 @@ def test_three_questions_are_answered_and_scored(folder, tmp_path):
     assert without_pictures.ids == questions.ids
 
 
+def test_the_help_names_what_compat_repeats():
+    for name in FOLDERS:
+        text = " ".join(build_parser(name).format_help().split())
+        assert "--compat repeat errors of the original programs" in text
+        note = get_benchmark(name).open.args[1].compat_note
+        assert note in text, name
+
+
 def test_missing_files_are_named_with_their_origin(folder, tmp_path):
     name, data = folder
     (tmp_path / "empty").mkdir()

@@ -97,6 +97,7 @@ def test_a_broken_picture_costs_its_question(run, root, tmp_path):
     status, out, err = run("pope", *argv)
     assert status == 1 and err.count("cannot be answered") == 1 and "1.jpg" in err
     assert "1 question of 3 have no answer and are left out, first '1'" in err
+    assert "- cannot be answered: 1\n" in Path("evaluation/pope/results.md").read_text()
     (data / "val2014/1.jpg").write_bytes((data / "val2014/0.jpg").read_bytes())
     assert run("pope", *argv)[0] == 0
 

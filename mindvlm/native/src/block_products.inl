@@ -77,16 +77,27 @@ void multiply_blocks(const Matrix& w, QuantizedRows x, int64_t num_rows, float* 
 }
 
 void quantize_row(const float* x, int64_t cols, int8_t* values, float* scales, int32_t* sums) {
+  constexpr int kVecs = kBlock / kLanes;
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
   for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock, values += kBlock) {
-    float largest = 0;
-    for (int64_t i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
-    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    int32_t total = 0;
-    for (int64_t i = 0; i < kBlock; ++i) {
-      values[i] = static_cast<int8_t>(std::nearbyintf(x[i] * inverse));
-      total += values[i];
+    Vec parts[kVecs], largest = {};
+    for (int i = 0; i < kVecs; ++i) {
+      parts[i] = load(x + i * kLanes);
+      const Vec size = parts[i] < 0 ? -parts[i] : parts[i];
+      largest = size > largest ? size : largest;
     }
-    scales[b] = largest / 127.0f;
-    sums[b] = total;
+    float top = 0;
+    for (int i = 0; i < kLanes; ++i) top = std::max(top, largest[i]);
+    const float inverse = top > 0 ? 127.0f / top : 0.0f;
+    Ints total = {};
+    for (int i = 0; i < kVecs; ++i) {
+      const Ints rounded = to_nearest(parts[i] * inverse);
+      const Bytes bytes = __builtin_convertvector(rounded, Bytes);
+      std::memcpy(values + i * kLanes, &bytes, sizeof bytes);
+      total += rounded;
+    }
+    scales[b] = top / 127.0f;
+    sums[b] = 0;
+    for (int i = 0; i < kLanes; ++i) sums[b] += total[i];
   }
 }

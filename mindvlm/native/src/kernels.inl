@@ -6,6 +6,7 @@
 //   kGroupRows                      rows of x that share the unpacked weights of a block
 //   Vec, Ints                       vectors of float and int32
 //   load_bfloat16, load_float16     (const uint16_t*) -> Vec
+//   to_nearest(Vec) -> Ints         rounded to the nearest integers, halves to even ones
 //   interleave(Vec& a, Vec& b)      a0 a1 .. and b0 b1 .. become a0 b0 a1 b1 ..
 //   unpack<format>(packed, Weights&), dot(const Weights&, const int8_t* x) -> Ints
 //                                   the weights of a block, and their sums of products with a block of x

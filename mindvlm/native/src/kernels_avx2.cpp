@@ -27,6 +27,8 @@ inline Vec load_bfloat16(const uint16_t* from) {
 
 inline Vec load_float16(const uint16_t* from) { return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)); }
 
+inline Ints to_nearest(Vec vec) { return (Ints)_mm256_cvtps_epi32((__m256)vec); }
+
 inline void interleave(Vec& a, Vec& b) {
   const __m256 low = _mm256_unpacklo_ps((__m256)a, (__m256)b), high = _mm256_unpackhi_ps((__m256)a, (__m256)b);
   a = (Vec)_mm256_permute2f128_ps(low, high, 0x20);

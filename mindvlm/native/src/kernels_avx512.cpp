@@ -28,6 +28,8 @@ inline Vec load_bfloat16(const uint16_t* from) {
 
 inline Vec load_float16(const uint16_t* from) { return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
 
+inline Ints to_nearest(Vec vec) { return (Ints)_mm512_cvtps_epi32((__m512)vec); }
+
 inline void interleave(Vec& a, Vec& b) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));

@@ -24,6 +24,8 @@ inline Vec load_bfloat16(const uint16_t* from) { return (Vec)vshll_n_u16(vld1_u1
 
 inline Vec load_float16(const uint16_t* from) { return (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
 
+inline Ints to_nearest(Vec vec) { return (Ints)vcvtnq_s32_f32((float32x4_t)vec); }
+
 inline void interleave(Vec& a, Vec& b) {
   const Vec low = (Vec)vzip1q_f32((float32x4_t)a, (float32x4_t)b);
   b = (Vec)vzip2q_f32((float32x4_t)a, (float32x4_t)b);

@@ -35,6 +35,12 @@ inline Vec load_float16(const uint16_t* from) {
   return (Vec)((Bits)magnitude | (bits & 0x8000) << 16);
 }
 
+inline Ints to_nearest(Vec vec) {
+  Ints rounded;
+  for (int i = 0; i < kLanes; ++i) rounded[i] = static_cast<int32_t>(std::nearbyintf(vec[i]));
+  return rounded;
+}
+
 inline void interleave(Vec& a, Vec& b) {
   const Vec low = {a[0], b[0], a[1], b[1]}, high = {a[2], b[2], a[3], b[3]};
   a = low;
