@@ -19,6 +19,26 @@ from tests.hf_shapes import toy_shapes
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 2_237_365_504
 
+RUNTIME_BYTES = 0.5e9
+"""MindSpore and the built Cells."""
+LOAD = """
+import sys
+from dataclasses import replace
+from mindvlm.core import runtime
+from mindvlm.core.host_memory import peak_memory
+from mindvlm.models.loading import build_model, open_weights
+from mindvlm.models.registry import get_family
+from mindvlm.models.run_config import read_config
+from mindvlm.nn.native_products import native_rules
+from mindvlm.nn.parameters import fill_parameters, parameter_shapes
+config = read_config("configs/vary/vary_toy.yaml", {"checkpoint": sys.argv[1], "device": "cpu"})
+family, context = get_family("vary"), runtime.start(config)
+model, _ = build_model(family, config.model, replace(context, linear=native_rules("auto", "CPU")))
+with open_weights(config, family, parameter_shapes(model), origin="vary_toy.yaml", cache=False) as weights:
+    fill_parameters(model, weights)
+    print(peak_memory(), sum(info.num_bytes for info in weights.infos.values()))
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -45,3 +65,16 @@ def test_conversion_accounts_for_every_tensor(tmp_path):
     assert sum(info.num_elements for info in conversion.tensors.infos.values()) == PARAMETERS
     assert conversion.num_verified == 769
     assert conversion.sizes == "those of the released vary_toy"
+
+
+def test_loading_needs_little_more_memory_than_the_weights_as_stored(tmp_path):
+    source, quantized = tmp_path / "model.safetensors", tmp_path / "int4.safetensors"
+    write_checkpoint(source, CastSource(RandomSource(toy_shapes(vary_toy_config()), 0), "bfloat16"))
+    options = ["--target", str(quantized), "--quant", "int4", "--verify"]
+    assert convert_weight.main(["--torch_ckpt_path", str(source), *options]) == 0
+
+    for file in (source, quantized):
+        command = [sys.executable, "-c", LOAD, str(file)]
+        done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+        peak, stored = map(int, done.stdout.split())
+        assert peak <= 1.05 * stored + RUNTIME_BYTES

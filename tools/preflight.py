@@ -291,7 +291,7 @@ def check_device(run: Run) -> Lines:
 
 def check_dtype(run: Run) -> Lines:
     """Describes how the stored dtypes change on the way to the device."""
-    from mindvlm.checkpoint.dtypes import item_size
+    from mindvlm.checkpoint.dtypes import block_size, item_size
 
     sizes: dict[str, int] = {}
     for info in run.weights.infos.values():
@@ -302,7 +302,7 @@ def check_dtype(run: Run) -> Lines:
         yield WARNING, f"{text} and not in {run.config.dtype}, for which the {run.device} backend has no fast kernels"
     elif run.dtype == "float16" and sizes.keys() - {"float16"}:
         yield WARNING, f"{text}: a value beyond 65504 will be refused while loading; dtype: bfloat16 accepts it"
-    elif any(item_size(dtype) > item_size(run.dtype) for dtype in sizes):
+    elif any(item_size(dtype) > item_size(run.dtype) * block_size(dtype) for dtype in sizes):
         yield OK, f"{text}: rounded while loading"
     else:
         yield OK, text if sizes.keys() == {run.dtype} else f"{text}: widened without loss"

@@ -20,8 +20,9 @@ from mindvlm.native.library import open_library
 from mindvlm.nn.linear import Head, WeightCell
 from mindvlm.nn.native_products import NativeProduct
 from mindvlm.nn.parameters import stored_tensors
+from mindvlm.tools import check_model
 from mindvlm.training.initial_weights import identify_weights
-from tests.tiny_vary import picture, tiny_config, tiny_weights, write_tiny_vary
+from tests.tiny_vary import picture, tiny_config, tiny_weights, write_tiny_vary, write_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = (
@@ -104,6 +105,20 @@ def test_a_quantized_file_is_what_the_key_weights_makes_of_the_source(tiny, tmp_
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
     assert target.stat().st_size < 0.7 * source.stat().st_size
+
+
+def test_a_file_in_int4k(tmp_path):
+    sizes = {"model__language_model__hidden_size": 256, "model__language_model__head_dim": 128}
+    yaml = write_tiny_vary(tmp_path, **sizes)
+    target = tmp_path / "q.safetensors"
+    options = ("--target", target, "--quant", "int4k", "--verify")
+    assert run("--torch_ckpt_path", tmp_path / "tiny.safetensors", *options) == 0
+    dtypes = dtypes_of(target)
+    assert dtypes["language_model.layers.0.mlp.up_proj.weight"] == "q4_K"
+    assert dtypes["language_model.layers.0.mlp.down_proj.weight"] == "float16"
+    found = held_rows(yaml, checkpoint=str(target))
+    for name, values in held_rows(yaml, weights="int4k").items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def test_widths_that_are_no_multiple_of_the_block_keep_16_bits(tiny, tmp_path, capsys):
@@ -266,6 +281,13 @@ def test_a_quantized_file_runs_without_the_kernels(tiny, quantized, monkeypatch)
     monkeypatch.setattr("mindvlm.nn.native_products.open_library", lambda: None)
     for name, values in held_rows(tiny, checkpoint=str(quantized)).items():
         np.testing.assert_array_equal(values, stored[name], err_msg=name)
+
+
+def test_the_check_says_that_blocks_are_widened_without_loss(tiny, quantized, tmp_path, capsys):
+    config = tiny_config(checkpoint=str(quantized))
+    config["processor"]["vocab_file"] = str(tiny.with_name("small.tiktoken"))
+    assert check_model.main(["--config_path", str(write_yaml(tmp_path, config))]) == 0
+    assert re.search("stored .*q4_0 .*, computed in float32: widened without loss", capsys.readouterr().out)
 
 
 def test_a_file_of_another_model_names_the_config(quantized, tmp_path):

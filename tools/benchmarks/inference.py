@@ -106,7 +106,9 @@ def summary_table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def compare(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Compares each of our formats with each other contender: speed ratios (above 1: ours is faster), and results.
+    """Compares each of our formats with each other contender, and with our first format.
+
+    Speeds are ratios (above 1: ours is faster).
 
     Args:
         figures: of `medians`.
@@ -115,7 +117,7 @@ def compare(results: Mapping[str, Any], figures: Mapping[str, Mapping[str, float
     mine = [name for name in names if name.startswith(OURS)]
     comparison: dict[str, dict[str, Any]] = {name: {} for name in mine}
     for name in mine:
-        for other in (one for one in names if one not in mine):
+        for other in (one for one in names if one not in mine[1:] and one != name):
             ours, theirs = figures[name], figures[other]
             ratios = {
                 f"{ratio}_speedup": ours[key] / theirs[key] if ratio == "decode" else theirs[key] / ours[key]
@@ -153,14 +155,15 @@ def check_machine(workload: Workload, contenders: Sequence[Contender]) -> None:
 
 
 def comparison_lines(comparison: Mapping[str, Mapping[str, Any]], bits: Mapping[str, int | None]) -> list[str]:
-    """Returns a line for each pair of contenders whose weights have as many bits.
+    """Returns a line for each pair of contenders whose weights have as many bits, and for two formats of ours.
 
     Our 16-bit weights are computed in float32, so they are compared with those of 32 bits too.
     """
     lines = []
     for name, others in comparison.items():
         for other, figures in others.items():
-            if bits[name] in (bits[other], None) or (bits[name], bits[other]) == (16, 32):
+            is_ours = other.startswith(OURS)
+            if is_ours or bits[name] in (bits[other], None) or (bits[name], bits[other]) == (16, 32):
                 ratios = ", ".join(
                     f"{key} {figures[f'{key}_speedup']:.2f}x" for key in RATIOS if f"{key}_speedup" in figures
                 )
