@@ -16,7 +16,7 @@ class Activation(nn.Cell):
     """An elementwise function, shared by models.
 
     Attributes:
-        kernel: its name in `mindvlm.nn.native_cells.ACTIVATION_KERNELS`.
+        kernel: its name in `mindvlm.nn.native_layers.ACTIVATION_KERNELS`.
     """
 
     kernel: str

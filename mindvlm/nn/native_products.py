@@ -20,7 +20,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, blocks_for, parse_weights, part_of
 from mindvlm.native.library import Library, Matrix, open_library
 from mindvlm.nn.linear_plan import ProductRule
-from mindvlm.nn.native_cells import operator
+from mindvlm.nn.native_operator import operator
 from mindvlm.nn.products import DenseProduct, ReadRows, WeightProduct
 
 WeightFormat = Literal["auto", "16bit", "int8", "int4", "int4k"]

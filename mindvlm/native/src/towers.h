@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-// The order is that of `ACTIVATION_KERNELS` in mindvlm/nn/native_cells.py.
+// The order is that of `ACTIVATION_KERNELS` in mindvlm/nn/native_layers.py.
 enum class Activation : int32_t { none, gelu, tanh_gelu, quick_gelu, silu, relu };
 
 // Attention of queries of one head to all keys, which form a grid of cells. Pointers are those of token 0; tokens are
