@@ -22,6 +22,7 @@ from mindvlm.nn.native_products import NativeProduct
 from mindvlm.nn.parameters import stored_tensors
 from mindvlm.tools import check_model
 from mindvlm.training.initial_weights import identify_weights
+from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import picture, tiny_config, tiny_weights, write_tiny_vary, write_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -105,6 +106,17 @@ def test_a_quantized_file_is_what_the_key_weights_makes_of_the_source(tiny, tmp_
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
     assert target.stat().st_size < 0.7 * source.stat().st_size
+
+
+def test_a_published_folder_becomes_a_folder_that_answers_alike(tmp_path):
+    folder, target, weights = tmp_path / "source", tmp_path / "target", "int8,towers=int8,embeddings=int8"
+    folder.mkdir()
+    folder = write_tiny_tinyllava(folder)
+    assert run("--torch_ckpt_path", folder, "--target", target, "--quant", weights, "--verify") == 0
+    options = {"mode": "pynative", "device": "cpu", "cache": False}
+    models = mindvlm.load(folder, weights=weights, **options), mindvlm.load(target, **options)
+    expected, found = (model.logits("What is it?", picture()) for model in models)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_file_in_int4k(tmp_path):

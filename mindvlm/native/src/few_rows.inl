@@ -12,6 +12,12 @@ inline void multiply_tile(const float* x, int64_t cols, const Row<format>* w, in
   for (; k + kLanes <= end; k += kLanes) {
     Vec weights[kCols];
     for (int c = 0; c < kCols; ++c) weights[c] = w[c].vec(k);
+    if (kCols > 1) {
+      // the rows after these: the processor's own prefetching ends at a page, which may be one row
+      const auto* next = w[0].values + kCols * (cols + k);
+      for (int line = 0; line * 64 < static_cast<int>(kCols * kLanes * sizeof *next); ++line)
+        __builtin_prefetch(reinterpret_cast<const char*>(next) + 64 * line);
+    }
     for (int r = 0; r < kRows; ++r) {
       const Vec values = load(x + r * cols + k);
       for (int c = 0; c < kCols; ++c) sums[r][c] += values * weights[c];
