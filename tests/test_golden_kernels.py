@@ -4,7 +4,8 @@ import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import FAMILIES
-from mindvlm.native.library import INSTRUCTION_SETS, open_library
+from mindvlm.native.library import open_library
+from tests.native.operators import SETS
 from tests.test_golden import CASES, require_holds, run
 
 QUICK = {"clip", "sam_small", "tiny_opt", "llama_clip_hf", "vicuna_small", "lm_hf"}
@@ -13,9 +14,9 @@ WITHOUT_MODEL = {"prompts", "opt_prompts", "preprocess", "templates", "scorers",
 TRAINED = {"train_setup", "train_llama", "train_phi", "kd", "kd_step", "schedule", "train_step", "checkpoint"}
 """Training is computed without the kernels."""
 MODELS = [case for case in CASES if case.name not in WITHOUT_MODEL | TRAINED]
-RUNS = [("pynative", kernels, name) for name in INSTRUCTION_SETS for kernels in ("float32", "16bit")]
+RUNS = [("pynative", kernels, name) for name in SETS for kernels in ("float32", "16bit")]
 # compiling takes minutes, and the results of a graph do not depend on its own set
-RUNS += [("graph", "16bit", INSTRUCTION_SETS[0]), ("graph", "float32", "avx2"), ("graph", "16bit", "dotprod")]
+RUNS += [("graph", "16bit", SETS[0]), ("graph", "float32", SETS[1])]
 
 
 def require_set(name: str) -> None:

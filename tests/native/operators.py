@@ -1,15 +1,21 @@
-"""Calls operators of the library of kernels without a graph."""
+"""The library of kernels with each instruction set, and calls of its operators without a graph."""
 
 import ctypes
+import platform
 
 import numpy as np
 import pytest
 
 from mindvlm.core.errors import UserError
+from mindvlm.core.host_cpus import num_threads
 from mindvlm.native.library import INSTRUCTION_SETS, Library, open_library
 
+IS_ARM = platform.machine() == "aarch64"
+SETS = [name for name in INSTRUCTION_SETS if name == "portable" or (name in ("dotprod", "neon")) == IS_ARM]
+"""Instruction sets of this architecture."""
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+
+@pytest.fixture(params=SETS)
 def library(request):
     """The library with each instruction set that this machine has."""
     found = open_library()
@@ -22,6 +28,7 @@ def library(request):
         pytest.skip(str(error))
     yield found
     found.choose(before)
+    found.call("mindvlm_set_num_threads", num_threads())
 
 
 def call(library: Library, function: str, shape: tuple[int, ...], *inputs: np.ndarray) -> np.ndarray:

@@ -5,27 +5,12 @@ import pytest
 
 from mindvlm.checkpoint import BLOCK_FORMATS, RawTensor
 from mindvlm.checkpoint.blocks import blocks_of, widen_blocks
-from mindvlm.core.errors import UserError
-from mindvlm.core.host_cpus import num_threads
-from mindvlm.native.library import BLOCK, INSTRUCTION_SETS, Matrix, open_library
+from mindvlm.native.library import BLOCK, Matrix
+
+pytest_plugins = ("tests.native.operators",)
 
 SHAPES = [(1, 32), (37, 64), (100, 96), (64, 2080), (7, 1056)]
 NUM_ROWS = [1, 2, 3, 5, 9, 14, 31, 300]
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def library(request):
-    found = open_library()
-    if found is None:
-        pytest.skip("there is no C++ compiler")
-    before = found.instruction_set
-    try:
-        found.choose(request.param)
-    except UserError as error:
-        pytest.skip(str(error))
-    yield found
-    found.choose(before)
-    found.call("mindvlm_set_num_threads", num_threads())
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -8,7 +8,9 @@ import pytest
 
 from mindvlm.native.build import SOURCES
 from mindvlm.native.library import Matrix
-from tests.native.operators import call, library  # noqa: F401
+from tests.native.operators import call
+
+pytest_plugins = ("tests.native.operators",)
 
 # from the sources, because these tests also run where there is no MindSpore
 ACTIVATION_KERNELS = re.search(r"enum class Activation.*{ (.*) }", (SOURCES / "towers.h").read_text())[1].split(", ")
@@ -41,7 +43,7 @@ def require_close(found: np.ndarray, expected: np.ndarray, largest: float = 2e-6
 
 @pytest.mark.parametrize("head_dim", [64, 72, 80, 88, 5])
 @pytest.mark.parametrize(("batch", "num_queries", "num_keys"), [(1, 257, 257), (2, 3, 577), (3, 1, 1), (1, 49, 729)])
-def test_attention_to_all_tokens(library, head_dim, batch, num_queries, num_keys):  # noqa: F811
+def test_attention_to_all_tokens(library, head_dim, batch, num_queries, num_keys):
     num_heads = 2
     width = num_heads * head_dim
     query, key, value = 3 * noise(batch, num_queries, width), noise(batch, num_keys, width, seed=1), None
@@ -50,7 +52,7 @@ def test_attention_to_all_tokens(library, head_dim, batch, num_queries, num_keys
     require_close(found, attended(*(heads(x, num_heads) for x in (query, key, value))))
 
 
-def test_large_scores_of_late_keys(library):  # noqa: F811
+def test_large_scores_of_late_keys(library):
     query, key = np.ones((1, 5, 32), np.float32), noise(1, 700, 32)
     key[0, 650] = 60.0
     value = noise(1, 700, 32, seed=1)
@@ -95,7 +97,7 @@ def grid_attention(qkv, padding, row_table, column_table, num_heads: int) -> np.
         (1, (1, 5), (3, 2)),
     ],
 )
-def test_attention_in_windows_with_relative_positions(library, head_dim, batch, grid, window):  # noqa: F811
+def test_attention_in_windows_with_relative_positions(library, head_dim, batch, grid, window):
     num_heads = 2
     width = 3 * num_heads * head_dim
     qkv, padding = noise(batch, *grid, width), noise(width, seed=1)
@@ -104,7 +106,7 @@ def test_attention_in_windows_with_relative_positions(library, head_dim, batch, 
     require_close(found, grid_attention(qkv, padding, *tables, num_heads))
 
 
-def test_parts_of_a_large_head(library):  # noqa: F811
+def test_parts_of_a_large_head(library):
     qkv, padding = noise(1, 36, 20, 48), noise(48, seed=1)
     tables = noise(71, 16, seed=2), noise(39, 16, seed=3)
     found = call(library, "MindvlmAttendGrid", (1, 36, 20, 16), qkv, padding, *tables)
@@ -125,7 +127,7 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("kernel", ACTIVATIONS)
-def test_activations(library, kernel):  # noqa: F811
+def test_activations(library, kernel):
     x = np.concatenate([np.linspace(-12, 12, 4999), [0.0, -0.0, 1e-30, -300.0, 300.0]]).astype(np.float32)
     expected = ACTIVATIONS[kernel](np.clip(x, -20, None).astype(np.float64))
     kind = np.array([ACTIVATION_KERNELS.index(kernel)], np.int32)
@@ -135,7 +137,7 @@ def test_activations(library, kernel):  # noqa: F811
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_a_block_of_more_rows_than_are_computed_at_a_time(library, has_bias):  # noqa: F811
+def test_a_block_of_more_rows_than_are_computed_at_a_time(library, has_bias):
     x, weights = noise(2, 550, 40), (noise(56, 40, seed=1), noise(24, 56, seed=2))
     biases = [noise(len(weight), seed=3) for weight in weights]
     matrices = [Matrix.of_floats(library, weight, "float32") for weight in weights]
@@ -148,7 +150,7 @@ def test_a_block_of_more_rows_than_are_computed_at_a_time(library, has_bias):  #
 
 
 @pytest.mark.parametrize("width", [1, 5, 64, 100, 1024])
-def test_layer_norm(library, width):  # noqa: F811
+def test_layer_norm(library, width):
     x, weight, bias = 5 + noise(7, width), noise(width, seed=1), noise(width, seed=2)
     found = call(library, "MindvlmLayerNorm", x.shape, x, weight, bias, np.array([1e-5], np.float32))
     centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
