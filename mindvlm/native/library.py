@@ -54,11 +54,13 @@ class Library:
 
     Attributes:
         path: the shared library; operators of a graph are named `path:Function`.
+        digest: that of its sources, see `source_digest`.
         instruction_set: that of the kernels in use.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.digest = source_digest()
         self._functions = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(self._functions, name)

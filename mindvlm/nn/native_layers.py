@@ -4,9 +4,8 @@ gradients.
 N images, I input channels, P patch size.
 """
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindvlm.native.library import Library
 from mindvlm.nn.native_operator import first_shape, operator
@@ -87,13 +86,13 @@ class JointProducts(nn.Cell):
 
     def __init__(self, library: Library, num_outputs: tuple[int, ...]):
         super().__init__()
-        self.multiply = ops.Custom(
-            f"{library.path}:MindvlmProducts",
+        self.multiply = operator(
+            library,
+            "MindvlmProducts",
             lambda x, *_: tuple([*x[:-1], count] for count in num_outputs),
-            lambda *_: (ms.float32,) * len(num_outputs),
-            func_type="aot",
+            num_outputs,
+            len(num_outputs),
         )
-        self.multiply.add_prim_attr("width", num_outputs)
 
     def construct(self, x, *matrices):
         """x (..., in_features), the handles of all products, then their biases or nothing -> tuple of outputs."""

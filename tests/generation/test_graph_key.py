@@ -4,6 +4,7 @@ import functools
 import importlib
 import sys
 import threading
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +15,7 @@ from mindvlm.generation import sampling
 from mindvlm.generation.graph_key import NoKeyError, graph_key
 from mindvlm.generation.sampling import GreedyGraph
 from mindvlm.nn.linear import Linear
+from mindvlm.nn.native_layers import JointProducts, NativeRMSNorm
 
 OFFSET = 1.0
 
@@ -180,3 +182,11 @@ def test_what_cannot_be_covered_is_refused():
     twice = Small()
     twice.inner.weight.name = "w"
     assert "two Parameters of the name w" in refused(twice)
+
+
+@pytest.mark.parametrize("make", [lambda it: NativeRMSNorm(it, 1e-6), lambda it: JointProducts(it, (4, 8))])
+def test_an_operator_of_other_sources_has_another_key(make):
+    """The path of an installed library does not tell its sources."""
+    graphs = [make(SimpleNamespace(path="libkernels.so", digest=digest)) for digest in ("a", "b", "a")]
+    first, second, again = (graph_key(graph, (Tensor(np.zeros((2, 4), np.float32)),)) for graph in graphs)
+    assert first == again != second

@@ -3,6 +3,12 @@
 // Bytes of a block of kLanes interleaved rows: their scales, then their values.
 constexpr int64_t packed_bytes(Format format) { return kLanes * interleaved_bytes(format); }
 
+// Fetches the bytes that follow a block by about a page, where the processor's own prefetching ends.
+template <int64_t kBytes>
+inline void prefetch_after(const uint8_t* packed) {
+  for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(packed + 4096 + at);
+}
+
 // Sums of a group of outputs for kRows rows of x.
 template <Format format, int kRows>
 inline void multiply_group(const uint8_t* packed, QuantizedRows x, int64_t cols, Vec* sums) {
@@ -10,6 +16,7 @@ inline void multiply_group(const uint8_t* packed, QuantizedRows x, int64_t cols,
   constexpr int kOffset = format == Format::q8_0 ? kOffsetQ8 : kOffsetQ4;
   for (int64_t b = 0; b < num_blocks; ++b, packed += packed_bytes(format)) {
     Weights weights;
+    prefetch_after<packed_bytes(format)>(packed);
     unpack<format>(packed + 2 * kLanes, weights);
     const Vec scale = load_float16(reinterpret_cast<const uint16_t*>(packed));
     for (int r = 0; r < kRows; ++r) {
@@ -31,6 +38,7 @@ inline void multiply_parts(const uint8_t* packed, QuantizedRows x, int64_t cols,
     packed += 4 * kLanes;
     for (int i = 0; i < kParts; ++i, ++b, packed += (2 + kBlock / 2) * kLanes) {
       Weights weights;
+      prefetch_after<(2 + kBlock / 2) * kLanes>(packed);
       unpack<Format::q4_0>(packed + 2 * kLanes, weights);
       const Vec scale = scale_unit * load_bytes(packed), minimum = minimum_unit * load_bytes(packed + kLanes);
       for (int r = 0; r < kRows; ++r) {
