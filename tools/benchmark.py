@@ -85,6 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=10, help="training steps per implementation (default 10)")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes per contender (default 3)")
+    parser.add_argument("--passes", type=int, default=3, help="picture, prompt and answer in a process (default 3)")
     parser.add_argument("--tokens", type=int, default=64, help="greedy tokens to decode (default 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and pixels")
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def benchmark(arguments: list[str] | None) -> int:
     options = parse_arguments(arguments)
-    for flag in ("rounds", "tokens", "threads", "steps", "processes"):
+    for flag in ("rounds", "passes", "tokens", "threads", "steps", "processes"):
         if getattr(options, flag) < 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: must be at least 1")
     kind = "train_" if options.train else "growth_" if options.growth else ""
@@ -155,7 +156,13 @@ def measure_growth(options: argparse.Namespace, contenders: Sequence[Contender])
 
 def measure_inference(options: argparse.Namespace, contenders: Sequence[Contender]) -> dict[str, Any]:
     with prepared_workload(options, contenders) as workload:
-        results = inference.run_rounds(workload, contenders, num_rounds=options.rounds, num_threads=options.threads)
+        results = inference.run_rounds(
+            workload,
+            contenders,
+            num_rounds=options.rounds,
+            num_passes=options.passes,
+            num_threads=options.threads,
+        )
     summary = inference.summarize(results, workload.num_tokens)
     figures = inference.medians(summary)
     comparison = inference.compare(results, figures)
@@ -200,11 +207,11 @@ def prepared_workload(options: argparse.Namespace, contenders: Sequence[Contende
 
 
 def title(workload: Workload, options: argparse.Namespace) -> str:
-    """Returns the model, the threads and the rounds in one line."""
+    """Returns the model, the threads and the repetitions in one line."""
     return (
         f"{options.model}, {workload.model_config.language_model.num_hidden_layers} layers, "
         f"{workload.num_parameters / 1e6:.0f} million parameters, {options.threads} threads, median of "
-        f"{options.rounds} rounds"
+        f"{options.rounds} rounds of {options.passes} passes"
     )
 
 

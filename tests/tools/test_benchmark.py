@@ -172,7 +172,18 @@ def test_the_torch_peer_runs_without_mindspore():
 @pytest.mark.parametrize("model", ["smoke", "tinyllava_smoke"])
 def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys, model):
     path = tmp_path / "figures.json"
-    arguments = ["--model", model, "--weights", "float32", "--against", "torch:float32", "--rounds", "1"]
+    arguments = [
+        "--model",
+        model,
+        "--weights",
+        "float32",
+        "--against",
+        "torch:float32",
+        "--rounds",
+        "1",
+        "--passes",
+        "1",
+    ]
     assert benchmark.main([*arguments, "--tokens", "8", "--threads", "1", "--json", str(path)]) == 0
     output = capsys.readouterr().out
     assert "decode_tokens_per_s" in output and "first 8 tokens equal" in output and "machine: reads" in output
@@ -190,10 +201,23 @@ def test_both_frameworks_agree_on_a_whole_run(tmp_path, capsys, model):
 def test_a_decoder_alone_runs_without_the_picture(tmp_path, capsys):
     pytest.importorskip("xllamacpp")
     path = tmp_path / "figures.json"
-    arguments = ["--model", "smoke", "--only", "llamacpp:q8_0", "--rounds", "2", "--tokens", "8", "--threads", "1"]
+    arguments = [
+        "--model",
+        "smoke",
+        "--only",
+        "llamacpp:q8_0",
+        "--rounds",
+        "2",
+        "--passes",
+        "2",
+        "--tokens",
+        "8",
+        "--threads",
+        "1",
+    ]
     assert benchmark.main([*arguments, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
-    assert [len(rounds) for rounds in report["rounds"].values()] == [2, 2] and report["comparison"] == {}
+    assert [len(rounds) for rounds in report["rounds"].values()] == [4, 4] and report["comparison"] == {}
     assert (
         report["rounds"]["llamacpp:q8_0"][0]["values"]["decode"]
         == report["rounds"]["llamacpp:q8_0"][1]["values"]["decode"]
@@ -247,6 +271,7 @@ def test_the_rows_of_llama_cpp_are_independent(tmp_path):
             ["--train", "--model", "tinyllava_1_5b"],
             "tinyllava_1_5b: has no training benchmark; give vary_toy or smoke",
         ),
+        (["--passes", "0"], "--passes 0: must be at least 1"),
         (["--tokens", "-3"], "--tokens -3: must be at least 1"),
         (["--layers", "7"], "--layers 7: the decoder has 1 to 2"),
         (["--against", "jax"], "'jax' is no contender; expected llamacpp, mindvlm, torch"),
@@ -280,7 +305,7 @@ def test_a_disk_without_room_is_told_so(tmp_path, workload, monkeypatch):
 def test_a_peer_that_dies_is_named(workload, monkeypatch, capfd):
     monkeypatch.setitem(PEERS, "absent", PeerEntry("nowhere", {"int8": 8}, ("numpy",)))
     with pytest.raises(UserError, match="peer absent:int8 ended with status 1"):
-        inference.run_peer(Contender("absent", "int8"), workload, num_threads=1)
+        inference.run_peer(Contender("absent", "int8"), workload, num_passes=1, num_threads=1)
     assert "nowhere" in capfd.readouterr().err
 
 

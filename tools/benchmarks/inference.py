@@ -17,6 +17,8 @@ from mindvlm.tools.benchmarks.workload import Workload
 from mindvlm.weights.rules.findings import format_table
 
 GIB = 1024**3
+ONCE = ("load", "compile")
+"""Phases that a process runs once."""
 PAGE_TOKENS = 719
 """Tokens of the answer of a page: those of MindOCR's published example of Vary-toy."""
 TOWERS = Contender("torch", "float32")
@@ -25,41 +27,48 @@ RATIOS = {"decode": "decode_tokens_per_s", "prefill": "prefill_s", "vision": "vi
 
 
 def run_rounds(
-    workload: Workload, contenders: Sequence[Contender], *, num_rounds: int, num_threads: int
+    workload: Workload, contenders: Sequence[Contender], *, num_rounds: int, num_passes: int, num_threads: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Runs every contender once a round, in turning order.
 
     Returns:
-        By the name of the contender one result a round, see `run_peer`; by "machine" what `machine.probe` found at the
-        start of each round.
+        By the name of the contender the results of `run_peer` of all rounds, one a pass; by "machine" as many times
+        what `machine.probe` found at the start of the round.
     """
     results: dict[str, list[dict[str, Any]]] = {"machine": []} | {str(one): [] for one in contenders}
     for number in range(num_rounds):
-        results["machine"].append(machine.probe(num_threads))
+        results["machine"] += [machine.probe(num_threads)] * num_passes
         first = number % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
-            result = run_peer(contender, workload, num_threads=num_threads)
-            results[str(contender)].append(result)
-            figures = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in result["seconds"].items())
+            passes = run_peer(contender, workload, num_passes=num_passes, num_threads=num_threads)
+            results[str(contender)] += passes
+            figures = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in passes[-1]["seconds"].items())
             print(f"round {number + 1}/{num_rounds} {contender}: {figures}", file=sys.stderr, flush=True)
     return results
 
 
-def run_peer(contender: Contender, workload: Workload, *, num_threads: int) -> dict[str, Any]:
+def run_peer(contender: Contender, workload: Workload, *, num_passes: int, num_threads: int) -> list[dict[str, Any]]:
     """Returns one contender's seconds, values and peak bytes of every phase, and its facts, from a fresh process.
+
+    Every pass repeats picture, prompt and answer, and has a result of its own.
 
     Raises:
         UserError: the process failed; its own messages have gone to standard error.
     """
     with Worker(contender, "Inference", workload, num_threads=num_threads) as worker:
-        answers = {phase: worker.ask(phase) for phase in contender.entry.phases}
+        once = {phase: worker.ask(phase) for phase in ONCE}
+        repeated = [phase for phase in contender.entry.phases if phase not in ONCE]
+        passes = [once | {phase: worker.ask(phase) for phase in repeated} for _ in range(num_passes)]
         facts = worker.ask("describe")["value"]
     keys = {"seconds": "seconds", "values": "value", "peak_bytes": "peak_bytes"}
-    return facts | {field: {phase: answer[key] for phase, answer in answers.items()} for field, key in keys.items()}
+    return [
+        facts | {field: {phase: answer[key] for phase, answer in answers.items()} for field, key in keys.items()}
+        for answers in passes
+    ]
 
 
 def figures_of_round(results: Mapping[str, Any], name: str, number: int, num_tokens: int) -> dict[str, float]:
-    """Returns the figures of a contender in one round; a figure that it lacks is missing.
+    """Returns the figures of a contender in one pass; a figure that it lacks is missing.
 
     `page_s` is composed: picture, prompt, and `PAGE_TOKENS` tokens at the measured rate. A contender without towers
     gets those of `TOWERS`.
@@ -79,7 +88,7 @@ def figures_of_round(results: Mapping[str, Any], name: str, number: int, num_tok
 
 
 def summarize(results: Mapping[str, Any], num_tokens: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns `median`, `min` and `max` over the rounds of every figure of every contender and of the machine."""
+    """Returns `median`, `min` and `max` over the passes of every figure of every contender and of the machine."""
     summary = {}
     for name, rounds in results.items():
         figures = rounds
