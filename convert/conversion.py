@@ -271,6 +271,10 @@ def _prepare(request: ConversionRequest, opened: Opened) -> Conversion:
 def _importance(request: ConversionRequest) -> Mapping[str, np.ndarray]:
     if not request.calibrate or request.dry_run:
         return {}
+    if not request.config_path and request.sources[0].is_file():
+        raise UserError(
+            f"--calibrate runs the model, which {request.sources[0]} does not describe; add --config_path YAML"
+        )
     return measure_importance(
         request.config_path or request.sources[0], request.sources, request.calibrate, merge_lora=request.merge_lora
     )

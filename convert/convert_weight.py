@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quant",
         metavar="FORMAT",
-        help="quantize matrices to int8 or int4, for a CPU; PART=FORMAT sets that of a part, as in int4,head=int8 "
+        help="quantize matrices to int8, int4 or int4k, for a CPU; PART=FORMAT sets one part, as in int4,head=int8 "
         f"(parts: {', '.join(PARTS)})",
     )
     add(

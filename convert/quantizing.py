@@ -166,7 +166,7 @@ class VerifiedBlocks:
         groups: dict[tuple[str, str], list[float]] = {}
         for name, error in self.errors.items():
             groups.setdefault((self.dtypes[name], fold_name(name)), []).append(error)
-        rows = [("format", "matrices", "error", "", "name")]
+        rows = [("format", "matrices", "error", "largest", "name")]
         rows += [
             (dtype, str(len(found)), f"{min(found):.4f}", f"{max(found):.4f}" if len(found) > 1 else "", name)
             for (dtype, name), found in groups.items()

@@ -54,7 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=list(PEERS[OURS].bits),
         metavar="FORMAT",
-        help="our own values of the key `weights` (default: %(default)s)",
+        help=f"formats of our weights, values of the key `weights` (default: {' '.join(PEERS[OURS].bits)})",
     )
     parser.add_argument("--layers", type=int, metavar="N", help="of the decoder (default: all); fewer run sooner")
     parser.add_argument(
@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"measure training steps of {trained}",
     )
     parser.add_argument(
-        "--recompute", action="store_true", help="of --train: our step computes its blocks again on the way back"
+        "--recompute", action="store_true", help="of --train: our step recomputes its blocks in the backward pass"
     )
     parser.add_argument(
         "--processes",
@@ -202,7 +202,7 @@ def prepared_workload(options: argparse.Namespace, contenders: Sequence[Contende
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mindvlm-benchmark-")))
         folder.mkdir(parents=True, exist_ok=True)
-        cli.say(f"writing random weights below {folder}, unless they are there")
+        cli.say(f"writing random weights to {folder}, or using those in it")
         yield workload.with_files(folder, [one.dtype for one in contenders if one.peer == "llamacpp"])
 
 
@@ -210,7 +210,7 @@ def title(workload: Workload, options: argparse.Namespace) -> str:
     """Returns the model, the threads and the repetitions in one line."""
     return (
         f"{options.model}, {workload.model_config.language_model.num_hidden_layers} layers, "
-        f"{workload.num_parameters / 1e6:.0f} million parameters, {options.threads} threads, median of "
+        f"{workload.num_parameters / 1e6:.1f} million parameters, {options.threads} threads, median of "
         f"{options.rounds} rounds of {options.passes} passes"
     )
 

@@ -222,7 +222,7 @@ def answer_questions(
             files.append(own, found.answers)
         errors |= found.errors
         for question_id, error in found.errors.items():
-            cli.say(f"{question_id} cannot be answered: {error}")
+            cli.say(f"question {question_id} cannot be answered: {error}")
         done += len(found.answers) + len(found.errors)
         now = time.perf_counter()
         if writes and (now - shown > SECONDS_BETWEEN_LINES or done == len(missing)):

@@ -1,4 +1,4 @@
-"""Measures the character error rate of a model on freshly rendered pictures of words outside its training data.
+"""Measure the character error rate of a model on freshly rendered pictures of words outside its training data.
 
 python tools/evaluate_text.py --seed 7 --num_images 1000
 """

@@ -1,4 +1,4 @@
-"""Makes data to train on: pages with their text, charts with their tables, scenes, or data from public downloads."""
+"""Make data to train on: pages with their text, charts with their tables, scenes, or data from public downloads."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Draws how a model cuts a picture into tiles, and which feature rows it keeps for a question."""
+"""Draw how a model cuts a picture into tiles, and which feature rows it keeps for a question."""
 
 import argparse
 import math

@@ -139,7 +139,9 @@ class MemorySource(TensorSource):
         self.infos = {name: TensorInfo(name, t.dtype, tuple(t.shape)) for name, t in self._tensors.items()}
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
-        return self._tensors[name].data.reshape(-1)[start:stop]
+        tensor = self._tensors[name]
+        size = block_size(tensor.dtype)
+        return tensor.data.reshape(-1)[start // size : stop // size]
 
 
 class SourceView(TensorSource):

@@ -79,7 +79,9 @@ def family_of_folder(folder: Path) -> Family:
         readers = filter(None, (model.other_config for model in convertible_models()))
         data = next((found for read in readers if (found := read(folder)) is not None), None)
     if data is None:
-        raise UserError(f"{folder}: has no config.json; give the folder of a checkpoint, or a YAML")
+        raise UserError(
+            f"{folder}: has no config.json; give the folder of a checkpoint, or a YAML with this checkpoint"
+        )
     types = config_json.named_types(data)
     names = dict.fromkeys(model.family for model in convertible_models() if set(types) & set(model.model_types))
     families = [family for name in names if (family := get_family(name)).read_folder]

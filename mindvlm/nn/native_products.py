@@ -4,6 +4,7 @@ N rows, O output features, I input features.
 """
 
 import functools
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -119,6 +120,8 @@ def native_rules(text: str, device: str) -> tuple[ProductRule, ...]:
         raise UserError(f"weights is {text!r} but the device is {device}; leave it out, it is for a CPU")
     library = open_library()
     if library is None:
+        if set(formats.values()) - {"auto", "float32"}:
+            warnings.warn(f"weights is {text!r} but there are no native kernels; weights are float32", stacklevel=2)
         return ()
     return tuple(
         ProductRule(pattern, functools.partial(native_product, library=library, weight_format=formats[part]))

@@ -114,13 +114,13 @@ def read_part(source: TensorSource, name: str, spec: ShardSpec, start: int, stop
     """
     info = source.infos[name]
     shape = info.shape
-    if start == stop:
-        return np.empty(0, storage_dtype(info.dtype))
     if info.dtype in BLOCK_FORMATS and spec.axis:
         raise UserError(
             f"{source.path}: {name} is {info.dtype}, whose rows {spec.count} tensor-parallel processes cannot divide; "
             "give the weights that it was made from"
         )
+    if start == stop:
+        return np.empty(0, storage_dtype(info.dtype))
     pieces = []
     if spec.axis == 0:
         row_size, end = math.prod(shape[1:]), 0

@@ -219,6 +219,7 @@ def test_options_that_do_not_go_with_it(tiny, tmp_path, capsys):
         (("int5",), "--quant is 'int5'; expected one of"),
         (("16bit",), "--quant 16bit quantizes nothing"),
         (("int4", "--calibrate", tmp_path, "--config_path", tiny), "holds no pictures"),
+        (("int4", "--calibrate", tmp_path), "does not describe; add --config_path YAML"),
     ):
         assert message in fails(capsys, *source, *options)
     assert not list(tmp_path.iterdir())

@@ -123,3 +123,15 @@ def test_blocks_are_those_of_ggml(library):
         kind = quants.GGMLQuantizationType[dtype.upper()]
         expected = quants.dequantize(blocks.reshape(3, -1), kind)
         np.testing.assert_allclose(dequantized(blocks, dtype), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0", "q4_0", "q4_K"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_nonfinite_inputs_do_not_become_numbers(library, dtype, wrong):
+    matrix, _ = make(library, noise(5, 256), dtype)
+    for column in (0, 37, 255):
+        x = noise(3, 256)
+        x[1, column] = wrong
+        found = np.isfinite(matrix.multiply(x))
+        assert found[[0, 2]].all()
+        assert not found[1].any()

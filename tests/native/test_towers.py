@@ -52,6 +52,25 @@ def test_attention_to_all_tokens(library, head_dim, batch, num_queries, num_keys
     require_close(found, attended(*(heads(x, num_heads) for x in (query, key, value))))
 
 
+@pytest.mark.parametrize("kind", ACTIVATION_KERNELS[1:])
+def test_activations_keep_nan(library, kind):
+    x = noise(1, 37)
+    x[0, ::9] = np.nan
+    found = call(library, "MindvlmActivation", x.shape, x, np.array([ACTIVATION_KERNELS.index(kind)], np.int32))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(x))
+
+
+def test_attention_keeps_nan_scores(library):
+    query, key, value = noise(1, 3, 32), noise(1, 40, 32), noise(1, 40, 32)
+    key[0, 17] = np.nan
+    assert np.isnan(call(library, "MindvlmAttendAll", query.shape, query, key, value, np.array([1], np.int32))).all()
+
+
+def test_attention_without_images(library):
+    empty = np.zeros((0, 3, 32), np.float32)
+    assert call(library, "MindvlmAttendAll", empty.shape, empty, empty, empty, np.array([2], np.int32)).size == 0
+
+
 def test_large_scores_of_late_keys(library):
     query, key = np.ones((1, 5, 32), np.float32), noise(1, 700, 32)
     key[0, 650] = 60.0

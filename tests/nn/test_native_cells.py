@@ -175,3 +175,11 @@ def test_another_device_refuses_the_key():
     assert native_rules("auto", "Ascend") == ()
     with pytest.raises(UserError, match="the device is Ascend; leave it out"):
         native_rules("int8", "Ascend")
+
+
+def test_without_kernels_formats_are_ignored_with_a_warning(monkeypatch, recwarn):
+    monkeypatch.setattr("mindvlm.nn.native_products.open_library", lambda: None)
+    assert native_rules("auto", "CPU") == ()
+    assert not recwarn
+    with pytest.warns(UserWarning, match="weights is 'int8' but there are no native kernels; weights are float32"):
+        assert native_rules("int8", "CPU") == ()

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mindvlm.checkpoint import MemorySource
+from mindvlm.checkpoint import MemorySource, RawTensor
+from mindvlm.checkpoint.blocks import blocks_of
 from mindvlm.core.config import build_config
 from mindvlm.core.errors import UserError
 from mindvlm.parallel import sharding
@@ -59,6 +60,17 @@ def test_columns_are_read_in_blocks_of_rows(monkeypatch):
 def test_a_size_that_cannot_be_divided_is_refused():
     with pytest.raises(UserError, match=r"w is 6 long on axis 0, which 4 tensor-parallel processes cannot"):
         ShardSpec(axis=0, index=0, count=4).check("w", 6)
+
+
+def test_rows_of_blocks_are_not_divided():
+    blocks = blocks_of(np.zeros((4, 2, 18), np.uint8), "q4_0")
+    source = MemorySource({"x": RawTensor("q4_0", (4, 64), blocks)})
+    halves = ShardedSource(source, {"x": ShardSpec(axis=0, index=1, count=2)})
+    assert halves.read("x").data.shape == (2, 2)
+    # a product asks for the dtype before it reads
+    for stop in (0, 64):
+        with pytest.raises(UserError, match="x is q4_0, whose rows 2 tensor-parallel processes cannot divide; give"):
+            ShardedSource(source, {"x": ShardSpec(axis=1, index=1, count=2)}).read_range("x", 0, stop)
 
 
 def test_neighbouring_ranks_share_a_replica():

@@ -18,6 +18,8 @@ PANEL_WIDTH, PANEL_HEIGHT = 500, 330
 
 def read_report(path: str | Path) -> dict[str, Any]:
     """Returns a report of the benchmark. Raises UserError if the file is none, or one of training."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; check the path")
     try:
         report = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:

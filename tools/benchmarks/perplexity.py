@@ -85,10 +85,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gguf", type=Path, help="file of a Llama decoder")
     parser.add_argument(
-        "--weights", nargs="*", default=FORMATS, help="formats of the key `weights` (default: %(default)s)"
+        "--weights", nargs="*", default=FORMATS, help=f"formats of the key `weights` (default: {' '.join(FORMATS)})"
     )
     parser.add_argument(
-        "--llamacpp", nargs="*", default=LLAMA_CPP_FORMATS, help="formats of GGUF (default: %(default)s)"
+        "--llamacpp",
+        nargs="*",
+        default=LLAMA_CPP_FORMATS,
+        help=f"formats of GGUF (default: {' '.join(LLAMA_CPP_FORMATS)})",
     )
     parser.add_argument("--num_windows", type=int, default=8, help="separate pieces of the text (default 8)")
     parser.add_argument(

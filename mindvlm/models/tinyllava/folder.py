@@ -44,7 +44,9 @@ def folder_config(folder: Path, overrides: dict[str, Any] | None = None) -> Tiny
     tower = overrides.pop("vision_tower", None)
     data = read_config(folder)
     if data is None:
-        raise UserError(f"{folder}: has no config.json; give the folder of a checkpoint, or a YAML")
+        raise UserError(
+            f"{folder}: has no config.json; give the folder of a checkpoint, or a YAML with this checkpoint"
+        )
     table = ConfigTable(without_nulls(data), f"{folder}/config.json")
     model = from_hf_config(data, vision_config=tower_config(table, folder, tower), path=table.path)
     if model.language_model is None or model.vision_tower is None:

@@ -24,7 +24,7 @@ inline Vec activated(Vec x) {
   if constexpr (kind == Activation::tanh_gelu) return times_sigmoid(x, 1.5957691216057308f * (x + 0.044715f * x * x * x));
   if constexpr (kind == Activation::quick_gelu) return times_sigmoid(x, 1.702f * x);
   if constexpr (kind == Activation::silu) return times_sigmoid(x, x);
-  if constexpr (kind == Activation::relu) return x > 0 ? x : Vec{};
+  if constexpr (kind == Activation::relu) return x < 0 ? Vec{} : x;
 }
 
 template <Activation kind>

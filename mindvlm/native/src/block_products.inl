@@ -87,6 +87,7 @@ void multiply_blocks(const Matrix& w, QuantizedRows x, int64_t num_rows, float* 
 void quantize_row(const float* x, int64_t cols, int8_t* values, float* scales, int32_t* sums) {
   constexpr int kVecs = kBlock / kLanes;
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  Vec zeros = {};
   for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock, values += kBlock) {
     Vec parts[kVecs], largest = {};
     for (int i = 0; i < kVecs; ++i) {
@@ -103,9 +104,12 @@ void quantize_row(const float* x, int64_t cols, int8_t* values, float* scales, i
       const Bytes bytes = __builtin_convertvector(rounded, Bytes);
       std::memcpy(values + i * kLanes, &bytes, sizeof bytes);
       total += rounded;
+      zeros += parts[i] * 0.0f;
     }
     scales[b] = top / 127.0f;
     sums[b] = 0;
     for (int i = 0; i < kLanes; ++i) sums[b] += total[i];
   }
+  // an integer cannot be NaN: outputs become NaN by a scale
+  if (std::isnan(sum(zeros))) scales[0] = NAN;
 }

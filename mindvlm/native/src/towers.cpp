@@ -30,6 +30,7 @@ template <class HeadOf>
 void attend_windows(int64_t num_images, const std::vector<Window>& queries, const std::vector<Window>& keys,
                     int64_t num_heads, const HeadOf& head_of) {
   const int64_t num_windows = queries.size(), num_units = num_images * num_windows * num_heads;
+  if (num_units == 0) return;
   const int64_t most = std::max<int64_t>(1, queries[0].cells.size() / kLeastQueries);
   const int64_t num_parts = std::clamp<int64_t>((4 * num_threads() + num_units - 1) / num_units, 1, most);
   run_parallel(num_units * num_parts, [&](int64_t task) {

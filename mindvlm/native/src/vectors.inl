@@ -35,10 +35,10 @@ inline float half_to_float(uint16_t half) {
 }
 
 // e^x with a relative error of 2e-7, for x between -87 and 88, to which it is clipped: 2^n times a polynomial of the rest
-// of x / ln 2.
+// of x / ln 2. NaN stays NaN.
 inline Vec exponential(Vec x) {
   x = x > 88.0f ? Vec{} + 88.0f : x;
-  x = x > -87.0f ? x : Vec{} - 87.0f;
+  x = x < -87.0f ? Vec{} - 87.0f : x;
   // adding 1.5 * 2^23 rounds to an integer, which is then in the low bits
   const Vec shifted = x * 1.44269504f + 0x1.8p23f;
   const Vec n = shifted - 0x1.8p23f;

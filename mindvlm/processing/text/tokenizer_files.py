@@ -89,7 +89,7 @@ def find_tokenizer(path: Path) -> Path:
     """
     if not path.is_dir():
         if not path.is_file():
-            raise UserError(f"tokenizer {path}: no such file or folder; give the folder of the checkpoint")
+            raise UserError(f"tokenizer {path}: no such file or folder; copy it there or set its key in processor")
         return path
     ranks = [found for pattern in RANK_PATTERNS for found in sorted(path.glob(pattern))]
     for found in [path / PIECE_MODEL, path / DEFINITION, *ranks, path / VOCABULARY]:
