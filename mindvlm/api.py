@@ -73,6 +73,7 @@ def load(
     mesh = (init_replicas if replicas else init_tensor_parallel)(config.tensor_parallel)
     if not mesh.is_first:
         silence_progress()
+    cache_graphs = graph_cache.is_on() and cache
     try:
         model, divided = build_model(family, config.model, context, mesh=mesh)
     except MemoryError:
@@ -92,7 +93,6 @@ def load(
         if mesh.is_first:
             host.wait()
         fill_parameters(model, ShardedSource(weights, specs))
-    cache_graphs = graph_cache.is_on() and cache
     loaded = SESSIONS[family.output](model, processor, config, progress=progress, mesh=mesh, cache_graphs=cache_graphs)
     loaded.load_seconds = time.perf_counter() - start
     return loaded
