@@ -51,7 +51,8 @@ def load(
             sharing the weights of one; `tensor_parallel` of the YAML then says how many processes share a model.
         overrides: top-level keys of the YAML, for example device="cpu", checkpoint="model.safetensors",
             adapter="folder" of a PEFT adapter to merge, or vision_tower="folder" of a tower's repository
-            whose weights replace those of the checkpoint.
+            whose weights replace those of the checkpoint. On a CPU, weights="float32" gives a model with gradients; the
+            kernels for other weights have none.
 
     Several processes that `msrun` has started share the weights: each reads and holds its part. All that share a model
     must make the same calls; `mesh.is_first` of the result says which one writes.
