@@ -103,15 +103,22 @@ def state(file: Path) -> dict[str, int]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
+def identity(file: Path) -> tuple[int, int]:
+    """Returns the properties by which a replaced file is detected."""
+    stat = file.stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkpoint | None:
     """Returns the tensors in `entry`, None if they are not those of `weights` or have another manifest."""
     kept = None
     with suppress(UserError, OSError, UnicodeDecodeError):
+        before = identity(entry / WEIGHTS)
         kept = open_checkpoint(entry / WEIGHTS, require_finite=True, mapped=True)
         if kept.infos == dict(weights.infos):
-            # opens the file before the manifest is read, since another process may replace both
             kept.read_range(next(iter(kept.infos)), 0, 1)
-            if is_made_as(entry, manifest):
+            # the file is open now; another process may have replaced it before its manifest is read
+            if is_made_as(entry, manifest) and identity(entry / WEIGHTS) == before:
                 return kept
     if kept is not None:
         kept.close()
