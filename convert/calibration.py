@@ -12,7 +12,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.nn.parameters import stored_tensors
 from mindvlm.nn.products import WeightProduct
 from mindvlm.processing.images.sources import IMAGE_ENDINGS
-from mindvlm.session import VisionLanguageModel
+from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 QUERY = "Provide the ocr results of this image."
 NUM_TOKENS = 64

@@ -26,7 +26,7 @@ def __getattr__(name: str):
     if name != "Conversation":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with uninterrupted():
-        from mindvlm.session import Conversation
+        from mindvlm.sessions.conversation import Conversation
 
     return Conversation
 

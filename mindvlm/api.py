@@ -8,7 +8,6 @@ from pathlib import Path
 
 import mindspore as ms
 
-from mindvlm.code_session import PictureSequenceModel
 from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to, silence_progress
@@ -23,7 +22,8 @@ from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.parallel.host import HostGather
 from mindvlm.parallel.mesh import init_replicas, init_tensor_parallel
 from mindvlm.parallel.sharding import ShardedSource
-from mindvlm.session import VisionLanguageModel
+from mindvlm.sessions.picture_sequence_model import PictureSequenceModel
+from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
 

@@ -73,7 +73,7 @@ def test_a_batch_equals_single_answers(model):
 
 
 def test_each_query_is_answered_when_a_slot_is_free(model, monkeypatch, tmp_path):
-    monkeypatch.setattr("mindvlm.session.MAX_SLOTS", 2)
+    monkeypatch.setattr("mindvlm.sessions.loaded_model.MAX_SLOTS", 2)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     queries = [("read", picture(n)) for n in range(4)]
     queries += [("hello", None), ("read", tmp_path / "broken.png"), ("x" * 400, None)]
@@ -273,7 +273,7 @@ def test_a_picture_is_decoded_once(model, monkeypatch):
 
 
 def test_a_batch_of_more_queries_than_slots(model, monkeypatch):
-    monkeypatch.setattr("mindvlm.session.MAX_SLOTS", 2)
+    monkeypatch.setattr("mindvlm.sessions.loaded_model.MAX_SLOTS", 2)
     queries = ["read", "a longer question", "hi", "x", "and the last one"]
     answers = model.generate(queries, max_new_tokens=3)
     assert len(model.engine.slots) == 2

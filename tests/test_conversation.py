@@ -8,7 +8,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer
 from mindvlm.generation.images import ImageFeatures
 from mindvlm.generation.request import Slot
-from mindvlm.session import Conversation, ids_of_text
+from mindvlm.sessions.conversation import Conversation, ids_of_text
 from tests.processing.text.small_vocabulary import small_tokenizer
 from tests.tiny_vary import IMAGE_TOKEN_LEN, picture, tiny_model
 

@@ -16,8 +16,7 @@ LAYERS = (
     ("convert", "evaluation", "serving"),
     ("training",),
     ("api", "datagen"),
-    ("code_session",),
-    ("session",),
+    ("sessions",),
     ("generation",),
     ("models",),
     ("parallel", "weights"),
@@ -26,7 +25,7 @@ LAYERS = (
     ("core",),
 )
 # `mindvlm.load` and `mindvlm.Conversation` import these when they are asked for; everything may ask for the version.
-PUBLIC = (("", "api"), ("", "session"))
+PUBLIC = (("", "api"), ("", "sessions"))
 # A family's modules lie in a folder or module of its name below these; the oracle describes the published models.
 PLACES = ("mindvlm.models", "mindvlm.convert.parity", "mindvlm.tools.benchmarks", "mindvlm.evaluation.benchmarks")
 ORACLE = "mindvlm.convert.reference"

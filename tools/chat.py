@@ -7,7 +7,7 @@ from pathlib import Path
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import interruptible
 from mindvlm.processing.images.picture import Picture
-from mindvlm.session import Conversation
+from mindvlm.sessions.conversation import Conversation
 from mindvlm.tools import cli
 
 HELP = "commands: /image FILE  /reset  /help  /exit   (Ctrl-C stops an answer)"

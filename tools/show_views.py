@@ -79,7 +79,7 @@ def load(arguments: argparse.Namespace):
     from mindvlm.models.loading import build_model
     from mindvlm.models.registry import get_family
     from mindvlm.models.run_config import read_config
-    from mindvlm.session import VisionLanguageModel
+    from mindvlm.sessions.vision_language_model import VisionLanguageModel
     from mindvlm.training.config import InitConfig
     from mindvlm.training.initial_weights import fill_weights
 

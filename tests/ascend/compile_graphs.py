@@ -17,7 +17,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvlm.code_session import PictureGraph
 from mindvlm.core import runtime
 from mindvlm.generation.graphs import DecodeGraph, MergeGraph, PrefillGraph, ScoreGraph, VisionGraph
 from mindvlm.generation.sampling import FEW_CANDIDATES, GreedyGraph, SamplingGraph
@@ -32,6 +31,7 @@ from mindvlm.nn.lora import LoraConfig
 from mindvlm.nn.parameters import freeze
 from mindvlm.parallel.mesh import Mesh, ParallelConfig
 from mindvlm.parallel.plan import ParallelModel, apply_tensor_parallel
+from mindvlm.sessions.picture_sequence_model import PictureGraph
 from mindvlm.training.lora import add_lora
 from mindvlm.training.loss import LossScaleConfig
 from mindvlm.training.optimizer import OptimizerConfig

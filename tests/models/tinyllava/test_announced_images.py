@@ -9,7 +9,7 @@ import mindvlm
 from mindvlm.models.run_config import read_config
 from mindvlm.models.tinyllava.processor import TinyLlavaProcessor, TinyLlavaProcessorConfig, siglip_branch
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
-from mindvlm.session import Conversation
+from mindvlm.sessions.conversation import Conversation
 from tests.golden_files import golden_json
 from tests.processing.text.small_pieces import write_piece_files
 from tests.tiny_tinyllava import write_tiny_tinyllava

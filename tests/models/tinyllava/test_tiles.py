@@ -14,7 +14,7 @@ from mindvlm.models.tinyllava.folder import processor_config
 from mindvlm.models.tinyllava.hf_config import from_hf_config
 from mindvlm.processing.images.picture import NEWLINE
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
-from mindvlm.session import Conversation
+from mindvlm.sessions.conversation import Conversation
 from mindvlm.weights.config_json import ConfigTable
 from tests.tiny_batch import assert_rows_are_answers
 from tests.tiny_tinyllava import write_tiny_tinyllava

@@ -18,7 +18,7 @@ from mindvlm.models.vary.hf_config import ImageTokens, from_hf_config, vary_tiny
 from mindvlm.models.vary.model import VaryTinyModel, build_model
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.splice import splice_sources
-from mindvlm.session import Conversation
+from mindvlm.sessions.conversation import Conversation
 from mindvlm.training.optimizer import OptimizerConfig
 from mindvlm.training.step import TrainStep
 from mindvlm.weights.rules.planning import make_plan

@@ -1,88 +1,18 @@
-"""Chat with a loaded model: single questions, batches, conversations."""
+"""Questions to a loaded model: single turns, batches, logits."""
 
-import dataclasses
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm.core.config import GenerationConfig, build_config
+from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
-from mindvlm.core.progress import progress_to
 from mindvlm.generation.answer import Answer, AnswerStream, AnswerText, Turns
-from mindvlm.generation.engine import Engine
 from mindvlm.generation.images import ImageEncoder, ImageFeatures, concatenated
 from mindvlm.generation.request import Request, Slot
-from mindvlm.parallel.mesh import Mesh
 from mindvlm.processing.chat_processor import ChatPrompt, History
 from mindvlm.processing.images.picture import Picture
-from mindvlm.processing.text.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
-
-# A larger batch uses this many slots; a free slot takes the next query.
-MAX_SLOTS = 16
-
-
-class LoadedModel:
-    """A loaded model with its processor. Base of the sessions.
-
-    Methods accept the options of `GenerationConfig` as keyword arguments, which override the YAML.
-
-    Attributes:
-        load_seconds: time taken by loading.
-        engine: generates ids for requests.
-        mesh: the processes that share the weights; all of them must make the same calls.
-    """
-
-    def __init__(
-        self,
-        model,
-        processor,
-        config,
-        *,
-        placeholder_id: int,
-        progress: Callable[[str], None] | None = None,
-        mesh: Mesh | None = None,
-        cache_graphs: bool = False,
-    ):
-        self.model = model
-        self.progress = progress
-        self.processor = processor
-        self.config = config
-        self.mesh = mesh or Mesh()
-        self.load_seconds = 0.0
-        self.engine = Engine(
-            model,
-            placeholder_id=placeholder_id,
-            max_length=config.model.max_length,
-            graph_mode=config.mode == "graph",
-            on_compile=self.log_compilation,
-            cache_graphs=cache_graphs,
-        )
-
-    def log_compilation(self, stage: str) -> None:
-        with progress_to(self.progress):
-            logger.info(f"compiling the {stage} graph (once per shape)")
-
-    def generation_config(self, overrides: dict) -> GenerationConfig:
-        """Returns the generation section of the YAML with some keys replaced."""
-        return build_config(GenerationConfig, {**dataclasses.asdict(self.config.generation), **overrides}, "generation")
-
-    def options(self, generation: dict) -> GenerationConfig:
-        """Returns `generation_config` and warns of options without effect."""
-        options = self.generation_config(generation)
-        without_effect = [key for key in ("temperature", "top_k", "top_p") if key in generation]
-        if without_effect and not options.do_sample:
-            warnings.warn(f"{', '.join(without_effect)} without effect: do_sample is false", stacklevel=3)
-        return options
-
-    def seed(self, options: GenerationConfig, offset: int = 0) -> int:
-        """Returns the seed of the request with a number."""
-        return (self.config.seed if options.seed is None else options.seed) + offset
+from mindvlm.sessions.loaded_model import LoadedModel, as_list
 
 
 class VisionLanguageModel(LoadedModel):
@@ -158,7 +88,7 @@ class VisionLanguageModel(LoadedModel):
             self.request(*inputs, options, text, seed_offset=number)
             for number, (inputs, text) in enumerate(zip(prepared, texts, strict=True))
         ]
-        self.engine.resize(min(len(queries), MAX_SLOTS))
+        self.resize(len(queries))
         slots = self.engine.complete(requests)
         for number, slot in enumerate(slots, 1):
             if slot.error:
@@ -185,7 +115,7 @@ class VisionLanguageModel(LoadedModel):
         """
         options = self.options(generation)
         self.engine.runner.reset_clock()
-        self.engine.resize(max(1, min(num_queries, MAX_SLOTS)))
+        self.resize(num_queries)
         waiting, running = enumerate(queries), {}
         try:
             while True:
@@ -301,117 +231,3 @@ class VisionLanguageModel(LoadedModel):
         text = self.new_text(options)
         slot = self.engine.add(self.request(ids, features, options, text), slot=slot)
         return AnswerStream(self.engine, slot, text, earlier=earlier, asked=asked, on_close=on_close)
-
-
-class Conversation:
-    """A conversation with a model that prefills only new tokens.
-
-    The keys and values of earlier turns stay in the engine's cache. The whole conversation is prefilled again if
-    another request used the model in between, if the longer prompt has another dynamic NTK factor, or if the feature
-    rows of its pictures depend on the text.
-    """
-
-    def __init__(self, model: VisionLanguageModel):
-        self.model = model
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all turns and pictures."""
-        self.turns: Turns = []
-        self.pictures: list[Picture] = []
-        self.features = ImageFeatures()
-        self.ids: list[int] = []
-        self.slot: Slot | None = None
-        self.answer_is_closed = False
-        self.open_answer: AnswerStream | None = None
-
-    def ask(self, query: str, images=None, *, stream: bool = False, **generation) -> Answer | AnswerStream:
-        """Asks the next question; `images` are the new pictures.
-
-        Other arguments and errors are those of `VisionLanguageModel.chat`. An error leaves the conversation unchanged.
-        An earlier answer that was not read to its end is kept as far as it was generated.
-        """
-        if self.open_answer:
-            self.open_answer.close()
-        model, engine = self.model, self.model.engine
-        options, pictures = model.options(generation), model.pictures(images)
-        engine.runner.reset_clock()
-        asked = model.processor.mark_images(query, len(pictures))
-        seen = [*self.pictures, *pictures]
-        chosen_anew = bool(seen) and model.model.rows_depend_on_text
-        kept = ImageFeatures() if chosen_anew else self.features
-        slot = None if self.slot is None or self.slot.is_released or chosen_anew else self.slot
-        if slot:
-            follow_up = partial(self.follow_up, query, len(pictures))
-            ids, new_features = model.prepared(follow_up, pictures, prefix=self.ids)
-        if not slot or engine.alpha_for(len(ids)) != slot.alpha:
-            whole = partial(self.whole, query, kept.counts)
-            ids, new_features = model.prepared(whole, seen if chosen_anew else pictures)
-            engine.resize(1)
-            slot = None
-        earlier, features = (self.features, self.pictures), kept.followed_by(new_features)
-
-        def take_over(answer: Answer) -> None:
-            if self.open_answer is not result:
-                return
-            if result.slot.error:
-                (self.features, self.pictures), self.open_answer = earlier, None
-                engine.release(result.slot)
-            else:
-                self.take_over(ids, answer)
-
-        result = model.start(ids, features, options, earlier=self.turns, asked=asked, slot=slot, on_close=take_over)
-        self.features, self.pictures, self.slot, self.open_answer = features, seen, result.slot, result
-        return result if stream else result.answer
-
-    def follow_up(self, query: str, num_images: int, counts: Sequence[int]) -> ChatPrompt:
-        """Returns the prompt after the earlier turns; `counts` are the placeholders of the new pictures."""
-        return self.model.processor.follow_up(
-            query, num_images=num_images, answer_is_closed=self.answer_is_closed, image_lengths=counts
-        )
-
-    def whole(self, query: str, earlier_counts: Sequence[int], counts: Sequence[int]) -> ChatPrompt:
-        """Returns the prompt of the whole conversation.
-
-        Args:
-            query: the question.
-            earlier_counts: placeholders of the first pictures.
-            counts: placeholders of the other ones.
-        """
-        counts = [*earlier_counts, *counts]
-        return self.model.processor.prompt(query, num_images=len(counts), history=self.turns, image_lengths=counts)
-
-    def take_over(self, prompt: list[int], answer: Answer) -> None:
-        """Adds a complete or interrupted answer to the conversation."""
-        self.open_answer = None
-        self.turns = answer.history
-        processor = self.model.processor
-        closing_mark = processor.tokenizer.special_ids.get(processor.template.answer_separator)
-        ids, rest = answer.ids, []
-        self.answer_is_closed = answer.stop_reason == "stop_token" and ids[-1] == closing_mark
-        if answer.stop_reason == "stop_token" and not self.answer_is_closed:
-            ids = ids[:-1]
-        if answer.stop_reason == "stop_string":
-            ids, rest = ids_of_text(answer.generated, ids, processor.tokenizer)
-        # a generated placeholder has no picture and cannot be prefilled
-        while ids and ids[-1] == self.model.engine.placeholder_id:
-            ids = ids[:-1]
-        self.ids = prompt + ids + rest
-
-
-def ids_of_text(text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Returns the longest prefix of the generated ids that `text` begins with, and the ids of the remaining text."""
-    encoded = text.encode()
-    for count in range(len(ids), 0, -1):
-        head = tokenizer.decode_bytes(ids[:count], skip_special=True)
-        rest = encoded[len(head) :].decode(errors="ignore")
-        if encoded == head + rest.encode():
-            return ids[:count], tokenizer.encode(rest)
-    return [], tokenizer.encode(text)
-
-
-def as_list(images) -> list:
-    """Returns None, one picture or several pictures as a list."""
-    if images is None:
-        return []
-    return list(images) if isinstance(images, list | tuple) else [images]

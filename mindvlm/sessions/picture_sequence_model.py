@@ -15,7 +15,7 @@ from mindvlm.core.config import LENGTH_KEYS, GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.request import Request
 from mindvlm.processing.images.loading import ImageSource
-from mindvlm.session import MAX_SLOTS, LoadedModel, as_list
+from mindvlm.sessions.loaded_model import LoadedModel, as_list
 
 MAX_CACHED_PICTURES = 64
 NO_PLACEHOLDER = -1
@@ -121,7 +121,7 @@ class PictureSequenceModel(LoadedModel):
                     "model.max_length"
                 )
         self.engine.runner.reset_clock()
-        self.engine.resize(max(1, min(len(prompts), MAX_SLOTS)))
+        self.resize(len(prompts))
         requests = [
             Request(ids=list(map(int, prompt)), options=options, seed=self.seed(options, number))
             for number, prompt in enumerate(prompts)
