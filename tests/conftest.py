@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mindvlm.core.progress import progress_to
 from mindvlm.core.runtime import set_device
@@ -13,7 +14,9 @@ from tests.golden_files import golden_path
 
 
 def pytest_configure() -> None:
-    """Binds each worker of pytest-xdist to a core."""
+    """Removes Hypothesis' time limit, which a busy machine exceeds, and binds each worker of pytest-xdist to a core."""
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         bind_to_core(int(worker.removeprefix("gw")))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mindvlm.checkpoint.dtypes import block_size, cast_storage, has_nonfinite, storage_dtype
+from mindvlm.checkpoint.mapping import map_bytes
 from mindvlm.checkpoint.source import TensorInfo, TensorSource
 from mindvlm.checkpoint.strided import StridedReader
 from mindvlm.core.errors import UserError
@@ -63,8 +63,8 @@ class Checkpoint(TensorSource):
         path: the file or folder, for messages.
         contents: the tensors.
         require_finite: raise NonFiniteError when NaN or infinity is read.
-        mapped: return large ranges as read-only arrays over a mapping of the file, which ends with the array. The file
-            must stay as it is; a new file of the same name does no harm.
+        mapped: return large ranges as read-only arrays over a mapping of the file. A mapping ends with its array and
+            keeps no file open. The file must stay as it is; a new file of the same name does no harm.
 
     Attributes:
         nonfinite: names of tensors in which NaN or infinity was read so far.
@@ -130,15 +130,11 @@ class Checkpoint(TensorSource):
         offset, num_bytes = segment.offset + start * dtype.itemsize, (stop - start) * dtype.itemsize
         if len(tensor.segments) > 1 or num_bytes < _MIN_MAPPED_BYTES or offset % dtype.alignment:
             return None
-        descriptor, skip = self._descriptor(segment.path), offset % mmap.ALLOCATIONGRANULARITY
+        descriptor = self._descriptor(segment.path)
         if os.fstat(descriptor).st_size < offset + num_bytes:
             return None
-        try:
-            pages = mmap.mmap(descriptor, num_bytes + skip, access=mmap.ACCESS_READ, offset=offset - skip)
-        except OSError:
-            # a file system without mappings, or no address space
-            return None
-        return np.frombuffer(pages, dtype, stop - start, skip)
+        pages = map_bytes(descriptor, offset, num_bytes)
+        return None if pages is None else pages.view(dtype)
 
     def close(self) -> None:
         self._strided_reader = None

@@ -57,7 +57,7 @@ def test_truncated_anywhere(file, tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damaged_anywhere(file, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("damaged") / file
@@ -238,7 +238,7 @@ def test_lying_pickles(pickled, message, tmp_path):
     refused(tmp_path / "lie.bin", message)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(body=st.lists(st.sampled_from([*(bytes([b]) for b in b"}])(NKJtqh\x85\x86\x87su.ae012bQR"), REBUILD, STORAGE])))
 def test_random_pickles(body, tmp_path_factory):
     path = tmp_path_factory.mktemp("pickles") / "random.bin"

@@ -1,6 +1,7 @@
 """Tensors over a mapping of their file."""
 
 import os
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -45,6 +46,23 @@ def test_large_tensors_are_mapped_and_equal_those_that_are_read(file):
         kept, expected = mapped.read("wide").data, mapped.read("wide").data.copy()
     os.rename(file, file.with_name("b"))
     np.testing.assert_array_equal(kept, expected)
+
+
+def test_arrays_keep_no_file_open_and_end_their_mapping(file):
+    def num_mappings():
+        return Path("/proc/self/maps").read_text().count(str(file))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with open_checkpoint(file, mapped=True) as mapped:
+        kept = [mapped.read(name).data for name in ("half", "wide", "blocks") for _ in range(20)]
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert num_mappings() and all(array.any() for array in kept)
+    part = kept[0][3:]
+    del kept
+    assert num_mappings() == 1 and part.any()
+    del part
+    assert num_mappings() == 0
 
 
 def test_matrices_of_the_kernels_stay_mapped_and_parameters_are_copied(file):

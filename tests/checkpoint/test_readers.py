@@ -14,7 +14,7 @@ from tests.checkpoint.samples import DTYPES, WRITERS, random_tensor, state_dicts
 
 
 @pytest.mark.parametrize("file", WRITERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tensors=state_dicts, cut=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_reads_what_the_library_wrote(file, tensors, cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("read") / file

@@ -31,7 +31,7 @@ def memory(tensors) -> MemorySource:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tensors=state_dicts)
 def test_round_trip(ending, tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("write") / f"out{ending}"
@@ -47,7 +47,7 @@ def test_round_trip(ending, tensors, tmp_path_factory):
             assert checkpoint.read(name).data.tobytes() == source.read(name).data.tobytes()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tensors=state_dicts)
 def test_torch_loads_the_bin(tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("write") / "out.bin"

@@ -65,7 +65,7 @@ def test_columns_are_aligned(tmp_path):
     assert max(map(len, lines[1:])) <= 100
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(state_dicts, st.sampled_from(["zip.bin", "safetensors", "ckpt"]))
 def test_any_file_adds_up(tmp_path_factory, tensors, ending):
     path = tmp_path_factory.mktemp("file") / f"a.{ending}"

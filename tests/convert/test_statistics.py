@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
@@ -22,7 +22,6 @@ def statistics_of(values, dtype: str | None = None, chunk_bytes: int = 1 << 20):
     return tap.statistics["a"]
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 300), min_size=1, max_size=3), st.integers(1, 400000))
 def test_the_numbers_are_those_of_torch(dtype, shape, chunk_bytes):
     shape = tuple(shape)[: 3 if math.prod(shape) < 300000 else 1]
@@ -42,7 +41,6 @@ def test_the_numbers_are_those_of_torch(dtype, shape, chunk_bytes):
         assert (found.norm, found.sum, found.min, found.max) == (0, 0, None, None)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200000), st.integers(8, 300000), st.integers(8, 300000))
 def test_chunks_do_not_matter_to_the_last_bit(size, first, second):
     values = np.random.default_rng(size).normal(size=size)

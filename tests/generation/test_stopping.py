@@ -142,7 +142,7 @@ def test_a_table_of_equal_cells_is_shorter_than_the_default_limit():
 LETTERS = st.text("ab中é \n", max_size=14)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=LETTERS, stops=st.lists(st.text("ab中é ", min_size=1, max_size=4), max_size=3), data=st.data())
 def test_what_is_shown_is_the_text_before_the_first_stop_string(text, stops, data):
     ids = data.draw(st.sampled_from([byte_ids(text), TOKENIZER.encode(text)]))

@@ -129,7 +129,9 @@ def _left_behind(
 def adapted_view(
     source: TensorSource, folder: str | Path, models: Sequence[ConvertibleModel], held: Collection[str] = ()
 ) -> Iterator[TensorSource]:
-    """Yields the tensors of a whole model under native names with an adapter merged in, in float32.
+    """Yields the tensors of a whole model under native names with an adapter merged in.
+
+    Tensors that the adapter changes are float32. The others are read from `source` as they are.
 
     Args:
         source: the tensors of the model.
@@ -142,5 +144,6 @@ def adapted_view(
         UserError: it cannot be read, its names are of another model, or `source` holds it already.
     """
     with open_adapter(folder) as adapter:
-        merged, _ = merge_adapter(native_model(source.infos, models), CastSource(source, "float32"), adapter, held)
-        yield merged
+        wide = CastSource(source, "float32")
+        merged, modified = merge_adapter(native_model(source.infos, models), wide, adapter, held)
+        yield OverlaidSource([(str(source.path), source), (str(adapter.path), SelectedSource(merged, list(modified)))])

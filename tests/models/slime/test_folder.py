@@ -244,7 +244,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.
 VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.text(max_size=4), SCALARS, max_size=2)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(KEYS), value=VALUES)
 def test_any_value_is_taken_or_refused(odd_folder, name, value):
     (odd_folder / "config.json").write_text(json.dumps({**CONFIG, name: value}))

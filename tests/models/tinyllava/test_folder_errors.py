@@ -30,7 +30,7 @@ def refusal(folder, **options) -> str:
     return str(caught.value)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_is_taken_or_refused(folder, data):
     dialect = data.draw(st.sampled_from(["llama", "phi", "stablelm"]))

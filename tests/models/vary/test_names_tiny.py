@@ -151,7 +151,7 @@ class TestConfigBesideTheWeights:
         ):
             names.TINY.target_infos(self.write(tmp_path, config))
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.data())
     def test_any_values_are_described_or_one_line(self, tmp_path_factory, data):
         values = st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.integers(-2, 2000)

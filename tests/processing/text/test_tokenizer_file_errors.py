@@ -195,7 +195,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=VALUES, kind=st.sampled_from(("pieces", "definition", "vocabulary")))
 def test_no_value_is_a_traceback(tmp_path_factory, key, value, kind):
     folder = tmp_path_factory.getbasetemp() / "any"

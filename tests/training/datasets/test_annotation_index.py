@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mindvlm.core.errors import UserError
@@ -22,7 +22,6 @@ json_values = st.recursive(
 records = st.lists(st.dictionaries(st.text(max_size=8), json_values, max_size=3), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(
     records,
     st.sampled_from([None, 0, 2]),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -308,7 +308,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(SETTINGS, VALUES))
 def test_random_settings_are_read_or_refused(tmp_path_factory, settings_read):
     path = tmp_path_factory.mktemp("config") / "adapter_config.json"

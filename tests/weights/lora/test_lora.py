@@ -26,7 +26,7 @@ def merge(base, folder) -> MergedSource:
     return MergedSource(source_of(base), open_adapter(folder))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     base_dtype=st.sampled_from(FLOATS),
     adapter_dtype=st.sampled_from(FLOATS),
@@ -71,7 +71,7 @@ def test_a_merge_is_what_torch_computes(
     assert list(merged.merged) == ["m.weight"] and set(merged.infos) == {"m.weight", "other.weight"}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_an_element_does_not_depend_on_the_range_it_is_read_in(tmp_path_factory, data):
     """Real factors, where the order of additions shows."""

@@ -59,7 +59,7 @@ def test_whole_models_and_parts_fit_together(model, shapes):
         MODELS[model].require_consistent_sizes(plan)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(["vary_tiny", "vary_toy"]), st.lists(st.integers(1, 9), min_size=20, max_size=20))
 def test_models_of_any_sizes_fit_together(model, n):
     """No two numbers of the example are equal by accident: whichever is changed alone, nothing is found."""
@@ -80,7 +80,7 @@ def test_models_of_any_sizes_fit_together(model, n):
     check(model, infos(shapes))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(TINYLLAVA_DIALECTS),
     st.sampled_from(["siglip", "clip"]),

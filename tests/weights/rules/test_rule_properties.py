@@ -19,7 +19,7 @@ from mindvlm.weights.rules.planning import make_plan
 from mindvlm.weights.rules.table import Part, RuleTable
 from tests.weights.rules.random_tables import aliases, cases, infos_of, patterns
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def assert_same(actual, tensors: dict[str, RawTensor]) -> None:

@@ -30,7 +30,7 @@ def coordinates(width, height):
 
 
 @given(SIDES, SIDES, st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_changed_pictures_show_the_same_places(width, height, seed):
     picture, label = changed(coordinates(width, height), np.random.default_rng(seed), 16)
     assert picture.size == label.size == (16, 16)
