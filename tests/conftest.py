@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 from hypothesis import settings
 
 from mindvlm.core.progress import progress_to
 from mindvlm.core.runtime import set_device
+from mindvlm.native.library import Library, open_library
 from tests.cores import bind_to_core
 from tests.golden_files import golden_path
 
@@ -38,6 +40,21 @@ def weights_cache_of_the_tests(tmp_path_factory) -> Iterator[None]:
 def device_of_the_tests() -> None:
     """Selects the CPU as the library does: tests of Cells do not start a run of their own."""
     set_device("CPU")
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Library:
+    """Returns the C++ kernels; skips tests on a machine without a compiler."""
+    return open_library() or pytest.skip("there is no C++ compiler")
+
+
+@pytest.fixture
+def pynative() -> Iterator[None]:
+    """Sets PyNative mode; restores the mode after the test, which may change it."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=before)
 
 
 @pytest.fixture

@@ -30,9 +30,7 @@ def require_set(name: str) -> None:
     library.choose(before)
 
 
-def test_recorded_cases_of_every_kind_of_layer():
-    if not open_library():
-        pytest.skip("there is no C++ compiler")
+def test_recorded_cases_of_every_kind_of_layer(kernels):
     for report in run([case for case in MODELS if case.name in QUICK], "pynative", "16bit").values():
         require_holds(report)
 

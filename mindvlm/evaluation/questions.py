@@ -56,6 +56,11 @@ def id_of(row: Mapping[str, Any]) -> str:
     return str(value)
 
 
+def answered(questions: Sequence[Question], answers: Mapping[str, Answer]) -> Iterator[tuple[Question, str]]:
+    """Yields each question that has an answer, with the text of it."""
+    return ((one, answers[one.id]["text"]) for one in questions if one.id in answers)
+
+
 @dataclass(frozen=True)
 class QuestionBenchmark:
     """The declaration of a benchmark.

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mindvlm.checkpoint import MemorySource, NonFiniteError, RawTensor, open_checkpoint, write_checkpoint
-from mindvlm.native.library import open_library
 from mindvlm.nn.native_products import NativeProduct
 from mindvlm.nn.parameters import read_rows
 from mindvlm.nn.products import DenseProduct
@@ -65,10 +64,7 @@ def test_arrays_keep_no_file_open_and_end_their_mapping(file):
     assert num_mappings() == 0
 
 
-def test_matrices_of_the_kernels_stay_mapped_and_parameters_are_copied(file):
-    library = open_library()
-    if library is None:
-        pytest.skip("there is no C++ compiler")
+def test_matrices_of_the_kernels_stay_mapped_and_parameters_are_copied(file, kernels):
     with open_checkpoint(file, mapped=True) as mapped:
         seen = []
 
@@ -76,7 +72,7 @@ def test_matrices_of_the_kernels_stay_mapped_and_parameters_are_copied(file):
             seen.append(read_rows(mapped, "half", start, stop))
             return seen[-1]
 
-        native = NativeProduct(SHAPE, ms.float32, library=library, weight_format="auto")
+        native = NativeProduct(SHAPE, ms.float32, library=kernels, weight_format="auto")
         native.load(read)
         assert np.shares_memory(native.stored.values, seen[-1].data)
         dense = DenseProduct(SHAPE, ms.float32)

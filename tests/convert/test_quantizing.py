@@ -16,7 +16,6 @@ from mindvlm.core.weight_formats import PARTS, PATTERNS, part_of
 from mindvlm.models.loading import build_model
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
-from mindvlm.native.library import open_library
 from mindvlm.nn.linear import Head, WeightCell
 from mindvlm.nn.native_products import NativeProduct
 from mindvlm.nn.parameters import stored_tensors
@@ -25,17 +24,13 @@ from mindvlm.training.initial_weights import identify_weights
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import picture, tiny_config, tiny_weights, write_tiny_vary, write_yaml
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = (
     "vary/vary_toy vary/vary_tiny vary/vary_nano tinyllava/tinyllava_3_1b tinyllava/tinyllava_2_0b "
     "tinyllava/tiny_llava_v1 slime/slime_8b slime/slime_small delvm/delvm_300m delvm/scenes"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _library():
-    if open_library() is None:
-        pytest.skip("there is no C++ compiler")
 
 
 @pytest.fixture(scope="module")

@@ -17,16 +17,10 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.request import Request, Slot
 from mindvlm.generation.sampling import FEW_CANDIDATES, NOT_FINITE, Sampler, SamplingGraph, repeating_ids
 
+pytestmark = pytest.mark.usefixtures("pynative")
+
 VOCAB_SIZE, NUM_SLOTS = 23, 16
 ROWS = [[3, 4, 5, 3, 4], [7, 7, 7, 7, 7, 7], [1, 2, 1, 3, 1, 2, 0, 1], [22]]
-
-
-@pytest.fixture(autouse=True)
-def pynative():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 def random_logits(num_rows: int = len(ROWS), seed: int = 0, scale: float = 2.0) -> np.ndarray:

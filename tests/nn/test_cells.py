@@ -23,13 +23,7 @@ from mindvlm.nn.rotary import apply_rotary, inverse_frequencies, logn_scale, rot
 from mindvlm.nn.splice import splice_sources
 from tests.nn.plain_loss import next_token_loss
 
-
-@pytest.fixture(autouse=True)
-def pynative():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
+pytestmark = pytest.mark.usefixtures("pynative")
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -5,6 +5,9 @@ from mindspore import Tensor, nn, ops
 
 from mindvlm.nn.dropout import RowDropout, RowNoise, dropout_counter, new_counter, place_dropout
 
+# the gradient of a Python function, and parameters set between two calls, need it
+pytestmark = pytest.mark.usefixtures("pynative")
+
 P, WIDTH = 0.3, 64
 
 
@@ -19,15 +22,6 @@ class Two(nn.Cell):
 
     def construct(self, x):
         return self.first(x), self.second(x)
-
-
-@pytest.fixture(autouse=True)
-def pynative():
-    """The gradient of a Python function, and parameters set between two calls, need PyNative mode."""
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 @pytest.fixture

@@ -33,14 +33,6 @@ def documented_operator(query, key, value, head_num, attn_mask=None, scalar_valu
     return ops.matmul(ops.softmax(scores, -1), value.astype(ms.float32)).astype(query.dtype)
 
 
-@pytest.fixture
-def pynative():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
-
-
 def randomised(cell: nn.Cell) -> nn.Cell:
     """Random float16 weights by order, the same for two Cells of the same parameters."""
     generator = np.random.default_rng(0)

@@ -10,7 +10,6 @@ from mindspore import Tensor, nn
 from mindvlm.checkpoint import MemorySource, RawTensor
 from mindvlm.core.errors import UserError
 from mindvlm.core.weight_formats import blocks_for, parse_weights
-from mindvlm.native.library import open_library
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.linear_plan import ProductRule, choose_products
@@ -20,6 +19,8 @@ from mindvlm.nn.native_products import NativeProduct, native_product, native_rul
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.products import DenseProduct
 from mindvlm.nn.rotary import decoder_frequencies
+
+pytestmark = pytest.mark.usefixtures("pynative")
 
 SIZES = dict(
     vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16, intermediate_size=96
@@ -45,22 +46,6 @@ class Cached(nn.Cell):
     def construct(self, ids, positions, inv_freq, rows):
         embeds = self.model.embed_tokens(ids)
         return self.model.lm_head(self.model.with_cache(embeds, positions, inv_freq, self.caches, rows))
-
-
-@pytest.fixture
-def library():
-    found = open_library()
-    if found is None:
-        pytest.skip("there is no C++ compiler")
-    return found
-
-
-@pytest.fixture(autouse=True)
-def restored_mode():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 def weights_of(config: DecoderConfig, dtype: str) -> MemorySource:
@@ -108,51 +93,51 @@ def require_close(found: list[np.ndarray], expected: list[np.ndarray], largest: 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_checkpoint_s_own_values_give_the_results_of_float32(library, dialect, dtype):
+def test_the_checkpoint_s_own_values_give_the_results_of_float32(kernels, dialect, dtype):
     config = DecoderConfig(**{**SIZES, **DIALECTS[dialect]})
     source = weights_of(config, dtype)
-    native = build(config, source, native_rules("auto", "CPU"), library)
+    native = build(config, source, native_rules("auto", "CPU"), kernels)
     assert isinstance(native.layers[0].mlp.up_proj.product, NativeProduct)
     require_close(answers(native, config), answers(build(config, source), config), 2e-6)
 
 
-def test_projections_and_the_gated_block_are_one_operator_each(library):
+def test_projections_and_the_gated_block_are_one_operator_each(kernels):
     """Many rows, so that the block runs in parts."""
     rng, mlp = np.random.default_rng(0), GatedMLP(32, 40)
     x = Tensor(rng.standard_normal((2, 300, 32)).astype(np.float32))
-    choose_products(mlp, [ProductRule(".*", partial(native_product, library=library, weight_format="auto"))])
+    choose_products(mlp, [ProductRule(".*", partial(native_product, library=kernels, weight_format="auto"))])
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in parameter_shapes(mlp).items()}
     fill_parameters(mlp, MemorySource({name: RawTensor.from_array(value) for name, value in weights.items()}))
     expected = mlp(x).asnumpy()
-    use_native_cells(mlp, library)
+    use_native_cells(mlp, kernels)
     assert mlp.native is not None
     require_close([mlp(x).asnumpy()], [expected], 1e-6)
 
     model = build(
-        DecoderConfig(**SIZES), weights_of(DecoderConfig(**SIZES), "float16"), native_rules("auto", "CPU"), library
+        DecoderConfig(**SIZES), weights_of(DecoderConfig(**SIZES), "float16"), native_rules("auto", "CPU"), kernels
     )
     assert all(layer.mlp.native and layer.self_attn.joint for layer in model.layers)
 
 
-def test_a_graph_gives_the_results_of_pynative_mode(library):
+def test_a_graph_gives_the_results_of_pynative_mode(kernels):
     config = DecoderConfig(**SIZES, num_key_value_heads=2)
     source = weights_of(config, "bfloat16")
     expected = answers(build(config, source), config)
     ms.set_context(mode=ms.GRAPH_MODE)
-    require_close(answers(build(config, source, native_rules("auto", "CPU"), library), config), expected, 2e-6)
+    require_close(answers(build(config, source, native_rules("auto", "CPU"), kernels), config), expected, 2e-6)
 
 
 @pytest.mark.parametrize(("text", "largest"), [("16bit", 2e-3), ("int8", 0.05), ("int4", 0.4)])
-def test_fewer_bits_change_the_results_a_little(library, text, largest):
+def test_fewer_bits_change_the_results_a_little(kernels, text, largest):
     config = DecoderConfig(**SIZES)
     source = weights_of(config, "float32")
-    model = build(config, source, native_rules(text, "CPU"), library)
+    model = build(config, source, native_rules(text, "CPU"), kernels)
     require_close(answers(model, config), answers(build(config, source), config), largest)
     num_bytes = model.layers[0].mlp.up_proj.product.num_bytes
     assert num_bytes == {"16bit": 2 * 6144, "int8": 6144 * 34 // 32, "int4": 6144 * 18 // 32}[text]
 
 
-def test_formats_of_parts(library):
+def test_formats_of_parts(kernels):
     config = DecoderConfig(**SIZES)
     model = build(config, weights_of(config, "float32"), native_rules("int4,head=float32,embeddings=int8", "CPU"))
     assert isinstance(model.lm_head.product, DenseProduct)

@@ -12,7 +12,6 @@ from mindvlm.models.tinyllava.model import build_connector
 from mindvlm.models.tinyllava.model_config import ConnectorConfig
 from mindvlm.models.vary.model_config import VisionVocabularyConfig
 from mindvlm.models.vary.vision_vocabulary import VisionVocabulary
-from mindvlm.native.library import open_library
 from mindvlm.nn.config import VitConfig
 from mindvlm.nn.linear_plan import choose_products
 from mindvlm.nn.mlp import ACTIVATIONS, Gated, activation, gated_activation
@@ -20,6 +19,8 @@ from mindvlm.nn.native_cells import use_native_cells
 from mindvlm.nn.native_products import native_rules
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.vit import TOWERS
+
+pytestmark = pytest.mark.usefixtures("pynative")
 
 VIT = dict(hidden_size=80, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
 VOCABULARY = dict(embed_dim=48, depth=2, num_heads=2, global_attn_indexes=[1], patch_size=8)
@@ -52,22 +53,6 @@ CELLS = {
 }
 
 
-@pytest.fixture
-def library():
-    found = open_library()
-    if found is None:
-        pytest.skip("there is no C++ compiler")
-    return found
-
-
-@pytest.fixture(autouse=True)
-def restored_mode():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
-
-
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -93,24 +78,24 @@ def require_close(found: np.ndarray, expected: np.ndarray, largest: float = 3e-6
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_the_kernels_give_the_results_of_the_replaced_cells(library, name):
+def test_the_kernels_give_the_results_of_the_replaced_cells(kernels, name):
     build, shape = CELLS[name]
     source, x = weights_of(build(), "bfloat16"), noise(shape, 99)
     expected = output(build(), source, x)
     native = build()
-    require_close(output(native, source, x, native_rules("auto", "CPU"), library), expected)
+    require_close(output(native, source, x, native_rules("auto", "CPU"), kernels), expected)
     kept = [cell for _, cell in native.cells_and_names() if getattr(cell, "native", True) is None]
     assert not kept
     # a Cell that models share stays as it was
     require_close(output(build(), source, x), expected, 0.0)
 
 
-def test_a_graph_gives_the_results_of_pynative_mode(library):
+def test_a_graph_gives_the_results_of_pynative_mode(kernels):
     build, shape = CELLS["padded windows"]
     source, x = weights_of(build(), "float16"), noise(shape, 99)
     expected = output(build(), source, x)
     ms.set_context(mode=ms.GRAPH_MODE)
-    require_close(output(build(), source, x, native_rules("auto", "CPU"), library), expected)
+    require_close(output(build(), source, x, native_rules("auto", "CPU"), kernels), expected)
 
 
 class Feed(nn.Cell):
@@ -125,11 +110,11 @@ class Feed(nn.Cell):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations(library, name):
+def test_activations(kernels, name):
     x = np.linspace(-9, 9, 3 * 4001).astype(np.float32).reshape(3, 4001)
     expected = Feed(name)(Tensor(x)).asnumpy()
     native = Feed(name)
-    use_native_cells(native, library)
+    use_native_cells(native, kernels)
     np.testing.assert_allclose(native(Tensor(x)).asnumpy(), expected, rtol=1e-6, atol=1e-6)
     assert type(activation(name)) is ACTIVATIONS[name]
     assert not isinstance(gated := gated_activation(name), Gated) or gated.activation is activation(name)

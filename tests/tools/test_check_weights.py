@@ -7,7 +7,6 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource, RawTensor, write_checkpoint
 from mindvlm.generation import memory
-from mindvlm.native.library import open_library
 from mindvlm.tools import preflight, preflight_memory
 from mindvlm.tools.check_model import build_parser
 from tests.tiny_vary import tiny_config, tiny_weights, write_tiny_vary, write_yaml
@@ -152,9 +151,7 @@ def test_a_prompt_shorter_than_its_pictures(check, config_path):
     assert_failed(result, {"memory": "FAILED"}, "1 picture take 8 tokens")
 
 
-def test_memory_by_format_of_the_weights(check, config_path, monkeypatch):
-    if open_library() is None:
-        pytest.skip("there is no C++ compiler")
+def test_memory_by_format_of_the_weights(check, config_path, monkeypatch, kernels):
     needed = {"float32": 900, "16bit": 700, "int8": 500, "int4": 400, "int4k": 400}
 
     def estimate(*arguments, formats=None, **options):

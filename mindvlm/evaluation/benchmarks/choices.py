@@ -17,6 +17,7 @@ from mindvlm.evaluation.questions import (
     SHORT_ANSWER,
     Question,
     QuestionBenchmark,
+    answered,
     id_of,
     mean_rows,
 )
@@ -163,11 +164,7 @@ def read_seed(files: DataFolder, options: argparse.Namespace) -> list[Question]:
 
 
 def submit_seed(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
-    rows = [
-        {"question_id": one.truth["question_id"], "prediction": answers[one.id]["text"]}
-        for one in questions
-        if one.id in answers
-    ]
+    rows = [{"question_id": one.truth["question_id"], "prediction": text} for one, text in answered(questions, answers)]
     return [write_json_lines(output / "seed_submission.jsonl", rows)]
 
 

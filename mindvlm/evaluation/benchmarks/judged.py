@@ -7,7 +7,7 @@ from pathlib import Path
 from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import Question, QuestionBenchmark, id_of
+from mindvlm.evaluation.questions import Question, QuestionBenchmark, answered, id_of
 from mindvlm.evaluation.scorers import judged
 from mindvlm.evaluation.submissions import write_json, write_json_lines
 
@@ -94,7 +94,7 @@ def read_mm_vet(files: DataFolder, options: argparse.Namespace) -> list[Question
 
 
 def submit_mm_vet(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
-    rows = {f"v1_{one.id}": answers[one.id]["text"] for one in questions if one.id in answers}
+    rows = {f"v1_{one.id}": text for one, text in answered(questions, answers)}
     return [write_json(output / "mm-vet_submission.json", rows, indent=2)]
 
 
@@ -146,9 +146,8 @@ def tabulate_ratings(scored: Sequence[Weighted]) -> Rows:
 
 def submit_mmhal(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
     rows = files.json("response_template.json")
-    for one in questions:
-        if one.id in answers:
-            rows[int(one.id)]["model_answer"] = answers[one.id]["text"]
+    for one, text in answered(questions, answers):
+        rows[int(one.id)]["model_answer"] = text
     return [write_json(output / "mmhal_responses.json", rows, indent=1)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, mean_rows
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, answered, mean_rows
 from mindvlm.evaluation.scorers import judged, mathematics
 from mindvlm.evaluation.submissions import write_json, write_json_lines
 
@@ -126,9 +126,8 @@ def submit_mathvista(files: DataFolder, output: Path, questions: Sequence[Questi
     """Writes the responses as the official programs for extraction and scores read them."""
     annotations = files.json("data/testmini.json")
     rows = {
-        one.id: {**annotations[one.id], "query": one.prompt, "response": answers[one.id]["text"]}
-        for one in questions
-        if one.id in answers
+        one.id: {**annotations[one.id], "query": one.prompt, "response": text}
+        for one, text in answered(questions, answers)
     }
     return [write_json(output / "mathvista_responses.json", rows, indent=1)]
 
@@ -136,12 +135,12 @@ def submit_mathvista(files: DataFolder, output: Path, questions: Sequence[Questi
 def submit_mathverse(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
     """Writes the answers as the official programs for extraction and scores read them."""
     annotations = {str(row["sample_index"]): row for row in files.json("testmini.json")}
-    rows = [{**annotations[one.id], "model_answer": answers[one.id]["text"]} for one in questions if one.id in answers]
+    rows = [{**annotations[one.id], "model_answer": text} for one, text in answered(questions, answers)]
     return [write_json(output / "mathverse_answers.json", rows, indent=1)]
 
 
 def submit_mathvision(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
-    rows = [{"id": one.id, "response": answers[one.id]["text"]} for one in questions if one.id in answers]
+    rows = [{"id": one.id, "response": text} for one, text in answered(questions, answers)]
     return [write_json_lines(output / "mathvision_responses.jsonl", rows)]
 
 

@@ -8,7 +8,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, id_of, mean_of
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, answered, id_of, mean_of
 from mindvlm.evaluation.scorers import short_answers as scorers
 from mindvlm.evaluation.scorers.documents import anls
 from mindvlm.evaluation.submissions import write_json
@@ -59,9 +59,7 @@ def read_gqa(files: DataFolder, options: argparse.Namespace) -> list[Question]:
 
 def submit_gqa(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
     rows = [
-        {"questionId": one.id, "prediction": scorers.gqa_answer(answers[one.id]["text"])}
-        for one in questions
-        if one.id in answers
+        {"questionId": one.id, "prediction": scorers.gqa_answer(text)} for one, text in answered(questions, answers)
     ]
     return [write_json(output / "testdev_balanced_predictions.json", rows)]
 
@@ -149,11 +147,7 @@ def read_docvqa(files: DataFolder, options: argparse.Namespace) -> list[Question
 
 
 def submit_docvqa(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
-    rows = [
-        {"questionId": one.written["question_id"], "answer": answers[one.id]["text"]}
-        for one in questions
-        if one.id in answers
-    ]
+    rows = [{"questionId": one.written["question_id"], "answer": text} for one, text in answered(questions, answers)]
     return [write_json(output / "docvqa_submission.json", rows)]
 
 

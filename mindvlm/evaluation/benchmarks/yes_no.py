@@ -10,7 +10,7 @@ from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.benchmarks.short_answers import LLAVA, llava_questions
 from mindvlm.evaluation.bootstrap import Rows, Weighted
 from mindvlm.evaluation.data_folder import DataFolder
-from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, id_of
+from mindvlm.evaluation.questions import SHORT_ANSWER, Question, QuestionBenchmark, answered, id_of
 from mindvlm.evaluation.scorers import amber, yes_no
 from mindvlm.evaluation.submissions import write_json, write_text
 
@@ -102,11 +102,9 @@ def tabulate_mme(scored: Sequence[Weighted]) -> Rows:
 def submit_mme(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
     """Writes the files that the official program of MME scores."""
     lines: dict[str, list[str]] = {}
-    for one in questions:
-        if one.id in answers:
-            name = Path(one.written["question_id"]).stem + ".txt"
-            text = " ".join(answers[one.id]["text"].split())
-            lines.setdefault(one.group, []).append("\t".join((name, *one.truth, text)) + "\n")
+    for one, text in answered(questions, answers):
+        name = Path(one.written["question_id"]).stem + ".txt"
+        lines.setdefault(one.group, []).append("\t".join((name, *one.truth, " ".join(text.split()))) + "\n")
     return [write_text(output / "mme_answers" / f"{task}.txt", "".join(rows)) for task, rows in lines.items()]
 
 
@@ -185,11 +183,7 @@ def tabulate_amber(scored: Sequence[Weighted]) -> Rows:
 
 
 def submit_amber(files: DataFolder, output: Path, questions: Sequence[Question], answers: Mapping) -> list[Path]:
-    rows = [
-        {"id": one.written["question_id"], "response": answers[one.id]["text"]}
-        for one in questions
-        if one.id in answers
-    ]
+    rows = [{"id": one.written["question_id"], "response": text} for one, text in answered(questions, answers)]
     return [write_json(output / "amber_responses.json", rows)]
 
 

@@ -10,6 +10,8 @@ from mindvlm.models.delvm import distillation
 from mindvlm.models.delvm.distillation import DistillationConfig, DistillationLoss
 from mindvlm.nn.linear import Head
 
+pytestmark = pytest.mark.usefixtures("pynative")
+
 ROWS, WIDTH, TEACHER_WIDTH, VOCAB = 12, 5, 7, 30
 OPTIONS = (
     {},
@@ -18,14 +20,6 @@ OPTIONS = (
     {"inverse": True, "masked": True, "temperature": 0.5},
     {"inverse": True, "gt_weight": 0.0, "kd_weight": 2.0},
 )
-
-
-@pytest.fixture(autouse=True)
-def pynative():
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=mode)
 
 
 def arrays() -> dict[str, np.ndarray]:

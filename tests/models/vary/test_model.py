@@ -27,15 +27,9 @@ from mindvlm.weights.rules.overlaid import OverlaidSource
 from tests.models.vary.vary_names import TOY, hf_shapes
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_config
 
+pytestmark = pytest.mark.usefixtures("pynative")
+
 PAD = VOCAB_SIZE - 1
-
-
-@pytest.fixture(autouse=True)
-def pynative():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 def build(**changes) -> VaryModel:

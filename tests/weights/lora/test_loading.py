@@ -10,7 +10,6 @@ import pytest
 
 import mindvlm
 from mindvlm.checkpoint import CastSource, MemorySource, open_checkpoint, write_checkpoint
-from mindvlm.native.library import open_library
 from mindvlm.nn.parameters import stored_tensors
 from mindvlm.nn.products import WeightProduct
 from mindvlm.weights.lora.merging import adapted_view
@@ -47,12 +46,6 @@ def wide(tmp_path_factory):
     path = write_tiny_vary(folder, weights=weights, **changes)
     write_checkpoint(folder / "tiny.safetensors", CastSource(MemorySource(weights), "bfloat16"))
     return path, write_adapter(folder / "adapter", weights)
-
-
-@pytest.fixture
-def kernels():
-    if open_library() is None:
-        pytest.skip("there is no C++ compiler")
 
 
 def test_unchanged_tensors_stay_as_they_are_stored(wide):
