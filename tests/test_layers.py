@@ -35,6 +35,7 @@ MAY_NAME_FAMILIES = {
     "mindvlm.api": "the shipped model",
     "mindvlm.tools.predict_llm": "the shipped model",
     "mindvlm.tools.check_model": "the shipped model",
+    "mindvlm.tools.serve": "the shipped model",
     "mindvlm.tools.evaluate_text": "the shipped model",
     "mindvlm.evaluation.published": "the figures of papers",
     "mindvlm.datagen.dataset": "a format of annotations",

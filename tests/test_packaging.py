@@ -63,6 +63,7 @@ def test_the_wheel_reads_a_picture_without_the_clone(wheel_folder, tmp_path):
         "tools.make_data",
         "tools.benchmark",
         "tools.evaluate",
+        "tools.serve",
     ],
 )
 def test_the_other_commands_start_from_the_wheel(wheel_folder, tmp_path, module):
@@ -80,7 +81,19 @@ def test_the_wheel_names_the_console_scripts(wheel_folder):
 
     scripts = entry_points.read_text()
 
-    for name in ("predict", "train", "convert", "check", "make-data", "show-views", "benchmark", "evaluate", "cache"):
+    names = (
+        "predict",
+        "train",
+        "convert",
+        "check",
+        "make-data",
+        "show-views",
+        "benchmark",
+        "evaluate",
+        "cache",
+        "serve",
+    )
+    for name in names:
         assert f"mindvlm-{name} = " in scripts
 
 

@@ -87,13 +87,21 @@ class Engine:
         self.slots = [None] * num_slots
         self.inv_freq = np.tile(self.frequencies(1).asnumpy(), (num_slots, 1))
 
-    def add(self, request: Request, *, slot: Slot | None = None) -> Slot:
+    def clear(self) -> None:
+        """Releases all slots and overwrites the cache, which a failure may have left with NaN."""
+        self.resize(len(self.slots))
+        for cache in self.caches or ():
+            for row in range(len(self.slots)):
+                cache.clear_row(row)
+
+    def add(self, request: Request, *, slot: Slot | None = None, num_kept: int | None = None) -> Slot:
         """Prefills a request and returns its slot.
 
         Args:
             request: the request.
             slot: a finished, unreleased slot to continue. The common prefix of its ids is not recomputed, unless the
                 longer prompt has another NTK factor. `request.features` must begin with the features of its pictures.
+            num_kept: number of ids of `slot` that are not recomputed; None for the common prefix.
 
         Raises:
             UserError: no slot is free, the prompt is longer than `max_length`, or the numbers of placeholders and
@@ -102,7 +110,9 @@ class Engine:
         ids, alpha = list(request.ids), self.alpha_for(len(request.ids))
         self.check_length(len(ids))
         # the last token is always computed, for its logits
-        start = min(slot.common_length(ids), len(ids) - 1) if slot and slot.alpha == alpha else 0
+        start = 0
+        if slot and slot.alpha == alpha:
+            start = min(slot.common_length(ids) if num_kept is None else num_kept, len(ids) - 1)
         features = self.new_features(request, start)
         row = slot.row if slot else self.free_row()
         if slot:

@@ -1,7 +1,7 @@
 """Conversion of questions and earlier turns to ids, shared by the processors of all families."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -140,6 +140,7 @@ class ChatProcessor:
         num_images: int = 0,
         history: History | None = None,
         image_lengths: Sequence[int] | None = None,
+        system: str | None = None,
     ) -> ChatPrompt:
         """Returns the prompt of a conversation, which ends with the assistant's open turn.
 
@@ -149,10 +150,16 @@ class ChatProcessor:
             num_images: number of pictures in the conversation.
             history: earlier turns.
             image_lengths: number of placeholders of each picture, see `Picture.layout`; None for one view each.
+            system: replaces the system message of the template.
 
         Raises:
-            UserError: the numbers of pictures and `<image>` markers differ.
+            UserError: the numbers of pictures and `<image>` markers differ, or the template has no system message.
         """
+        template = self.template
+        if system is not None:
+            if not template.has_system:
+                raise UserError(f"template {template.name!r} has no place for a system message; leave it out")
+            template = replace(template, system=system)
         history = history or ()
         num_used = sum(earlier.count(IMAGE_MARKER) for earlier, _ in history)
         if num_used > num_images:
@@ -163,7 +170,7 @@ class ChatProcessor:
         for earlier, reply in history:
             messages += [*map(expand, self.question_turns(earlier)), reply]
         messages += [*map(expand, self.question_turns(self.mark_images(query, num_images - num_used))), None]
-        return self._encode(render(self.template, messages), lengths, prefix_ids=self.tokenizer.prefix_ids)
+        return self._encode(render(template, messages), lengths, prefix_ids=self.tokenizer.prefix_ids)
 
     def follow_up(
         self, query: str, *, num_images: int = 0, answer_is_closed: bool, image_lengths: Sequence[int] | None = None

@@ -10,6 +10,18 @@ from mindvlm.processing.text.tokenizer import Tokenizer
 
 IMAGE_MARKER = "<image>"
 
+# half of a surrogate pair, which the text of a user cannot contain
+_DISARMED = "\udc80"
+
+
+def disarmed(text: str) -> str:
+    """Returns a user's text in which `<image>` marks no picture; `ImageSpan.expand` restores the characters.
+
+    Surrogates, which have no UTF-8 form, become U+FFFD.
+    """
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace(IMAGE_MARKER[:-1], _DISARMED + IMAGE_MARKER[1:-1])
+
 
 def with_image_marks(text: str, marks: tuple[str, str]) -> str:
     """Returns the text with every `<image>` between the two marks."""
@@ -62,7 +74,7 @@ class ImageSpan:
         Args:
             lengths: number of placeholders of each image; None for `num_tokens` each.
         """
-        first, *others = text.split(IMAGE_MARKER)
+        first, *others = (part.replace(_DISARMED, IMAGE_MARKER[0]) for part in text.split(IMAGE_MARKER))
         pieces = [Piece(first)]
         for following in others:
             length = self.num_tokens if lengths is None else next(lengths)

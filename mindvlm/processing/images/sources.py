@@ -61,7 +61,7 @@ def encoded_picture(source: EncodedSource, folder: str = "") -> tuple[str, bytes
     text = os.fsdecode(source)
     path = local_path(text, folder)
     if path is None:
-        return f"image {short_name(text)}", _data_of_url(text)
+        return f"image {short_name(text)}", data_of_url(text)
     return f"image {short_name(path)}", Path(path)
 
 
@@ -118,7 +118,8 @@ def _content(stream: BinaryIO) -> bytes:
     return content
 
 
-def _data_of_url(url: str) -> bytes:
+def data_of_url(url: str) -> bytes:
+    """Returns the content of a data URL. Raises UserError if its base64 is damaged."""
     header, _, data = url.partition(",")
     content = unquote_to_bytes(data)
     if not header.lower().endswith(";base64"):

@@ -73,6 +73,11 @@ class ChatTemplate:
     examples: tuple[str, ...] = ()
     label_rule: LabelRule | None = None
 
+    @property
+    def has_system(self) -> bool:
+        """Whether the prompt has a place for a system message."""
+        return self.style.startswith(("chatml", "colon")) or bool(self.system_prefix)
+
 
 CHATML = {
     "style": "chatml",

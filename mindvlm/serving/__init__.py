@@ -1,0 +1,1 @@
+"""A server that answers requests in the format of OpenAI's API."""

@@ -1,0 +1,57 @@
+"""Reading of the bodies of requests within the limits of the server."""
+
+import asyncio
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from mindvlm.serving.errors import ApiError
+from mindvlm.serving.fields import parse_json
+from mindvlm.serving.settings import MEBIBYTE, ServerSettings
+
+MAX_DISCARDED = 8
+"""Of a body up to this many times too large the rest is read, because many clients look at no response before they
+have sent all."""
+
+
+async def read_json(request: Request, settings: ServerSettings) -> Any:
+    """Returns the JSON value of a request.
+
+    Raises:
+        ApiError: the body is too large, comes too slowly or is no JSON.
+    """
+    limit = settings.max_body_bytes
+    try:
+        content, size = await asyncio.wait_for(received(request, limit), settings.body_seconds)
+    except asyncio.TimeoutError:
+        raise ApiError(408, f"the body did not arrive in {settings.body_seconds:g} s", code="slow_body") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client disconnected") from None
+    if size > limit:
+        raise ApiError(
+            413, f"the body is larger than {limit / MEBIBYTE:g} MiB; send smaller pictures", code="body_too_large"
+        )
+    # a large body must not hold up other requests
+    return await asyncio.to_thread(parse_json, content) if size > MEBIBYTE else parse_json(content)
+
+
+async def received(request: Request, limit: int) -> tuple[bytes, int]:
+    """Returns the body and its size; of a body that is too large only the size, so far as it was read."""
+    if (declared := declared_length(request)) > MAX_DISCARDED * limit:
+        return b"", declared
+    content, size = bytearray(), 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size <= limit:
+            content += piece
+        else:
+            content.clear()
+        if size > MAX_DISCARDED * limit:
+            break
+    return bytes(content), size
+
+
+def declared_length(request: Request) -> int:
+    """Returns the length of the body that the client declares; 0 without."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdecimal() else 0

@@ -1,0 +1,138 @@
+"""An answer that the scheduler generates, and what it reports on the way."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mindvlm.core.config import GenerationConfig
+from mindvlm.generation.answer import AnswerText
+from mindvlm.generation.request import Slot
+from mindvlm.serving.errors import ApiError
+from mindvlm.serving.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A generated token with its log probability, and the most likely ones at its place.
+
+    Attributes:
+        top: pairs of id and log probability, in falling order.
+    """
+
+    id: int
+    logprob: float
+    top: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """How an answer ended.
+
+    Attributes:
+        stop_reason: as in `Answer`.
+        num_prompt_tokens, num_reused: length of the prompt, and how much of it was in the cache.
+        num_new_tokens: generated tokens, including the stop token.
+        prefill_seconds, decode_seconds: time of the prompt, pictures included, and of the answer.
+    """
+
+    stop_reason: str
+    num_prompt_tokens: int
+    num_reused: int
+    num_new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """News of a job: that it has started, a piece of its text, its end or an error."""
+
+    text: str = ""
+    tokens: Sequence[ScoredToken] = ()
+    finish: Finish | None = None
+    error: ApiError | None = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """An answer to generate.
+
+    Attributes:
+        receive: called with each `Event` in the thread of the requests.
+        streams: whether events are wanted before the end.
+        top_logprobs: see `Wishes`.
+        expires: `time.monotonic()` at which the job fails.
+        is_cancelled: set when nobody waits for the answer any more.
+    """
+
+    prompt: Prompt
+    options: GenerationConfig
+    seed: int
+    text: AnswerText
+    receive: Callable[[Event], None]
+    streams: bool = False
+    top_logprobs: int | None = None
+    expires: float
+    is_cancelled: bool = False
+    slot: Slot | None = None
+    key: np.ndarray | None = None
+    num_reused: int = 0
+    asked_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    prefilled_at: float = 0.0
+    # the tokens that were not reported yet, with the length of the text before each
+    waiting_tokens: list[tuple[int, ScoredToken]] = field(default_factory=list)
+    text_length: int = 0
+
+    @property
+    def is_expired(self) -> bool:
+        return time.monotonic() > self.expires
+
+    def take_token(self, logits: np.ndarray | None) -> Event | None:
+        """Returns what is new after the engine added a token to the slot; None if nothing is to be reported.
+
+        Args:
+            logits: (V,) float32 from which the token was chosen, for log probabilities.
+        """
+        token, ended = self.slot.new_ids[-1], self.slot.stop_reason is not None
+        if ended:
+            self.text.end()
+        if logits is not None and token not in self.text.stop_ids:
+            scored = score(token, logits, self.top_logprobs)
+            self.waiting_tokens.append((self.text_length, scored))
+        self.text_length = len(self.text.text)
+        if ended:
+            return Event(text=self.text.take(), tokens=self.take_tokens(), finish=self.finish)
+        if not self.streams:
+            return None
+        piece = self.text.take()
+        return Event(text=piece, tokens=self.take_tokens()) if piece else None
+
+    def take_tokens(self) -> list[ScoredToken]:
+        """Returns the tokens since the last call, without those that belong to a stop string."""
+        is_cut = self.slot.stop_reason == "stop_string"
+        tokens = [token for start, token in self.waiting_tokens if not is_cut or start < self.text_length]
+        self.waiting_tokens.clear()
+        return tokens
+
+    @property
+    def finish(self) -> Finish:
+        return Finish(
+            stop_reason=self.slot.stop_reason,
+            num_prompt_tokens=len(self.slot.request.ids),
+            num_reused=self.num_reused,
+            num_new_tokens=len(self.slot.new_ids),
+            prefill_seconds=self.prefilled_at - self.started_at,
+            decode_seconds=time.monotonic() - self.prefilled_at,
+        )
+
+
+def score(token: int, logits: np.ndarray, num_top: int) -> ScoredToken:
+    """Returns a token with its log probability and the `num_top` most likely ones, for logits (V,)."""
+    logits = logits.astype(np.float64)
+    highest = logits.max()
+    logprobs = logits - (highest + np.log(np.exp(logits - highest).sum()))
+    top = np.argsort(-logprobs, kind="stable")[:num_top]
+    return ScoredToken(token, float(logprobs[token]), [(int(one), float(logprobs[one])) for one in top])

@@ -1,0 +1,66 @@
+"""The files of pictures that a request names, within the limits and permissions of the server."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Sequence
+from urllib.parse import unquote, urlsplit
+
+from mindvlm.core.errors import UserError
+from mindvlm.processing.images.sources import data_of_url, short_name
+from mindvlm.serving.errors import bad_field
+from mindvlm.serving.messages import PictureUrl
+from mindvlm.serving.settings import ServerSettings
+
+
+async def read_pictures(urls: Sequence[PictureUrl], settings: ServerSettings) -> list[bytes]:
+    """Returns the content of each picture.
+
+    Raises:
+        ApiError: there are too many pictures, or one is not allowed or cannot be read.
+    """
+    if len(urls) > settings.max_pictures:
+        raise bad_field("messages", f"{len(urls)} pictures; the limit of this server is {settings.max_pictures}")
+    return [await asyncio.to_thread(read_picture_file, url, settings) for url in urls]
+
+
+def read_picture_file(picture: PictureUrl, settings: ServerSettings) -> bytes:
+    """Returns the content of a data, `file://` or http(s) URL. Raises ApiError."""
+    scheme = picture.url.partition(":")[0].strip().lower()
+    try:
+        if scheme == "data":
+            return data_of_url(picture.url.strip())
+        if scheme == "file":
+            return read_media(picture.url, settings)
+    except UserError as error:
+        raise bad_field(picture.param, str(error)) from None
+    name = short_name(picture.url)
+    raise bad_field(picture.param, f"{name!r} is no URL of a picture; give a data URL, data:image/png;base64,...")
+
+
+def read_media(url: str, settings: ServerSettings) -> bytes:
+    """Returns the content of a file below `media_path`.
+
+    Raises:
+        UserError: there is no such folder, the file lies elsewhere (links are resolved), or it cannot be read.
+    """
+    if settings.media_path is None:
+        raise UserError(f"{short_name(url)}: this server reads no files; give a data URL")
+    parts = urlsplit(url)
+    root = os.path.realpath(settings.media_path)
+    refused = UserError(f"{short_name(url)}: no readable file below the folder that this server may read")
+    try:
+        path = os.path.realpath(unquote(parts.path, errors="strict"))
+        if parts.netloc not in ("", "localhost") or os.path.commonpath((root, path)) != root:
+            raise refused
+        # a pipe must not block
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except (OSError, ValueError):
+        raise refused from None
+    with os.fdopen(file, "rb") as opened:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise refused
+        if status.st_size > settings.max_picture_bytes:
+            raise UserError(f"{short_name(url)}: {status.st_size} bytes; the limit is {settings.max_picture_bytes}")
+        return opened.read(settings.max_picture_bytes)

@@ -1,0 +1,106 @@
+"""Prompts of requests: ids and decoded pictures."""
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from mindvlm.core.errors import UserError
+from mindvlm.processing.chat_processor import ChatPrompt
+from mindvlm.processing.images.picture import Picture
+from mindvlm.processing.images.sources import what_it_is
+from mindvlm.serving.errors import ApiError, bad_field
+from mindvlm.serving.messages import Dialogue, PictureUrl
+from mindvlm.sessions.vision_language_model import VisionLanguageModel
+
+# Pillow hands other formats, such as EPS, to programs outside.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt before its pictures are encoded.
+
+    Attributes:
+        ids: with one placeholder for each row of a picture's layout.
+        pictures: in the order of their placeholders.
+        prompter: returns the prompt for other numbers of placeholders; None without pictures.
+    """
+
+    ids: list[int]
+    pictures: list[Picture] = field(default_factory=list)
+    prompter: Callable[[Sequence[int]], ChatPrompt] | None = None
+
+
+def chat_prompt(model: VisionLanguageModel, dialogue: Dialogue, contents: Sequence[bytes]) -> Prompt:
+    """Returns the prompt of a conversation.
+
+    Args:
+        contents: the files of `dialogue.pictures`.
+
+    Raises:
+        ApiError: a picture cannot be read, the template has no place for a message, or the prompt exceeds the context.
+    """
+    processor = model.processor
+    if dialogue.system is not None and not processor.template.has_system:
+        raise bad_field("messages", f"the template {processor.template.name!r} of this model has no system message")
+    *earlier, question = dialogue.questions(processor.image_joint)
+    history = [(asked, answer) for asked, (_, answer) in zip(earlier, dialogue.turns, strict=False)]
+
+    def prompter(counts: Sequence[int]) -> ChatPrompt:
+        return processor.prompt(
+            question, num_images=len(counts), history=history, image_lengths=counts, system=dialogue.system
+        )
+
+    pictures = [read_picture(model, *one) for one in zip(dialogue.pictures, contents, strict=True)]
+    try:
+        ids = prompter([len(picture.layout) for picture in pictures]).input_ids
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
+    return checked(model, Prompt(ids=ids, pictures=pictures, prompter=prompter), "messages")
+
+
+def text_prompt(model: VisionLanguageModel, text: str) -> Prompt:
+    """Returns the prompt of a text that the model continues, without a template. Errors as in `chat_prompt`."""
+    tokenizer = model.processor.tokenizer
+    ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
+    if not ids:
+        raise bad_field("prompt", "no tokens; give a text")
+    return checked(model, Prompt(ids=ids), "prompt")
+
+
+def checked(model: VisionLanguageModel, prompt: Prompt, param: str) -> Prompt:
+    """Returns the prompt. Raises ApiError if it exceeds the context."""
+    length, limit = len(prompt.ids), model.engine.max_length
+    if length > limit:
+        raise ApiError(
+            400,
+            f"{param}: the prompt has {length} tokens but the context of this model holds {limit}; shorten it",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return prompt
+
+
+def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes) -> Picture:
+    """Decodes a picture and cuts it into views. Raises ApiError if it cannot be read or is too large."""
+    try:
+        check_format(content)
+        return model.processor.picture(content)
+    except UserError as error:
+        raise bad_field(url.param, str(error).removeprefix("the image: ")) from None
+
+
+def check_format(content: bytes) -> None:
+    """Raises UserError if a file is in a format that the server does not open."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(content), formats=FORMATS).close()
+    except Image.UnidentifiedImageError:
+        if content:
+            raise UserError(what_it_is(content)) from None
+    except Exception:  # the processor says what is wrong
+        return

@@ -1,0 +1,272 @@
+"""The thread that owns the model: it loads it, and generates the answers of all clients in the engine's slots."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from mindvlm.core.config import GenerationConfig
+from mindvlm.core.errors import UserError
+from mindvlm.generation.images import ImageFeatures
+from mindvlm.generation.request import ERROR, Request
+from mindvlm.serving.errors import ApiError
+from mindvlm.serving.jobs import Event, Job
+from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.prefixes import PromptCache, prompt_key
+from mindvlm.serving.prompts import Prompt
+from mindvlm.serving.settings import ServerSettings
+from mindvlm.sessions.vision_language_model import VisionLanguageModel
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2
+
+
+class Scheduler:
+    """Generates answers with continuous batching: a job takes a slot as soon as one is free, between two steps.
+
+    Nothing else uses the model's engine. `submit` and `cancel` may be called from any thread.
+
+    Args:
+        load: returns the model; called in the thread of the scheduler.
+        settings: number of slots and limits.
+        metrics: figures to update.
+        post: calls a function with arguments in the thread of the requests.
+        on_end: called if the model cannot be loaded.
+
+    Attributes:
+        model: the loaded model; None while it is loading.
+        failure: the error that prevents loading.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], VisionLanguageModel],
+        settings: ServerSettings,
+        metrics: Metrics,
+        *,
+        post: Callable[..., None],
+        on_end: Callable[[], None] = lambda: None,
+    ):
+        self.load, self.settings, self.metrics, self.post, self.on_end = load, settings, metrics, post, on_end
+        self.model: VisionLanguageModel | None = None
+        self.failure: UserError | None = None
+        self.waiting: deque[Job] = deque()
+        self.running: dict[int, Job] = {}
+        self.finished = PromptCache()
+        self.news: list[tuple[Job, Event]] = []
+        self.changed = threading.Condition()
+        self.is_closing = False
+        self.thread = threading.Thread(target=self.run, name="scheduler", daemon=True)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs into the queue.
+
+        Raises:
+            ApiError: the server is closing, or too many jobs wait.
+        """
+        with self.changed:
+            if self.is_closing:
+                raise ApiError(503, "the server is shutting down", code="closing")
+            limit = self.settings.num_slots + self.settings.max_waiting
+            if len(self.waiting) + len(self.running) + len(jobs) > limit:
+                raise ApiError(
+                    429,
+                    f"{len(self.waiting)} answers wait for a slot, the limit is {self.settings.max_waiting}; "
+                    "try again later",
+                    code="queue_full",
+                    headers={"Retry-After": str(RETRY_SECONDS)},
+                )
+            self.waiting.extend(jobs)
+            self.changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Ends a job that nobody waits for. Its slot is free after the current step."""
+        with self.changed:
+            job.is_cancelled = True
+            if job in self.waiting:
+                self.waiting.remove(job)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Ends the thread after the current step. Unfinished jobs get an error."""
+        with self.changed:
+            self.is_closing = True
+            self.changed.notify()
+
+    def run(self) -> None:
+        """Loads the model, then works until `close`."""
+        try:
+            model = self.load()
+            self.processor_limits(model)
+            model.engine.resize(self.settings.num_slots)
+            warm_up(model)
+            self.model = model
+        except UserError as error:
+            self.failure = error
+        except Exception as error:
+            logger.exception("the model cannot be loaded")
+            self.failure = UserError(f"the model cannot be loaded: {error}; see the log")
+        if self.failure:
+            self.on_end()
+            return
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.waiting or self.running or self.is_closing)
+                if self.is_closing:
+                    break
+            self.work()
+        self.fail_all(ApiError(503, "the server is shutting down", code="closing"))
+        self.publish()
+
+    def processor_limits(self, model: VisionLanguageModel) -> None:
+        """Applies the limit of pixels to the processor of the model."""
+        model.processor.max_pixels = min(model.processor.max_pixels, self.settings.max_pixels)
+
+    def work(self) -> None:
+        """Starts the jobs for which slots are free, and generates a token of each running job."""
+        try:
+            self.drop_ended()
+            while job := self.next_job():
+                self.start(job)
+                self.publish()
+            self.step()
+        except Exception:
+            logger.exception("the engine failed")
+            self.fail_all(ApiError(500, "the engine failed; see the log of the server", code="engine_failed"))
+            self.clear()
+        self.publish()
+
+    def clear(self) -> None:
+        """Empties the engine after a failure."""
+        self.running.clear()
+        self.finished.clear()
+        try:
+            self.model.engine.clear()
+        except Exception:
+            logger.exception("the cache of the engine cannot be cleared")
+
+    def next_job(self) -> Job | None:
+        """Returns the next waiting job if a slot is free."""
+        with self.changed:
+            has_slot = len(self.running) < self.settings.num_slots
+            return self.waiting.popleft() if has_slot and self.waiting else None
+
+    def drop_ended(self) -> None:
+        """Frees the slots of jobs that were cancelled or took too long."""
+        for row, job in list(self.running.items()):
+            if job.is_cancelled or job.is_expired:
+                self.model.engine.release(job.slot)
+                del self.running[row]
+                if not job.is_cancelled:
+                    self.news.append((job, Event(error=self.too_slow())))
+        with self.changed:
+            expired = [job for job in self.waiting if job.is_expired]
+            for job in expired:
+                self.waiting.remove(job)
+        self.news += [(job, Event(error=self.too_slow())) for job in expired]
+
+    def too_slow(self) -> ApiError:
+        return ApiError(
+            504,
+            f"the answer took longer than {self.settings.max_seconds:g} s; ask for fewer tokens",
+            code="timeout",
+            headers={"x-should-retry": "false"},
+        )
+
+    def start(self, job: Job) -> None:
+        """Encodes the pictures of a job and prefills its prompt."""
+        model, engine = self.model, self.model.engine
+        job.started_at = time.monotonic()
+        try:
+            ids, features = encode(model, job.prompt)
+            job.key = prompt_key(ids, engine.placeholder_id, features)
+            slot, job.num_reused = self.finished.take(job.key, engine.alpha_for(len(ids)))
+            if slot is None and None not in engine.slots:
+                engine.release(self.finished.oldest())
+            request = Request(
+                ids=ids, features=features.rows, options=job.options, stop=job.text.reason_after, seed=job.seed
+            )
+            job.slot = engine.add(request, slot=slot, num_kept=job.num_reused)
+        except UserError as error:
+            self.news.append((job, Event(error=ApiError(400, str(error)))))
+            return
+        except Exception:
+            # the job is not among the running ones yet
+            self.news.append((job, Event(error=ApiError(500, "the engine failed; see the log of the server"))))
+            raise
+        job.prefilled_at = time.monotonic()
+        self.running[job.slot.row] = job
+        if job.streams:
+            self.news.append((job, Event()))
+
+    def step(self) -> None:
+        """Generates the next token of each running job."""
+        engine = self.model.engine
+        stepped = engine.step()
+        now = time.monotonic()
+        wants_logits = any(self.running[slot.row].top_logprobs is not None for slot in stepped)
+        logits = engine.next_logits.asnumpy() if wants_logits else None
+        for slot in stepped:
+            job = self.running[slot.row]
+            if slot.stop_reason == ERROR:
+                self.news.append((job, Event(error=ApiError(500, str(slot.error), code="not_finite"))))
+                engine.release(slot)
+                del self.running[slot.row]
+                continue
+            if len(slot.new_ids) == 1:
+                self.metrics.first_token.observe(now - job.asked_at)
+            event = job.take_token(logits[slot.row] if job.top_logprobs is not None else None)
+            if event:
+                self.news.append((job, event))
+            if slot.stop_reason:
+                del self.running[slot.row]
+                self.finished.keep(slot, job.key)
+                self.metrics.note_finish(job, job.finish, now)
+
+    def fail_all(self, error: ApiError) -> None:
+        """Reports an error to all running jobs, and to the waiting ones too if the server is closing."""
+        failed = list(self.running.values())
+        if self.is_closing:
+            with self.changed:
+                failed += self.waiting
+                self.waiting.clear()
+        self.news += [(job, Event(error=error)) for job in failed]
+
+    def publish(self) -> None:
+        """Reports the news of all jobs at once."""
+        self.metrics.running.set(len(self.running))
+        self.metrics.waiting.set(len(self.waiting))
+        news, self.news = self.news, []
+        if news:
+            self.post(deliver, news)
+
+
+def deliver(news: Sequence[tuple[Job, Event]]) -> None:
+    """Hands each event to its job."""
+    for job, event in news:
+        job.receive(event)
+
+
+def encode(model: VisionLanguageModel, prompt: Prompt) -> tuple[list[int], ImageFeatures]:
+    """Returns the ids of a prompt and the features of its pictures, whose number may be known only after encoding."""
+    if prompt.prompter is None:
+        return prompt.ids, ImageFeatures()
+    text = [token for token in prompt.ids if token != model.engine.placeholder_id]
+    features = model.encoder.encode(prompt.pictures, text)
+    if features.counts == [len(picture.layout) for picture in prompt.pictures]:
+        return prompt.ids, features
+    return prompt.prompter(features.counts).input_ids, features
+
+
+def warm_up(model: VisionLanguageModel) -> None:
+    """Compiles the graphs by a first answer, so that the first client does not wait for them."""
+    pictures = [model.processor.picture(Image.new("RGB", (64, 64), "white"))]
+    ids, features = model.prepared(model.prompter("Hello", 1), pictures)
+    slot = model.engine.add(Request(ids=ids, features=features.rows, options=GenerationConfig(max_new_tokens=2)))
+    while model.engine.step():
+        pass
+    model.engine.release(slot)

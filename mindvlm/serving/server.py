@@ -1,0 +1,160 @@
+"""The process of the server: its socket, signals and time limits of connections."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mindvlm.core.errors import UserError
+from mindvlm.serving.app import Service, make_app
+from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.scheduler import Scheduler
+from mindvlm.serving.settings import ServerSettings
+from mindvlm.sessions.vision_language_model import VisionLanguageModel
+
+logger = logging.getLogger(__name__)
+
+HEADER_SECONDS = 20
+"""Time in which a client must send the head of a request."""
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP/1.1 that closes a connection whose request does not arrive in `HEADER_SECONDS`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        is_between = self.conn.their_state is h11.IDLE
+        if is_between and self.head_timer is None and self.conn.trailing_data[0]:
+            self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
+        elif not is_between:
+            self.stop_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stop_timer()
+        super().connection_lost(exc)
+
+    def stop_timer(self) -> None:
+        if self.head_timer:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def close_without_head(self) -> None:
+        self.head_timer = None
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that ends with status 0 on SIGTERM and Ctrl-C, after the answers that are under way.
+
+    MindSpore turns Ctrl-C into SIGTERM once a graph has run.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        earlier = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a listening socket.
+
+    Raises:
+        UserError: the port is in use, or the host or port is not one of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: expected 0 to 65535 (0: any free port)")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(1024)
+    except OSError as error:
+        remedy = "end the program that uses it, or choose another --port"
+        if not isinstance(error, socket.gaierror) and error.errno != 98:
+            remedy = "choose another --host or --port"
+        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
+    return bound
+
+
+class ModelServer:
+    """Loads a model and serves it.
+
+    Args:
+        load: returns the model.
+        settings: limits and permissions.
+        listening: the socket, see `bind`.
+        close_seconds: time for answers that are under way at the end.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], VisionLanguageModel],
+        settings: ServerSettings,
+        listening: socket.socket,
+        *,
+        close_seconds: float = 30,
+    ):
+        self.listening, self.close_seconds = listening, close_seconds
+        metrics = Metrics()
+        self.scheduler = Scheduler(load, settings, metrics, post=self.post, on_end=self.stop)
+        config = uvicorn.Config(
+            make_app(Service(self.scheduler, settings, metrics)),
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=close_seconds,
+        )
+        self.server = Server(config)
+
+    def run(self) -> None:
+        """Serves until SIGTERM, Ctrl-C or `stop`. Raises UserError if the model cannot be loaded."""
+        asyncio.run(self.run_in_loop())
+
+    async def run_in_loop(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.scheduler.thread.start()
+        try:
+            await self.server.serve([self.listening])
+        finally:
+            self.scheduler.close()
+        if self.scheduler.failure:
+            raise self.scheduler.failure
+        # a graph that runs while the interpreter ends would crash it
+        await asyncio.to_thread(self.scheduler.thread.join, self.close_seconds)
+
+    def stop(self) -> None:
+        """Ends the server after the answers that are under way; may be called from any thread."""
+        self.server.should_exit = True
+
+    def post(self, function: Callable, *arguments) -> None:
+        """Calls a function in the event loop."""
+        # the loop is closed if the end is forced
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(function, *arguments)

@@ -1,0 +1,45 @@
+"""Limits and permissions of the server. The defaults are safe on a machine that others reach."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the server accepts.
+
+    Attributes:
+        num_slots: answers that are generated at the same time.
+        max_waiting: answers that wait for a slot; more are refused with status 429.
+        max_seconds: time for an answer, waiting included.
+        max_body_bytes: size of a request.
+        body_seconds: time in which a client must send its request.
+        max_pictures: pictures of a request.
+        max_pixels: width x height of a picture.
+        max_picture_bytes: size of a picture that the server fetches or reads.
+        fetch_seconds: time for fetching a picture.
+        api_keys: accepted keys; without any, everybody may ask.
+        cors_origins: origins of web pages that may ask; "*" for all.
+        picture_hosts: hosts from which pictures are fetched, "host" or "host:port"; "*" for all public ones.
+        media_path: folder of pictures that `file://` URLs may name.
+        model_name: name of the model for clients; None for that of its config.
+        any_model: whether a request may name any model.
+    """
+
+    num_slots: int = 8
+    max_waiting: int = 64
+    max_seconds: float = 1800
+    max_body_bytes: int = 64 * MEBIBYTE
+    body_seconds: float = 60
+    max_pictures: int = 16
+    max_pixels: int = 50_000_000
+    max_picture_bytes: int = 32 * MEBIBYTE
+    fetch_seconds: float = 20
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    picture_hosts: tuple[str, ...] = ()
+    media_path: Path | None = None
+    model_name: str | None = None
+    any_model: bool = False

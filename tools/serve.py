@@ -1,0 +1,142 @@
+"""Serves a model in the format of OpenAI's API: `mindvlm-serve --config_path TinyLLaVA-1.5B`."""
+
+import argparse
+import os
+import stat
+import warnings
+from pathlib import Path
+
+from mindvlm.core.errors import Parser, UserError
+from mindvlm.tools import cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="mindvlm-serve",
+        description="Answer requests in the format of OpenAI's API. Without --config_path the shipped Vary-nano. Only "
+        "this machine is answered, without a key, unless the options say otherwise. Exit status 0 after SIGTERM or "
+        "Ctrl-C; 2: the server could not start.",
+    )
+    parser.add_argument(
+        "--config_path",
+        type=os.path.expanduser,
+        metavar="PATH",
+        help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port (default: %(default)s)")
+    parser.add_argument("--model_name", metavar="NAME", help="name for clients (default: the name in the config)")
+    parser.add_argument("--any_model", action="store_true", help="accept any model name in requests")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--slots", type=int, default=8, metavar="N", help="answers at the same time (default 8)")
+    limits.add_argument("--max_waiting", type=int, default=64, metavar="N", help="answers that wait (default 64)")
+    limits.add_argument("--max_seconds", type=float, default=1800, metavar="S", help="for an answer (default 1800)")
+    limits.add_argument("--max_body_mib", type=float, default=64, metavar="M", help="of a request (default 64)")
+    limits.add_argument("--max_pictures", type=int, default=16, metavar="N", help="of a request (default 16)")
+    limits.add_argument("--max_pixels", type=int, default=50_000_000, metavar="N", help="of a picture (default 50 M)")
+    access = parser.add_argument_group("access")
+    access.add_argument("--api_key_file", type=os.path.expanduser, metavar="FILE", help="accepted keys, one a line")
+    access.add_argument("--cors_origins", nargs="+", default=[], metavar="ORIGIN", help="web pages that may ask")
+    access.add_argument("--media_path", type=os.path.expanduser, metavar="FOLDER", help="for file:// pictures")
+    runtime = parser.add_argument_group("runtime (override the YAML)")
+    runtime.add_argument("--checkpoint", type=os.path.expanduser, metavar="FILE", help="weights")
+    runtime.add_argument("--no_cache", action="store_true", help="do not cache converted weights and compiled graphs")
+    runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
+    runtime.add_argument("--mode", choices=["graph", "pynative"])
+    runtime.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
+    cli.add_weights_option(runtime)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `mindvlm-serve`; returns the exit status."""
+    return cli.run(serve, argv)
+
+
+def serve(argv: list[str] | None) -> int:
+    arguments = build_parser().parse_args(argv)
+    settings = read_settings(arguments)
+    try:
+        from mindvlm.serving.server import ModelServer, bind
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'mindvlm[serve]'") from None
+    listening = bind(arguments.host, arguments.port)
+    host, port = listening.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+
+    def load():
+        import mindvlm
+
+        model = mindvlm.load(arguments.config_path, cache=not arguments.no_cache, **overrides(arguments))
+        check_answers_text(model)
+        cli.say(f"{settings.model_name or model.config.name} is loading its graphs")
+        return model
+
+    cli.say(f"listening on http://{address}:{port}/v1")
+    ModelServer(load, settings, listening).run()
+    return 0
+
+
+def check_answers_text(model) -> None:
+    """Raises UserError for a model without text."""
+    from mindvlm.sessions.vision_language_model import VisionLanguageModel
+
+    if not isinstance(model, VisionLanguageModel):
+        raise UserError(
+            f"{model.config.name} continues pictures and answers no questions, so it cannot be served; "
+            "use mindvlm-predict --prompt_pairs"
+        )
+
+
+def overrides(arguments: argparse.Namespace) -> dict:
+    """Returns the keys of the YAML that the command line replaces."""
+    keys = ("checkpoint", "device", "mode", "dtype", "weights")
+    found = {key: value for key in keys if (value := getattr(arguments, key)) is not None}
+    if "checkpoint" in found:
+        found["checkpoint"] = str(Path(found["checkpoint"]).resolve())
+    return found
+
+
+def read_settings(arguments: argparse.Namespace):
+    """Returns the settings of the server. Raises UserError for a wrong limit, key file or folder."""
+    from mindvlm.serving.settings import MEBIBYTE, ServerSettings
+
+    for option in ("slots", "max_body_mib", "max_pictures", "max_pixels", "max_seconds"):
+        if not getattr(arguments, option) > 0:
+            raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0")
+    if arguments.max_waiting < 0:
+        raise UserError(f"--max_waiting {arguments.max_waiting}: must be 0 or more")
+    if arguments.media_path and not os.path.isdir(arguments.media_path):
+        raise UserError(f"--media_path {arguments.media_path}: no such folder")
+    return ServerSettings(
+        num_slots=arguments.slots,
+        max_waiting=arguments.max_waiting,
+        max_seconds=arguments.max_seconds,
+        max_body_bytes=int(arguments.max_body_mib * MEBIBYTE),
+        max_pictures=arguments.max_pictures,
+        max_pixels=arguments.max_pixels,
+        api_keys=read_keys(arguments.api_key_file) if arguments.api_key_file else (),
+        cors_origins=tuple(arguments.cors_origins),
+        media_path=Path(arguments.media_path) if arguments.media_path else None,
+        model_name=arguments.model_name,
+        any_model=arguments.any_model,
+    )
+
+
+def read_keys(path: str) -> tuple[str, ...]:
+    """Returns the keys in a file and warns if other users can read it. Raises UserError if it has none."""
+    try:
+        mode, text = os.stat(path).st_mode, Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"--api_key_file {path}: cannot be read ({reason}); give a file with a key a line") from None
+    keys = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise UserError(f"--api_key_file {path}: no key in it; write one a line")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        warnings.warn(f"--api_key_file {path}: other users can read the keys; chmod 600 {path}", stacklevel=2)
+    return keys
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
