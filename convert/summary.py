@@ -98,19 +98,22 @@ def _beginnings(source: str, target: str) -> tuple[str, str]:
 
 
 def _totals(conversion: Conversion) -> str:
-    infos = conversion.tensors.infos.values()
+    infos, outputs, target = conversion.tensors.infos.values(), conversion.outputs, conversion.request.target
+    if outputs:
+        size = f"{sum(output.path.stat().st_size for output in outputs):,} bytes"
+    else:
+        size = f"{sum(info.num_bytes for info in infos):,} bytes of values"
     totals = (
-        f"{len(infos)} tensors, {sum(info.num_elements for info in infos):,} parameters, "
-        f"{sum(info.num_bytes for info in infos):,} bytes, {_dtype(conversion)}, "
+        f"{len(infos)} tensors, {sum(info.num_elements for info in infos):,} parameters, {size}, {_dtype(conversion)}, "
         f"{conversion.seconds:.1f} s"
     )
     if conversion.request.dry_run:
-        return f"dry run, nothing was written; {conversion.request.target} would hold {totals}"
-    if not conversion.outputs:
-        return f"nothing was written; {conversion.request.target} holds {totals}"
-    if len(conversion.outputs) > 1:
-        return f"wrote {len(conversion.outputs)} files to {conversion.outputs[0].path.parent}: {totals}"
-    return f"wrote {conversion.outputs[0].path}: {totals}"
+        return f"dry run, nothing was written; {target} would hold {totals}"
+    if not outputs:
+        return f"nothing was written; {target} holds {totals}"
+    if len(outputs) > 1:
+        return f"wrote {len(outputs)} files to {outputs[0].path.parent}: {totals}"
+    return f"wrote {outputs[0].path}: {totals}"
 
 
 def _dtype(conversion: Conversion) -> str:

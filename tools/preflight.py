@@ -104,12 +104,12 @@ def check_job(run: Run) -> Lines:
 def check_files(run: Run) -> Lines:
     """Checks that weights and tokenizer files are present, readable, of a known kind, and complete by their headers."""
     from mindvlm.checkpoint import open_checkpoint
-    from mindvlm.models.loading import separate_parts
+    from mindvlm.models.loading import open_config_checkpoint, separate_parts
 
     try:
         if not run.config.checkpoint:
             raise UserError("the config names no checkpoint; set checkpoint to a file of weights")
-        checkpoint = run.opened.enter_context(open_checkpoint(run.config.checkpoint))
+        checkpoint = run.opened.enter_context(open_config_checkpoint(run.config.checkpoint))
         yield OK, described(checkpoint)
         for key, path in separate_parts(run.config, run.family).items():
             run.parts[key] = run.opened.enter_context(open_checkpoint(path))

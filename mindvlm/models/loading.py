@@ -10,7 +10,7 @@ from typing import Any
 
 from mindspore import nn
 
-from mindvlm.checkpoint import TensorInfo, TensorSource, open_checkpoint
+from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkpoint
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.base import Family
@@ -81,7 +81,7 @@ def open_weights(
     """
     expected = {name: TensorInfo(name, "float32", shape) for name, shape in shapes.items()}
     with contextlib.ExitStack() as stack:
-        checkpoint = stack.enter_context(open_checkpoint(config.checkpoint, require_finite=True, mapped=True))
+        checkpoint = stack.enter_context(open_config_checkpoint(config.checkpoint, require_finite=True, mapped=True))
         part_paths = separate_parts(config, family)
         parts = {
             key: stack.enter_context(open_checkpoint(path, require_finite=True, mapped=True))
@@ -108,6 +108,20 @@ def open_weights(
             held = held_adapters(checkpoint.metadata)
             weights = stack.enter_context(adapted_view(weights, adapter, family.models, held))
         yield weights
+
+
+def open_config_checkpoint(path: str, **options: bool) -> Checkpoint:
+    """Opens the checkpoint of a run config; see `open_checkpoint`.
+
+    Raises:
+        UserError: it cannot be read. The message for a path that does not exist says how to make it.
+    """
+    if not Path(path).exists():
+        raise UserError(
+            f"checkpoint {path}: no such file or folder; set the key checkpoint to the weights, or make this file of a "
+            f"published folder: mindvlm-convert --torch_ckpt_path FOLDER --mindspore_ckpt_path {path}"
+        )
+    return open_checkpoint(path, **options)
 
 
 def separate_parts(config: Any, family: Family) -> dict[str, str]:

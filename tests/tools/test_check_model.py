@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from mindvlm.api import load
+from mindvlm.core.errors import UserError
 from mindvlm.tools import preflight
 from tests.tiny_vary import VOCAB_SIZE, tiny_config, tiny_weights, write_tiny_opt, write_tiny_vary, write_yaml
 from tests.tools.checked import NAMES, assert_failed, checker, found, statuses
@@ -78,7 +80,7 @@ WITHOUT_CHECKPOINT = {"files": "FAILED", "weights": "skipped", "dtype": "skipped
 @pytest.mark.parametrize(
     "content, name, expected",
     [
-        (None, "tiny.safetensors", "no such file"),
+        (None, "tiny.safetensors", "no such file or folder"),
         (LFS_POINTER, "tiny.safetensors", "Git LFS pointer"),
         (b"", "tiny.safetensors", "tiny.safetensors"),
         (b"weights", "tiny.onnx", "unknown kind of checkpoint '.onnx'"),
@@ -91,6 +93,16 @@ def test_a_checkpoint_that_cannot_be_read(check, config_path, content, name, exp
         path.write_bytes(content)
     write_yaml(config_path.parent, tiny_config(checkpoint=name))
     assert_failed(check("--config_path", config_path), WITHOUT_CHECKPOINT, name, expected)
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_it(check, config_path):
+    path = config_path.parent / "tiny.safetensors"
+    path.unlink()
+    status, out, _ = check("--config_path", config_path)
+    [line] = [text for state, text in found(out)["files"] if state == "FAILED"]
+    assert line.endswith(f"mindvlm-convert --torch_ckpt_path FOLDER --mindspore_ckpt_path {path}")
+    with pytest.raises(UserError, match="make this file of a published folder: mindvlm-convert"):
+        load(config_path)
 
 
 def test_a_truncated_checkpoint(check, config_path):
