@@ -70,7 +70,7 @@ $(VENV)/python: setup.py
 	@touch $@
 
 $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt mindvlm/native/build.py $(wildcard mindvlm/native/src/*)
-	$(PIP) -e .
+	$(PIP) -e '.[documents]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

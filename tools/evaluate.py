@@ -20,6 +20,7 @@ from mindvlm.evaluation.results import markdown, write_results
 from mindvlm.models.registry import separate_parts
 from mindvlm.parallel.launch import is_launched
 from mindvlm.tools import cli
+from mindvlm.tools.identity import identity
 
 SECONDS_BETWEEN_LINES = 10
 PACKAGES = ("mindvlm", "mindspore", "numpy", "pillow")
@@ -250,17 +251,6 @@ def read_folder(files: AnswerFiles, folder: Path) -> AnswerFiles:
     for path in ([merged] if merged.exists() else []) + share_files(folder):
         files.read(path)
     return files
-
-
-def identity(config: Any, family: Any) -> str:
-    """Returns the model's name with a digest of its weights, and their format if it is chosen."""
-    from mindvlm.models.loading import separate_parts as parts_of
-    from mindvlm.training.initial_weights import identify_weights
-
-    if not config.checkpoint:
-        raise UserError(f"config {config.name} names no checkpoint; set checkpoint to a file of weights")
-    digest = identify_weights([config.checkpoint, *parts_of(config, family).values()])[:12]
-    return f"{config.name}@{digest}" + (f":{config.weights}" if config.weights != "auto" else "")
 
 
 def make_folder(folder: Path) -> None:

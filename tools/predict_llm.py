@@ -1,19 +1,21 @@
-"""Reads text from pictures, or talks about them: `mindvlm-predict --image_dir page.png`."""
+"""Reads text from pictures and documents, or talks about them: `mindvlm-predict --image_dir page.png`."""
 
 import argparse
-import json
 import os
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.models.registry import get_family, separate_parts
 from mindvlm.parallel.launch import is_launched
-from mindvlm.processing.images.sources import IMAGE_ENDINGS, local_path, short_name
+from mindvlm.processing.images.documents import DEFAULT_DPI, DEFAULT_QUERY, page_ranges
+from mindvlm.processing.images.sources import local_path
 from mindvlm.tools import cli
+from mindvlm.tools.pages import PageReader, Question, find_pages
+from mindvlm.tools.sources import Source, find_sources
 
-DEFAULT_QUERY = "Provide the ocr results of this image."
-OTHER_ENDINGS = {".ai", ".arw", ".cr2", ".cr3", ".djvu", ".dng", ".eps", ".nef", ".pdf", ".ps", ".raf", ".svg"}
 GENERATION_OPTIONS = {
     "max_new_tokens": (int, "maximum number of tokens of an answer"),
     "temperature": (float, "above 1 flattens, below 1 sharpens; with --do_sample"),
@@ -21,7 +23,7 @@ GENERATION_OPTIONS = {
     "top_p": (float, "sample from the most likely tokens with this total probability; with --do_sample"),
     "repetition_penalty": (float, "above 1 makes repeated tokens less likely"),
     "no_repeat_ngram_size": (int, "forbid repeated sequences of n tokens, 0 for off"),
-    "max_repeated_tokens": (int, "end an answer whose last n tokens repeat one sequence, 0 for off; default 1000"),
+    "max_repeated_tokens": (int, "end an answer whose last n tokens repeat one sequence, 0 for off; default 700"),
     "seed": (int, "of sampling"),
 }
 
@@ -29,16 +31,16 @@ GENERATION_OPTIONS = {
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="mindvlm-predict",
-        description="Answer a question about pictures. Without --config_path the shipped Vary-nano reads one or two "
-        "lines of printed text. Exit status 0: all answered; 1: some of several pictures failed, with a line for each; "
-        "2: nothing could be done; 130: interrupted.",
+        description="Answer a question about pictures and pages of documents. Without --config_path the shipped "
+        "Vary-nano reads one or two lines of printed text. Exit status 0: all answered; 1: some of several pages "
+        "failed, with a line for each; 2: nothing could be done; 130: interrupted.",
     )
     parser.add_argument(
         "--image_dir",
         nargs="+",
         type=os.path.expanduser,
         metavar="PATH",
-        help="pictures, or folders of them; also file:// and data URLs",
+        help="pictures, PDFs, TIFF files of several pages, or folders of them; also file:// and data URLs",
     )
     parser.add_argument(
         "--query",
@@ -59,7 +61,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--output",
         type=os.path.expanduser,
         metavar="FILE",
-        help="write one JSON line per answer; for a model that generates pictures the PNG, or a folder of them",
+        help="append one JSON line per answer; the same command goes on after an interruption. For a model that "
+        "generates pictures the PNG, or a folder of them",
+    )
+    documents = parser.add_argument_group("documents")
+    documents.add_argument("--pages", metavar="RANGES", help="of each document, such as 1-3,7 or 5- (default: all)")
+    documents.add_argument(
+        "--dpi", type=int, default=DEFAULT_DPI, help="resolution of the pages of a PDF (default: %(default)s)"
+    )
+    documents.add_argument("--recursive", action="store_true", help="search folders in folders too")
+    documents.add_argument("--allow_urls", action="store_true", help="download http and https URLs")
+    documents.add_argument(
+        "--output_dir",
+        type=os.path.expanduser,
+        metavar="FOLDER",
+        help="write a text per document, and pages.jsonl, from which the same command goes on after an interruption",
+    )
+    documents.add_argument(
+        "--text_format", choices=["txt", "md"], default="txt", help="of --output_dir (default: %(default)s)"
+    )
+    documents.add_argument(
+        "--batch_size", type=int, default=1, metavar="N", help="pages that are answered together (default: %(default)s)"
     )
     pictures = parser.add_argument_group("models that generate pictures")
     pictures.add_argument(
@@ -105,23 +127,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def predict(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
-    images = find_images(arguments.image_dir or [])
-    if not images and not arguments.chat_mode and arguments.query == DEFAULT_QUERY:
-        raise UserError("no picture given; add --image_dir FILE (or a --query that needs none, or --chat_mode)")
-    if arguments.output and arguments.chat_mode:
-        raise UserError("--output has no effect with --chat_mode; leave one of them out")
-    if arguments.chat_mode and is_launched():
-        raise UserError("--chat_mode reads a keyboard, which msrun gives to no process; ask with --query")
-    # pictures may go to a folder
-    if arguments.output and not (arguments.prompt_pairs or arguments.num_frames):
-        from mindvlm.checkpoint import check_writable
+    with ExitStack() as stack:
+        downloads = None
+        if arguments.allow_urls:
+            downloads = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mindvlm")))
+        sources = find_sources(arguments.image_dir or [], recursive=arguments.recursive, downloads=downloads)
+        return answer(sources, arguments)
 
-        check_writable(arguments.output)
 
+def answer(sources: list[Source], arguments: argparse.Namespace) -> int:
+    check(sources, arguments)
+    pages = find_pages(sources, page_ranges(arguments.pages) if arguments.pages else None, arguments.dpi)
     # MindSpore takes seconds to import; help and the errors above come before
     cli.import_library()
     import mindvlm
+    from mindvlm.sessions.loaded_model import MAX_SLOTS
 
+    if not 1 <= arguments.batch_size <= MAX_SLOTS:
+        raise UserError(f"--batch_size is {arguments.batch_size}; expected 1 to {MAX_SLOTS}")
     paths = ("checkpoint", *separate_parts(), "adapter")
     overrides = {
         key: value
@@ -134,7 +157,7 @@ def predict(argv: list[str] | None) -> int:
     model = mindvlm.load(arguments.config_path, cache=not arguments.no_cache, **overrides)
     if not model.mesh.is_first:
         # all processes compute the same answers
-        arguments.output, sys.stdout, sys.stderr = None, *[open(os.devnull, "w")] * 2
+        sys.stdout = sys.stderr = open(os.devnull, "w")
     options = {
         key: value for key in (*GENERATION_OPTIONS, "do_sample") if (value := getattr(arguments, key)) is not None
     }
@@ -142,69 +165,68 @@ def predict(argv: list[str] | None) -> int:
         options["stop_strings"] = arguments.stop
     model.generation_config(options)
     if get_family(model.config.family).output == "pictures":
-        if arguments.chat_mode or arguments.query != DEFAULT_QUERY:
-            raise UserError("the model generates pictures and reads no text; leave --query and --chat_mode out")
+        check_pictures_only(arguments)
+        arguments.output = arguments.output if model.mesh.is_first else None
         from mindvlm.tools.predict_pictures import predict_pictures
 
-        return predict_pictures(model, images, arguments, options)
+        return predict_pictures(model, [source.file for source in sources], arguments, options)
     for option in ("prompt_pairs", "grid", "num_frames"):
         if getattr(arguments, option):
             raise UserError(f"--{option} is for models that generate pictures; this one answers with text")
+    if pages:
+        options = model.page_options(options)
+    reader = PageReader(arguments.dpi, model.processor.max_pixels)
     if arguments.chat_mode:
         from mindvlm.tools.chat import chat
 
-        return chat(model, images, options)
+        return chat(model, [reader.page(page) for page in pages], options)
     is_joint = model.processor.num_markers(arguments.query) > 1
+    if is_joint and arguments.output_dir:
+        raise UserError("--output_dir writes a text per document, and the query is about several pages; use --output")
     # errors that concern every picture come before the first one
-    prompt = model.processor.prompt(arguments.query, num_images=len(images) if is_joint else min(len(images), 1))
+    prompt = model.processor.prompt(arguments.query, num_images=len(pages) if is_joint else min(len(pages), 1))
     model.engine.check_length(len(prompt.input_ids))
-    asked = [images] if is_joint else images or [None]
-    if arguments.output or names_folder(arguments) or len(asked) > 1:
-        return answer_all(model, asked, arguments, options)
-    print_streamed(model.chat(arguments.query, asked[0], stream=True, **options))
+    questions = [Question(tuple(pages), is_joint=True)] if is_joint else [Question((page,)) for page in pages]
+    questions = questions or [Question(())]
+    is_folder = names_folder(arguments)
+    if arguments.output or arguments.output_dir or is_folder or len(questions) > 1:
+        from mindvlm.tools.read_pages import read_pages
+
+        must_succeed = len(questions) == 1 and not is_folder
+        return read_pages(model, questions, arguments, options, must_succeed=must_succeed)
+    print_streamed(model.chat(arguments.query, reader.read(questions[0]), stream=True, **options))
     return 0
 
 
+def check(sources: list[Source], arguments: argparse.Namespace) -> None:
+    """Raises UserError if options contradict each other, or a file cannot be written."""
+    if not sources and not arguments.chat_mode and arguments.query == DEFAULT_QUERY:
+        raise UserError("no picture given; add --image_dir FILE (or a --query that needs none, or --chat_mode)")
+    if arguments.output_dir and not sources:
+        raise UserError("--output_dir writes a text per document but none is given; add --image_dir FILE")
+    for option in ("output", "output_dir"):
+        if getattr(arguments, option) and arguments.chat_mode:
+            raise UserError(f"--{option} has no effect with --chat_mode; leave one of them out")
+    if arguments.chat_mode and is_launched():
+        raise UserError("--chat_mode reads a keyboard, which msrun gives to no process; ask with --query")
+    # pictures may go to a folder
+    if arguments.output and not (arguments.prompt_pairs or arguments.num_frames):
+        from mindvlm.tools.answer_log import check_log
+
+        check_log(arguments.output)
+
+
+def check_pictures_only(arguments: argparse.Namespace) -> None:
+    """Raises UserError if options for texts are given."""
+    if arguments.chat_mode or arguments.query != DEFAULT_QUERY:
+        raise UserError("the model generates pictures and reads no text; leave --query and --chat_mode out")
+    for option in ("pages", "output_dir"):
+        if getattr(arguments, option):
+            raise UserError(f"--{option} is for models that answer with text; this one generates pictures")
+
+
 def names_folder(arguments: argparse.Namespace) -> bool:
-    return any(os.path.isdir(local_path(path) or "") for path in arguments.image_dir or [])
-
-
-def find_images(paths: list[str]) -> list[str]:
-    """Returns the pictures that the arguments name: files and data URLs as given, those of folders in name order.
-
-    Documents and camera files in a folder are named on standard error.
-
-    Raises:
-        UserError: a path does not exist, a URL is not local, or a folder holds no picture.
-    """
-    images = []
-    for argument in paths:
-        path = local_path(argument)
-        if path is None:
-            images.append(argument)
-        elif Path(path).is_dir():
-            images += pictures_of_folder(Path(path))
-        elif Path(path).exists():
-            images.append(str(Path(path)))
-        else:
-            raise UserError(f"{path} does not exist; give a picture or a folder of pictures")
-    return images
-
-
-def pictures_of_folder(folder: Path) -> list[str]:
-    """Returns the pictures in a folder and names what it leaves out; see `find_images`."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    pictures = [str(path) for path in files if path.suffix.lower() in IMAGE_ENDINGS]
-    others = [path.name for path in files if path.suffix.lower() in OTHER_ENDINGS]
-    if not pictures:
-        found = f" but {others[0]}" if others else ""
-        endings = ", ".join(sorted(IMAGE_ENDINGS))
-        raise UserError(
-            f"folder {folder} holds no pictures{found} ({endings}); convert to one of these, or give another"
-        )
-    if others:
-        cli.say(f"{folder}: left out {', '.join(others)}; convert to PNG to ask about them")
-    return pictures
+    return any(os.path.isdir(local_path(path) or "") for path in arguments.image_dir or [] if "://" not in path)
 
 
 def print_streamed(stream) -> None:
@@ -222,69 +244,6 @@ def summary(answer) -> str:
     if answer.tokens_per_second:
         parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
     return ", ".join(parts)
-
-
-def answer_all(model, asked: list, arguments: argparse.Namespace, options: dict) -> int:
-    """Answers the query for each entry; records a bad picture and continues.
-
-    Args:
-        asked: for each answer a picture, a list of pictures that are asked about together, or None.
-
-    Returns:
-        0, or 1 when a picture failed.
-
-    Raises:
-        UserError: the only answer failed, and its pictures are named as files.
-    """
-    from tqdm import tqdm
-
-    records, num_failed = [], 0
-    load_seconds = model.load_seconds
-    bar = tqdm(asked, unit="image", disable=len(asked) == 1 or not sys.stderr.isatty())
-    try:
-        for image in bar:
-            record = {"image": image, "query": arguments.query}
-            try:
-                answer = model.chat(arguments.query, image, **options)
-            except UserError as error:
-                if len(asked) == 1 and not names_folder(arguments):
-                    raise
-                num_failed += 1
-                record["error"] = str(error)
-                named = f"{image}: " if len(asked) > 1 and str(image) not in str(error) else ""
-                tqdm.write(f"error: {named}{error}", file=sys.stderr)
-            else:
-                record.update(describe(answer, load_seconds))
-                load_seconds = 0.0
-                tqdm.write(f"{short_name(image)}: {answer}" if len(asked) > 1 else str(answer), file=sys.stdout)
-            records.append(record)
-    finally:
-        if arguments.output and records:
-            write_records(arguments.output, records)
-    if num_failed and len(asked) > 1:
-        cli.say(f"{num_failed} of {len(asked)} pictures failed")
-    return 1 if num_failed else 0
-
-
-def describe(answer, load_seconds: float) -> dict:
-    """Returns the fields of a JSON line; the first picture includes the time of loading."""
-    return {
-        "text": str(answer),
-        "num_prompt_tokens": answer.num_prompt_tokens,
-        "num_new_tokens": answer.num_new_tokens,
-        "seconds": {stage: round(t, 4) for stage, t in {"load": load_seconds, **answer.seconds}.items()},
-        "tokens_per_second": round(answer.tokens_per_second, 2),
-        "stop_reason": answer.stop_reason,
-    }
-
-
-def write_records(path: str, records: list[dict]) -> None:
-    from mindvlm.checkpoint import atomic_file
-
-    with atomic_file(path) as file:
-        for record in records:
-            # file names may contain bytes that are not text
-            file.write((json.dumps(record, ensure_ascii=False) + "\n").encode(errors="replace"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from mindvlm.core.errors import UserError, counted
 from mindvlm.core.host_memory import free_host_memory
 from mindvlm.core.weight_formats import WEIGHT_FORMATS, parse_weights
-from mindvlm.tools.predict_llm import DEFAULT_QUERY
+from mindvlm.processing.images.documents import DEFAULT_QUERY
 from mindvlm.tools.preflight import FAILED, MIB, OK, SKIPPED, WARNING, Lines, Run, mib
 
 WORLD_SIZES = (1, 2, 4, 8)

@@ -179,8 +179,8 @@ class GenerationConfig:
     `top_k` 0 keeps all tokens and `top_p` 1 all probability mass. `repetition_penalty` 1 and `no_repeat_ngram_size` 0
     are off; both rules consider the tokens of the prompt and the answer, never padding. `stop_strings` end the answer
     and are not part of it; the template's end mark always stops, as a token and as text. An answer ends if its last
-    `max_repeated_tokens` tokens repeat one sequence at least four times, 0 for off; the default is longer than the
-    equal cells of a table. `seed` None uses the run's seed.
+    `max_repeated_tokens` tokens, or more, repeat one sequence of up to 250 tokens at least four times, 0 for off; the
+    default is longer than the equal cells of a table. `seed` None uses the run's seed.
     """
 
     max_new_tokens: int = 1024

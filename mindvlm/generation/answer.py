@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 
-import numpy as np
-
-from mindvlm.core.config import NUM_REPETITIONS
 from mindvlm.core.errors import UserError
 from mindvlm.generation.engine import Engine
+from mindvlm.generation.repetition import RepeatedTail
 from mindvlm.generation.request import Slot
 from mindvlm.processing.text.text_decoders import TextDecoder
 
@@ -51,22 +49,6 @@ class Answer(str):
         return (len(self.ids) - 1) / seconds if seconds > 0 and len(self.ids) > 1 else 0.0
 
 
-class RepeatedTail:
-    """Detects a loop: the last `length` ids of an answer repeat one sequence at least `NUM_REPETITIONS` times."""
-
-    def __init__(self, length: int):
-        self.length = length
-        self.periods = np.arange(1, length // NUM_REPETITIONS + 1)
-        # entry p - 1 is the id p places back, and for how many ids that was the same id
-        self.recent, self.num_equal = np.full((2, len(self.periods)), -1)
-
-    def is_reached_with(self, token: int) -> bool:
-        """Takes the next id."""
-        self.num_equal = np.where(self.recent == token, self.num_equal + 1, 0)
-        self.recent = np.concatenate(([token], self.recent[:-1]))
-        return bool((self.num_equal + self.periods >= self.length).any())
-
-
 class AnswerText:
     """The growing text of one answer, which ends at a stop id, a stop string or in a loop.
 
@@ -106,7 +88,7 @@ class AnswerText:
             return "stop_token"
         if self.is_stopped_by(self.decoder.push(token)):
             return "stop_string"
-        if self.tail and self.tail.is_reached_with(token):
+        if self.tail and self.tail.is_loop_with(token):
             self.end()
             return "repetition"
         return None

@@ -1,6 +1,7 @@
-"""Questions to a loaded model: single turns, batches, logits."""
+"""Questions to a loaded model: single turns, batches, documents, logits."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from mindspore import Tensor
@@ -9,10 +10,14 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer, AnswerStream, AnswerText, Turns
 from mindvlm.generation.images import ImageEncoder, ImageFeatures, concatenated
+from mindvlm.generation.repetition import MAX_REPEATED_TOKENS_OF_PAGES
 from mindvlm.generation.request import Request, Slot
 from mindvlm.processing.chat_processor import ChatPrompt, History
+from mindvlm.processing.images.documents import DEFAULT_DPI, DEFAULT_QUERY, as_ranges, open_document
 from mindvlm.processing.images.picture import Picture
+from mindvlm.processing.images.sources import EncodedSource
 from mindvlm.sessions.loaded_model import LoadedModel, as_list
+from mindvlm.sessions.page_answer import PageAnswer, in_order
 
 
 class VisionLanguageModel(LoadedModel):
@@ -99,16 +104,17 @@ class VisionLanguageModel(LoadedModel):
         ]
 
     def generate_each(
-        self, queries: Iterable[tuple[str, object]], num_queries: int, **generation
+        self, queries: Iterable[tuple[str, object]], num_queries: int, *, seed_step: int = 1, **generation
     ) -> Iterator[tuple[int, Answer | UserError]]:
         """Answers many independent queries and yields each answer as soon as it ends, with the number of its query.
 
         The next query takes a slot as soon as it is free, and its pictures are read then. Answers equal those of
-        `generate`.
+        `generate`. Their `seconds` include work for other queries in the same time.
 
         Args:
-            queries: pairs of a query and its pictures, as in `chat`.
-            num_queries: their number, which limits the slots.
+            queries: pairs of a query and its pictures, as in `chat`, or a function that returns them.
+            num_queries: their number, or a smaller number of slots.
+            seed_step: with `do_sample`, query n uses the seed plus n times this; 0 for the answers of `chat`.
 
         Yields:
             the number of a query and its answer, or the error that prevents it, such as a broken picture.
@@ -121,27 +127,67 @@ class VisionLanguageModel(LoadedModel):
             while True:
                 while None in self.engine.slots and (item := next(waiting, None)):
                     number, (query, images) = item
-                    text = self.new_text(options)
+                    text, before = self.new_text(options), dict(self.engine.runner.seconds)
                     try:
-                        pictures = self.pictures(images)
+                        pictures = self.pictures(images() if callable(images) else images)
                         asked = self.processor.mark_images(query, len(pictures))
                         inputs = self.prepared(self.prompter(query, len(pictures)), pictures)
-                        slot = self.engine.add(self.request(*inputs, options, text, seed_offset=number))
+                        request = self.request(*inputs, options, text, seed_offset=number * seed_step)
+                        slot = self.engine.add(request)
                     except UserError as error:
                         yield number, error
                         continue
-                    running[number] = AnswerStream(self.engine, slot, text, earlier=[], asked=asked)
+                    running[number] = AnswerStream(self.engine, slot, text, earlier=[], asked=asked), before
                 if not running:
                     return
                 if not self.engine.step():
                     raise UserError("the answers were interrupted by another request to the model; read them first")
-                for number in [number for number, stream in running.items() if stream.slot.stop_reason]:
-                    stream = running.pop(number)
+                for number in [number for number, (stream, _) in running.items() if stream.slot.stop_reason]:
+                    stream, before = running.pop(number)
                     self.engine.release(stream.slot)
-                    yield number, stream.slot.error or stream.close()
+                    answer = stream.close()
+                    answer.seconds = {stage: end - before[stage] for stage, end in answer.seconds.items()}
+                    yield number, stream.slot.error or answer
         finally:
-            for stream in running.values():
+            for stream, _ in running.values():
                 self.engine.release(stream.slot)
+
+    def read_document(
+        self,
+        source: EncodedSource,
+        pages: str | Iterable[int] | None = None,
+        *,
+        query: str = DEFAULT_QUERY,
+        dpi: int = DEFAULT_DPI,
+        num_slots: int = 1,
+        **generation,
+    ) -> Iterator[PageAnswer]:
+        """Asks about each page of a PDF, a TIFF file or a picture, and yields the answers in the order of the pages.
+
+        Pages are rendered one at a time. A page that cannot be read costs only its own answer.
+
+        Args:
+            source: a path, a `file://` or data URL, bytes, or a file open for reading bytes.
+            pages: numbers from 1, as a list or a text such as "1-3,7"; None for all.
+            query: the question about each page.
+            dpi: resolution of the pages of a PDF.
+            num_slots: number of pages that are answered together; answers do not depend on it.
+
+        Raises:
+            UserError: the document cannot be opened, or `pages`, `dpi` or a generation option is invalid.
+        """
+        options, ranges = self.page_options(generation), as_ranges(pages)
+        self.generation_config(options)
+        document = open_document(source, dpi=dpi, max_pixels=self.processor.max_pixels)
+        numbers = document.selected(ranges)
+        asked = ((query, partial(document.page, number)) for number in numbers)
+        return in_order(numbers, self.generate_each(asked, num_slots, seed_step=0, **options), document)
+
+    def page_options(self, generation: dict) -> dict:
+        """Returns options with the limit of repeated tokens for pages, unless they or the YAML choose another."""
+        if self.config.generation.max_repeated_tokens != GenerationConfig.max_repeated_tokens:
+            return generation
+        return {"max_repeated_tokens": MAX_REPEATED_TOKENS_OF_PAGES, **generation}
 
     def logits(self, query: str, images=None, history: History | None = None) -> np.ndarray:
         """Returns the logits (L, V) float32 at every position of the prompt of `chat`.

@@ -1,12 +1,9 @@
 """The end of answers, whose text never contains a part of a stop string."""
 
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.answer import AnswerText
 from tests.processing.text.small_vocabulary import small_tokenizer
 
@@ -110,33 +107,12 @@ def test_a_stop_string_that_is_complete_only_at_the_end():
     assert (reason, "".join(pieces), stop.text) == ("stop_token", "a", "a")
 
 
-def num_taken(ids, limit: int) -> int | None:
-    """Number of ids after which the answer ends as a repetition; None if it does not."""
-    stop = make(max_repeated_tokens=limit)
-    reasons = (number for number, token in enumerate(ids, 1) if stop.reason_after(token) == "repetition")
-    return next(reasons, None)
-
-
-@pytest.mark.parametrize("period", [1, 2, 7, 10])
-def test_a_loop_ends_when_its_tail_has_the_length_of_the_limit(period):
-    text, unit = byte_ids("An answer that begins well:"), list(range(65, 65 + period))
-    ids = [*text, *itertools.islice(itertools.cycle(unit), 100)]
-    assert num_taken(ids, 40) == len(text) + 40
-    assert num_taken(ids, 0) is None and num_taken(ids[: len(text) + 39], 40) is None
-    # a longer limit takes longer, and the last token must fit into the loop
-    assert num_taken(ids, 100) == len(text) + 100
-    assert num_taken([*ids[:-1], 0], 100) is None
-
-
-def test_fewer_than_four_repetitions_are_no_loop():
-    unit = list(range(65, 76))
-    assert num_taken(unit * 9, 40) is None and num_taken(unit[:10] * 4, 40) == 40
-
-
-def test_a_table_of_equal_cells_is_shorter_than_the_default_limit():
-    rows, limit = byte_ids("| 0 | 0 | 0 | 0 |\n" * 50), GenerationConfig().max_repeated_tokens
-    assert num_taken([*rows, *byte_ids("The sum is 0.")], limit) is None
-    assert num_taken(rows * 2, limit) == limit
+def test_a_loop_ends_the_answer():
+    ids = [*byte_ids("so "), *byte_ids("ab") * 100]
+    stop = make(max_repeated_tokens=40)
+    pieces, reason = feed(stop, ids)
+    assert (reason, "".join(pieces), stop.ended) == ("repetition", "so " + "ab" * 20, True)
+    assert feed(make(), ids)[1] is None
 
 
 LETTERS = st.text("ab中é \n", max_size=14)

@@ -105,7 +105,7 @@ def test_the_help_of_make_data_names_the_command(capsys):
 
 def test_the_help_of_predict_says_what_its_statuses_mean():
     text = " ".join(predict_llm.build_parser().format_help().split())
-    assert "1: some of several pictures failed" in text
+    assert "1: some of several pages failed" in text
 
 
 @pytest.mark.parametrize(

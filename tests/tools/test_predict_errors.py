@@ -41,8 +41,8 @@ def test_a_path_that_does_not_exist_among_several(loaded, run, images, tmp_path)
 
 def test_a_picture_elsewhere(loaded, run, tmp_path):
     assert_refused(run("--image_dir", "https://example.com/a.png"), "https://example.com/a.png: a URL; download")
-    (tmp_path / "page.pdf").write_bytes(b"%PDF-1.7")
-    assert_refused(run("--image_dir", tmp_path), "holds no pictures but page.pdf")
+    (tmp_path / "page.svg").write_bytes(b"<svg/>")
+    assert_refused(run("--image_dir", tmp_path), "holds no pictures but page.svg")
     assert not loaded
 
 

@@ -62,6 +62,7 @@ def test_one_picture_with_output(loaded, images, run, tmp_path):
     assert record["tokens_per_second"] > 0
     assert set(record) == {
         "image", "query", "text", "num_prompt_tokens", "num_new_tokens", "seconds", "tokens_per_second", "stop_reason",
+        "model", "settings", "file",
     }  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def test_a_folder_goes_on_after_a_broken_picture(loaded, images, run, tmp_path):
     assert [os.path.basename(record["image"]) for record in records] == ["a.png", "b.png", "c.JPG"]
     assert ["error" in record for record in records] == [False, True, False]
     assert "b.png" in records[1]["error"] and "text" not in records[1]
-    assert f"error: {records[1]['error']}" in err and "1 of 3 pictures failed" in err
+    assert f"error: {records[1]['error']}" in err and "1 of 3 pages failed" in err
     assert "b.png" not in out and "Traceback" not in err
 
 
@@ -133,12 +134,12 @@ def test_other_endings_in_a_folder_are_read(loaded, run, tmp_path, ending, file_
 def test_what_pillow_does_not_read_in_a_folder_is_named(loaded, images, run, tmp_path):
     (images / "b.png").unlink()
     (images / "b.HEIC").write_bytes(b"\0\0\0\x24ftypheic" + bytes(50))
-    (images / "d.pdf").write_bytes(b"%PDF-1.7")
+    (images / "d.svg").write_bytes(b"<svg/>")
     output = tmp_path / "out.jsonl"
     status, _, err = run("--image_dir", images, "--output", output, "--max_new_tokens", 2)
     errors = [record.get("error", "") for record in json_lines(output)]
     assert status == 1 and ["HEIC" in error for error in errors] == [False, True, False]
-    assert f"{images}: left out d.pdf" in err
+    assert f"{images}: left out d.svg" in err
 
 
 def test_sources_of_one_picture(loaded, images, run, monkeypatch):
@@ -187,14 +188,14 @@ def test_ctrl_c_elsewhere(loaded, run, monkeypatch):
 
 def test_what_was_answered_before_ctrl_c_is_kept(loaded, run, images, tmp_path, monkeypatch):
     model = tiny_model()
-    chat = model.chat
+    read = model.pictures
 
-    def interrupted(query, image, **options):
+    def interrupted(image):
         if "c.JPG" in image:
             raise KeyboardInterrupt
-        return chat(query, image, **options)
+        return read(image)
 
-    monkeypatch.setattr(model, "chat", interrupted)
+    monkeypatch.setattr(model, "pictures", interrupted)
     status, _, _ = run("--image_dir", images, "--output", tmp_path / "out.jsonl", "--max_new_tokens", 2)
     assert status == 130 and len(json_lines(tmp_path / "out.jsonl")) == 2
 

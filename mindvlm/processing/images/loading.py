@@ -2,13 +2,14 @@
 
 import io
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.images.sources import EncodedSource, encoded_picture, what_it_is
+from mindvlm.processing.images.sources import EncodedSource, encoded_picture, is_heif, what_it_is
 
 DEFAULT_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 """Default limit of decoded pixels: that of Pillow."""
@@ -54,15 +55,14 @@ def load_image(
         _check_size("the array", image.size, max_pixels)
         return _to_rgb(image, keep_alpha)
     if isinstance(source, Image.Image):
-        return _decode(source, "the image", max_pixels, keep_alpha)
+        return decode(source, "the image", max_pixels, keep_alpha)
     name, file = encoded_picture(source, folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with _open(file, name) as image:
-            return _decode(image, name, max_pixels, keep_alpha)
+    with open_picture(file, name) as image:
+        return decode(image, name, max_pixels, keep_alpha)
 
 
-def _open(file: bytes | Path, name: str) -> Image.Image:
+def open_picture(file: bytes | Path, name: str) -> Image.Image:
+    """Opens a picture, which is not decoded yet. Raises UserError with its name if that is impossible."""
     try:
         if isinstance(file, Path) and not file.exists():
             raise UserError(f"{name}: no such file; check the path")
@@ -75,7 +75,9 @@ def _open(file: bytes | Path, name: str) -> Image.Image:
     if size == 0:
         raise UserError(f"{name}: the file is empty (0 bytes); copy it again")
     try:
-        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _open(file)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {_one_line(error)}; make it smaller first") from error
     except Image.UnidentifiedImageError as error:
@@ -84,16 +86,32 @@ def _open(file: bytes | Path, name: str) -> Image.Image:
         raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, keep_alpha: bool) -> Image.Image:
+def _open(file: bytes | Path) -> Image.Image:
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    try:
+        return Image.open(stream)
+    except Image.UnidentifiedImageError:
+        if "HEIF" in Image.OPEN or not is_heif(file) or not find_spec("pillow_heif"):
+            raise
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return Image.open(stream)
+
+
+def decode(image: Image.Image, name: str, max_pixels: int, keep_alpha: bool = False) -> Image.Image:
+    """Decodes an open picture; see `load_image`. Raises UserError with its name if it is damaged or too large."""
     _check_size(name, image.size, max_pixels)
     try:
-        image.load()
-        upright = _upright(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            upright = _upright(image)
         _check_size(name, upright.size, max_pixels)
         return _to_rgb(upright, keep_alpha)
     except UserError:
         raise
-    except Exception as error:  # see _open
+    except Exception as error:  # see open_picture
         raise UserError(f"{name}: damaged or not supported ({_one_line(error)}); save it again as PNG") from error
 
 

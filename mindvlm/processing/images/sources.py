@@ -24,12 +24,13 @@ _LOCAL_URL = re.compile(r"file:(?://(?:localhost)?)?(/(?!/)[^?#]*)", re.IGNORECA
 _REMOTE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://?[^/]")
 _MAX_SHOWN = 1024
 _TO_PNG = "convert it to PNG or JPEG"
+_HEIF = rb".{4}ftyp(hei|hev|mif1|msf1)"
 _NO_PICTURES = (
-    (rb".{4}ftyp(hei|hev|mif1|msf1)", f"a HEIC picture, which Pillow does not read; {_TO_PNG}"),
+    (_HEIF, f"a HEIC picture that cannot be read; run pip install 'mindvlm[documents]', or {_TO_PNG}"),
     (rb".{4}ftypavi[fs]", f"an AVIF picture; install Pillow 11.3 or newer, or {_TO_PNG}"),
     (rb".{4}JXL |\xff\x0a", f"a JPEG XL picture, which Pillow does not read; {_TO_PNG}"),
     (rb".{4}(ftyp|moov|mdat)", "a video; give single frames as PNG or JPEG"),
-    (rb"%PDF", "a PDF; render its pages to PNG"),
+    (rb"%PDF", "a PDF; render its pages to PNG, or read it with read_document"),
     (rb"\s*(<\?xml.*)?<svg", "an SVG drawing; render it to PNG"),
     (rb"\s*<(!doctype html|html)", "an HTML page, such as a failed download leaves; download the picture again"),
     (rb"version https://git-lfs", "a Git LFS pointer; run `git lfs pull` in its repository"),
@@ -95,15 +96,24 @@ def short_name(source: str) -> str:
 
 def what_it_is(file: bytes | Path) -> str:
     """Returns what a file that Pillow cannot identify is, with the remedy; the file must exist."""
-    if isinstance(file, bytes):
-        head = file[:512]
-    else:
-        with open(file, "rb") as stream:
-            head = stream.read(512)
+    head = head_of(file)
     for pattern, description in _NO_PICTURES:
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             return description
     return f"not an image, or in a format that Pillow cannot read; {_TO_PNG}"
+
+
+def is_heif(file: bytes | Path) -> bool:
+    """Whether a file is a HEIC picture, by its first bytes."""
+    return bool(re.match(_HEIF, head_of(file), re.DOTALL))
+
+
+def head_of(file: bytes | Path) -> bytes:
+    """Returns the first 1024 bytes of a file."""
+    if isinstance(file, bytes):
+        return file[:1024]
+    with open(file, "rb") as stream:
+        return stream.read(1024)
 
 
 def _content(stream: BinaryIO) -> bytes:

@@ -1,0 +1,144 @@
+"""The file of `mindvlm-predict --output`: a JSON line for each answer, on disk as soon as it is given.
+
+The same command goes on after the last line. Errors, and answers about files that have changed since, are removed and
+their pages asked about again.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mindvlm.checkpoint.atomic import atomic_file, check_writable
+from mindvlm.core.errors import UserError
+from mindvlm.evaluation.answers import end_last_line, is_finished
+
+Record = dict[str, Any]
+
+
+class AnswerLog:
+    """Answers in a file, and those that are appended.
+
+    Args:
+        path: of the file, which may be missing.
+        settings: keys of each record that must be equal, such as the query and the model.
+        keys: those of the pages that are asked about, see `key_of`. Lines about other pages are kept.
+
+    Attributes:
+        records: answers about these pages by their keys.
+
+    Raises:
+        UserError: the file cannot be read, holds other lines, or answers of other settings.
+    """
+
+    def __init__(self, path: str | Path, settings: Record, keys: Sequence[str]):
+        self.path, self.settings = Path(path), settings
+        self.places = {key: number for number, key in enumerate(keys)}
+        self.records: dict[str, Record] = {}
+        for where, record in self.lines() if self.path.exists() else ():
+            self.check(where, record)
+            if self.is_valid(record):
+                self.records[key_of(record)] = record
+
+    def is_valid(self, record: Record) -> bool:
+        """Whether a record answers a page that is asked about, and its file is the same as then."""
+        return key_of(record) in self.places and "text" in record and record.get("file") == stamp(record["image"])
+
+    def lines(self) -> Iterator[tuple[str, Record]]:
+        """Yields the place and the record of each line but an unfinished last one."""
+        try:
+            *lines, rest = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); choose another --output") from None
+        lines += [rest] if is_finished(rest) else []
+        for number, line in enumerate(lines, 1):
+            where = f"{self.path}: line {number}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict) or not {"image", "query"} <= record.keys():
+                raise UserError(f"{where} is no answer of mindvlm-predict; choose another --output, or remove the file")
+            yield where, record
+
+    def check(self, where: str, record: Record) -> None:
+        """Raises UserError if a record was made with other settings."""
+        for key, expected in self.settings.items():
+            found = record.get(key, expected)
+            if found == expected:
+                continue
+            if isinstance(found, dict) and isinstance(expected, dict):
+                inner = next(name for name in found | expected if found.get(name) != expected.get(name))
+                key, found, expected = inner, found.get(inner, "default"), expected.get(inner, "default")
+            raise UserError(
+                f"{where} was made with {key} {found!r}, not {expected!r}; choose another --output, or the same options"
+            )
+
+    def start(self) -> None:
+        """Makes the file ready for new lines: ends the last one, and removes those that are asked about again."""
+        if not self.path.exists():
+            return
+        records = [record for _, record in self.lines()]
+        kept = [record for record in records if key_of(record) not in self.places or self.is_valid(record)]
+        if len(kept) < len(records):
+            self.write(kept)
+        else:
+            end_last_line(self.path)
+
+    def append(self, record: Record) -> None:
+        """Adds a line, which is on disk when this returns. Raises UserError if it cannot be written."""
+        if "text" in record:
+            self.records[key_of(record)] = record
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line_of(record))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
+            ) from None
+
+    def sort(self) -> None:
+        """Puts the lines into the order of the pages, in case that several were answered together."""
+        records = [record for _, record in self.lines()]
+        ordered = sorted(records, key=lambda record: self.places.get(key_of(record), -1))
+        if ordered != records:
+            self.write(ordered)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Writes a file of these records in place of the present one."""
+        with atomic_file(self.path) as file:
+            for record in records:
+                file.write(line_of(record))
+
+
+def check_log(path: str | Path) -> None:
+    """Raises UserError unless lines can be appended to a file."""
+    check_writable(path)
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise UserError(f"{path}: not writable; choose another --output")
+
+
+def line_of(record: Record) -> bytes:
+    # a byte of a file name that is not text becomes a JSON escape
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def key_of(record: Record) -> str:
+    """Returns what identifies the page or the pictures of a record."""
+    return json.dumps([record["image"], record.get("page")])
+
+
+def stamp(image: str | list[str] | None) -> Record | list | None:
+    """Returns size and time of change of a file, a list for several pictures; None for what is no file."""
+    if isinstance(image, list):
+        return [stamp(one) for one in image]
+    try:
+        status = os.stat(image or "")
+    except (OSError, ValueError):
+        return None
+    return {"bytes": status.st_size, "modified": status.st_mtime}

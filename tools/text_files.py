@@ -1,0 +1,67 @@
+"""The texts of `mindvlm-predict --output_dir`: a file for each document, written when all its pages are answered."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindvlm.checkpoint.atomic import atomic_file, check_writable
+from mindvlm.core.errors import UserError
+from mindvlm.tools.pages import Page
+from mindvlm.tools.sources import Source
+
+FORMATS = ("txt", "md")
+FORM_FEED = "\f"
+
+
+class TextFiles:
+    """The files below a folder, each named after its document: `scan.pdf` becomes `scan.txt`.
+
+    Documents that differ only in their endings keep them: `scan.pdf.txt` and `scan.png.txt`.
+
+    Args:
+        text_format: "txt", with form feeds between pages, or "md", with comments before them.
+        pages: of all documents, in their order.
+
+    Raises:
+        UserError: two files would have one name, or the folder cannot be created.
+    """
+
+    def __init__(self, folder: Path, text_format: str, pages: Sequence[Page]):
+        self.text_format = text_format
+        self.texts: dict[Source, dict[Page, str | None]] = {}
+        for page in pages:
+            self.texts.setdefault(page.source, {})[page] = None
+        without_ending = Counter(source.text_name.with_suffix("") for source in self.texts)
+        self.paths: dict[Source, Path] = {}
+        for source in self.texts:
+            name = source.text_name
+            stem = name if without_ending[name.with_suffix("")] > 1 else name.with_suffix("")
+            self.paths[source] = folder / stem.with_name(f"{stem.name}.{text_format}")
+        twice = next((path for path, count in Counter(self.paths.values()).items() if count > 1), None)
+        if twice:
+            raise UserError(f"two documents would be written to {twice}; read them one after the other")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--output_dir {folder}: cannot be created ({error.strerror}); choose another") from None
+        check_writable(folder / "x")
+
+    def add(self, page: Page, text: str) -> None:
+        """Takes the text of a page; writes the document if that was the last one."""
+        texts = self.texts[page.source]
+        texts[page] = text
+        if None in texts.values():
+            return
+        path, content = self.paths[page.source], self.content(texts).encode(errors="replace")
+        texts.update(dict.fromkeys(texts, ""))
+        if path.is_file() and path.read_bytes() == content:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(content)
+
+    def content(self, texts: dict[Page, str | None]) -> str:
+        if self.text_format == "txt":
+            return FORM_FEED.join(f"{text}\n" for text in texts.values())
+        marked = ((f"<!-- page {page.number} -->\n\n" if page.number else "", text) for page, text in texts.items())
+        return "\n".join(f"{mark}{text}\n" for mark, text in marked)
