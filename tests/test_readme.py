@@ -78,6 +78,16 @@ def test_the_quick_start_of_tinyllava_runs(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out.count(" max_new_tokens\n") == 3
 
 
+def test_the_example_document_is_read():
+    pytest.importorskip("pypdfium2")
+    (code,) = code_blocks("docs/documents.md", "py")
+    path = re.search(r'read_document\("(.+?)"', code)[1]
+    texts = [page.text for page in load_model(mode="pynative").read_document(ROOT / path)]
+    assert texts == ["Invoice No. 4821\nDue: 12 May", "Total: 48.50\nPaid by card."]
+    shown = "\n".join(f"{path}, page {number}: {text}" for number, text in enumerate(texts, 1))
+    assert "\n" + "".join(f"    {line}\n" for line in shown.splitlines()) in text_of("docs/documents.md")
+
+
 def test_both_languages_show_the_same_code_and_figures():
     english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md"))
 

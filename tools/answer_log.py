@@ -50,7 +50,7 @@ class AnswerLog:
         try:
             *lines, rest = self.path.read_bytes().split(b"\n")
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); choose another --output") from None
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); choose another output") from None
         lines += [rest] if is_finished(rest) else []
         for number, line in enumerate(lines, 1):
             where = f"{self.path}: line {number}"
@@ -61,7 +61,7 @@ class AnswerLog:
             except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict) or not {"image", "query"} <= record.keys():
-                raise UserError(f"{where} is no answer of mindvlm-predict; choose another --output, or remove the file")
+                raise UserError(f"{where} is no answer of mindvlm-predict; choose another output, or remove the file")
             yield where, record
 
     def check(self, where: str, record: Record) -> None:
@@ -74,7 +74,7 @@ class AnswerLog:
                 inner = next(name for name in found | expected if found.get(name) != expected.get(name))
                 key, found, expected = inner, found.get(inner, "default"), expected.get(inner, "default")
             raise UserError(
-                f"{where} was made with {key} {found!r}, not {expected!r}; choose another --output, or the same options"
+                f"{where} was made with {key} {found!r}, not {expected!r}; choose another output, or the same options"
             )
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ def check_log(path: str | Path) -> None:
     """Raises UserError unless lines can be appended to a file."""
     check_writable(path)
     if os.path.exists(path) and not os.access(path, os.W_OK):
-        raise UserError(f"{path}: not writable; choose another --output")
+        raise UserError(f"{path}: not writable; choose another output")
 
 
 def line_of(record: Record) -> bytes:

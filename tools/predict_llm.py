@@ -13,6 +13,7 @@ from mindvlm.parallel.launch import is_launched
 from mindvlm.processing.images.documents import DEFAULT_DPI, DEFAULT_QUERY, page_ranges
 from mindvlm.processing.images.sources import local_path
 from mindvlm.tools import cli
+from mindvlm.tools.download import is_web_address
 from mindvlm.tools.pages import PageReader, Question, find_pages
 from mindvlm.tools.sources import Source, find_sources
 
@@ -23,7 +24,10 @@ GENERATION_OPTIONS = {
     "top_p": (float, "sample from the most likely tokens with this total probability; with --do_sample"),
     "repetition_penalty": (float, "above 1 makes repeated tokens less likely"),
     "no_repeat_ngram_size": (int, "forbid repeated sequences of n tokens, 0 for off"),
-    "max_repeated_tokens": (int, "end an answer whose last n tokens repeat one sequence, 0 for off; default 700"),
+    "max_repeated_tokens": (
+        int,
+        "end an answer whose last n tokens repeat one sequence, 0 for off; default for pages 700",
+    ),
     "seed": (int, "of sampling"),
 }
 
@@ -226,7 +230,9 @@ def check_pictures_only(arguments: argparse.Namespace) -> None:
 
 
 def names_folder(arguments: argparse.Namespace) -> bool:
-    return any(os.path.isdir(local_path(path) or "") for path in arguments.image_dir or [] if "://" not in path)
+    """Whether an argument is a folder, of which one bad file does not end the command."""
+    paths = (path for path in arguments.image_dir or [] if not is_web_address(path))
+    return any(os.path.isdir(local_path(path) or "") for path in paths)
 
 
 def print_streamed(stream) -> None:

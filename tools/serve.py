@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     access = parser.add_argument_group("access")
     access.add_argument("--api_key_file", type=os.path.expanduser, metavar="FILE", help="accepted keys, one a line")
     access.add_argument("--cors_origins", nargs="+", default=[], metavar="ORIGIN", help="web pages that may ask")
+    access.add_argument(
+        "--picture_hosts", nargs="+", default=[], metavar="HOST", help="public hosts whose pictures may be fetched"
+    )
     access.add_argument("--media_path", type=os.path.expanduser, metavar="FOLDER", help="for file:// pictures")
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", type=os.path.expanduser, metavar="FILE", help="weights")
@@ -117,6 +120,7 @@ def read_settings(arguments: argparse.Namespace):
         max_pixels=arguments.max_pixels,
         api_keys=read_keys(arguments.api_key_file) if arguments.api_key_file else (),
         cors_origins=tuple(arguments.cors_origins),
+        picture_hosts=tuple(arguments.picture_hosts),
         media_path=Path(arguments.media_path) if arguments.media_path else None,
         model_name=arguments.model_name,
         any_model=arguments.any_model,

@@ -48,12 +48,14 @@ class TextFiles:
 
     def add(self, page: Page, text: str) -> None:
         """Takes the text of a page; writes the document if that was the last one."""
-        texts = self.texts[page.source]
+        texts = self.texts.get(page.source)
+        if texts is None:  # written; the document was given twice
+            return
         texts[page] = text
         if None in texts.values():
             return
         path, content = self.paths[page.source], self.content(texts).encode(errors="replace")
-        texts.update(dict.fromkeys(texts, ""))
+        del self.texts[page.source]
         if path.is_file() and path.read_bytes() == content:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,9 @@ from mindvlm.sessions.vision_language_model import VisionLanguageModel
 MAX_DECODED = 2
 """Requests whose pictures are decoded at the same time, which limits the memory for them."""
 
+MAX_FETCHED = 8
+"""Pictures that are fetched from other machines at the same time."""
+
 OPEN_PATHS = ("/health",)
 """Paths that need no API key."""
 
@@ -41,7 +44,7 @@ class Service:
     def __init__(self, scheduler: Scheduler, settings: ServerSettings, metrics: Metrics):
         self.scheduler, self.settings, self.metrics = scheduler, settings, metrics
         self.created = int(time.time())
-        self.decoding = asyncio.Semaphore(MAX_DECODED)
+        self.decoding, self.fetching = asyncio.Semaphore(MAX_DECODED), asyncio.Semaphore(MAX_FETCHED)
 
     @property
     def model(self) -> VisionLanguageModel:
@@ -143,8 +146,8 @@ def make_app(service: Service) -> FastAPI:
         loaded = service.model
         wishes, dialogue = read_chat(await read_json(request, settings), loaded.config.generation)
         service.check_model(wishes.model)
+        contents = await read_pictures(dialogue.pictures, settings, service.fetching)
         async with service.decoding:
-            contents = await read_pictures(dialogue.pictures, settings)
             prompt = await asyncio.to_thread(chat_prompt, loaded, dialogue, contents)
         reply = ChatReply(service.model_name, loaded.processor.tokenizer)
         return await service.answer(request, [prompt], wishes, reply)

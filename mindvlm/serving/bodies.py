@@ -9,6 +9,9 @@ from mindvlm.serving.errors import ApiError
 from mindvlm.serving.fields import parse_json
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
 
+# the server would read the rest of a body for as long as it comes
+CLOSE = {"Connection": "close"}
+
 MAX_DISCARDED = 8
 """Of a body up to this many times too large the rest is read, because many clients look at no response before they
 have sent all."""
@@ -24,13 +27,13 @@ async def read_json(request: Request, settings: ServerSettings) -> Any:
     try:
         content, size = await asyncio.wait_for(received(request, limit), settings.body_seconds)
     except asyncio.TimeoutError:
-        raise ApiError(408, f"the body did not arrive in {settings.body_seconds:g} s", code="slow_body") from None
+        message = f"the body did not arrive in {settings.body_seconds:g} s"
+        raise ApiError(408, message, code="slow_body", headers=CLOSE) from None
     except ClientDisconnect:
         raise ApiError(400, "the client disconnected") from None
     if size > limit:
-        raise ApiError(
-            413, f"the body is larger than {limit / MEBIBYTE:g} MiB; send smaller pictures", code="body_too_large"
-        )
+        message = f"the body is larger than {limit / MEBIBYTE:g} MiB; send smaller pictures"
+        raise ApiError(413, message, code="body_too_large", headers=CLOSE)
     # a large body must not hold up other requests
     return await asyncio.to_thread(parse_json, content) if size > MEBIBYTE else parse_json(content)
 

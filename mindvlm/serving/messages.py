@@ -136,4 +136,5 @@ def read_part(fields: Fields) -> Part:
         url = Fields(url or {}, fields.path("image_url")).text("url")
     if not url:
         raise bad_field(fields.path("image_url"), "no url; give a data URL, data:image/png;base64,...")
-    return PictureUrl(url, fields.path("image_url"))
+    # half a surrogate pair has no place in a URL
+    return PictureUrl(url.encode("utf-8", "replace").decode(), fields.path("image_url"))

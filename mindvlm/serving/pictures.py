@@ -1,27 +1,39 @@
 """The files of pictures that a request names, within the limits and permissions of the server."""
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
 from urllib.parse import unquote, urlsplit
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.images.downloads import download
 from mindvlm.processing.images.sources import data_of_url, short_name
 from mindvlm.serving.errors import bad_field
 from mindvlm.serving.messages import PictureUrl
 from mindvlm.serving.settings import ServerSettings
 
 
-async def read_pictures(urls: Sequence[PictureUrl], settings: ServerSettings) -> list[bytes]:
+async def read_pictures(
+    urls: Sequence[PictureUrl], settings: ServerSettings, fetching: asyncio.Semaphore
+) -> list[bytes]:
     """Returns the content of each picture.
+
+    Args:
+        fetching: limits the pictures that are fetched from other machines at the same time.
 
     Raises:
         ApiError: there are too many pictures, or one is not allowed or cannot be read.
     """
     if len(urls) > settings.max_pictures:
         raise bad_field("messages", f"{len(urls)} pictures; the limit of this server is {settings.max_pictures}")
-    return [await asyncio.to_thread(read_picture_file, url, settings) for url in urls]
+    contents = []
+    for url in urls:
+        is_remote = url.url.lower().startswith("http")
+        async with fetching if is_remote else contextlib.nullcontext():
+            contents.append(await asyncio.to_thread(read_picture_file, url, settings))
+    return contents
 
 
 def read_picture_file(picture: PictureUrl, settings: ServerSettings) -> bytes:
@@ -32,10 +44,21 @@ def read_picture_file(picture: PictureUrl, settings: ServerSettings) -> bytes:
             return data_of_url(picture.url.strip())
         if scheme == "file":
             return read_media(picture.url, settings)
+        if scheme in ("http", "https"):
+            return fetched(picture.url, settings)
     except UserError as error:
         raise bad_field(picture.param, str(error)) from None
     name = short_name(picture.url)
     raise bad_field(picture.param, f"{name!r} is no URL of a picture; give a data URL, data:image/png;base64,...")
+
+
+def fetched(url: str, settings: ServerSettings) -> bytes:
+    """Returns the content of a URL of another machine. Raises UserError, see `download`."""
+    if not settings.picture_hosts:
+        raise UserError(f"{short_name(url)}: this server fetches no pictures; give a data URL")
+    return download(
+        url, hosts=settings.picture_hosts, max_bytes=settings.max_picture_bytes, seconds=settings.fetch_seconds
+    )
 
 
 def read_media(url: str, settings: ServerSettings) -> bytes:
@@ -53,14 +76,18 @@ def read_media(url: str, settings: ServerSettings) -> bytes:
         path = os.path.realpath(unquote(parts.path, errors="strict"))
         if parts.netloc not in ("", "localhost") or os.path.commonpath((root, path)) != root:
             raise refused
-        # a pipe must not block
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(path, "rb", opener=open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise refused
+            content = file.read(settings.max_picture_bytes) if status.st_size <= settings.max_picture_bytes else None
     except (OSError, ValueError):
         raise refused from None
-    with os.fdopen(file, "rb") as opened:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise refused
-        if status.st_size > settings.max_picture_bytes:
-            raise UserError(f"{short_name(url)}: {status.st_size} bytes; the limit is {settings.max_picture_bytes}")
-        return opened.read(settings.max_picture_bytes)
+    if content is None:
+        raise UserError(f"{short_name(url)}: {status.st_size} bytes; the limit is {settings.max_picture_bytes}")
+    return content
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Opens a file that is no link, without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)

@@ -94,13 +94,16 @@ def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes) ->
 
 
 def check_format(content: bytes) -> None:
-    """Raises UserError if a file is in a format that the server does not open."""
+    """Raises UserError if a file is damaged or in a format that the server does not open."""
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    if not content:
+        raise UserError("the file is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(content), formats=FORMATS).close()
+            Image.open(io.BytesIO(content), formats=formats).close()
     except Image.UnidentifiedImageError:
-        if content:
-            raise UserError(what_it_is(content)) from None
-    except Exception:  # the processor says what is wrong
-        return
+        raise UserError(what_it_is(content)) from None
+    except Exception as error:  # Pillow may raise any exception for damaged files
+        raise UserError(f"cannot be read ({' '.join(str(error).split())})") from None

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,16 +24,20 @@ class RunningServer:
         self.server, self.scheduler, self.port = server, server.scheduler, port
         self.root = f"http://127.0.0.1:{port}"
         self.url = f"{self.root}/v1"
+        self.headers: dict[str, str] = {}
 
     @property
     def engine(self):
         return self.scheduler.model.engine
 
     def request(self, method: str, path: str, **options) -> httpx.Response:
-        return httpx.request(method, self.root + path, timeout=60, **options)
+        headers = self.headers | options.pop("headers", {})
+        return httpx.request(method, self.root + path, timeout=60, headers=headers, **options)
 
     def post(self, path: str, body=None, **options) -> httpx.Response:
-        return self.request("POST", f"/v1/{path}", json=body, **options)
+        # as ASCII, in which half a surrogate pair has a form
+        content = {} if body is None else {"content": json.dumps(body)}
+        return self.request("POST", f"/v1/{path}", **content, **options)
 
     def chat(self, text="read", **fields) -> httpx.Response:
         fields.setdefault("messages", [{"role": "user", "content": text}])

@@ -1,7 +1,6 @@
 """The official client against the server: whole answers, streams, pictures, errors and retries."""
 
 import asyncio
-import json
 
 import httpx
 import openai
@@ -161,8 +160,7 @@ def test_the_client_tries_again_when_the_queue_was_full(server, monkeypatch):
 def test_control_tokens_of_users_are_text(server):
     model = tiny_model()
     for text in ("<|im_end|>", "<image>", "a <image> b", "<imgpad><img>", "\ud800<image"):
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
-        plain = httpx.post(f"{server.url}/chat/completions", content=json.dumps(body)).json()
+        plain = server.chat(text, max_tokens=1).json()
         escaped = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = model.processor.prompt("X").input_ids
         at = ids.index(model.processor.tokenizer.encode("X")[0])

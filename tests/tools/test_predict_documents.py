@@ -178,7 +178,7 @@ class TestGoingOn:
     def test_other_settings_are_refused(self, log, run, scan, changed, expected):
         content = log.read_bytes()
         command = ["--image_dir", scan, "--output", log, *SHORT, *changed]
-        assert_refused(run(*command), f"out.jsonl: line 1 was made with {expected}; choose another --output")
+        assert_refused(run(*command), f"out.jsonl: line 1 was made with {expected}; choose another output")
         assert log.read_bytes() == content
 
     def test_another_model_is_refused(self, log, run, scan, monkeypatch):
@@ -217,7 +217,17 @@ class TestTexts:
         texts = read(scan)
         (images / "more").mkdir()
         picture(0).save(images / "more" / "a.png")
-        command = ["--image_dir", scan, images, "--recursive", "--output_dir", tmp_path / "new" / "out", *SHORT]
+        # a document that is named twice is one document
+        command = [
+            "--image_dir",
+            scan,
+            images,
+            images / "a.png",
+            "--recursive",
+            "--output_dir",
+            tmp_path / "new" / "out",
+            *SHORT,
+        ]
         assert run(*command, "--batch_size", 3)[0] == 1
         out = tmp_path / "new" / "out"
         found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
@@ -227,7 +237,7 @@ class TestTexts:
         # again: nothing is asked but the broken picture, and the other format is written
         (out / "a.txt").unlink()
         status, printed, err = run(*command, "--text_format", "md")
-        assert (status, printed) == (1, "") and "6 of 7 pages are answered" in err and not (out / "a.txt").exists()
+        assert (status, printed) == (1, "") and "7 of 8 pages are answered" in err and not (out / "a.txt").exists()
         marked = "\n".join(f"<!-- page {number} -->\n\n{text}\n" for number, text in enumerate(texts, 1))
         assert (out / "scan.md").read_text() == marked
 

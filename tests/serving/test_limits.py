@@ -1,0 +1,168 @@
+"""Limits and permissions: sizes, pictures, keys, origins, files and slow clients."""
+
+import io
+import os
+import socket
+import time
+from base64 import b64encode
+
+import httpx
+import pytest
+from PIL import Image, PngImagePlugin
+
+from mindvlm.serving import server as server_module
+from tests.serving.running import data_url, running, shown
+from tests.tiny_vary import picture
+
+KEY = "secret-\N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A folder with a picture, and what must not be read."""
+    folder = tmp_path_factory.mktemp("served")
+    picture(3).save(folder / "a b.png")
+    picture(3).save(folder.parent / "secret.png")
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    (folder / "large.png").write_bytes(b"x" * 200_001)
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, media):
+    limits = {"max_body_bytes": 300_000, "body_seconds": 1, "max_pictures": 2, "max_pixels": 10_000}
+    access = {"api_keys": ("other", KEY), "cors_origins": ("http://page.example",), "media_path": media}
+    with running(tmp_path_factory.mktemp("model"), **limits, **access, max_picture_bytes=200_000) as started:
+        started.headers = {"Authorization": f"Bearer {KEY}".encode()}
+        yield started
+
+
+def refusal(server, url: str) -> str:
+    """Returns the message for a picture that is refused, after the name of its field."""
+    parts = [{"type": "text", "text": "read"}, {"type": "image_url", "image_url": {"url": url}}]
+    answer = server.chat(messages=[{"role": "user", "content": parts}])
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == "messages[0].content[1].image_url"
+    return error["message"].removeprefix(f"{error['param']}: ")
+
+
+def png(image: Image.Image, **options) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return "data:image/png;base64," + b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x"])
+def test_a_wrong_key(server, given):
+    for path in ("/v1/models", "/metrics", "/v1/none"):
+        answer = server.request("GET", path, headers={"Authorization": given.encode()})
+        assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{server.root}/health").status_code == 200
+
+
+def test_every_key_is_accepted(server):
+    for key in ("other", KEY):
+        headers = {"Authorization": f"bearer {key}".encode()}
+        assert server.request("GET", "/v1/models", headers=headers).status_code == 200
+
+
+def test_origins(server):
+    asked = {"Origin": "http://page.example", "Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(f"{server.url}/chat/completions", headers=asked)
+    assert allowed.headers["access-control-allow-origin"] == "http://page.example"
+    refused = httpx.options(f"{server.url}/chat/completions", headers=asked | {"Origin": "http://other.example"})
+    assert "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize("size", [300_001, 1_000_000, 5_000_000])
+def test_a_body_that_is_too_large(server, size):
+    answer = server.post("chat/completions", content=b" " * size)
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_body_that_grows_without_end(server):
+    def pieces():
+        while True:
+            yield b" " * 65536
+
+    try:
+        assert server.post("chat/completions", content=pieces()).status_code == 413
+    except httpx.WriteError:  # the server has closed the connection
+        pass
+    assert server.chat().status_code == 200
+
+
+def test_a_body_that_comes_slowly(server):
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer other\r\nContent-Length: 100\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(head.encode() + b"{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("pieces", [[], [HEAD], [HEAD + b"\r\n", b"G"]])
+def test_a_head_that_does_not_come(server, monkeypatch, pieces):
+    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=4) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.1)
+        start = time.monotonic()
+        while connection.recv(1000):
+            pass
+    assert time.monotonic() - start < 3.5
+
+
+def test_a_connection_is_used_again(server, monkeypatch):
+    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.3)
+    with httpx.Client(headers=server.headers) as client:
+        for _ in range(3):
+            assert client.get(f"{server.url}/models").status_code == 200
+            time.sleep(0.2)
+
+
+def test_pictures_that_cannot_be_used(server):
+    assert "400000000 pixels" in refusal(server, png(Image.new("1", (20_000, 20_000))))
+    assert "101 x 100 = 10100 pixels, the limit is 10000" in refusal(server, png(Image.new("1", (101, 100))))
+    assert "base64" in refusal(server, "data:image/png;base64,\ud800")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("bomb", "0" * 80_000_000, zip=True)
+    assert refusal(server, png(Image.new("L", (9, 9)), pnginfo=text))
+    assert "damaged" in refusal(server, data_url(3)[:-120])
+    assert "empty" in refusal(server, "data:image/png;base64,")
+    assert "base64" in refusal(server, "data:image/png;base64,A%")
+    assert "a PDF" in refusal(server, "data:," + "%25PDF-1.7")
+    assert "not an image" in refusal(server, "data:," + "%25!PS-Adobe-3.0 EPSF-3.0%0A%25%25BoundingBox: 0 0 9 9%0A")
+    assert "no URL of a picture" in refusal(server, "iVBORw0KGgo")
+    assert "no URL of a picture" in refusal(server, "/etc/passwd")
+    assert "fetches no pictures" in refusal(server, "http://127.0.0.1/a.png")
+    assert server.chat(messages=shown(1) * 2).status_code == 200
+    too_many = server.chat(messages=shown(1) * 3)
+    assert too_many.status_code == 400 and "3 pictures; the limit" in too_many.json()["error"]["message"]
+
+
+def test_files_below_the_folder(server, media):
+    parts = [{"type": "image_url", "image_url": f"file://{media}/a%20b.png"}, {"type": "text", "text": "read"}]
+    assert server.text(messages=[{"role": "user", "content": parts}]) == server.text(messages=shown(3))
+    urls = [
+        *(f"file://{media}/{name}" for name in ("link.png", "../secret.png", "%2e%2e/secret.png", "none.png", "sub")),
+        *(f"file://{media}/{name}" for name in ("pipe.png", "a%00.png", "%ff.png", "sub/../../secret.png", "")),
+        *(
+            f"file://{media}x/a.png",
+            "file:///etc/passwd",
+            "file:///",
+            "file://",
+            f"file://evil.example{media}/a%20b.png",
+        ),
+        *("file:secret.png", f"FILE://{media}/../secret.png", "file:////etc/passwd"),
+    ]
+    messages = {refusal(server, url).partition(": ")[2] for url in urls}
+    # nothing tells whether a file exists
+    assert messages == {"no readable file below the folder that this server may read"}
+    assert "200001 bytes" in refusal(server, f"file://{media}/large.png")

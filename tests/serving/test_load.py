@@ -1,0 +1,193 @@
+"""Many clients at once: the same answers as alone, a bounded queue, freed slots, and failures of the engine."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import httpx
+import openai
+import pytest
+
+from tests.serving.running import running, shown, wait_for
+
+LONG = "All of this text is the same in many prompts, and longer than a block of tokens. " * 2
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("model"), num_slots=4, max_waiting=32) as started:
+        yield started
+
+
+@contextmanager
+def held(server):
+    """The engine makes no step inside the block."""
+    go_on, step = threading.Event(), server.engine.step
+
+    def waiting_step():
+        go_on.wait(30)
+        return step()
+
+    server.engine.step = waiting_step
+    try:
+        yield
+    finally:
+        server.engine.step = step
+        go_on.set()
+
+
+def mixed_request(number: int) -> dict:
+    """Requests of different lengths, pictures and options."""
+    options = ({}, {"temperature": 0.9, "top_k": 5}, {"repetition_penalty": 1.3}, {"temperature": 1.2, "top_p": 0.8})
+    text = f"{LONG if number % 3 else ''}question {number % 5}"
+    messages = shown(number % 4, text) if number % 2 else [{"role": "user", "content": text}]
+    return {
+        "messages": messages,
+        "max_tokens": 1 + number % 4,
+        "seed": number,
+        "logprobs": True,
+        "top_logprobs": 2,
+        **options[number % 4],
+    }
+
+
+def choices(answer: httpx.Response) -> list:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"]
+
+
+def test_answers_under_load_have_the_bits_of_answers_alone(server):
+    requests = [mixed_request(number) for number in range(32)]
+    alone = [choices(server.chat(**request)) for request in requests]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(lambda request: choices(server.chat(**request)), reversed(requests)))
+    assert together[::-1] == alone
+
+
+def test_prompts_with_the_same_beginning_reuse_the_cache(server):
+    server.wait_until_idle()
+    first = server.chat(messages=shown(9, LONG + "one")).json()
+    talk = [*shown(9, LONG + "one"), {"role": "assistant", "content": "yes"}, {"role": "user", "content": "two"}]
+    second = server.chat(messages=talk).json()
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["prompt_tokens"] // 64 * 64 > 0
+    assert second["timings"]["cache_n"] + second["timings"]["prompt_n"] == second["usage"]["prompt_tokens"]
+    other = server.chat(messages=shown(8, LONG + "one")).json()
+    assert other["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    server.engine.clear()
+    server.scheduler.finished.clear()
+    assert server.text(messages=talk) == second["choices"][0]["message"]["content"]
+
+
+def test_the_queue_is_bounded(server, monkeypatch):
+    server.wait_until_idle()
+    monkeypatch.setattr(server.scheduler, "settings", replace(server.scheduler.settings, max_waiting=3))
+    with ThreadPoolExecutor(7) as pool:
+        with held(server):
+            asked = [pool.submit(server.chat, f"question {number}") for number in range(7)]
+            wait_for(lambda: len(server.scheduler.waiting) == 3)
+            refused = server.chat()
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert "limit is 3" in refused.json()["error"]["message"]
+        assert [one.result().status_code for one in asked] == [200] * 7
+
+
+def test_a_closed_stream_frees_its_slot(server):
+    server.wait_until_idle()
+    body = {"messages": shown(1), "stream": True, "max_tokens": 250}
+    with httpx.stream("POST", f"{server.url}/chat/completions", json=body) as answer:
+        next(answer.iter_lines())
+        assert len(server.scheduler.running) == 1
+    wait_for(lambda: not server.scheduler.running, 5)
+
+
+def test_a_client_that_leaves_frees_its_slot_and_its_place(server):
+    server.wait_until_idle()
+    with held(server), ThreadPoolExecutor(6) as pool:
+        asked = [
+            pool.submit(httpx.post, f"{server.url}/chat/completions", json={"messages": shown(1)}, timeout=2)
+            for _ in range(6)
+        ]
+        wait_for(lambda: len(server.scheduler.waiting) == 2)
+        for one in asked:
+            with pytest.raises(httpx.ReadTimeout):
+                one.result()
+        wait_for(lambda: not server.scheduler.waiting, 5)
+    wait_for(lambda: not server.scheduler.running, 5)
+    assert server.chat().status_code == 200
+
+
+def test_an_answer_that_takes_too_long(server):
+    server.wait_until_idle()
+    with ThreadPoolExecutor(6) as pool:
+        with held(server):
+            asked = [pool.submit(server.chat) for _ in range(6)]
+            wait_for(lambda: len(server.scheduler.running) == 4 and len(server.scheduler.waiting) == 2)
+            for job in (*server.scheduler.running.values(), *server.scheduler.waiting):
+                job.expires = 0
+        answers = [one.result() for one in asked]
+    assert [answer.status_code for answer in answers].count(504) >= 5
+    late = next(answer for answer in answers if answer.status_code == 504)
+    assert late.json()["error"]["code"] == "timeout" and late.headers["x-should-retry"] == "false"
+
+
+def failing_after(server, monkeypatch, num_steps: int) -> None:
+    """The engine fails once after some steps."""
+    step, left = server.engine.step, [num_steps]
+
+    def failing_step():
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("the device is gone")
+        return step()
+
+    monkeypatch.setattr(server.engine, "step", failing_step)
+
+
+def test_a_failure_in_the_middle_of_a_stream(server, monkeypatch):
+    server.wait_until_idle()
+    expected = server.text(messages=shown(2), max_tokens=6)
+    failing_after(server, monkeypatch, 4)
+    with openai.OpenAI(base_url=server.url, api_key="none") as client:
+        stream = client.chat.completions.create(model="tiny", messages=shown(2), max_tokens=6, stream=True)
+        with pytest.raises(openai.APIError, match="the engine failed") as raised:
+            for _ in stream:
+                pass
+    assert raised.value.body["code"] == "engine_failed"
+    assert server.text(messages=shown(2), max_tokens=6) == expected
+    failing_after(server, monkeypatch, 4)
+    whole = server.chat(messages=shown(2), max_tokens=6)
+    assert whole.status_code == 500 and whole.json()["error"]["code"] == "engine_failed"
+    assert server.text(messages=shown(2), max_tokens=6) == expected
+
+
+def test_a_failure_of_the_picture_encoder(server, monkeypatch):
+    server.wait_until_idle()
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "encode_images", lambda *pixels: 1 / 0)
+        assert server.chat(messages=shown(77)).status_code == 500
+    assert server.chat(messages=shown(77)).status_code == 200
+
+
+def test_values_that_are_not_finite_end_one_answer_only(server, monkeypatch):
+    server.wait_until_idle()
+    encode = server.engine.encode_images
+    expected = server.text("question", max_tokens=6)
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(server.engine, "encode_images", lambda *pixels: encode(*pixels) * float("nan"))
+        with held(server):
+            good, bad = pool.submit(server.text, "question", max_tokens=6), pool.submit(server.chat, messages=shown(78))
+            wait_for(lambda: len(server.scheduler.running) == 2)
+        assert good.result() == expected
+        assert bad.result().status_code == 500 and "NaN" in bad.result().json()["error"]["message"]
+    server.scheduler.model.encoder.cache.clear()
+
+
+def test_health_under_load(server):
+    with ThreadPoolExecutor(1) as pool:
+        with held(server):
+            asked = pool.submit(server.chat)
+            wait_for(lambda: len(server.scheduler.running) == 1)
+            assert httpx.get(f"{server.root}/health", timeout=5).status_code == 200
+        assert asked.result().status_code == 200
