@@ -28,24 +28,26 @@ def check_memory(run: Run) -> Lines:
 
     config, size = run.config.model, item_size(run.dtype)
     num_processes = run.config.tensor_parallel or 1
-    vision = run.family.vision_memory(config, size) if run.family.vision_memory else VisionMemory()
+    find_vision = run.family.vision_memory
     num_tokens = prompt_length(run)
     infos = {} if run.weights is None else run.weights.infos
     whole = [infos.get(name) or TensorInfo(name, "float32", shape) for name, shape in run.model_parameters.items()]
     weights = shard_infos(whole, specs_for(run, num_processes))
 
     def estimate(model_config, text: str = run.config.weights) -> memory.MemoryEstimate:
-        formats = parse_weights(text) if run.kernels else None
+        formats = parse_weights(text) if run.kernels else {}
+        # float32 weights are computed without the kernels
+        has_kernels = any(value != "float32" for value in formats.values())
         return memory.estimate_memory(
             model_config,
             weights,
-            vision,
+            find_vision(model_config, size, has_kernels) if find_vision else VisionMemory(),
             num_images=run.arguments.num_images,
             num_prompt_tokens=num_tokens,
             dtype=run.dtype,
             on_host=run.device == "CPU",
             num_processes=num_processes,
-            formats=formats,
+            formats=formats if has_kernels else None,
         )
 
     needed = estimate(config)
@@ -113,7 +115,7 @@ def check_plan(run: Run) -> Lines:
             found[dtype] = estimate_memory(
                 config,
                 weights,
-                find(config, item_size(dtype)) if find else VisionMemory(),
+                find(config, item_size(dtype), False) if find else VisionMemory(),
                 num_images=run.arguments.num_images,
                 num_prompt_tokens=length,
                 dtype=dtype,

@@ -60,7 +60,8 @@ class Family:
         processor: converts pictures and text to model inputs; called with (config.processor).
         output: what the model generates: text, with a `ChatProcessor`, or codes of pictures, with a `CodeProcessor`.
         models: the checkpoints that can be loaded and converted.
-        vision_memory: estimates the memory that the towers need for one picture; called with (config.model, item_size).
+        vision_memory: estimates the memory that the towers need for one picture; called with (config.model,
+            item_size, has_kernels).
         most_views: returns the number of views of the largest picture, for each kind of view; called with
             (config.processor). If None, a picture has one view.
         tensor_parallel: rules for the Cells that tensor parallelism divides; a rule may match nothing.
@@ -88,7 +89,7 @@ class Family:
     processor: Callable[[Any], ChatProcessor | CodeProcessor]
     models: Sequence[ConvertibleModel]
     output: Literal["text", "pictures"] = "text"
-    vision_memory: Callable[[Any, int], VisionMemory] | None = None
+    vision_memory: Callable[[Any, int, bool], VisionMemory] | None = None
     most_views: Callable[[Any], tuple[int, ...]] | None = None
     tensor_parallel: tuple[Rule, ...] = ()
     make_fit: Callable[[Any], FitTensor] | None = None

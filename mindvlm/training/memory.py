@@ -110,7 +110,7 @@ def pass_memory(config: TrainConfig, model_config: Any, family: Family, size: in
     if family.training:
         return family.training.pass_memory(model_config, {"data": config.data, **config.own_sections}, size)
     length = config.data.max_length if config.data else model_config.model.max_length
-    vision = family.vision_memory(model_config.model, size) if family.vision_memory else VisionMemory()
+    vision = family.vision_memory(model_config.model, size, False) if family.vision_memory else VisionMemory()
     towers = most_slots(config, model_config, family) * vision.activations
     return PassMemory(num_rows=config.batch_size, length=length, towers=towers)
 

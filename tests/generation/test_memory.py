@@ -171,9 +171,26 @@ MEASURED = [
     ("300m", "float32", 1, 1792, (2122, 5267, 5331)),
 ]
 
+# the same on the native kernels with 16-bit weights: images, prompt length, MiB after loading and of a few tokens
+MEASURED_ON_KERNELS = [
+    ("small", 1, 128, (598, 780)),
+    ("small", 0, 128, (598, 727)),
+    ("sam_b", 1, 600, (694, 973)),
+    ("llama", 1, 778, (601, 777)),
+    ("llama", 0, 300, (601, 743)),
+    ("phi", 1, 650, (681, 894)),
+]
+
 
 def estimate(
-    name: str, dtype: str, num_images: int, num_prompt_tokens: int, *, computed: str = "float32", on_host: bool = True
+    name: str,
+    dtype: str,
+    num_images: int,
+    num_prompt_tokens: int,
+    *,
+    computed: str = "float32",
+    on_host: bool = True,
+    formats: dict[str, str] | None = None,
 ) -> memory.MemoryEstimate:
     if name in MODELS:
         family, config = get_family("vary"), build_config(VaryModelConfig, MODELS[name])
@@ -183,8 +200,8 @@ def estimate(
         family, config = get_family("tinyllava"), build_config(TinyLlavaModelConfig, TINYLLAVAS[name])
     weights = [TensorInfo(key, dtype, shape) for key, shape in parameter_shapes(family.build(config)).items()]
     counts = {"num_images": num_images, "num_prompt_tokens": num_prompt_tokens}
-    vision = family.vision_memory(config, item_size(computed))
-    return estimate_memory(config, weights, vision, **counts, dtype=computed, on_host=on_host)
+    vision = family.vision_memory(config, item_size(computed), formats is not None)
+    return estimate_memory(config, weights, vision, **counts, dtype=computed, on_host=on_host, formats=formats)
 
 
 @pytest.mark.parametrize("name, dtype, num_images, num_prompt_tokens, measured", MEASURED)
@@ -193,6 +210,15 @@ def test_the_estimate_is_near_what_was_measured(name, dtype, num_images, num_pro
     for stage, figure in zip(("load", "prefill", "decode"), measured, strict=True):
         assert LOWEST <= getattr(found, stage) / (figure * MIB) <= HIGHEST, stage
     assert found.peak == max(found.load, found.prefill, found.decode)
+
+
+@pytest.mark.parametrize("name, num_images, num_prompt_tokens, measured", MEASURED_ON_KERNELS)
+def test_the_estimate_follows_the_kernels(name, num_images, num_prompt_tokens, measured):
+    found = estimate(name, "bfloat16", num_images, num_prompt_tokens, formats=parse_weights("auto"))
+    for stage, figure in zip(("load", "prefill"), measured, strict=True):
+        assert 0.93 <= getattr(found, stage) / (figure * MIB) <= 1.07, stage
+    plain = estimate(name, "bfloat16", num_images, num_prompt_tokens)
+    assert found.graphs < plain.graphs and found.activations <= plain.activations
 
 
 def test_the_parts_of_tinyllava_1_5b():
@@ -212,11 +238,11 @@ def test_pictures_that_are_not_there_take_nothing():
 def test_a_connector_adds_to_the_tower():
     config = build_config(TinyLlavaModelConfig, TINYLLAVAS["resampler"])
     find = get_family("tinyllava").vision_memory
-    with_resampler = find(config, 4)
+    with_resampler = find(config, 4, False)
     config.connector.type = "mlp2x_gelu"
-    assert with_resampler.graph > find(config, 4).graph
+    assert with_resampler.graph > find(config, 4, False).graph
     config.language_model.hidden_size = 8192
-    assert find(config, 4).activations == 729 * (384 + 2 * 8192) * 4
+    assert find(config, 4, False).activations == 729 * (384 + 2 * 8192) * 4
 
 
 def test_the_parts_of_vary_toy():

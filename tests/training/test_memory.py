@@ -123,7 +123,7 @@ def test_the_towers_hold_all_views_of_a_batch(kind, changes, expected, tmp_path)
     model_config = building.read_model(config)
     family = get_family(model_config.family)
     assert most_slots(config, model_config, family) == expected
-    family = dataclasses.replace(family, vision_memory=lambda config, size: VisionMemory(0, 2**40))
+    family = dataclasses.replace(family, vision_memory=lambda config, size, has_kernels: VisionMemory(0, 2**40))
     assert estimate_training(config, model_config, family, dtype="float32").activations == expected * 2**40
 
 

@@ -37,11 +37,12 @@ class Convolution(NamedTuple):
         return inputs + self.positions_out * (9 * self.channels_in + self.channels_out)
 
 
-def vision_memory(config: DelvmModelConfig, item_size: int) -> VisionMemory:
+def vision_memory(config: DelvmModelConfig, item_size: int, has_kernels: bool) -> VisionMemory:
     """Returns the memory of the graphs that encode and decode a picture, which hardly share memory.
 
     Args:
         item_size: bytes per value of the decoder's dtype. The VQGAN computes in float32 with any dtype.
+        has_kernels: has no effect.
     """
     if config.vqgan is None:
         return VisionMemory()

@@ -17,12 +17,17 @@ from mindvlm.nn.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_me
 from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER
 
 
-def vision_memory(config: SlimeModelConfig, item_size: int) -> VisionMemory:
-    """Returns the memory of the graphs of a global view and of a bucket of crops; `item_size` is that of a value."""
-    tower = tower_memory(config.vision_tower, config.vision_select_layer, item_size)
+def vision_memory(config: SlimeModelConfig, item_size: int, has_kernels: bool) -> VisionMemory:
+    """Returns the memory of the graphs of a global view and of a bucket of crops.
+
+    Args:
+        item_size: size of a value in bytes.
+        has_kernels: whether the native kernels compute.
+    """
+    tower = tower_memory(config.vision_tower, config.vision_select_layer, item_size, has_kernels)
     num_tokens, width = config.num_global_tokens, config.vision_tower.hidden_size
     num_heads = width // RESAMPLER_HEAD_DIM
-    scores = num_heads * num_tokens**2 * (item_size + FLOAT32)
+    scores = 0 if has_kernels else num_heads * num_tokens**2 * (item_size + FLOAT32)
     # features, keys, values and both experts of a view
     states = num_tokens * (6 * width + 4 * config.language_model.hidden_size) * item_size
     both = VisionMemory(2 * tower.graph, MAX_BUCKET * tower.activations)

@@ -17,8 +17,13 @@ from mindvlm.nn.memory import FLOAT32, TOWER_LAYER_BYTES, VisionMemory, tower_me
 from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER
 
 
-def vision_memory(config: TinyLlavaModelConfig, item_size: int) -> VisionMemory:
-    """Returns the memory of tower and connector for one picture; `item_size` is the size of a value in bytes."""
+def vision_memory(config: TinyLlavaModelConfig, item_size: int, has_kernels: bool) -> VisionMemory:
+    """Returns the memory of tower and connector for one picture.
+
+    Args:
+        item_size: size of a value in bytes.
+        has_kernels: whether the native kernels compute the tower.
+    """
     tower = config.vision_tower
     if tower is None:
         return VisionMemory()
@@ -26,7 +31,7 @@ def vision_memory(config: TinyLlavaModelConfig, item_size: int) -> VisionMemory:
     connector = connector_memory(
         config.connector, tower.hidden_size, config.language_model.hidden_size, num_features, item_size
     )
-    return tower_memory(tower, config.vision_select_layer, item_size).before(connector)
+    return tower_memory(tower, config.vision_select_layer, item_size, has_kernels).before(connector)
 
 
 def connector_memory(

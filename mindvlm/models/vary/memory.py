@@ -5,7 +5,15 @@ import math
 from mindvlm.models.vary.model_config import VaryModelConfig, VisionVocabularyConfig
 from mindvlm.nn.attention_core import MAX_SCORES_PER_HEAD
 from mindvlm.nn.config import grid_size
-from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory, pixel_bytes, tower_memory
+from mindvlm.nn.memory import (
+    FLOAT32,
+    MIB,
+    NATIVE_LAYER_BYTES,
+    VisionMemory,
+    native_tower_bytes,
+    pixel_bytes,
+    tower_memory,
+)
 
 # nodes of the compiled graph; every slice of a global block is a node
 WINDOWED_BLOCK_BYTES, GLOBAL_BLOCK_BYTES = 14 * MIB, 35 * MIB
@@ -13,18 +21,30 @@ WINDOWED_BLOCK_BYTES, GLOBAL_BLOCK_BYTES = 14 * MIB, 35 * MIB
 TRANSPOSE_BYTES = 8 + FLOAT32
 
 
-def vision_memory(config: VaryModelConfig, item_size: int) -> VisionMemory:
-    """Returns the memory of the towers for one picture; `item_size` is the size of a value in bytes."""
+def vision_memory(config: VaryModelConfig, item_size: int, has_kernels: bool) -> VisionMemory:
+    """Returns the memory of the towers for one picture.
+
+    Args:
+        item_size: size of a value in bytes.
+        has_kernels: whether the native kernels compute.
+    """
     memory = VisionMemory()
     if config.vision_tower:
-        memory = memory.beside(tower_memory(config.vision_tower, config.vision_select_layer, item_size))
+        memory = memory.beside(tower_memory(config.vision_tower, config.vision_select_layer, item_size, has_kernels))
     if config.vision_vocabulary:
-        memory = memory.beside(vocabulary_memory(config.vision_vocabulary, item_size))
+        memory = memory.beside(vocabulary_memory(config.vision_vocabulary, item_size, has_kernels))
     return memory
 
 
-def vocabulary_memory(config: VisionVocabularyConfig, item_size: int) -> VisionMemory:
-    """Returns the memory of the vision vocabulary for one picture."""
+def vocabulary_memory(config: VisionVocabularyConfig, item_size: int, has_kernels: bool) -> VisionMemory:
+    """Returns the memory of the vision vocabulary for one picture; arguments as in `vision_memory`."""
+    if has_kernels:
+        num_cells = math.prod(grid_size(config.image_size, config.patch_size))
+        blocks = native_tower_bytes(num_cells, config.embed_dim)
+        # the 3 x 3 neighbourhoods of the neck, its input and its output
+        neck = 11 * num_cells * config.out_chans * FLOAT32
+        pixels = pixel_bytes(config.image_size, item_size)
+        return VisionMemory(config.depth * NATIVE_LAYER_BYTES, max(blocks, neck) + pixels)
     num_global = len(set(config.global_attn_indexes)) if config.window_size else config.depth
     graph = num_global * GLOBAL_BLOCK_BYTES + (config.depth - num_global) * WINDOWED_BLOCK_BYTES
     graph += num_convolution_values(config) * TRANSPOSE_BYTES
