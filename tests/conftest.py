@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ def pytest_configure() -> None:
     settings.load_profile("untimed")
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         bind_to_core(int(worker.removeprefix("gw")))
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collections that MindSpore starts before each compilation what is imported and collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,24 +29,30 @@ def is_quick(case: Path, mode: str) -> bool:
     return (mode == "graph") == (case.name in QUICK_IN_GRAPH)
 
 
-def run(cases: list[Path], mode: str, kernels: str = "off") -> dict[Path, dict | str]:
+def run(cases: list[Path], mode: str, kernels: Sequence[str] = ("off",)) -> dict[tuple[Path, str], dict | str]:
     """Runs the cases in one process, because importing MindSpore takes as long as a case.
 
-    Returns case -> its report, or the error that prevents running it.
+    Args:
+        kernels: the values of `--kernels`; each case runs with each of them.
+
+    Returns:
+        (case, kernels) -> its report, or the error that prevents running it.
     """
     if not cases:
         return {}
-    command = [sys.executable, RUNNER, *cases, "--mode", mode, "--kernels", kernels, "--json"]
+    command = [sys.executable, RUNNER, *cases, "--mode", mode, "--kernels", *kernels, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    found: dict[Path, dict | str] = {}
+    found: dict[tuple[Path, str], dict | str] = {}
     for line in done.stderr.splitlines():
-        for case in cases:
+        for case, choice in itertools.product(cases, kernels):
             if line.startswith(f"error: {case}: "):
-                found[case] = line.removeprefix(f"error: {case}: ")
+                found[case, choice] = line.removeprefix(f"error: {case}: ")
     for report in map(json.loads, done.stdout.splitlines()):
         # reports come in the order of the cases; two families may have a case of one name
-        found[next(case for case in cases if case.name == report["case"] and case not in found)] = report
-    assert found.keys() == set(cases), done.stderr
+        choice = report["kernels"]
+        case = next(case for case in cases if case.name == report["case"] and (case, choice) not in found)
+        found[case, choice] = report
+    assert found.keys() == set(itertools.product(cases, kernels)), done.stderr
     return found
 
 
@@ -56,7 +62,7 @@ def run_jobs(jobs: list[tuple[str, list[Path]]]) -> dict[tuple[Path, str], dict 
     found = {}
     with ThreadPoolExecutor(max_workers=2, initializer=lambda: bind_to_core(next(cores))) as pool:
         for (mode, _), reports in zip(jobs, pool.map(lambda job: run(job[1], job[0]), jobs), strict=True):
-            found |= {(case, mode): report for case, report in reports.items()}
+            found |= {(case, mode): report for (case, _), report in reports.items()}
     return found
 
 

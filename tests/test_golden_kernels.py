@@ -1,10 +1,15 @@
 """Runs the recorded cases of models on the C++ kernels, with float32 weights and with the cases' own 16-bit ones."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import FAMILIES
-from mindvlm.native.library import open_library
+from mindvlm.native.library import Library
+from tests.golden_readers.kernels import FORMATS
 from tests.native.operators import SETS
 from tests.test_golden import CASES, require_holds, run
 
@@ -14,32 +19,47 @@ WITHOUT_MODEL = {"prompts", "opt_prompts", "preprocess", "templates", "scorers",
 TRAINED = {"train_setup", "train_llama", "train_phi", "kd", "kd_step", "schedule", "train_step", "checkpoint"}
 """Training is computed without the kernels."""
 MODELS = [case for case in CASES if case.name not in WITHOUT_MODEL | TRAINED]
-RUNS = [("pynative", kernels, name) for name in SETS for kernels in ("float32", "16bit")]
-# compiling takes minutes, and the results of a graph do not depend on its own set
-RUNS += [("graph", "16bit", SETS[0]), ("graph", "float32", SETS[1])]
+
+RUNS = {"pynative": SETS, "graph": [name for name in SETS if name != "portable"]}
+"""The instruction sets of a mode."""
 
 
-def require_set(name: str) -> None:
-    """Skips the test if this machine has no compiler or not this instruction set."""
-    library = open_library() or pytest.skip("there is no C++ compiler")
+def is_here(library: Library, name: str) -> bool:
+    """Returns whether this machine has an instruction set."""
     before = library.instruction_set
     try:
         library.choose(name)
-    except UserError as error:
-        pytest.skip(str(error))
+    except UserError:
+        return False
     library.choose(before)
+    return True
 
 
 def test_recorded_cases_of_every_kind_of_layer(kernels):
-    for report in run([case for case in MODELS if case.name in QUICK], "pynative", "16bit").values():
+    for report in run([case for case in MODELS if case.name in QUICK], "pynative", ["16bit"]).values():
         require_holds(report)
 
 
+@pytest.fixture(scope="module")
+def reports(kernels) -> Callable[[str, str], dict[tuple[Path, str], dict | str]]:
+    """Returns a function that runs the cases of a family in one mode with all kernels, in one process."""
+
+    @functools.cache
+    def of_family(mode: str, family: str) -> dict[tuple[Path, str], dict | str]:
+        choices = [f"{weights}:{name}" for name in RUNS[mode] if is_here(kernels, name) for weights in FORMATS]
+        return run([case for case in MODELS if case.parent.name == family], mode, choices)
+
+    return of_family
+
+
 @pytest.mark.ci
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize(("mode", "instructions"), [(mode, name) for mode, names in RUNS.items() for name in names])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("mode", "kernels", "instructions"), RUNS)
-def test_recorded_cases(mode, kernels, instructions, family, monkeypatch):
-    require_set(instructions)
-    monkeypatch.setenv("MINDVLM_NATIVE", instructions)
-    for report in run([case for case in MODELS if case.parent.name == family], mode, kernels).values():
+def test_recorded_cases(family, mode, instructions, weights, kernels, reports):
+    if not is_here(kernels, instructions):
+        pytest.skip(f"this processor has no {instructions}")
+    found = [report for (_, choice), report in reports(mode, family).items() if choice == f"{weights}:{instructions}"]
+    assert found
+    for report in found:
         require_holds(report)

@@ -159,8 +159,12 @@ KINDS = (
 def read_case(folder: str | Path, mode: str, kernels_in_use: str = "off") -> Report:
     """Runs one folder and compares all recorded values.
 
+    Args:
+        kernels_in_use: see `kernels.check_choice`.
+
     Raises:
         UnusableCase: the folder does not exist, or its kind is unknown.
+        UserError: these kernels cannot be used here.
     """
     begin = time.perf_counter()
     case = Case.open(folder)
@@ -168,11 +172,12 @@ def read_case(folder: str | Path, mode: str, kernels_in_use: str = "off") -> Rep
     if kind is None:
         found = ", ".join(sorted(path.name for path in case.folder.iterdir())[:6]) or "nothing"
         raise UnusableCase(f"{case.folder}: the kind of case is not recognised (it has {found})")
-    kernels.in_use = kernels_in_use
+    kernels.choose(kernels_in_use)
     start(RuntimeConfig(device="cpu", mode=mode))
     is_native = kernels_in_use != "off"
     run = f"{mode}, kernels in {kernels_in_use}" if is_native else mode
     report = Report(case.folder.resolve().name, kind.name, run, case.outputs)
+    report.kernels = kernels_in_use
     try:
         kind.read(case, report, mode)
     except UserError as error:

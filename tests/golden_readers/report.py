@@ -44,6 +44,7 @@ class Report:
         self.open_names = set(recorded)
         self.items: list[Item] = []
         self.not_compared: dict[str, str] = {}
+        self.kernels = "off"
         self.seconds = 0.0
 
     def close(
@@ -129,6 +130,7 @@ class Report:
                 "case": self.case,
                 "kind": self.kind,
                 "mode": self.mode,
+                "kernels": self.kernels,
                 "holds": self.holds,
                 "items": [asdict(item) for item in self.items],
                 "not_compared": self.not_compared,

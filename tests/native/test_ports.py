@@ -14,11 +14,12 @@ import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.native.build import build
-from mindvlm.native.library import INSTRUCTION_SETS, load
+from mindvlm.native.library import INSTRUCTION_SETS, load, open_library
 
 pytestmark = pytest.mark.ci
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path("mindvlm/native/libkernels.so")
 # the other tests of this folder need no MindSpore, which starts in no emulator
 ARITHMETIC = ("tests/native", "--ignore=tests/native/test_library.py", "--ignore=tests/native/test_ports.py")
 
@@ -44,10 +45,6 @@ def project(tmp_path) -> Path:
     return tmp_path
 
 
-def library_of(project: Path) -> Path:
-    return project / "mindvlm/native/libkernels.so"
-
-
 def require_arithmetic(project: Path, python: list, expected: list[str], packages: list, **variables: str) -> None:
     """Runs the tests of the arithmetic with a Python; `expected` are the instruction sets that it must find."""
     # a process of its own: no plugins of this one
@@ -64,9 +61,10 @@ def require_arithmetic(project: Path, python: list, expected: list[str], package
 
 @pytest.fixture(scope="module")
 def aarch64(tmp_path_factory) -> Path:
-    """A folder with a Python for aarch64 in `root` and its packages in `packages`."""
+    """A folder with the kernels for aarch64, a Python for them in `root` and its packages in `packages`."""
     find("qemu-aarch64"), find("apt-get")
     folder = tmp_path_factory.mktemp("aarch64")
+    build(folder / LIBRARY.name, [find("aarch64-linux-gnu-g++")], machine="aarch64")
     for name in ("state", "lists/partial", "cache/archives/partial", "root"):
         (folder / name).mkdir(parents=True)
     # folders of its own, so that the system's packages stay as they are
@@ -91,22 +89,24 @@ def aarch64(tmp_path_factory) -> Path:
     [("cortex-a53", ["neon", "portable"]), ("neoverse-n1", ["dotprod", "neon", "portable"])],
 )
 def test_the_arithmetic_on_aarch64(project, aarch64, processor, expected):
-    build(library_of(project), [find("aarch64-linux-gnu-g++")], machine="aarch64")
+    shutil.copy(aarch64 / LIBRARY.name, project / LIBRARY)
     python = ["qemu-aarch64", "-cpu", processor, "-L", aarch64 / "root", aarch64 / "root/usr/bin/python3"]
     require_arithmetic(project, python, expected, [aarch64 / "packages"])
 
 
 def test_the_arithmetic_on_a_processor_without_avx2(project):
-    build(library_of(project))
     python = [find("qemu-x86_64"), "-cpu", "Westmere", sys.executable]
+    library = open_library() or pytest.skip("there is no C++ compiler")
+    shutil.copy(library.path, project / LIBRARY)
     # NumPy's OpenBLAS takes this processor for a newer one
     require_arithmetic(project, python, ["portable"], sys.path[1:], OPENBLAS_CORETYPE="Nehalem")
 
 
-@pytest.mark.parametrize("compiler", ["clang++", "g++-10", "g++-11", "g++-13", "g++-14"])
+# beside Debian's g++, which every other test uses, the compilers that Debian 12 has
+@pytest.mark.parametrize("compiler", ["clang++", "g++-11"])
 def test_the_arithmetic_of_another_compiler(project, compiler):
-    build(library_of(project), [find(compiler)])
-    require_arithmetic(project, [sys.executable], sets_of(library_of(project)), sys.path[1:])
+    build(project / LIBRARY, [find(compiler)])
+    require_arithmetic(project, [sys.executable], sets_of(project / LIBRARY), sys.path[1:])
 
 
 def sets_of(path: Path) -> list[str]:

@@ -27,10 +27,20 @@ def main(folder: Path, mode: str, names: list[str]) -> None:
         answers.append(model.chat(QUESTIONS[0], image, max_new_tokens=6, **SAMPLED))
         arrays = {f"ids_{number}": np.array(answer.ids) for number, answer in enumerate(answers)}
         arrays["logits"] = model.logits(QUESTIONS[1], image)
-        parameters, caches = model.model.get_parameters(), model.engine.caches.get_parameters()
-        arrays |= {"weights": sum(p.nbytes for p in parameters), "cache": sum(p.nbytes for p in caches)}
+        caches = model.engine.caches.get_parameters()
+        arrays |= {"weights": weight_bytes(model.model), "cache": sum(p.nbytes for p in caches)}
         mesh = model.mesh
         np.savez(folder / f"{name}-{mesh.tp}-{mesh.rank}.npz", **arrays)
+
+
+def weight_bytes(model) -> int:
+    """Returns the size of all weights, those in memory of the kernels included."""
+    from mindvlm.nn.products import WeightProduct
+
+    products = [cell for _, cell in model.cells_and_names() if isinstance(cell, WeightProduct)]
+    in_products = {id(parameter) for product in products for parameter in product.get_parameters()}
+    others = [parameter for parameter in model.get_parameters() if id(parameter) not in in_products]
+    return sum(one.num_bytes for one in products) + sum(one.nbytes for one in others)
 
 
 if __name__ == "__main__":
