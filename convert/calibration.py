@@ -63,7 +63,7 @@ def measure_importance(
 
     for _, cell in list(model.model.cells_and_names()):
         if hasattr(cell, "native"):
-            # joint products of several matrices do not call each of them
+            # operators of several matrices do not call each product
             cell.native = None
     for name, target in stored_tensors(model.model).items():
         if isinstance(target, WeightProduct):

@@ -16,18 +16,38 @@ from mindvlm.generation.graph_cache import compile_cached
 STAGES = ("compile", "vision", "prefill", "decode")
 
 
-class VisionGraph(nn.Cell):
+class Graph(nn.Cell):
+    """Base of the graphs, which share their Cells.
+
+    MindSpore writes the phase of a graph, which names its compiled form, to every Cell in it at every call. With 900
+    Cells this takes 2 ms, so it is done only when the phase changes: before the graph is compiled.
+    """
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+
+    @property
+    def compile_phase(self):
+        return self._compile_phase
+
+    @compile_phase.setter
+    def compile_phase(self, phase):
+        if phase != self._compile_phase:
+            nn.Cell.compile_phase.fset(self, phase)
+
+
+class VisionGraph(Graph):
     """Pixels of each tower -> image features (N, T, hidden)."""
 
     def __init__(self, model):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.model = model
 
     def construct(self, *pixels):
         return self.model.encode_images(*pixels)
 
 
-class MergeGraph(nn.Cell):
+class MergeGraph(Graph):
     """Token embeddings with image features in place of the placeholders, (B, L, hidden).
 
     Prefill and scoring share this graph. Feature rows are padded to the number of tokens, so the graph does
@@ -35,18 +55,18 @@ class MergeGraph(nn.Cell):
     """
 
     def __init__(self, model):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.model = model
 
     def construct(self, input_ids, image_features, sources):
         return self.model.merge(input_ids, image_features, sources)
 
 
-class PrefillGraph(nn.Cell):
+class PrefillGraph(Graph):
     """Runs a bucket of new tokens of some rows against the cache; returns the logits of the last real token."""
 
     def __init__(self, language_model, caches):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.language_model = language_model
         self.caches = caches
         # the only row is read without a copy
@@ -72,11 +92,11 @@ class PrefillGraph(nn.Cell):
         return self.language_model.lm_head(ops.gather(hidden.reshape((batch_size * length, width)), ends, 0))
 
 
-class DecodeGraph(nn.Cell):
+class DecodeGraph(Graph):
     """One token per row: ids (B,), positions (B, 1) int32 and inv_freq (B, R/2) float32 -> logits (B, V)."""
 
     def __init__(self, language_model, caches):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.language_model = language_model
         self.caches = caches
 
@@ -86,11 +106,11 @@ class DecodeGraph(nn.Cell):
         return self.language_model.lm_head(hidden[:, 0])
 
 
-class ScoreGraph(nn.Cell):
+class ScoreGraph(Graph):
     """A forward pass without a cache: embeds (B, L, hidden) -> logits (B, L, V)."""
 
     def __init__(self, language_model):
-        super().__init__(auto_prefix=False)
+        super().__init__()
         self.language_model = language_model
 
     def construct(self, embeds, inv_freq):

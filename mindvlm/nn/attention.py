@@ -11,7 +11,7 @@ from mindvlm.core.runtime import BuildContext
 from mindvlm.nn.attention_core import causal_attention_core, segment_attention_core, split_heads, stack_heads
 from mindvlm.nn.fused_attention import FusedAttention, can_fuse, hidden_keys, later_keys
 from mindvlm.nn.layout import permute_rows, widen
-from mindvlm.nn.linear import Linear, matrices
+from mindvlm.nn.linear import Linear
 from mindvlm.nn.rotary import apply_rotary
 
 
@@ -102,11 +102,10 @@ class SelfAttention(nn.Cell):
         self.core = FusedAttention() if self.is_fused else eager()
         self.causal_core = causal_attention_core(float32_scores=config.float32_scores)
         self.segment_core = segment_attention_core()
-        self.native = self.joint = None
+        self.native = None
 
     def native_form(self, cells):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
-        self.joint = cells.joint_products(self.q_proj, self.k_proj, self.v_proj)
         return cells.cached_attention(self.head_dim, has_rotation=self.has_rotation)
 
     def mask(self, query_positions, key_positions):
@@ -141,17 +140,12 @@ class SelfAttention(nn.Cell):
     def with_cache(self, x, cache, *shared):
         """x (B, L, hidden) of new tokens -> (B, L, hidden); writes their keys and values to the cache."""
         if self.native:
-            return self.o_proj(self.native(*self.projections(x), cache.key, cache.value, *shared))
+            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            return self.o_proj(self.native(query, key, value, cache.key, cache.value, *shared))
         cos, sin, query_scale, mask, indices, rows = shared
         query, key, value = self.project(x, cos, sin)
         keys, values = cache(key, value, indices, rows)
         return self.attend(scaled(query, query_scale), keys, values, mask)
-
-    def projections(self, x):
-        """x (B, L, hidden) -> query (B, L, H * D), key and value (B, L, K * D)."""
-        if self.joint:
-            return self.joint(x, *matrices((self.q_proj, self.k_proj, self.v_proj)))
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def attend(self, query, key, value, mask):
         """query (B, H, L, D), key and value (B, K, S, D) -> (B, L, hidden); mask from `mask` or

@@ -120,6 +120,9 @@ class CausalLM(nn.Cell):
     """Embedding, decoder layers, final norm and head.
 
     `construct` runs without a cache (training, scoring); `with_cache` runs prefill and decode.
+
+    Attributes:
+        native: all layers with a cache, see `native_form`; None without.
     """
 
     def __init__(self, config: DecoderConfig, context: BuildContext = EAGER_FLOAT32):
@@ -138,6 +141,11 @@ class CausalLM(nn.Cell):
         else:
             head = BiasedHead if config.head_bias else Head
             self.lm_head = head(config.hidden_size, config.vocab_size, dtype=dtype)
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.decoder_layers(self.config, self.layers)
 
     def construct(self, embeds, inv_freq, positions=None, segment_ids=None):
         """Returns the states after the final norm, (B, L, hidden).
@@ -183,6 +191,8 @@ class CausalLM(nn.Cell):
         capacity = caches[0].key.shape[2]
         shared = self.cached_inputs(positions, inv_freq, capacity, rows)
         x = self.embed_positions(embeds, positions)
+        if self.native:
+            return self.norm(self.native.with_cache(x, caches, *shared))
         for i in range(len(self.layers)):
             x = self.layers[i].with_cache(x, caches[i], *shared)
         return self.norm(x)

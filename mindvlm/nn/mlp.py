@@ -149,16 +149,8 @@ class GatedMLP(nn.Cell):
         self.up_proj = Linear(hidden_size, intermediate_size, has_bias=False, dtype=dtype)
         self.down_proj = Linear(intermediate_size, hidden_size, has_bias=False, dtype=dtype)
         self.gated = gated_activation(hidden_act)
-        self.is_silu = hidden_act == "silu"
-        self.native = None
-
-    def native_form(self, cells):
-        """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.gated_mlp(self.gate_proj, self.up_proj, self.down_proj) if self.is_silu else None
 
     def construct(self, x):
-        if self.native:
-            return self.native(x, *matrices((self.gate_proj, self.up_proj, self.down_proj)))
         return self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
 
 

@@ -48,7 +48,7 @@ class CachedAttention(nn.Cell):
 
     def construct(self, query, key, value, keys, values, cos, sin, positions, rows, scale):
         """query (B, L, H * D), key and value (B, L, K * D), caches (rows, K, S, D) -> (B, L, H * D)."""
-        return self.attend(query, key, value, cos, sin, keys, values, positions, rows, scale)
+        return self.attend(query, key, value, cos, sin, positions, rows, scale, keys, values)
 
 
 class NativeMultiHead(nn.Cell):

@@ -1,14 +1,17 @@
 """The Cells on the C++ kernels that a built model uses for inference on a CPU."""
 
+from collections.abc import Sequence
+
 from mindspore import nn
 
 from mindvlm.native.library import Library
+from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.native_attention import CachedAttention, GridAttention, NativeMultiHead
+from mindvlm.nn.native_decoder import NativeLayers
 from mindvlm.nn.native_layers import (
     JointProducts,
     NativeActivation,
-    NativeGatedMLP,
     NativeGatedSiLU,
     NativeLayerNorm,
     NativeLinear,
@@ -17,6 +20,7 @@ from mindvlm.nn.native_layers import (
     Neighbourhoods,
     Patches,
 )
+from mindvlm.nn.norm import LayerNorm, RMSNorm
 
 
 def use_native_cells(model: nn.Cell, library: Library) -> None:
@@ -61,6 +65,14 @@ class NativeCells:
     def cached_attention(self, head_dim: int, *, has_rotation: bool) -> nn.Cell:
         return self.shared(CachedAttention, head_dim, has_rotation)
 
+    def decoder_layers(self, config: DecoderConfig, layers: nn.CellList) -> nn.Cell | None:
+        """Returns the operator of all layers of a decoder; None if one of their Linears needs its own."""
+        # a layer defines its Cells in the order of computation
+        parts = [cell for _, cell in layers.cells_and_names() if isinstance(cell, Linear | RMSNorm | LayerNorm)]
+        if not are_joinable([part for part in parts if isinstance(part, Linear)]):
+            return None
+        return NativeLayers(self.library, config, parts)
+
     def multi_head_attention(self, num_heads: int) -> nn.Cell:
         return self.shared(NativeMultiHead, num_heads)
 
@@ -101,13 +113,7 @@ class NativeCells:
             return None
         return self.shared(NativePlainMLP, activation.kernel, second.out_features)
 
-    def gated_mlp(self, *linears: nn.Cell) -> nn.Cell | None:
-        """Returns the operator of a gated SiLU block; None if one of its Linears needs its own."""
-        if not are_joinable(linears) or any(linear.has_bias for linear in linears):
-            return None
-        return self.shared(NativeGatedMLP)
 
-
-def are_joinable(linears: tuple[nn.Cell, ...]) -> bool:
+def are_joinable(linears: Sequence[nn.Cell]) -> bool:
     """Whether Linears are nothing but products on the kernels, and maybe a bias."""
     return all(type(it) is Linear and not it.is_adapted and hasattr(it.product, "handle") for it in linears)

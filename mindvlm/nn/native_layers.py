@@ -111,17 +111,6 @@ class NativePlainMLP(nn.Cell):
         return self.run(x, first, second, self.kind, *biases)
 
 
-class NativeGatedMLP(nn.Cell):
-    """Computes `GatedMLP` with SiLU: x (..., hidden_size), handles of gate, up and down -> the shape of x."""
-
-    def __init__(self, library: Library):
-        super().__init__()
-        self.run = operator(library, "MindvlmGatedMlp", first_shape)
-
-    def construct(self, x, gate, up, down):
-        return self.run(x, gate, up, down)
-
-
 class Patches(nn.Cell):
     """Patches of size P as rows: x (N, I, height, width) -> (N * rows * columns, I * P * P)."""
 

@@ -3,13 +3,13 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation import engine as engine_module
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.graphs import bucket_length, cache_capacity
+from mindvlm.generation.graphs import Graph, bucket_length, cache_capacity
 from mindvlm.generation.request import Request, Slot
 from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_model
@@ -288,3 +288,14 @@ def test_a_released_slot_gets_no_more_tokens(make_engine):
     engine.step()
     engine.release(gone)
     assert engine.step() == [other] and gone.new_ids == [1] and gone.stop_reason is None
+
+
+def test_a_graph_writes_its_phase_to_its_cells_only_when_it_changes():
+    graph, cell = Graph(), nn.Dense(1, 1)
+    graph.cell = cell
+    found = []
+    for phase in ("first", "first", "second"):
+        cell.compile_phase = "of another graph"
+        graph.compile_phase = phase
+        found.append((graph.compile_phase, cell.compile_phase))
+    assert found == [("first", "first"), ("first", "of another graph"), ("second", "second")]

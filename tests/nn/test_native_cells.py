@@ -1,7 +1,5 @@
 """Decoders on the C++ kernels against the Cells that they replace."""
 
-from functools import partial
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -12,10 +10,10 @@ from mindvlm.core.errors import UserError
 from mindvlm.core.weight_formats import blocks_for, parse_weights
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.decoder import CausalLM
-from mindvlm.nn.linear_plan import ProductRule, choose_products
-from mindvlm.nn.mlp import GatedMLP
+from mindvlm.nn.linear_plan import choose_products
+from mindvlm.nn.lora import LoraConfig, adapt
 from mindvlm.nn.native_cells import use_native_cells
-from mindvlm.nn.native_products import NativeProduct, native_product, native_rules
+from mindvlm.nn.native_products import native_rules
 from mindvlm.nn.parameters import fill_parameters, parameter_shapes
 from mindvlm.nn.products import DenseProduct
 from mindvlm.nn.rotary import decoder_frequencies
@@ -25,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("pynative")
 SIZES = dict(
     vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16, intermediate_size=96
 )
+PLAIN = {"norm": "layer_norm", "mlp": "plain", "o_bias": True, "head_bias": True}
 DIALECTS = {
     "llama": {},
     "grouped": {"num_key_value_heads": 2},
@@ -32,7 +31,11 @@ DIALECTS = {
     "partial": {"partial_rotary_factor": 0.5},
     "learned": {"position": "learned", "max_position_embeddings": 40},
     "tied": {"tie_word_embeddings": True},
-    "biased": {"qkv_bias": True, "num_key_value_heads": 2},
+    "biased": {"o_bias": True, "num_key_value_heads": 2},
+    "unbiased": {"qkv_bias": False},
+    "phi": {**PLAIN, "residual": "parallel", "partial_rotary_factor": 0.5, "hidden_act": "gelu_new"},
+    "opt": {**PLAIN, "position": "learned", "max_position_embeddings": 40, "hidden_act": "relu"},
+    "no_mlp_bias": {"mlp": "plain", "mlp_bias": False, "hidden_act": "gelu"},
 }
 
 
@@ -97,26 +100,35 @@ def test_the_checkpoint_s_own_values_give_the_results_of_float32(kernels, dialec
     config = DecoderConfig(**{**SIZES, **DIALECTS[dialect]})
     source = weights_of(config, dtype)
     native = build(config, source, native_rules("auto", "CPU"), kernels)
-    assert isinstance(native.layers[0].mlp.up_proj.product, NativeProduct)
+    assert native.native is not None
     require_close(answers(native, config), answers(build(config, source), config), 2e-6)
 
 
-def test_projections_and_the_gated_block_are_one_operator_each(kernels):
-    """Many rows, so that the block runs in parts."""
-    rng, mlp = np.random.default_rng(0), GatedMLP(32, 40)
-    x = Tensor(rng.standard_normal((2, 300, 32)).astype(np.float32))
-    choose_products(mlp, [ProductRule(".*", partial(native_product, library=kernels, weight_format="auto"))])
-    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in parameter_shapes(mlp).items()}
-    fill_parameters(mlp, MemorySource({name: RawTensor.from_array(value) for name, value in weights.items()}))
-    expected = mlp(x).asnumpy()
-    use_native_cells(mlp, kernels)
-    assert mlp.native is not None
-    require_close([mlp(x).asnumpy()], [expected], 1e-6)
+def test_all_layers_are_one_operator(kernels):
+    """Many rows, so that a feed-forward block runs in parts."""
+    config = DecoderConfig(**SIZES, hidden_act="gelu")
+    source, rng = weights_of(config, "float16"), np.random.default_rng(0)
+    ids = Tensor(rng.integers(0, config.vocab_size, (1, 700)).astype(np.int32))
+    positions, inv_freq = Tensor(np.arange(700, dtype=np.int32)[None]), Tensor(decoder_frequencies(config))
+    found = {}
+    for name, rules in {"native": native_rules("auto", "CPU"), "dense": ()}.items():
+        model = build(config, source, rules, kernels)
+        assert (model.native is None) == (name == "dense")
+        caches = model.new_caches(1, 704)
+        found[name] = [Cached(model, caches)(ids, positions, inv_freq, None).asnumpy()]
+        found[name] += [cache.asnumpy() for layer in caches for cache in (layer.key, layer.value)]
+    require_close(found["native"], found["dense"], 2e-6)
 
-    model = build(
-        DecoderConfig(**SIZES), weights_of(DecoderConfig(**SIZES), "float16"), native_rules("auto", "CPU"), kernels
-    )
-    assert all(layer.mlp.native and layer.self_attn.joint for layer in model.layers)
+
+def test_layers_with_an_adapter_are_several_operators(kernels):
+    config = DecoderConfig(**SIZES)
+    source = weights_of(config, "float16")
+    expected = answers(build(config, source), config)
+    model = build(config, source, native_rules("auto", "CPU"))
+    adapt(model.layers[1].mlp.up_proj, LoraConfig())
+    use_native_cells(model, kernels)
+    assert model.native is None and model.layers[1].self_attn.native
+    require_close(answers(model, config), expected, 2e-6)
 
 
 def test_a_graph_gives_the_results_of_pynative_mode(kernels):

@@ -1,12 +1,11 @@
-// Operators of a decoder.
+// Attention with a cache, and the layers of a decoder around it.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "matrix.h"
+#include "blocks.h"
 #include "operators.h"
 #include "products.h"
-#include "threads.h"
 
 namespace {
 
@@ -24,43 +23,61 @@ void rotate(const float* from, const float* cos, const float* sin, int64_t rotar
 // Queries of a head per task of an attention.
 constexpr int64_t kTaskQueries = 32;
 
-// Rows of an MLP whose intermediate values are in memory at a time.
-constexpr int64_t kMlpRows = 512;
+// New tokens (B, L) with their angles, positions, rows of the cache and scales of the queries.
+struct Tokens {
+  const float *cos, *sin;
+  const int32_t *positions, *rows;
+  const float* scales;
+  int64_t batch, length, rotary_dim;
 
-}  // namespace
+  // The inputs cos and sin (B, L, R), positions (B, L), rows (B,), scales (B, L) of an operator.
+  Tokens(void* const* inputs, int64_t* const* shapes)
+      : cos(static_cast<const float*>(inputs[0])),
+        sin(static_cast<const float*>(inputs[1])),
+        positions(static_cast<const int32_t*>(inputs[2])),
+        rows(static_cast<const int32_t*>(inputs[3])),
+        scales(static_cast<const float*>(inputs[4])),
+        batch(shapes[0][0]),
+        length(shapes[0][1]),
+        rotary_dim(shapes[0][2]) {}
+};
 
-extern "C" {
+// Keys and values (rows, K, S, D) of a layer.
+struct Cache {
+  float *keys, *values;
+  int64_t num_groups, capacity, head_dim;
 
-// Operator: attention of new tokens with their cache, which it updates in place.
-//
-// Inputs: query (B, L, H D), key and value (B, L, K D) before rotation, cos and sin (B, L, R), caches of keys and values
-// (rows, K, S, D), positions (B, L) int32, rows of the caches (B,) int32, scale of the queries (B, L).
-// Output: (B, L, H D). A token sees the positions of its row up to its own. Positions beyond the cache are not stored.
-int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, const char**, void*, void*) {
-  const auto input = [&](int i) { return static_cast<const float*>(params[i]); };
-  const float *query = input(0), *key = input(1), *value = input(2), *cos = input(3), *sin = input(4), *scales = input(9);
-  float *keys = static_cast<float*>(params[5]), *values = static_cast<float*>(params[6]);
-  const int32_t *positions = static_cast<const int32_t*>(params[7]), *rows = static_cast<const int32_t*>(params[8]);
-  float* out = static_cast<float*>(params[num_params - 1]);
-  const int64_t batch = shapes[0][0], length = shapes[0][1], rotary_dim = shapes[3][2];
-  const int64_t num_groups = shapes[5][1], capacity = shapes[5][2], head_dim = shapes[5][3];
-  const int64_t num_heads = shapes[0][2] / head_dim, group = num_heads / num_groups;
+  Cache(void* const* inputs, int64_t* const* shapes)
+      : keys(static_cast<float*>(inputs[0])),
+        values(static_cast<float*>(inputs[1])),
+        num_groups(shapes[0][1]),
+        capacity(shapes[0][2]),
+        head_dim(shapes[0][3]) {}
+};
 
-  share_rows(batch * length, num_groups * head_dim, [&](int64_t first, int64_t last) {
+// Attention of new tokens with their cache, which it updates: query (B, L, H D), key and value (B, L, K D) before rotation
+// -> out (B, L, H D). A token sees the positions of its row up to its own. Positions beyond the cache are not stored.
+void attend(const Tokens& tokens, const Cache& cache, const float* query, const float* key, const float* value,
+            int64_t num_heads, float* out) {
+  const int64_t length = tokens.length, rotary_dim = tokens.rotary_dim;
+  const int64_t num_groups = cache.num_groups, capacity = cache.capacity, head_dim = cache.head_dim;
+  const int64_t group = num_heads / num_groups;
+  share_rows(tokens.batch * length, num_groups * head_dim, [&](int64_t first, int64_t last) {
     for (int64_t token = first; token < last; ++token) {
-      const int64_t position = positions[token];
+      const int64_t position = tokens.positions[token];
       if (position < 0 || position >= capacity) continue;
+      const float *cos = tokens.cos + token * rotary_dim, *sin = tokens.sin + token * rotary_dim;
       for (int64_t head = 0; head < num_groups; ++head) {
         const int64_t from = (token * num_groups + head) * head_dim;
-        const int64_t to = ((rows[token / length] * num_groups + head) * capacity + position) * head_dim;
-        rotate(key + from, cos + token * rotary_dim, sin + token * rotary_dim, rotary_dim, head_dim, 1.0f, keys + to);
-        std::memcpy(values + to, value + from, head_dim * sizeof(float));
+        const int64_t to = ((tokens.rows[token / length] * num_groups + head) * capacity + position) * head_dim;
+        rotate(key + from, cos, sin, rotary_dim, head_dim, 1.0f, cache.keys + to);
+        std::memcpy(cache.values + to, value + from, head_dim * sizeof(float));
       }
     }
   });
 
   const int64_t step = std::max<int64_t>(1, kTaskQueries / group), num_parts = (length + step - 1) / step;
-  run_parallel(batch * num_groups * num_parts, [&](int64_t task) {
+  run_parallel(tokens.batch * num_groups * num_parts, [&](int64_t task) {
     thread_local std::vector<float> queries, attended;
     thread_local std::vector<int64_t> num_keys;
     const int64_t part = task % num_parts, head = task / num_parts % num_groups, row = task / num_parts / num_groups;
@@ -70,12 +87,12 @@ int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, cons
     num_keys.resize(count * group);
     for (int64_t i = 0; i < count * group; ++i) {
       const int64_t token = row * length + first + i / group;
-      num_keys[i] = std::clamp<int64_t>(positions[token] + 1, 1, capacity);
-      rotate(query + (token * num_heads + head * group + i % group) * head_dim, cos + token * rotary_dim,
-             sin + token * rotary_dim, rotary_dim, head_dim, scales[token], queries.data() + i * head_dim);
+      num_keys[i] = std::clamp<int64_t>(tokens.positions[token] + 1, 1, capacity);
+      rotate(query + (token * num_heads + head * group + i % group) * head_dim, tokens.cos + token * rotary_dim,
+             tokens.sin + token * rotary_dim, rotary_dim, head_dim, tokens.scales[token], queries.data() + i * head_dim);
     }
-    const int64_t cached = (rows[row] * num_groups + head) * capacity * head_dim;
-    kernels->attend(queries.data(), count * group, num_keys.data(), keys + cached, values + cached, head_dim,
+    const int64_t cached = (tokens.rows[row] * num_groups + head) * capacity * head_dim;
+    kernels->attend(queries.data(), count * group, num_keys.data(), cache.keys + cached, cache.values + cached, head_dim,
                     attended.data(), head_dim);
     for (int64_t i = 0; i < count * group; ++i) {
       const int64_t token = row * length + first + i / group;
@@ -83,47 +100,101 @@ int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, cons
                   head_dim * sizeof(float));
     }
   });
-  return 0;
 }
 
-// Operator: x (..., I), weight (I,), epsilon (1,) float32 -> x / rms(x) * weight.
-int MindvlmRmsNorm(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float *x = static_cast<const float*>(params[0]), *weight = static_cast<const float*>(params[1]);
-  const float eps = *static_cast<const float*>(params[2]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[1][0];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) kernels->rms_norm(x + row * width, weight, width, eps, to + row * width);
+void add(const float* x, int64_t num_rows, int64_t width, float* to) {
+  share_rows(num_rows, width, [&](int64_t first, int64_t last) {
+    for (int64_t i = first * width; i < last * width; ++i) to[i] += x[i];
   });
+}
+
+// What the layers are made of; the order is that of `dialect_of` in mindvlm/nn/native_decoder.py.
+struct Dialect {
+  int32_t num_layers, is_parallel, has_norm_bias, has_qkv_bias, has_output_bias, is_gated, has_mlp_bias;
+  Activation activation;
+};
+
+// The parameters of a layer: x += attention(norm(x)); x += mlp(norm(x)). A parallel one has no second norm:
+// x += attention(norm(x)) + mlp(norm(x)).
+struct Layer {
+  Norm first_norm, second_norm;
+  Linear query, key, value, output;
+  Mlp mlp;
+};
+
+// Reads the parameters of a layer from the inputs of an operator: norms and matrices in the order of computation, each
+// followed by its bias. Moves `input` past them.
+Layer read_layer(const Dialect& dialect, void**& input, int64_t width, float eps) {
+  const auto floats = [&](bool exists) { return exists ? static_cast<const float*>(*input++) : nullptr; };
+  const auto norm = [&] { return Norm{floats(true), floats(dialect.has_norm_bias), width, eps}; };
+  const auto linear = [&](bool has_bias) { return Linear{&matrix_of(*input++), floats(has_bias)}; };
+  Layer layer = {};
+  layer.first_norm = norm();
+  layer.query = linear(dialect.has_qkv_bias);
+  layer.key = linear(dialect.has_qkv_bias);
+  layer.value = linear(dialect.has_qkv_bias);
+  layer.output = linear(dialect.has_output_bias);
+  if (!dialect.is_parallel) layer.second_norm = norm();
+  if (dialect.is_gated) layer.mlp.gate = linear(dialect.has_mlp_bias);
+  layer.mlp.first = linear(dialect.has_mlp_bias);
+  layer.mlp.last = linear(dialect.has_mlp_bias);
+  layer.mlp.activation = dialect.activation;
+  return layer;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Operator: attention of new tokens with their cache, which it updates in place; see `attend`.
+//
+// Inputs: query, key, value, cos and sin (B, L, R), positions (B, L) int32, rows of the cache (B,) int32, scales of the
+// queries (B, L), keys and values of the cache (rows, K, S, D). Output: (B, L, H D).
+int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+  const auto input = [&](int i) { return static_cast<const float*>(params[i]); };
+  const Cache cache(params + 8, shapes + 8);
+  attend(Tokens(params + 3, shapes + 3), cache, input(0), input(1), input(2), shapes[0][2] / cache.head_dim,
+         static_cast<float*>(params[num_params - 1]));
   return 0;
 }
 
-// Operator: gate and up, float32 of one shape -> silu(gate) * up.
-int MindvlmGatedSilu(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float *gate = static_cast<const float*>(params[0]), *up = static_cast<const float*>(params[1]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[0][num_dims[0] - 1];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    kernels->gated_silu(gate + first * width, up + first * width, (last - first) * width, to + first * width);
-  });
-  return 0;
-}
+// Operator: the layers of a decoder for new tokens with their caches, which it updates in place.
+//
+// Inputs: x (B, L, hidden), cos and sin (B, L, R), positions (B, L) int32, rows of the caches (B,) int32, scales of the
+// queries (B, L), a `Dialect` int32, epsilon of the norms (1,), keys and values of every layer (rows, K, S, D), and the
+// parameters of every layer, see `read_layer`. Output: (B, L, hidden).
+int MindvlmDecoder(int num_params, void** params, int*, int64_t** shapes, const char**, void*, void*) {
+  const Tokens tokens(params + 1, shapes + 1);
+  const Dialect& dialect = *static_cast<const Dialect*>(params[6]);
+  const float eps = *static_cast<const float*>(params[7]);
+  const int64_t num_rows = tokens.batch * tokens.length, width = shapes[0][2];
+  float* out = static_cast<float*>(params[num_params - 1]);
+  std::memcpy(out, params[0], num_rows * width * sizeof(float));
 
-// Operator: x (..., I), handles (1,) int64 of gate, up (O, I) and down (I, O) -> (silu(x gate^T) * x up^T) down^T (..., I).
-int MindvlmGatedMlp(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float* x = static_cast<const float*>(params[0]);
-  const Matrix &gate = matrix_of(params[1]), &up = matrix_of(params[2]), &down = matrix_of(params[3]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t num_rows = size_before_last(shapes[0], num_dims[0]), width = gate.rows;
-  std::vector<float> gates(std::min(num_rows, kMlpRows) * width), ups(gates.size());
-  for (int64_t row = 0; row < num_rows; row += kMlpRows) {
-    const int64_t count = std::min(kMlpRows, num_rows - row);
-    multiply({{&gate, nullptr, gates.data()}, {&up, nullptr, ups.data()}}, x + row * gate.cols, count);
-    share_rows(count, width, [&](int64_t first, int64_t last) {
-      const int64_t from = first * width;
-      kernels->gated_silu(gates.data() + from, ups.data() + from, (last - first) * width, gates.data() + from);
-    });
-    multiply({{&down, nullptr, to + row * down.rows}}, gates.data(), count);
+  void** input = params + 8 + 2 * dialect.num_layers;
+  std::vector<float> normed(num_rows * width), added(normed.size()), fed(normed.size()), query, key, value, attended;
+  for (int64_t i = 0; i < dialect.num_layers; ++i) {
+    const Layer layer = read_layer(dialect, input, width, eps);
+    const Cache cache(params + 8 + 2 * i, shapes + 8 + 2 * i);
+    query.resize(num_rows * layer.query.w->rows);
+    key.resize(num_rows * layer.key.w->rows);
+    value.resize(key.size());
+    attended.resize(query.size());
+
+    normalize(layer.first_norm, out, num_rows, normed.data());
+    multiply({{layer.query.w, layer.query.bias, query.data()},
+              {layer.key.w, layer.key.bias, key.data()},
+              {layer.value.w, layer.value.bias, value.data()}},
+             normed.data(), num_rows);
+    attend(tokens, cache, query.data(), key.data(), value.data(), layer.query.w->rows / cache.head_dim, attended.data());
+    multiply({{layer.output.w, layer.output.bias, added.data()}}, attended.data(), num_rows);
+    if (!dialect.is_parallel) {
+      add(added.data(), num_rows, width, out);
+      normalize(layer.second_norm, out, num_rows, normed.data());
+    }
+    feed_forward(layer.mlp, normed.data(), num_rows, fed.data());
+    if (dialect.is_parallel) add(added.data(), num_rows, width, fed.data());
+    add(fed.data(), num_rows, width, out);
   }
   return 0;
 }

@@ -1,24 +1,19 @@
-// Operators of vision towers: attention, norm, activations and feed-forward blocks.
+// Attention of vision towers.
 //
 // N images, T tokens, H heads, D head dimension, R rows and C columns of a grid of tokens.
 #include "towers.h"
 
 #include <cmath>
-#include <memory>
 #include <numeric>
 #include <vector>
 
 #include "matrix.h"
 #include "operators.h"
-#include "products.h"
 
 namespace {
 
 // Least queries of a task: a task packs all keys.
 constexpr int64_t kLeastQueries = 192;
-
-// Rows of a feed-forward block whose hidden values are in memory at a time.
-constexpr int64_t kMlpRows = 1024;
 
 // The cells of a window, and the tokens of all cells.
 struct Window {
@@ -130,51 +125,6 @@ int MindvlmAttendGrid(int num_params, void** params, int*, int64_t** shapes, con
     head.out_stride = width;
     return head;
   });
-  return 0;
-}
-
-// Operator: x (..., I), weight (I,), bias (I,), epsilon (1,) float32 -> (x - mean) / deviation * weight + bias.
-int MindvlmLayerNorm(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const auto input = [&](int i) { return static_cast<const float*>(params[i]); };
-  const float *x = input(0), *weight = input(1), *bias = input(2), eps = *input(3);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[1][0];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row)
-      kernels->layer_norm(x + row * width, weight, bias, width, eps, to + row * width);
-  });
-  return 0;
-}
-
-// Operator: x float32, kind (1,) int32 -> activation(x), the shape of x.
-int MindvlmActivation(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float* x = static_cast<const float*>(params[0]);
-  const Activation kind = *static_cast<const Activation*>(params[1]);
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t width = shapes[0][num_dims[0] - 1];
-  share_rows(size_before_last(shapes[0], num_dims[0]), width, [&](int64_t first, int64_t last) {
-    kernels->activate(kind, x + first * width, (last - first) * width, to + first * width);
-  });
-  return 0;
-}
-
-// Operator: x (..., I) float32, the handles of two matrices, kind of activation (1,) int32, the biases of both or nothing
-// -> W2 activation(W1 x + b1) + b2.
-int MindvlmMlp(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
-  const float* x = static_cast<const float*>(params[0]);
-  const Matrix &first = matrix_of(params[1]), &second = matrix_of(params[2]);
-  const Activation kind = *static_cast<const Activation*>(params[3]);
-  const bool has_bias = num_params > 5;
-  const float* bias = has_bias ? static_cast<const float*>(params[4]) : nullptr;
-  const float* second_bias = has_bias ? static_cast<const float*>(params[5]) : nullptr;
-  float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t num_rows = size_before_last(shapes[0], num_dims[0]);
-  const std::unique_ptr<float[]> hidden(new float[std::min(num_rows, kMlpRows) * first.rows]);
-  for (int64_t row = 0; row < num_rows; row += kMlpRows) {
-    const int64_t count = std::min(kMlpRows, num_rows - row);
-    multiply({{&first, bias, hidden.get(), kind}}, x + row * first.cols, count);
-    multiply({{&second, second_bias, to + row * second.rows}}, hidden.get(), count);
-  }
   return 0;
 }
 }
