@@ -13,6 +13,7 @@ from typing import Any
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import Parser, UserError, counted
+from mindvlm.datagen.benchmark_folders import MARK
 from mindvlm.evaluation.answers import ANSWERS_FILE, AnswerFiles, end_last_line, share, share_files
 from mindvlm.evaluation.benchmarks import benchmarks, get_benchmark
 from mindvlm.evaluation.comparison import comparison_table, draw_comparison, read_panels
@@ -115,6 +116,7 @@ def evaluate(argv: list[str] | None) -> int:
         "data": str(arguments.data),
         **questions.settings,
         **({"compat": True} if getattr(arguments, "compat", False) else {}),
+        **({"drawn": True} if (Path(arguments.data) / MARK).exists() else {}),
         "questions": len(questions.ids),
         "answered": len(files.answers),
         **({"cannot be answered": ", ".join(errors)} if errors else {}),

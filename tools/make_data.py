@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from mindvlm.core.errors import Parser
 
 CHARTS = ("bar", "barh", "line", "pie", "scatter")
+BENCHMARKS = ("scenes", "pope", "mme", "gqa", "page-ocr")
 EXAMPLES = """examples:
   two hundred English pages from a text file:
     mindvlm-make-data pages --text book.txt --output data/pages --num_images 200
@@ -17,6 +19,10 @@ EXAMPLES = """examples:
     mindvlm-make-data pages --text book.txt --size 512 256 --max_characters 120 --output data/small
   charts in both languages:
     mindvlm-make-data charts --languages en zh --fonts FOLDER --output data/charts --num_images 1000
+  drawn scenes with captions, or with questions and answers:
+    mindvlm-make-data scenes --content captions --output data/scenes/captions --num_images 1000
+  a benchmark of drawn scenes in the folder layout of POPE:
+    mindvlm-make-data benchmark --name pope --output data/pope --num_images 50 --seed 7
   records of public data sets from local downloads, several in one folder; the help of each says where to get it:
     mindvlm-make-data PUBLIC_DATA --help
     mindvlm-make-data PUBLIC_DATA --source DOWNLOAD --output data/records --num_records 1000
@@ -52,13 +58,25 @@ def build_parser() -> argparse.ArgumentParser:
     charts.add_argument("--kinds", nargs="+", default=list(CHARTS), metavar="KIND", help=f"of {' '.join(CHARTS)} (all)")
     charts.add_argument("--languages", nargs="+", default=["en"], metavar="en|zh", help="to choose from (en)")
     charts.add_argument("--size", nargs=2, type=int, default=[800, 600], metavar=("WIDTH", "HEIGHT"), help="in pixels")
+    scenes = kinds.add_parser("scenes", help="drawn scenes of shapes with captions or with questions")
+    scenes.add_argument("--content", choices=["captions", "questions"], default="questions", help="(default questions)")
+    scenes.add_argument("--size", type=int, default=96, help="edge of a picture in pixels (default 96)")
+    scenes.add_argument("--num_questions", type=int, default=6, help="about each picture (default 6)")
+    benchmark = kinds.add_parser("benchmark", help="a small benchmark of drawn pictures, for mindvlm-evaluate")
+    benchmark.set_defaults(make=make_benchmark)
+    benchmark.add_argument(
+        "--name", choices=BENCHMARKS, default="scenes", help="page-ocr shows lines of text, the others scenes (scenes)"
+    )
+    benchmark.add_argument("--num_images", type=int, default=400, help="(default 400)")
+    add_common_options(benchmark, "folder for --data")
     for one in (pages, charts):
-        one.set_defaults(make=make_images)
-        add_common_options(one)
-        one.add_argument("--num_images", type=int, default=100, help="(default 100)")
         one.add_argument(
             "--fonts", type=os.path.expanduser, metavar="FOLDER", help="further fonts; the shipped ones lack Chinese"
         )
+    for one in (pages, charts, scenes):
+        one.set_defaults(make=make_images)
+        add_common_options(one)
+        one.add_argument("--num_images", type=int, default=100, help="(default 100)")
         one.add_argument("--image_format", choices=["png", "jpg"], default="png", help="(default png)")
         one.add_argument(
             "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU's cores)"
@@ -148,8 +166,20 @@ def prepare_records(arguments: argparse.Namespace, progress: Callable[[int, int]
     return [*made.lines(), f"wrote {made.num_records} of {made.num_items} items as data set {where}"]
 
 
+def make_benchmark(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> list[str]:
+    """Draws a benchmark. Returns the line that says what was made."""
+    from mindvlm.core.errors import UserError
+    from mindvlm.datagen.benchmark_folders import write_benchmark
+
+    if arguments.num_images < 1:
+        raise UserError(f"--num_images is {arguments.num_images}; expected at least 1")
+    options = {"num_images": arguments.num_images, "seed": arguments.seed, "progress": progress}
+    write_benchmark(arguments.name, Path(arguments.output), **options)
+    return [f"mindvlm-evaluate --benchmark {arguments.name} --data {arguments.output} --config_path MODEL"]
+
+
 def make_images(arguments: argparse.Namespace, progress: Callable[[int, int], None]) -> list[str]:
-    """Draws pages or charts. Returns the line that says what was made."""
+    """Draws pages, charts or scenes. Returns the line that says what was made."""
     from mindvlm.core.errors import UserError
     from mindvlm.datagen.dataset import make_dataset
 
@@ -168,6 +198,11 @@ def make_images(arguments: argparse.Namespace, progress: Callable[[int, int], No
             max_characters=arguments.max_characters,
             line_breaks=arguments.line_breaks,
         )
+    elif arguments.kind == "scenes":
+        from mindvlm.datagen.scene_data import CaptionMaker, QuestionMaker, SceneOptions
+
+        maker = CaptionMaker if arguments.content == "captions" else QuestionMaker
+        options = SceneOptions(size=arguments.size, num_questions=arguments.num_questions)
     else:
         from mindvlm.datagen.charts import ChartMaker, ChartOptions
 

@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 
@@ -35,11 +36,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class MadeSample:
-    """An RGB picture with a question and its answer."""
+    """An RGB picture with a question and its answer; `more` are further questions and answers."""
 
     image: Image.Image
     question: str
     answer: str
+    more: tuple[tuple[str, str], ...] = ()
 
 
 class Maker(Protocol):
@@ -100,10 +102,8 @@ class _Job:
             ) from None
         finally:
             partial.unlink(missing_ok=True)
-        turns = [
-            {"from": "human", "value": f"{IMAGE_MARKER}\n{sample.question}"},
-            {"from": "gpt", "value": sample.answer},
-        ]
+        texts = [f"{IMAGE_MARKER}\n{sample.question}", sample.answer, *chain.from_iterable(sample.more)]
+        turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
         return {"image": name, "conversations": turns}
 
 

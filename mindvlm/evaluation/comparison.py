@@ -36,7 +36,8 @@ class Bar:
 
 
 Panels = dict[str, list[Bar]]
-"""Benchmark -> figures, those of runs first."""
+"""Benchmark -> figures, those of runs first. Of drawn data, " (drawn)" follows the name, and nothing is published."""
+DRAWN = " (drawn)"
 
 
 def read_panels(paths: Sequence[Path]) -> Panels:
@@ -75,7 +76,10 @@ def read_bar(path: Path) -> tuple[str, Bar]:
         raise UserError(f"{path}: {name} has no figure here that papers report; leave it out")
     limits = results.get("intervals", {}).get(name, {}).get(row, {}).get(metric)
     label = model.partition("@")[0] or path.parent.resolve().name
-    return name, Bar(label, figures[metric], tuple(limits) if limits else None, is_published=False)
+    if results.get("blind"):
+        label += ", blind"
+    bar = Bar(label, figures[metric], tuple(limits) if limits else None, is_published=False)
+    return name + DRAWN * bool(results.get("drawn")), bar
 
 
 def comparison_table(panels: Panels) -> str:
@@ -113,7 +117,7 @@ def draw_comparison(panels: Panels) -> Any:
             axis.annotate(shown(bar.value), (0, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
         axis.set_yticks(places, [bar.label for bar in bars], fontsize=7)
         axis.invert_yaxis()
-        axis.set_title(" ".join((name, *get_benchmark(name).headline)), fontsize=8, loc="left")
+        axis.set_title(" ".join((name, *get_benchmark(name.removesuffix(DRAWN)).headline)), fontsize=8, loc="left")
         axis.tick_params(axis="x", labelsize=7)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)

@@ -283,6 +283,17 @@ def refer(name: str, by: str) -> Callable[[Folder], None]:
     return build
 
 
+def scenes(folder: Folder) -> None:
+    """The built-in benchmark, as `mindvlm-make-data benchmark` writes it."""
+    rows = [("Is it red?", "yes", "colour"), ("Is it blue?", "no", "colour"), ("How many?", "2", "counting")]
+    lines = [
+        {"question_id": n, "image": f"{n}.png", "text": text, "answer": answer, "type": kind, "template": text[:2]}
+        for n, (text, answer, kind) in enumerate(rows)
+    ]
+    folder.lines("questions.jsonl", lines)
+    folder.pictures(*(f"images/{n}.png" for n in range(3)), "gray.png")
+
+
 FOLDERS: dict[str, Callable[[Folder], None]] = {
     "vqav2": vqav2, "gqa": gqa, "textvqa": textvqa, "vizwiz": vizwiz, "chartqa": chartqa, "docvqa": docvqa,
     "pope": pope, "mme": mme, "amber": amber, "scienceqa": scienceqa, "mmbench": mmbench,
@@ -290,6 +301,7 @@ FOLDERS: dict[str, Callable[[Folder], None]] = {
     "mathvista": mathvista, "mathverse": mathverse, "mathvision": mathvision, "llava-bench-wild": llava_bench_wild,
     "mm-vet": mm_vet, "mmhal": mmhal, "page-ocr": page_ocr, "refcoco": refer("refcoco", "unc"),
     "refcoco+": refer("refcoco+", "unc"), "refcocog": refer("refcocog", "umd"),
+    "scenes": scenes,
 }  # fmt: skip
 
 

@@ -34,6 +34,8 @@ FIGURES = {
     "amber": (["a dog", "No", "no"], {"existence": {"accuracy": 99.9}, "state": {"accuracy": 0}}),
     "page-ocr": (["the cat sat on the mat", "one two", "q"],
             {"all": {"precision": 2 / 3, "recall": (1 + 2 / 5) / 3}}),
+    "scenes": (["Yes.", "yes", "2"],
+            {"all": {"accuracy": 200 / 3, "majority_answer": 200 / 3}, "colour": {"accuracy": 50}}),
     "refcoco": (["[000, 000, 250, 500]", "x", "[600, 0, 750, 500]"], {"all": {"accuracy": 200 / 3}}),
 }  # fmt: skip
 FIGURES |= {"refcoco+": FIGURES["refcoco"], "refcocog": FIGURES["refcoco"]}
