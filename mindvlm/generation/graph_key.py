@@ -251,8 +251,13 @@ def is_foreign(value: type | types.FunctionType) -> bool:
 
 
 def held_by(cell: nn.Cell) -> dict[str, Any]:
-    """Returns the attributes of a Cell that may shape a graph; of those that every Cell has, only what is set."""
+    """Returns the attributes of a Cell that may shape a graph; of those that every Cell has, only what is set.
+
+    A Cell names in `ONLY_IN_TRAINING` the attributes that its `construct` reads in training alone.
+    """
     names = vars(cell).keys() - VOLATILE
+    if not cell.training:
+        names -= getattr(cell, "ONLY_IN_TRAINING", frozenset())
     unset = {name for name in names & base_attributes() if not vars(cell)[name]}
     return {name: vars(cell)[name] for name in names - unset}
 

@@ -63,6 +63,9 @@ class RowDropout(RandomRows):
         columns: range [start, stop) of the width that x covers; None for all of it.
     """
 
+    # the key of a graph cannot cover the counter, which belongs to no Cell
+    ONLY_IN_TRAINING = frozenset({"counter", "masks"})
+
     def __init__(
         self,
         p: float,

@@ -14,6 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindvlm.generation import sampling
 from mindvlm.generation.graph_key import NoKeyError, graph_key
 from mindvlm.generation.sampling import GreedyGraph
+from mindvlm.nn.dropout import RowDropout, new_counter
 from mindvlm.nn.linear import Linear
 from mindvlm.nn.native_layers import JointProducts, NativeRMSNorm
 
@@ -183,6 +184,14 @@ def test_what_cannot_be_covered_is_refused():
     twice = Small()
     twice.inner.weight.name = "w"
     assert "two Parameters of the name w" in refused(twice)
+
+
+def test_dropout_has_a_key_where_it_drops_nothing():
+    dropout = RowDropout(0.1, 4, index=0, counter=new_counter()).set_train(False)
+    before = graph_key(dropout, (Tensor([[1.0]]),))
+    dropout.width = 8
+    assert graph_key(dropout, (Tensor([[1.0]]),)) != before
+    assert "outside of the Cells" in refused(dropout.set_train())
 
 
 @pytest.mark.parametrize("make", [lambda it: NativeRMSNorm(it, 1e-6), lambda it: JointProducts(it, (4, 8))])
