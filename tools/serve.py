@@ -1,12 +1,15 @@
 """Serves a model in the format of OpenAI's API: `mindvlm-serve --config_path TinyLLaVA-1.5B`."""
 
 import argparse
+import importlib.util
 import os
 import stat
 import warnings
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
+from mindvlm.serving.listening import bind
+from mindvlm.serving.settings import MEBIBYTE, ServerSettings
 from mindvlm.tools import cli
 
 
@@ -59,11 +62,14 @@ def main(argv: list[str] | None = None) -> int:
 def serve(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     settings = read_settings(arguments)
-    try:
-        from mindvlm.serving.server import ModelServer, bind
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed; pip install 'mindvlm[serve]'") from None
+    for package in ("fastapi", "prometheus_client", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed; pip install 'mindvlm[serve]'")
     listening = bind(arguments.host, arguments.port)
+    # MindSpore takes seconds to import; help and the errors above come before
+    cli.import_library()
+    from mindvlm.serving.server import ModelServer
+
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
 
@@ -76,7 +82,10 @@ def serve(argv: list[str] | None) -> int:
         return model
 
     cli.say(f"listening on http://{address}:{port}/v1")
-    ModelServer(load, settings, listening).run()
+    server = ModelServer(load, settings, listening)
+    server.run()
+    if server.is_busy:
+        os._exit(0)
     return 0
 
 
@@ -100,10 +109,8 @@ def overrides(arguments: argparse.Namespace) -> dict:
     return found
 
 
-def read_settings(arguments: argparse.Namespace):
+def read_settings(arguments: argparse.Namespace) -> ServerSettings:
     """Returns the settings of the server. Raises UserError for a wrong limit, key file or folder."""
-    from mindvlm.serving.settings import MEBIBYTE, ServerSettings
-
     for option in ("slots", "max_body_mib", "max_pictures", "max_pixels", "max_seconds"):
         if not getattr(arguments, option) > 0:
             raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0")

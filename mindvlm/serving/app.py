@@ -17,7 +17,7 @@ from mindvlm.serving.errors import ApiError, shown
 from mindvlm.serving.jobs import Job
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.pictures import read_pictures
-from mindvlm.serving.prompts import Prompt, chat_prompt, text_prompt
+from mindvlm.serving.prompts import PictureCache, Prompt, chat_prompt, text_prompt
 from mindvlm.serving.replies import ChatReply, TextReply
 from mindvlm.serving.requests import Wishes, read_chat, read_completion
 from mindvlm.serving.scheduler import Scheduler
@@ -44,6 +44,7 @@ class Service:
     def __init__(self, scheduler: Scheduler, settings: ServerSettings, metrics: Metrics):
         self.scheduler, self.settings, self.metrics = scheduler, settings, metrics
         self.created = int(time.time())
+        self.pictures = PictureCache()
         self.decoding, self.fetching = asyncio.Semaphore(MAX_DECODED), asyncio.Semaphore(MAX_FETCHED)
 
     @property
@@ -148,7 +149,7 @@ def make_app(service: Service) -> FastAPI:
         service.check_model(wishes.model)
         contents = await read_pictures(dialogue.pictures, settings, service.fetching)
         async with service.decoding:
-            prompt = await asyncio.to_thread(chat_prompt, loaded, dialogue, contents)
+            prompt = await asyncio.to_thread(chat_prompt, loaded, dialogue, contents, service.pictures)
         reply = ChatReply(service.model_name, loaded.processor.tokenizer)
         return await service.answer(request, [prompt], wishes, reply)
 

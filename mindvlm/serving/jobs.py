@@ -12,6 +12,10 @@ from mindvlm.generation.request import Slot
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.prompts import Prompt
 
+PIECE_SECONDS = 0.02
+"""Tokens that follow each other faster are sent together, because every message costs more time than a small model
+needs for a token."""
+
 
 @dataclass(frozen=True)
 class ScoredToken:
@@ -82,6 +86,7 @@ class Job:
     asked_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     prefilled_at: float = 0.0
+    reported_at: float = 0.0
     # the tokens that were not reported yet, with the length of the text before each
     waiting_tokens: list[tuple[int, ScoredToken]] = field(default_factory=list)
     text_length: int = 0
@@ -105,9 +110,10 @@ class Job:
         self.text_length = len(self.text.text)
         if ended:
             return Event(text=self.text.take(), tokens=self.take_tokens(), finish=self.finish)
-        if not self.streams:
+        now = time.monotonic()
+        if not self.streams or now - self.reported_at < PIECE_SECONDS:
             return None
-        piece = self.text.take()
+        piece, self.reported_at = self.text.take(), now
         return Event(text=piece, tokens=self.take_tokens()) if piece else None
 
     def take_tokens(self) -> list[ScoredToken]:

@@ -1,7 +1,10 @@
 """Prompts of requests: ids and decoded pictures."""
 
+import hashlib
 import io
+import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,10 +12,11 @@ from PIL import Image
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.chat_processor import ChatPrompt
-from mindvlm.processing.images.picture import Picture
+from mindvlm.processing.images.picture import Picture, branches_of
 from mindvlm.processing.images.sources import what_it_is
 from mindvlm.serving.errors import ApiError, bad_field
 from mindvlm.serving.messages import Dialogue, PictureUrl
+from mindvlm.serving.settings import MEBIBYTE
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 # Pillow hands other formats, such as EPS, to programs outside.
@@ -34,11 +38,44 @@ class Prompt:
     prompter: Callable[[Sequence[int]], ChatPrompt] | None = None
 
 
-def chat_prompt(model: VisionLanguageModel, dialogue: Dialogue, contents: Sequence[bytes]) -> Prompt:
+class PictureCache:
+    """Recently decoded pictures by the digest of their files; threads share it.
+
+    Args:
+        max_bytes: limit of the pixels that are kept.
+    """
+
+    def __init__(self, max_bytes: int = 256 * MEBIBYTE):
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self.pictures: OrderedDict[bytes, tuple[Picture, int]] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, content: bytes, decode: Callable[[bytes], Picture]) -> Picture:
+        """Returns the picture of a file, decoded if it is not kept."""
+        digest = hashlib.sha256(content).digest()
+        with self.lock:
+            if digest in self.pictures:
+                self.pictures.move_to_end(digest)
+                return self.pictures[digest][0]
+        picture = decode(content)
+        size = sum(array.nbytes for view in picture.views for array in branches_of(view).values())
+        with self.lock:
+            if digest not in self.pictures:
+                self.pictures[digest] = picture, size
+                self.num_bytes += size
+            while self.num_bytes > self.max_bytes:
+                self.num_bytes -= self.pictures.popitem(last=False)[1][1]
+        return picture
+
+
+def chat_prompt(
+    model: VisionLanguageModel, dialogue: Dialogue, contents: Sequence[bytes], cache: PictureCache
+) -> Prompt:
     """Returns the prompt of a conversation.
 
     Args:
         contents: the files of `dialogue.pictures`.
+        cache: the decoded pictures.
 
     Raises:
         ApiError: a picture cannot be read, the template has no place for a message, or the prompt exceeds the context.
@@ -54,7 +91,7 @@ def chat_prompt(model: VisionLanguageModel, dialogue: Dialogue, contents: Sequen
             question, num_images=len(counts), history=history, image_lengths=counts, system=dialogue.system
         )
 
-    pictures = [read_picture(model, *one) for one in zip(dialogue.pictures, contents, strict=True)]
+    pictures = [read_picture(model, *one, cache) for one in zip(dialogue.pictures, contents, strict=True)]
     try:
         ids = prompter([len(picture.layout) for picture in pictures]).input_ids
     except UserError as error:
@@ -84,11 +121,15 @@ def checked(model: VisionLanguageModel, prompt: Prompt, param: str) -> Prompt:
     return prompt
 
 
-def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes) -> Picture:
+def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes, cache: PictureCache) -> Picture:
     """Decodes a picture and cuts it into views. Raises ApiError if it cannot be read or is too large."""
-    try:
+
+    def decode(content: bytes) -> Picture:
         check_format(content)
         return model.processor.picture(content)
+
+    try:
+        return cache.get(content, decode)
     except UserError as error:
         raise bad_field(url.param, str(error).removeprefix("the image: ")) from None
 

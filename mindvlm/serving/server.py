@@ -12,7 +12,6 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mindvlm.core.errors import UserError
 from mindvlm.serving.app import Service, make_app
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.scheduler import Scheduler
@@ -78,28 +77,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Returns a listening socket.
-
-    Raises:
-        UserError: the port is in use, or the host or port is not one of this machine.
-    """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port {port}: expected 0 to 65535 (0: any free port)")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen(1024)
-    except OSError as error:
-        remedy = "end the program that uses it, or choose another --port"
-        if not isinstance(error, socket.gaierror) and error.errno != 98:
-            remedy = "choose another --host or --port"
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror}; {remedy}") from None
-    return bound
-
-
 class ModelServer:
     """Loads a model and serves it.
 
@@ -146,8 +123,13 @@ class ModelServer:
             self.scheduler.close()
         if self.scheduler.failure:
             raise self.scheduler.failure
-        # a graph that runs while the interpreter ends would crash it
-        await asyncio.to_thread(self.scheduler.thread.join, self.close_seconds)
+        is_loading = self.scheduler.model is None
+        await asyncio.to_thread(self.scheduler.thread.join, 0 if is_loading else self.close_seconds)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a graph is still compiled or run after the end, which crashes an interpreter that ends."""
+        return self.scheduler.thread.is_alive()
 
     def stop(self) -> None:
         """Ends the server after the answers that are under way; may be called from any thread."""

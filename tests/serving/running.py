@@ -12,7 +12,8 @@ from pathlib import Path
 import httpx
 
 from mindvlm.api import load
-from mindvlm.serving.server import ModelServer, bind
+from mindvlm.serving.listening import bind
+from mindvlm.serving.server import ModelServer
 from mindvlm.serving.settings import ServerSettings
 from tests.tiny_vary import picture, write_tiny_vary
 
