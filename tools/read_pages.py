@@ -73,17 +73,16 @@ def read_pages(
                     raise result
                 failed.append(question.name)
                 record["error"] = str(result)
-                is_named = len(questions) == 1 or any(page.source.name in str(result) for page in question.pages)
-                tqdm.write(f"error: {'' if is_named else question.name + ': '}{result}", file=sys.stderr)
             else:
                 record |= describe(result, load_seconds)
                 load_seconds = 0.0
                 if is_loop(result):
                     looped.append(question.name)
-                tqdm.write(f"{question.name}: {result}" if len(questions) > 1 else str(result), file=sys.stdout)
+            # before it is shown, so that what was shown is kept
             if log and model.mesh.is_first:
                 files = stamp(record["image"])
                 log.append(record | recorded | ({"file": files} if files else {}))
+            show(question, result, is_only=len(questions) == 1)
             if texts:
                 texts.add(*question.pages, record.get("text", f"[{record.get('error')}]"))
             bar.update()
@@ -95,6 +94,16 @@ def read_pages(
     if failed and len(questions) > 1:
         cli.say(f"{len(failed)} of {len(questions)} pages failed")
     return 1 if failed else 0
+
+
+def show(question: Question, result: Answer | UserError, *, is_only: bool) -> None:
+    """Prints an answer, or an error on standard error, with the name of its page if there are several."""
+    from tqdm import tqdm
+
+    is_error = isinstance(result, UserError)
+    is_named = is_only or (is_error and any(page.source.name in str(result) for page in question.pages))
+    text = str(result) if is_named else f"{question.name}: {result}"
+    tqdm.write(f"error: {text}" if is_error else text, file=sys.stderr if is_error else sys.stdout)
 
 
 def log_path(arguments: argparse.Namespace) -> Path | None:

@@ -69,7 +69,8 @@ def sources_of_folder(folder: Path, recursive: bool) -> list[Source]:
     files = list(files_of(folder, recursive))
     read = [path for path in files if path.suffix.lower() in READ_ENDINGS]
     others = [str(path.relative_to(folder)) for path in files if path.suffix.lower() in OTHER_ENDINGS]
-    inner = [] if recursive else sorted(f"{path.name}/" for path in folder.iterdir() if path.is_dir())
+    folders = [] if recursive else [path.name for path in folder.iterdir() if path.is_dir()]
+    inner = sorted(f"{name}/" for name in folders if not name.startswith("."))
     if not read:
         found = f" but {[*others, *inner][0]}" if others or inner else ""
         remedy = "add --recursive" if inner and not others else "convert to one of these, or give another"
