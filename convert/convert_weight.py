@@ -156,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quant",
         metavar="FORMAT",
-        help="quantize matrices to int8, int4 or int4k, for a CPU; PART=FORMAT sets one part, as in int4,head=int8 "
-        f"(parts: {', '.join(PARTS)})",
+        help="quantize matrices to int8, int8c, int4 or int4k, for a CPU; PART=FORMAT sets one part, as in "
+        f"int4,head=int8 (parts: {', '.join(PARTS)})",
     )
     add(
         "--calibrate",

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.checkpoint import BLOCK_FORMATS as STORED_BLOCKS
 from mindvlm.checkpoint import SourceView, TensorInfo, TensorSource, open_checkpoint
 from mindvlm.checkpoint.blocks import blocks_of
 from mindvlm.checkpoint.dtypes import cast_storage, has_nonfinite, overflows
 from mindvlm.core.errors import UserError
-from mindvlm.core.weight_formats import BLOCK_FORMATS, blocks_for, parse_weights, part_of
+from mindvlm.core.weight_formats import BLOCK_FORMATS, blocks_for, find_block, parse_weights, part_of
 from mindvlm.native.library import Library
 from mindvlm.weights.opened import Opened
 from mindvlm.weights.rules.findings import fold_name, format_table
@@ -24,10 +23,12 @@ from mindvlm.weights.rules.findings import fold_name, format_table
 QUANTIZED_FROM_KEY = "mindvlm_quantized_from"
 _GROUP_VALUES = 1 << 22
 """Values of the rows that are rounded at a time."""
-_LARGEST_ERROR = {"q8_0": 0.03, "q4_0": 0.35, "q4_K": 0.35}
-"""Norm of a block's error over that of the block. Half a step for 31 values beside a full one gives 0.022 and 0.33."""
-_LARGEST_OFFSET = {"q8_0": 127 * 2**-25, "q4_0": 8 * 2**-25, "q4_K": 63 * 16 * 2**-25}
-"""Error of the largest value of a block from the rounding of a subnormal float16 scale."""
+_LARGEST_ERROR = {"q8_0": 0.03, "q8_c": 0.004, "q4_0": 0.35, "q4_K": 0.35}
+"""Norm of a block's error over that of the block. Half a step for 31 values beside a full one gives 0.022 and 0.33.
+
+In q8_c the largest error of a row over its largest value, because a norm would hide a wrong value in a long row."""
+_LARGEST_OFFSET = {"q8_0": 127 * 2**-25, "q8_c": 127 * 2**-126, "q4_0": 8 * 2**-25, "q4_K": 63 * 16 * 2**-25}
+"""Error of the largest value of a block from the rounding of a subnormal scale."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def plan_quantization(weights: str, source: TensorSource, *, reads: bool = True)
             dtypes[name] = "float32"
         elif wanted not in ("auto", "float32") and info.dtype not in ("float16", "bfloat16"):
             dtypes[name] = _narrow_dtype(source, name) if reads else "float16"
-    if not set(dtypes.values()) & set(STORED_BLOCKS):
+    if not any(map(find_block, dtypes.values())):
         raise UserError(f"--quant {weights}: {source.path} has no matrix to quantize; leave --quant out")
     return QuantizationPlan(weights, dtypes, tuple(kept))
 
@@ -111,10 +112,10 @@ class QuantizedSource(SourceView):
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         info, stored = self.infos[name], self._source.infos[name].dtype
-        if info.dtype not in STORED_BLOCKS:
+        if not find_block(info.dtype):
             return cast_storage(super().read_range(name, start, stop), stored, info.dtype)
         step = max(1, _GROUP_VALUES // info.shape[1]) * info.shape[1]
-        size = STORED_BLOCKS[info.dtype].size
+        size = find_block(info.dtype).size
         parts = []
         for first in range(start // step * step, stop, step):
             group = self._rounded(info, first, min(first + step, info.num_elements))
@@ -213,7 +214,7 @@ def verify_quantized(
                     f"{shown_as}: verification failed, tensor {name} is {_shown(found)}, expected {_shown(wanted)}; "
                     "quantize again"
                 )
-            if wanted.dtype in STORED_BLOCKS:
+            if find_block(wanted.dtype):
                 errors[name] = _error(source, checkpoint, name, shown_as, progress, is_weighted=is_weighted)
                 continue
             for chunk, other in zip(checkpoint.chunks(name), planned.chunks(name), strict=True):
@@ -239,9 +240,10 @@ def _error(
         UserError: the error of a block is too large; if columns were weighted, that of the matrix.
     """
     info, stored = checkpoint.infos[name], source.infos[name].dtype
-    size, largest = STORED_BLOCKS[info.dtype].size, _LARGEST_ERROR[info.dtype]
-    offset = math.sqrt(size) * _LARGEST_OFFSET[info.dtype]
-    step = size * (1 << 15)
+    block = find_block(info.dtype)
+    size, largest, is_by_value = block.size, _LARGEST_ERROR[block.format], block.format == "q8_c"
+    offset = _LARGEST_OFFSET[block.format] * (1 if is_by_value else math.sqrt(size))
+    step = size * max(1, (1 << 20) // size)
     error = square = 0.0
     for first in range(0, info.num_elements, step):
         last = min(first + step, info.num_elements)
@@ -249,14 +251,17 @@ def _error(
         values = cast_storage(data, info.dtype, "float32").reshape(-1, size)
         wanted = cast_storage(source.read_range(name, first, last), stored, "float32").reshape(-1, size)
         errors, squares = (np.einsum("ij,ij->i", x, x, dtype=np.float64) for x in (values - wanted, wanted))
-        wrong = np.flatnonzero(~(np.sqrt(errors) <= largest * np.sqrt(squares) + offset))
-        if len(wrong) and not is_weighted:
+        found, allowed = np.sqrt(errors), np.sqrt(squares)
+        if is_by_value:
+            found, allowed = np.abs(values - wanted).max(1), np.abs(wanted).max(1)
+        wrong = np.flatnonzero(~(found <= largest * allowed + offset))
+        if len(wrong) and (is_by_value or not is_weighted):
             row, column = divmod(first + int(wrong[0]) * size, info.shape[1])
             raise _too_large(shown_as, info, f" in row {row} from column {column} on")
         error, square = error + float(errors.sum()), square + float(squares.sum())
         progress(data.nbytes)
     relative = math.sqrt(error / square) if square else 0.0
-    if not relative <= largest:
+    if not (is_by_value or relative <= largest):
         raise _too_large(shown_as, info, "")
     return relative
 
@@ -264,7 +269,7 @@ def _error(
 def _too_large(shown_as: str | Path, info: TensorInfo, place: str) -> UserError:
     return UserError(
         f"{shown_as}: verification failed, {info.name} in {info.dtype} differs from the source by more than "
-        f"{_LARGEST_ERROR[info.dtype]:.0%}{place}; quantize again"
+        f"{100 * _LARGEST_ERROR[find_block(info.dtype).format]:g}%{place}; quantize again"
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mindvlm.checkpoint import BLOCK_FORMATS, SourceView, TensorInfo, TensorSource
+from mindvlm.checkpoint import SourceView, TensorInfo, TensorSource
 from mindvlm.checkpoint.dtypes import bfloat16_to_float32, cast_storage, storage_dtype
+from mindvlm.core.weight_formats import find_block
 
 _BLOCK = 65536
 
@@ -59,7 +60,7 @@ class StatisticsTap(SourceView):
             self._pass = None
             return data
         dtype = self.infos[name].dtype
-        self._pass.feed(cast_storage(data, dtype, "float32") if dtype in BLOCK_FORMATS else data)
+        self._pass.feed(cast_storage(data, dtype, "float32") if find_block(dtype) else data)
         if self._pass.position == self.infos[name].num_elements:
             self.statistics[name] = self._pass.result()
             self._pass = None

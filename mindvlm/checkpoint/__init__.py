@@ -7,7 +7,6 @@ form of bfloat16, maps whole files into resident memory, and writes only what is
 """
 
 from mindvlm.checkpoint.atomic import PendingFiles, atomic_file, check_writable, staging_folder
-from mindvlm.checkpoint.blocks import BLOCK_FORMATS
 from mindvlm.checkpoint.dtypes import DTYPES, FLOAT_DTYPES
 from mindvlm.checkpoint.opening import holds_weights, open_checkpoint
 from mindvlm.checkpoint.safetensors_format import write_safetensors
@@ -32,7 +31,6 @@ from mindvlm.checkpoint.writing import (
 )
 
 __all__ = [
-    "BLOCK_FORMATS",
     "DTYPES",
     "FLOAT_DTYPES",
     "CastSource",

@@ -1,29 +1,12 @@
-"""Block formats of quantized weights, with ggml's names and bytes: the values of a block share float16 scales.
+"""Blocks of quantized weights, see `mindvlm.core.weight_formats.find_block`: the values of a block share scales.
 
-A block lies along the last axis of a tensor, so that axis is a multiple of the block's size.
+The formats are those of ggml, and q8_c: a float32 scale, then the int8 values of a row. A block lies along the last
+axis of a tensor, so that axis is a multiple of the block's size.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class BlockFormat:
-    """A block of quantized values.
-
-    Attributes:
-        size: number of values.
-        num_bytes: size of the block in bytes.
-        num_scales: number of float16 scales at its beginning.
-        widen: returns the values of blocks: (N, num_bytes) uint8 -> (N, size) float32.
-    """
-
-    size: int
-    num_bytes: int
-    num_scales: int
-    widen: Callable[[np.ndarray], np.ndarray]
+from mindvlm.core.weight_formats import find_block
 
 
 def _scales(blocks: np.ndarray) -> np.ndarray:
@@ -32,6 +15,10 @@ def _scales(blocks: np.ndarray) -> np.ndarray:
 
 def _widen_q8_0(blocks: np.ndarray) -> np.ndarray:
     return _scales(blocks) * blocks[:, 2:].view(np.int8)
+
+
+def _widen_q8_c(blocks: np.ndarray) -> np.ndarray:
+    return blocks[:, :4].copy().view("<f4") * blocks[:, 4:].view(np.int8)
 
 
 def _widen_q4_0(blocks: np.ndarray) -> np.ndarray:
@@ -51,16 +38,15 @@ def _widen_q4_k(blocks: np.ndarray) -> np.ndarray:
     return widened.reshape(len(blocks), 256)
 
 
-BLOCK_FORMATS = {
-    "q8_0": BlockFormat(size=32, num_bytes=34, num_scales=1, widen=_widen_q8_0),
-    "q4_0": BlockFormat(size=32, num_bytes=18, num_scales=1, widen=_widen_q4_0),
-    "q4_K": BlockFormat(size=256, num_bytes=144, num_scales=2, widen=_widen_q4_k),
-}
+_WIDEN = {"q8_0": _widen_q8_0, "q8_c": _widen_q8_c, "q4_0": _widen_q4_0, "q4_K": _widen_q4_k}
+"""Functions from blocks (N, num_bytes) uint8 to their values (N, size) float32."""
+_SCALES = {"q8_0": ("<f2", 1), "q8_c": ("<f4", 1), "q4_0": ("<f2", 1), "q4_K": ("<f2", 2)}
+"""Dtype and number of the scales at the beginning of a block."""
 
 
 def blocks_of(bits: np.ndarray, dtype: str) -> np.ndarray:
     """Returns bytes (..., I / size, num_bytes) uint8 as a storage array (..., I / size)."""
-    return np.ascontiguousarray(bits).view(np.dtype((np.void, BLOCK_FORMATS[dtype].num_bytes)))[..., 0]
+    return np.ascontiguousarray(bits).view(np.dtype((np.void, find_block(dtype).num_bytes)))[..., 0]
 
 
 def bytes_of(data: np.ndarray) -> np.ndarray:
@@ -70,12 +56,13 @@ def bytes_of(data: np.ndarray) -> np.ndarray:
 
 def widen_blocks(data: np.ndarray, dtype: str) -> np.ndarray:
     """Returns the float32 values (..., I) of a storage array (..., I / size)."""
-    blocks = BLOCK_FORMATS[dtype]
-    values = blocks.widen(bytes_of(data).reshape(-1, blocks.num_bytes))
-    return values.reshape(*data.shape[:-1], data.shape[-1] * blocks.size)
+    block = find_block(dtype)
+    values = _WIDEN[block.format](bytes_of(data).reshape(-1, block.num_bytes))
+    return values.reshape(*data.shape[:-1], data.shape[-1] * block.size)
 
 
 def scales_of(data: np.ndarray, dtype: str) -> np.ndarray:
-    """Returns the float16 scales of a storage array, flattened."""
-    scales = bytes_of(data)[..., : 2 * BLOCK_FORMATS[dtype].num_scales]
-    return np.ascontiguousarray(scales).view("<f2").reshape(-1)
+    """Returns the scales of a storage array, flattened."""
+    kind, count = _SCALES[find_block(dtype).format]
+    scales = bytes_of(data)[..., : count * np.dtype(kind).itemsize]
+    return np.ascontiguousarray(scales).view(kind).reshape(-1)

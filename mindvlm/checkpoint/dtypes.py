@@ -7,7 +7,8 @@ of its storage array is a block of values along the last axis.
 
 import numpy as np
 
-from mindvlm.checkpoint.blocks import BLOCK_FORMATS, scales_of, widen_blocks
+from mindvlm.checkpoint.blocks import scales_of, widen_blocks
+from mindvlm.core.weight_formats import find_block
 
 _STORAGE = {
     "float64": np.float64,
@@ -32,8 +33,8 @@ _INFINITY = {"float64": 0x7FF << 52, "float32": 0xFF << 23, "float16": 0x1F << 1
 
 def storage_dtype(dtype: str) -> np.dtype:
     """Returns the little-endian numpy dtype whose bits hold `dtype`: uint16 for "bfloat16", bytes for a block."""
-    if dtype in BLOCK_FORMATS:
-        return np.dtype((np.void, BLOCK_FORMATS[dtype].num_bytes))
+    if block := find_block(dtype):
+        return np.dtype((np.void, block.num_bytes))
     return np.dtype(_STORAGE[dtype]).newbyteorder("<")
 
 
@@ -44,7 +45,8 @@ def item_size(dtype: str) -> int:
 
 def block_size(dtype: str) -> int:
     """Returns the number of elements of an item of the storage array: 1, or that of a block."""
-    return BLOCK_FORMATS[dtype].size if dtype in BLOCK_FORMATS else 1
+    block = find_block(dtype)
+    return block.size if block else 1
 
 
 def is_float(dtype: str) -> bool:
@@ -79,7 +81,7 @@ def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
     """
     if source == target:
         return data
-    if source in BLOCK_FORMATS:
+    if find_block(source):
         data, source = widen_blocks(data, source), "float32"
     if source == "bfloat16":
         data = bfloat16_to_float32(data)
@@ -92,8 +94,9 @@ def cast_storage(data: np.ndarray, source: str, target: str) -> np.ndarray:
 
 def has_nonfinite(data: np.ndarray, dtype: str) -> bool:
     """Returns whether a storage array holds NaN or infinity. Copies nothing but the scales of blocks."""
-    if dtype in BLOCK_FORMATS:
-        data, dtype = scales_of(data, dtype), "float16"
+    if find_block(dtype):
+        data = scales_of(data, dtype)
+        dtype = data.dtype.name
     infinity = _INFINITY.get(dtype)
     if infinity is None or not data.size:
         return False

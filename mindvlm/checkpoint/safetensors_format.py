@@ -19,18 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.checkpoint.atomic import PendingFiles
-from mindvlm.checkpoint.blocks import BLOCK_FORMATS
 from mindvlm.checkpoint.dtypes import DTYPES, item_size
 from mindvlm.checkpoint.source import TensorInfo, TensorSource, storage_shape
 from mindvlm.checkpoint.stored import Contents, Segment, StoredTensor
 from mindvlm.checkpoint.tensor_file import TensorFile
 from mindvlm.checkpoint.untrusted import MAX_JSON_BYTES, check_info, parse_json_table, quoted
 from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import DIVISORS, Block, find_block
 
 # F32, BF16, I64, U8, BOOL
 _CODES = {dtype: dtype.replace("uint", "u").replace("int", "i").replace("float", "f").upper() for dtype in DTYPES}
 _NAMES = {code: dtype for dtype, code in _CODES.items()}
 QUANTIZATION_KEY, QUANTIZATION_VERSION = "mindvlm_quantization", 1
+_MAX_WIDTH = 1 << 30
+"""Of a row that is a block, which NumPy must have a dtype for."""
 _REMEDY = "the file is truncated or damaged, copy or download it again"
 
 
@@ -99,7 +101,7 @@ def stream_safetensors(
     """
     infos = sorted((source.infos[name] for name in names), key=lambda info: (-_alignment(info.dtype), info.name))
     texts = dict(metadata or {})
-    if quantized := {info.name: _block_entry(info) for info in infos if info.dtype in BLOCK_FORMATS}:
+    if quantized := {info.name: _block_entry(info) for info in infos if find_block(info.dtype)}:
         texts[QUANTIZATION_KEY] = json.dumps({"version": QUANTIZATION_VERSION, "tensors": quantized})
     header: dict[str, Any] = {"__metadata__": texts} if texts else {}
     offset = 0
@@ -137,19 +139,20 @@ def _stored(path: Path, name: str, entry: Any, begin: int) -> StoredTensor:
 
 
 def _alignment(dtype: str) -> int:
-    return 1 if dtype in BLOCK_FORMATS else item_size(dtype)
+    return 1 if find_block(dtype) else item_size(dtype)
 
 
 def _bytes_shape(info: TensorInfo) -> tuple[int, ...]:
     """Returns the shape in the header: that of the bytes for a block format."""
-    if info.dtype not in BLOCK_FORMATS:
+    if not find_block(info.dtype):
         return info.shape
     *rows, num_blocks = storage_shape(info.dtype, info.shape)
     return (*rows, num_blocks * item_size(info.dtype))
 
 
 def _block_entry(info: TensorInfo) -> dict[str, Any]:
-    return {"format": info.dtype, "block": BLOCK_FORMATS[info.dtype].size, "shape": list(info.shape)}
+    block = find_block(info.dtype)
+    return {"format": block.format, "block": block.size, "shape": list(info.shape)}
 
 
 def _quantized_infos(path: Path, text: str) -> dict[str, TensorInfo]:
@@ -168,17 +171,24 @@ def _quantized_infos(path: Path, text: str) -> dict[str, TensorInfo]:
     infos = {}
     for name, entry in (tensors if isinstance(tensors, dict) else {}).items():
         fields = entry if isinstance(entry, dict) else {}
-        dtype, shape = fields.get("format"), fields.get("shape")
-        if not isinstance(dtype, str) or dtype not in BLOCK_FORMATS:
+        dtype, size, shape = fields.get("format"), fields.get("block"), fields.get("shape")
+        if not isinstance(dtype, str) or dtype not in DIVISORS:
             raise UserError(
                 f"{path}: tensor {quoted(name)} has the format {quoted(dtype)}, readable are "
-                f"{', '.join(BLOCK_FORMATS)}; quantize the original weights again, or update mindvlm"
+                f"{', '.join(DIVISORS)}; quantize the original weights again, or update mindvlm"
             )
-        size = BLOCK_FORMATS[dtype].size
-        if not _is_counts(shape) or not shape or shape[-1] % size or fields.get("block") != size:
+        dtype = f"q8_c[{size}]" if dtype == "q8_c" else dtype
+        block = find_block(dtype)
+        if not block or block.size != size or not _is_counts(shape) or not shape or not _fits(block, shape[-1]):
             raise UserError(f"{path}: tensor {quoted(name)} has no valid shape and block; {_REMEDY}")
         infos[name] = TensorInfo(name, dtype, tuple(shape))
     return infos
+
+
+def _fits(block: Block, width: int) -> bool:
+    if block.format == "q8_c":
+        return width == block.size and 0 < width < _MAX_WIDTH
+    return width % block.size == 0
 
 
 def _with_blocks(path: Path, tensor: StoredTensor, info: TensorInfo | None) -> StoredTensor:

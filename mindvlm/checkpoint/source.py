@@ -29,7 +29,7 @@ CHUNK_BYTES = 256 * 1024
 class TensorInfo:
     """Name, dtype and shape of a tensor, without its values.
 
-    The dtype is a name of `dtypes.DTYPES` or of `blocks.BLOCK_FORMATS`.
+    The dtype is a name of `dtypes.DTYPES` or that `find_block` knows.
     """
 
     name: str

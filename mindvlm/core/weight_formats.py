@@ -7,6 +7,8 @@
     16bit      the 16-bit values of the checkpoint; float32 values are rounded to float16, or to bfloat16 if they exceed
                its range                                        float32
     int8       blocks of 32 values with a common scale          int8 products, float32 sums
+    int8c      int8 with one scale for all weights of an output channel
+                                                                int8 products, float32 sums
     int4       the same with 4 bits                             int8 products, float32 sums
     int4k      4 bits, with a minimum beside the scale; as int4 where the width is no multiple of 256
                                                                 int8 products, float32 sums
@@ -15,18 +17,20 @@
 A file that `mindvlm-convert --quant` wrote can also be read as float32 or 16bit; another block format is refused.
 """
 
+import functools
 import re
+from typing import NamedTuple
 
 from mindvlm.core.errors import UserError
 
-WEIGHT_FORMATS = ("auto", "float32", "16bit", "int8", "int4", "int4k")
+WEIGHT_FORMATS = ("auto", "float32", "16bit", "int8", "int8c", "int4", "int4k")
 PARTS = ("decoder", "head", "embeddings", "towers")
 """Layers of the decoder, its head, its token embeddings, and everything before it."""
 
-BLOCK_FORMATS = {"int8": ("q8_0",), "int4": ("q4_0",), "int4k": ("q4_K", "q4_0")}
-"""Format of a part -> names of its blocks; the first whose size divides the width of a matrix is used."""
-BLOCK_SIZES = {"q8_0": 32, "q4_0": 32, "q4_K": 256}
-"""Number of values in a block."""
+BLOCK_FORMATS = {"int8": ("q8_0",), "int8c": ("q8_c",), "int4": ("q4_0",), "int4k": ("q4_K", "q4_0")}
+"""Format of a part -> names of its blocks; the first that divides the width of a matrix is used."""
+DIVISORS = {"q8_0": 32, "q8_c": 32, "q4_0": 32, "q4_K": 256}
+"""The width of a matrix is a multiple of this number. A kernel multiplies 32 values at a time."""
 
 _DECODER = r"(?:.*\.)?language_model\."
 PATTERNS = {
@@ -41,6 +45,7 @@ PATTERNS = {
 # 4 bits are too few for logits; embeddings are only looked up, and towers are small
 DEFAULTS = {
     "int8": {"embeddings": "16bit", "towers": "16bit"},
+    "int8c": {"embeddings": "16bit", "towers": "16bit"},
     "int4": {"head": "int8", "embeddings": "16bit", "towers": "16bit"},
     "int4k": {"head": "int8", "embeddings": "16bit", "towers": "16bit"},
 }
@@ -75,5 +80,26 @@ def part_of(tensor: str, shape: tuple[int, ...]) -> str | None:
 
 
 def blocks_for(weight_format: str | None, width: int) -> str | None:
-    """Returns the blocks of a matrix of a width in a format of `WEIGHT_FORMATS`; None if it is not stored in blocks."""
-    return next((name for name in BLOCK_FORMATS.get(weight_format, ()) if width % BLOCK_SIZES[name] == 0), None)
+    """Returns the dtype of a matrix of a width in a format of `WEIGHT_FORMATS`; None if it is not stored in blocks."""
+    fits = (name for name in BLOCK_FORMATS.get(weight_format, ()) if width and width % DIVISORS[name] == 0)
+    name = next(fits, None)
+    return f"{name}[{width}]" if name == "q8_c" else name
+
+
+class Block(NamedTuple):
+    """A block of quantized values of a row: its format, the number of values, and that of its bytes."""
+
+    format: str
+    size: int
+    num_bytes: int
+
+
+_BLOCKS = {"q8_0": Block("q8_0", 32, 34), "q4_0": Block("q4_0", 32, 18), "q4_K": Block("q4_K", 256, 144)}
+
+
+@functools.cache
+def find_block(dtype: str) -> Block | None:
+    """Returns the block of a stored dtype; None if it has none. A row of "q8_c[I]" is one block of I values."""
+    if row := re.fullmatch(r"q8_c\[(\d+)\]", dtype):
+        return Block("q8_c", int(row[1]), 4 + int(row[1]))
+    return _BLOCKS.get(dtype)

@@ -54,8 +54,8 @@ H query heads, C new tokens, S cache capacity.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from mindvlm.checkpoint import BLOCK_FORMATS, TensorInfo, dtypes
-from mindvlm.core.weight_formats import blocks_for, part_of
+from mindvlm.checkpoint import TensorInfo, dtypes
+from mindvlm.core.weight_formats import blocks_for, find_block, part_of
 from mindvlm.generation.engine import MAX_PREFILL_LENGTH
 from mindvlm.generation.graphs import bucket_length, cache_capacity
 from mindvlm.nn.config import DecoderConfig
@@ -70,7 +70,7 @@ DECODER_LAYER_BYTES = 3 * MIB
 # both on the native kernels
 NATIVE_FIRST_GRAPH_BYTES, NATIVE_DECODER_LAYER_BYTES = 115 * MIB, 2 * MIB
 # dtypes in which the native kernels read a matrix as it is stored
-KEPT = ("float16", "bfloat16", *BLOCK_FORMATS)
+KEPT = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def held_dtype(info: TensorInfo, dtype: str, formats: Mapping[str, str] | None) 
     if chosen == "float32":
         return dtype
     if chosen == "auto":
-        return info.dtype if info.dtype in KEPT else "float32"
+        return info.dtype if info.dtype in KEPT or find_block(info.dtype) else "float32"
     narrow = "bfloat16" if info.dtype == "bfloat16" else "float16"
     return blocks_for(chosen, info.shape[1]) or narrow
 
@@ -199,7 +199,7 @@ def loading_bytes(weights: Iterable[TensorInfo], dtype: str, formats: Mapping[st
         stored = 0 if info.dtype == "float32" else info.num_bytes
         if formats and held_as == info.dtype:
             held = parameter
-        elif held_as in BLOCK_FORMATS:
+        elif find_block(held_as):
             held = parameter + 2 * min(wide, MAX_READ_BYTES)
         elif held_as != dtype:
             held = stored + wide + parameter

@@ -19,18 +19,16 @@ import numpy as np
 from mindvlm.core.caches import cache_folder
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_cpus import num_threads
-from mindvlm.core.weight_formats import BLOCK_SIZES
+from mindvlm.core.weight_formats import find_block
 from mindvlm.native.build import CompilerError, build, source_digest
 
 logger = logging.getLogger(__name__)
 
 INSTRUCTION_SETS = ("avx512", "avx2", "dotprod", "neon", "portable")
-FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4, "q4_K": 5}
+FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4, "q4_K": 5, "q8_c": 6}
 """Storage formats of a matrix, with their numbers in the library."""
 BLOCK = 32
 """Values that share a scale."""
-BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_K": 144}
-"""Bytes of a block in ggml's layout."""
 
 _FUNCTIONS = {
     "mindvlm_choose_kernels": (ctypes.c_char_p, (ctypes.c_char_p,)),
@@ -91,7 +89,7 @@ class Library:
         return self.path
 
     def quantize(self, weights: np.ndarray, dtype: str, importance: np.ndarray | None = None) -> np.ndarray:
-        """Returns weights (rows, cols) rounded to blocks (rows, cols / size, bytes) uint8 in ggml's layout.
+        """Returns weights (rows, cols) rounded to blocks (rows, cols / size, bytes) uint8 as they are stored.
 
         Of several roundings to 4 bits, takes the one of the smallest squared error.
 
@@ -100,11 +98,12 @@ class Library:
         """
         weights = np.ascontiguousarray(weights, np.float32)
         rows, cols = weights.shape
-        blocks = np.empty((rows, cols // BLOCK_SIZES[dtype], BLOCK_BYTES[dtype]), np.uint8)
+        block = find_block(dtype)
+        blocks = np.empty((rows, cols // block.size, block.num_bytes), np.uint8)
         given = None if importance is None else np.ascontiguousarray(importance, np.float32)
         self.call(
             "mindvlm_quantize",
-            FORMATS[dtype],
+            FORMATS[block.format],
             weights.ctypes.data,
             rows,
             cols,
@@ -139,10 +138,11 @@ class Matrix:
     def of_blocks(cls, library: Library, dtype: str, shape: tuple[int, int]) -> "Matrix":
         """Returns an empty matrix of blocks; `pack` fills it. Raises MemoryError if there is no memory for it."""
         rows, cols = shape
-        handle = library.call("mindvlm_new_block_matrix", FORMATS[dtype], rows, cols)
+        block = find_block(dtype)
+        handle = library.call("mindvlm_new_block_matrix", FORMATS[block.format], rows, cols)
         if not handle:
             raise MemoryError(f"no memory for a matrix of {rows} x {cols} weights")
-        return cls(library, handle, shape, rows * (cols // BLOCK_SIZES[dtype]) * BLOCK_BYTES[dtype])
+        return cls(library, handle, shape, rows * (cols // block.size) * block.num_bytes)
 
     def pack(self, first: int, blocks: np.ndarray) -> None:
         """Fills rows from `first` on, a multiple of `row_step`, with blocks (rows, cols / size, bytes) uint8."""

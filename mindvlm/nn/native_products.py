@@ -13,18 +13,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
 
-from mindvlm.checkpoint import BLOCK_FORMATS as STORED_BLOCKS
 from mindvlm.checkpoint import RawTensor, TensorInfo
 from mindvlm.checkpoint.blocks import bytes_of
 from mindvlm.checkpoint.dtypes import overflows
 from mindvlm.core.errors import UserError
-from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, blocks_for, parse_weights, part_of
+from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, blocks_for, find_block, parse_weights, part_of
 from mindvlm.native.library import Library, Matrix, open_library
 from mindvlm.nn.linear_plan import ProductRule
 from mindvlm.nn.native_operator import operator
 from mindvlm.nn.products import DenseProduct, ReadRows, WeightProduct
 
-WeightFormat = Literal["auto", "16bit", "int8", "int4", "int4k"]
+WeightFormat = Literal["auto", "16bit", "int8", "int8c", "int4", "int4k"]
 MAX_READ_BYTES = 64 << 20
 """Size of the float32 rows that are quantized at a time."""
 
@@ -58,7 +57,7 @@ class NativeProduct(WeightProduct):
         kept = kept_dtype(read(0, 0).dtype)
         blocks = blocks_for(self.weight_format, self.shape[1])
         dtype = blocks or (kept if self.weight_format == "auto" else "16bit")
-        if dtype in STORED_BLOCKS:
+        if find_block(dtype):
             self.stored = self.read_blocks(read, dtype)
         else:
             raw = read(0, self.shape[0])
@@ -89,7 +88,7 @@ class NativeProduct(WeightProduct):
 
 def kept_dtype(stored: str) -> str:
     """Returns the dtype of a matrix whose values have the dtype `stored` in the checkpoint."""
-    return stored if stored in ("float16", "bfloat16", *STORED_BLOCKS) else "float32"
+    return stored if stored in ("float16", "bfloat16") or find_block(stored) else "float32"
 
 
 def rounded_to_16_bits(raw: RawTensor) -> RawTensor:
@@ -144,7 +143,7 @@ def check_stored_blocks(text: str, infos: Iterable[TensorInfo], origin: str | Pa
     for info in infos:
         part = part_of(info.name, info.shape)
         wanted = blocks_for(formats[part], info.shape[1]) if part else None
-        if wanted and info.dtype in STORED_BLOCKS and info.dtype != wanted:
+        if wanted and find_block(info.dtype) and info.dtype != wanted:
             raise UserError(
                 f"weights is {text!r} but {origin} holds {info.name} in {info.dtype}, which would be rounded a second "
                 "time; leave weights out, or quantize the original weights"

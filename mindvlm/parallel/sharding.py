@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindvlm.checkpoint import BLOCK_FORMATS
 from mindvlm.checkpoint.dtypes import storage_dtype
 from mindvlm.checkpoint.source import CHUNK_BYTES, SourceView, TensorInfo, TensorSource
 from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import find_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def read_part(source: TensorSource, name: str, spec: ShardSpec, start: int, stop
     """
     info = source.infos[name]
     shape = info.shape
-    if info.dtype in BLOCK_FORMATS and spec.axis:
+    if find_block(info.dtype) and spec.axis:
         raise UserError(
             f"{source.path}: {name} is {info.dtype}, whose rows {spec.count} tensor-parallel processes cannot divide; "
             "give the weights that it was made from"

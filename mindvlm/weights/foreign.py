@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mindvlm.checkpoint import BLOCK_FORMATS, TensorInfo
+from mindvlm.checkpoint import TensorInfo
 from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import find_block
 
 _QUANTIZED = (
     (r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+|SCB|weight_format)", "bitsandbytes"),
@@ -61,7 +62,7 @@ def require_unquantized(infos: Mapping[str, TensorInfo], origin: str, *, merges:
     Raises:
         UserError: a tensor is stored in blocks.
     """
-    quantized = next((info for info in infos.values() if info.dtype in BLOCK_FORMATS), None)
+    quantized = next((info for info in infos.values() if find_block(info.dtype)), None)
     if quantized:
         uses = f"take no adapter; merge {merges} while quantizing: mindvlm-convert --merge_lora {merges} --quant ..."
         if not merges:

@@ -90,7 +90,7 @@ def test_the_matrices_of_a_file_are_those_of_the_cells(model):
     assert set(filter(None, named.values())) >= {"decoder"} and set(PATTERNS) == set(PARTS)
 
 
-@pytest.mark.parametrize("weights", ["int4", "int8", "int4,head=16bit,towers=int8,embeddings=int4"])
+@pytest.mark.parametrize("weights", ["int4", "int8", "int8c", "int4,head=16bit,towers=int8,embeddings=int4"])
 def test_a_quantized_file_is_what_the_key_weights_makes_of_the_source(tiny, tmp_path, weights, capsys):
     target = tmp_path / "quantized.safetensors"
     source = tiny.with_name("tiny.safetensors")
@@ -176,6 +176,32 @@ def test_the_report_has_the_error_of_each_matrix(tiny, tmp_path):
     assert tensor["dtype"] == "q8_0" and tensor["statistics"]["norm"] > 0
 
 
+def test_a_file_in_int8c(tiny, tmp_path, capsys):
+    """A float32 scale, then the int8 values of a row; one wrong value of a long row is found."""
+    source, target = tiny.with_name("tiny.safetensors"), tmp_path / "q.safetensors"
+    options = ("--torch_ckpt_path", source, "--target", target, "--quant", "int8c")
+    assert run(*options, "--verify") == 0
+    name = "language_model.layers.0.mlp.up_proj.weight"
+    with open_checkpoint(source) as exact, open_checkpoint(target) as checkpoint:
+        wanted, raw = exact.read(name).to_float32(), checkpoint.read(name)
+        tensors = {other: checkpoint.read(other) for other in checkpoint.infos}
+    width = wanted.shape[1]
+    assert raw.dtype == f"q8_c[{width}]"
+    bits = np.frombuffer(bytearray(raw.data.tobytes()), np.uint8).reshape(len(wanted), 4 + width)
+    scales = np.abs(wanted).max(1, keepdims=True) / np.float32(127)
+    np.testing.assert_allclose(bits[:, :4].copy().view("<f4"), scales, rtol=1e-7)
+    np.testing.assert_array_equal(bits[:, 4:].view(np.int8), np.rint(wanted / scales))
+    capsys.readouterr()
+    assert run("--inspect", target) == 0
+    assert f"q8_c[{width}]" in capsys.readouterr().out
+    bits[1, 9] ^= 2
+    tensors[name] = RawTensor(raw.dtype, raw.shape, bits.view(raw.data.dtype)[:, 0].reshape(raw.data.shape))
+    write_safetensors(target, MemorySource(tensors))
+    assert f"{name} in q8_c[{width}] differs from the source by more than 0.4% in row 1" in fails(
+        capsys, *options, "--verify_only"
+    )
+
+
 @pytest.mark.parametrize("harm", ["scale", "nibbles", "norm"])
 def test_verification_finds_a_wrong_value(tiny, quantized, tmp_path, harm, capsys):
     with open_checkpoint(quantized) as checkpoint:
@@ -196,11 +222,12 @@ def test_verification_finds_a_wrong_value(tiny, quantized, tmp_path, harm, capsy
     assert harm == "norm" or "in row 0 from column 0 on" in error
 
 
-def test_a_block_near_zero_passes_the_proof(tmp_path):
-    weights = tiny_weights(tiny_config())
-    weights["language_model.layers.0.mlp.up_proj.weight"][:3] = [[3e-7], [1e-9], [0]]
-    write_tiny_vary(tmp_path, weights=weights)
-    options = ("--target", tmp_path / "q", "--quant", "int8", "--verify")
+@pytest.mark.parametrize("weights", ["int8", "int8c"])
+def test_a_block_near_zero_passes_the_proof(tmp_path, weights):
+    tensors = tiny_weights(tiny_config())
+    tensors["language_model.layers.0.mlp.up_proj.weight"][:4] = [[3e-7], [1e-9], [0], [1e-38]]
+    write_tiny_vary(tmp_path, weights=tensors)
+    options = ("--target", tmp_path / "q", "--quant", weights, "--verify")
     assert run("--torch_ckpt_path", tmp_path / "tiny.safetensors", *options) == 0
 
 
@@ -308,9 +335,14 @@ def test_a_file_of_another_model_names_the_config(quantized, tmp_path):
     ("change", "message"),
     [
         ({"version": 2}, "its quantization has version 2, readable is 1"),
-        ({"format": "q3_x"}, "has the format 'q3_x', readable are q8_0, q4_0"),
+        ({"format": "q3_x"}, "has the format 'q3_x', readable are q8_0, q8_c, q4_0"),
         ({"block": 16}, "has no valid shape and block"),
         ({"shape": [4, 33]}, "has no valid shape and block"),
+        ({"format": "q8_c"}, "is uint8 .4, 18., not q8_c.32. of shape .4, 32."),
+        ({"format": "q8_c", "block": 64}, "has no valid shape and block"),
+        ({"format": "q8_c", "block": "x", "shape": [4, "x"]}, "has no valid shape and block"),
+        ({"format": "q8_c", "block": 0, "shape": [4, 0]}, "has no valid shape and block"),
+        ({"format": "q8_c", "block": 1 << 40, "shape": [4, 1 << 40]}, "has no valid shape and block"),
         ({"shape": [4, 64]}, "is uint8 .4, 18., not q4_0 of shape .4, 64."),
     ],
 )

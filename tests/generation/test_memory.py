@@ -334,6 +334,8 @@ def test_loading_holds_one_tensor_twice(stored, dtype, expected):
         ("auto", "language_model.layers.0.mlp.down_proj.weight", "q4_0", (64, 96), 18 * 64 * 3),
         ("16bit", "language_model.lm_head.weight", "float32", (64, 96), 2 * 64 * 96),
         ("int8", "language_model.lm_head.weight", "float16", (64, 96), 34 * 64 * 3),
+        ("int8c", "language_model.lm_head.weight", "float16", (64, 96), 64 * (96 + 4)),
+        ("auto", "language_model.lm_head.weight", "q8_c[96]", (64, 96), 64 * (96 + 4)),
         ("int4", "language_model.lm_head.weight", "float16", (64, 96), 34 * 64 * 3),
         ("int4", "language_model.layers.0.mlp.down_proj.weight", "float16", (64, 96), 18 * 64 * 3),
         ("int4k", "language_model.layers.0.mlp.down_proj.weight", "float16", (64, 512), 144 * 64 * 2),

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from mindvlm.checkpoint import BLOCK_FORMATS, RawTensor
+from mindvlm.checkpoint import RawTensor
 from mindvlm.checkpoint.blocks import blocks_of, widen_blocks
+from mindvlm.core.weight_formats import find_block
 from mindvlm.native.library import BLOCK, Matrix
 
 pytest_plugins = ("tests.native.operators",)
 
 SHAPES = [(1, 32), (37, 64), (100, 96), (64, 2080), (7, 1056)]
+BLOCK_FORMATS = ("q8_0", "q8_c", "q4_0", "q4_K")
 NUM_ROWS = [1, 2, 3, 5, 9, 14, 31, 300]
 
 
@@ -17,10 +19,18 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def stored(block_format: str, width: int) -> str:
+    """The dtype of rows of a width."""
+    return f"q8_c[{width}]" if block_format == "q8_c" else block_format
+
+
 def dequantized(blocks: np.ndarray, dtype: str) -> np.ndarray:
-    """The weights (rows, cols) of blocks in ggml's layout."""
+    """The weights (rows, cols) of stored blocks."""
     if dtype == "q4_K":
         return widen_blocks(blocks_of(blocks, dtype), dtype)
+    if dtype == "q8_c":
+        scales, values = blocks[:, 0, :4].copy().view(np.float32), blocks[:, 0, 4:].view(np.int8)
+        return scales * values
     scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
     if dtype == "q8_0":
         values = blocks[..., 2:].view(np.int8).astype(np.float32)
@@ -39,15 +49,15 @@ def rounded_rows(x: np.ndarray) -> np.ndarray:
 def make(library, weights: np.ndarray, dtype: str) -> tuple[Matrix, np.ndarray]:
     """A matrix and the float32 weights that it stands for."""
     if dtype in BLOCK_FORMATS:
-        blocks = library.quantize(weights, dtype)
-        matrix = Matrix.of_blocks(library, dtype, weights.shape)
+        blocks = library.quantize(weights, stored(dtype, weights.shape[1]))
+        matrix = Matrix.of_blocks(library, stored(dtype, weights.shape[1]), weights.shape)
         matrix.pack(0, blocks)
         return matrix, dequantized(blocks, dtype)
     raw = RawTensor("float32", weights.shape, weights).cast(dtype)
     return Matrix.of_floats(library, raw.data, dtype), raw.to_float32()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_K"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", *BLOCK_FORMATS])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_products_and_rows(library, dtype, threads):
     shapes = SHAPES if dtype in BLOCK_FORMATS else [*SHAPES, (33, 37), (5, 3), (300, 259)]
@@ -73,9 +83,11 @@ def test_float16_keeps_signs_and_subnormal_numbers(library):
     np.testing.assert_array_equal(matrix.row(0), values[0].astype(np.float32))
 
 
-def test_packing_by_parts_equals_packing_at_once(library):
-    blocks = library.quantize(noise(50, 64), "q4_0")
-    whole, parts = (Matrix.of_blocks(library, "q4_0", (50, 64)) for _ in range(2))
+@pytest.mark.parametrize("block_format", ["q4_0", "q8_c"])
+def test_packing_by_parts_equals_packing_at_once(library, block_format):
+    dtype = stored(block_format, 64)
+    blocks = library.quantize(noise(50, 64), dtype)
+    whole, parts = (Matrix.of_blocks(library, dtype, (50, 64)) for _ in range(2))
     whole.pack(0, blocks)
     for first in range(0, 50, 2 * parts.row_step):
         parts.pack(first, blocks[first : first + 2 * parts.row_step])
@@ -83,10 +95,10 @@ def test_packing_by_parts_equals_packing_at_once(library):
     np.testing.assert_array_equal(whole.multiply(x), parts.multiply(x))
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [("q8_0", 0.006), ("q4_0", 0.09), ("q4_K", 0.08)])
+@pytest.mark.parametrize(("dtype", "largest"), [("q8_0", 0.006), ("q8_c", 0.009), ("q4_0", 0.09), ("q4_K", 0.08)])
 def test_the_error_of_rounded_weights(library, dtype, largest):
     weights = noise(64, 256)
-    error = dequantized(library.quantize(weights, dtype), dtype) - weights
+    error = dequantized(library.quantize(weights, stored(dtype, 256)), dtype) - weights
     assert 0 < np.sqrt((error**2).mean()) < largest
 
 
@@ -103,7 +115,22 @@ def test_important_columns_are_rounded_with_less_error(library, dtype):
 
 def test_zero_weights_stay_zero(library):
     for dtype in BLOCK_FORMATS:
-        np.testing.assert_array_equal(dequantized(library.quantize(np.zeros((2, 256), np.float32), dtype), dtype), 0)
+        blocks = library.quantize(np.zeros((2, 256), np.float32), stored(dtype, 256))
+        np.testing.assert_array_equal(dequantized(blocks, dtype), 0)
+
+
+def test_a_row_of_channels_is_rounded_to_multiples_of_its_scale(library):
+    """Exact values, read by the kernel as by NumPy; a row too small for an inverse of its scale becomes 0."""
+    weights = np.array([[2.0, -127.0, 0.4, 0.6, *[1.0] * 28], [254.0, -3.0, 1.1, 0.9, *[0.0] * 28], [1e-38] * 32], "f")
+    dtype = stored("q8_c", 32)
+    blocks = library.quantize(weights, dtype)
+    expected = [[2, -127, 0, 1, *[1] * 28], [254, -4, 2, 0, *[0] * 28], [0] * 32]
+    np.testing.assert_array_equal(dequantized(blocks, "q8_c"), expected)
+    np.testing.assert_array_equal(widen_blocks(blocks_of(blocks, dtype), dtype), expected)
+    matrix = Matrix.of_blocks(library, dtype, weights.shape)
+    matrix.pack(0, blocks)
+    np.testing.assert_array_equal([matrix.row(index) for index in range(3)], expected)
+    assert find_block(dtype).num_bytes == blocks.shape[-1] == 36 and matrix.num_bytes == 3 * 36
 
 
 def test_blocks_of_4_bits_fit_ranges_away_from_zero(library):
@@ -118,14 +145,14 @@ def test_blocks_of_4_bits_fit_ranges_away_from_zero(library):
 
 def test_blocks_are_those_of_ggml(library):
     quants = pytest.importorskip("gguf").quants
-    for dtype in BLOCK_FORMATS:
+    for dtype in set(BLOCK_FORMATS) - {"q8_c"}:
         blocks = library.quantize(noise(3, 512), dtype)
         kind = quants.GGMLQuantizationType[dtype.upper()]
         expected = quants.dequantize(blocks.reshape(3, -1), kind)
         np.testing.assert_allclose(dequantized(blocks, dtype), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "q8_0", "q4_0", "q4_K"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", *BLOCK_FORMATS])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_nonfinite_inputs_do_not_become_numbers(library, dtype, wrong):
     matrix, _ = make(library, noise(5, 256), dtype)

@@ -160,6 +160,8 @@ def test_formats_of_parts(kernels):
 def test_the_key_weights():
     assert parse_weights("int4") == {"decoder": "int4", "head": "int8", "embeddings": "16bit", "towers": "16bit"}
     assert parse_weights("int4k")["head"] == "int8"
+    assert parse_weights("int8c") == {"decoder": "int8c", "head": "int8c", "embeddings": "16bit", "towers": "16bit"}
+    assert [blocks_for("int8c", width) for width in (512, 96, 40, 0)] == ["q8_c[512]", "q8_c[96]", None, None]
     found = [blocks_for(kind, width) for kind in ("int8", "int4", "int4k", "16bit") for width in (512, 96, 40)]
     assert found == ["q8_0", "q8_0", None, "q4_0", "q4_0", None, "q4_K", "q4_0", None, None, None, None]
     assert parse_weights("towers=int8")["decoder"] == "auto"

@@ -152,7 +152,7 @@ def test_a_prompt_shorter_than_its_pictures(check, config_path):
 
 
 def test_memory_by_format_of_the_weights(check, config_path, monkeypatch, kernels):
-    needed = {"float32": 900, "16bit": 700, "int8": 500, "int4": 400, "int4k": 400}
+    needed = {"float32": 900, "16bit": 700, "int8": 500, "int8c": 480, "int4": 400, "int4k": 400}
 
     def estimate(*arguments, formats=None, **options):
         chosen = formats["decoder"] if formats else "auto"
@@ -161,7 +161,10 @@ def test_memory_by_format_of_the_weights(check, config_path, monkeypatch, kernel
 
     monkeypatch.setattr(memory, "estimate_memory", estimate)
     monkeypatch.setattr(preflight_memory, "free_host_memory", lambda: 600 * memory.MIB)
-    listed = "float32 900 MiB (does not fit), 16bit 700 MiB (does not fit), int8 500 MiB, int4 400 MiB, int4k 400 MiB"
+    listed = (
+        "float32 900 MiB (does not fit), 16bit 700 MiB (does not fit), int8 500 MiB, int8c 480 MiB, int4 400 MiB, "
+        "int4k 400 MiB"
+    )
     for options, status in (((), "FAILED"), (("--weights", "int8"), "ok"), (("--weights", "16bit"), "FAILED")):
         _, out, _ = check("--config_path", config_path, *options)
         first, second = found(out)["memory"]

@@ -157,7 +157,7 @@ class PeerEntry:
 PEERS: dict[str, PeerEntry] = {
     OURS: PeerEntry(
         "mindvlm.tools.benchmarks.mindvlm_peer",
-        {"float32": 32, "16bit": 16, "int8": 8, "int4": 4, "int4k": 4},
+        {"float32": 32, "16bit": 16, "int8": 8, "int8c": 8, "int4": 4, "int4k": 4},
         ("mindspore",),
     ),
     "torch": PeerEntry(

@@ -31,21 +31,25 @@ inline void pack_parts(const uint8_t* block, int64_t row, uint8_t* packed) {
   }
 }
 
-// Interleaves ggml's blocks. Missing rows have the scale 0.
+// Interleaves stored rows. Missing rows have the scale 0.
 void pack(Format format, const uint8_t* blocks, int64_t num_rows, int64_t cols, uint8_t* packed) {
-  const int64_t num_blocks = cols / block_size(format), size = block_bytes(format);
+  const int64_t num_blocks = cols / block_size(format), size = block_bytes(format), row_size = row_bytes(format, cols);
+  const int64_t row_scale = row_scale_bytes(format), block_scale = row_scale ? 0 : 2;
+  for (int64_t row = 0; row < num_rows; ++row) std::memcpy(packed + row_scale * row, blocks + row * row_size, row_scale);
+  packed += row_scale * kLanes;
   for (int64_t b = 0; b < num_blocks; ++b, packed += packed_bytes(format)) {
     for (int64_t row = 0; row < kLanes; ++row) {
-      const uint8_t* from = blocks + (row * num_blocks + b) * size;
+      const uint8_t* from = blocks + row * row_size + row_scale + b * size;
       const uint8_t empty[block_bytes(Format::q4_k)] = {};
       if (row >= num_rows) from = empty;
       if (format == Format::q4_k) {
         pack_parts(from, row, packed);
         continue;
       }
-      std::memcpy(packed + 2 * row, from, 2);
-      for (int64_t i = 0; i < size - 2; ++i)
-        packed[2 * kLanes + place(i, row)] = from[2 + i] ^ (format == Format::q8_0 ? kFlipQ8 : 0);
+      std::memcpy(packed + block_scale * row, from, block_scale);
+      const uint8_t flip = format == Format::q8_0 || format == Format::q8_c ? kFlipQ8 : 0;
+      for (int64_t i = 0; i < size - block_scale; ++i)
+        packed[block_scale * kLanes + place(i, row)] = from[block_scale + i] ^ flip;
     }
   }
 }
@@ -62,6 +66,12 @@ void read_q8_row(const uint8_t* packed, int64_t row, int64_t num_blocks, float* 
     for (int64_t i = 0; i < kBlock; ++i)
       to[i] = scale * static_cast<int8_t>(packed[2 * kLanes + place(i, row)] ^ kFlipQ8);
   }
+}
+
+void read_q8_c_row(const uint8_t* packed, int64_t row, int64_t cols, float* to) {
+  float scale;
+  std::memcpy(&scale, packed + 4 * row, 4);
+  for (int64_t i = 0; i < cols; ++i) to[i] = scale * static_cast<int8_t>(packed[4 * kLanes + place(i, row)] ^ kFlipQ8);
 }
 
 void read_q4_row(const uint8_t* packed, int64_t row, int64_t num_blocks, float* to) {
@@ -95,8 +105,9 @@ void read_row(const Matrix& w, int64_t index, float* to) {
   if (w.format == Format::bfloat16) return read_float_row<Format::bfloat16>(w, index, to);
   if (w.format == Format::float16) return read_float_row<Format::float16>(w, index, to);
   const int64_t num_blocks = w.cols / block_size(w.format), row = index % kLanes;
-  const uint8_t* packed = w.packed.get() + index / kLanes * num_blocks * packed_bytes(w.format);
+  const uint8_t* packed = w.packed.get() + (index - row) * interleaved_row_bytes(w.format, w.cols);
   if (w.format == Format::q8_0) read_q8_row(packed, row, num_blocks, to);
+  if (w.format == Format::q8_c) read_q8_c_row(packed, row, w.cols, to);
   if (w.format == Format::q4_0) read_q4_row(packed, row, num_blocks, to);
   if (w.format == Format::q4_k) read_q4_k_row(packed, row, num_blocks, to);
 }

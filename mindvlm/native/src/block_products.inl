@@ -3,29 +3,32 @@
 // Bytes of a block of kLanes interleaved rows: their scales, then their values.
 constexpr int64_t packed_bytes(Format format) { return kLanes * interleaved_bytes(format); }
 
-// Fetches the bytes that follow a block by about a page, where the processor's own prefetching ends.
-template <int64_t kBytes>
-inline void prefetch_after(const uint8_t* packed) {
-  for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(packed + 4096 + at);
-}
-
 // Sums of a group of outputs for kRows rows of x.
 template <Format format, int kRows>
 inline void multiply_group(const uint8_t* packed, QuantizedRows x, int64_t cols, Vec* sums) {
   const int64_t num_blocks = cols / kBlock;
-  constexpr int kOffset = format == Format::q8_0 ? kOffsetQ8 : kOffsetQ4;
+  constexpr bool has_row_scale = format == Format::q8_c;
+  constexpr int kOffset = format == Format::q4_0 ? kOffsetQ4 : kOffsetQ8;
+  Vec scale = {}, row_scale = {};
+  if (has_row_scale) {
+    std::memcpy(&row_scale, packed, sizeof row_scale);
+    packed += sizeof row_scale;
+  }
   for (int64_t b = 0; b < num_blocks; ++b, packed += packed_bytes(format)) {
     Weights weights;
     prefetch_after<packed_bytes(format)>(packed);
-    unpack<format>(packed + 2 * kLanes, weights);
-    const Vec scale = load_float16(reinterpret_cast<const uint16_t*>(packed));
+    unpack<has_row_scale ? Format::q8_0 : format>(packed + (has_row_scale ? 0 : 2 * kLanes), weights);
+    if (!has_row_scale) scale = load_float16(reinterpret_cast<const uint16_t*>(packed));
     for (int r = 0; r < kRows; ++r) {
       const int64_t block = r * num_blocks + b;
       Ints products = dot(weights, x.values + r * cols + b * kBlock);
       if (kOffset) products -= kOffset * x.sums[block];
-      sums[r] += __builtin_convertvector(products, Vec) * (scale * x.scales[block]);
+      const Vec factor = has_row_scale ? Vec{} + x.scales[block] : scale * x.scales[block];
+      sums[r] += __builtin_convertvector(products, Vec) * factor;
     }
   }
+  if (has_row_scale)
+    for (int r = 0; r < kRows; ++r) sums[r] *= row_scale;
 }
 
 // The same for q4_K, whose parts are stored as blocks of q4_0 with another scale and a minimum.
@@ -72,7 +75,7 @@ inline void multiply_group_rows(const uint8_t* packed, QuantizedRows x, const Ma
 
 template <Format format>
 void multiply_block_format(const Matrix& w, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last) {
-  const int64_t group_bytes = w.cols / block_size(format) * packed_bytes(format);
+  const int64_t group_bytes = kLanes * interleaved_row_bytes(format, w.cols);
   for (int64_t out = first; out < last; out += kLanes)
     multiply_group_rows<format, kGroupRows>(w.packed.get() + out / kLanes * group_bytes, x, w, num_rows, y + out,
                                             std::min<int64_t>(kLanes, last - out));
@@ -80,6 +83,7 @@ void multiply_block_format(const Matrix& w, QuantizedRows x, int64_t num_rows, f
 
 void multiply_blocks(const Matrix& w, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last) {
   if (w.format == Format::q8_0) multiply_block_format<Format::q8_0>(w, x, num_rows, y, first, last);
+  if (w.format == Format::q8_c) multiply_block_format<Format::q8_c>(w, x, num_rows, y, first, last);
   if (w.format == Format::q4_0) multiply_block_format<Format::q4_0>(w, x, num_rows, y, first, last);
   if (w.format == Format::q4_k) multiply_block_format<Format::q4_k>(w, x, num_rows, y, first, last);
 }

@@ -52,8 +52,29 @@ inline void multiply_full_tile(const Matrix& w, int64_t first, std::integer_sequ
   multiply_tiles<kTileOutputs, format>(x, num_rows, w.cols, rows, 0, w.cols, y + first, w.rows, false);
 }
 
+// y = W x for the outputs [first, last). Memory bounds this product, so W is read in order.
+template <Format format>
+void multiply_one(const Matrix& w, const float* x, float* y, int64_t first, int64_t last) {
+  // independent sums, because an addition takes several cycles
+  constexpr int kSums = kLanes < 16 ? 8 : 4;
+  for (; first < last; ++first) {
+    const Row<format> row(w, first);
+    Vec sums[kSums] = {};
+    int64_t k = 0;
+    for (; k + kSums * kLanes <= w.cols; k += kSums * kLanes) {
+      prefetch_after<kSums * kLanes * sizeof *row.values>(row.values + k);
+      for (int i = 0; i < kSums; ++i) sums[i] += load(x + k + i * kLanes) * row.vec(k + i * kLanes);
+    }
+    for (int i = 1; i < kSums; ++i) sums[0] += sums[i];
+    float total = sum(sums[0]);
+    for (; k < w.cols; ++k) total += x[k] * row.value(k);
+    y[first] = total;
+  }
+}
+
 template <Format format>
 void multiply_few(const Matrix& w, const float* x, int64_t num_rows, float* y, int64_t first, int64_t last) {
+  if (num_rows == 1) return multiply_one<format>(w, x, y, first, last);
   for (; first + kTileOutputs <= last; first += kTileOutputs)
     multiply_full_tile<format>(w, first, std::make_integer_sequence<int, kTileOutputs>(), x, num_rows, y);
   for (; first < last; ++first) {

@@ -63,11 +63,12 @@ Matrix* mindvlm_new_float_matrix(int format, int64_t rows, int64_t cols, const v
 Matrix* mindvlm_new_block_matrix(int format, int64_t rows, int64_t cols) {
   const Format kind = static_cast<Format>(format);
   if (!is_blocked(kind) || cols % block_size(kind)) return nullptr;
-  const int64_t row_bytes = cols / block_size(kind) * interleaved_bytes(kind);
-  const int64_t size = std::max<int64_t>(1, round_up(rows, kernels->group) * row_bytes);
+  const int64_t size = std::max<int64_t>(1, round_up(rows, kernels->group) * interleaved_row_bytes(kind, cols));
   // pages of its own: the heap would keep them when the matrix is freed
   void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) return nullptr;
+  // a product reads up to a quarter faster from huge pages; without them it works as well
+  madvise(pages, size, MADV_HUGEPAGE);
   return new Matrix{kind, rows, cols, nullptr, {static_cast<uint8_t*>(pages), Unmap{size}}};
 }
 
@@ -76,21 +77,21 @@ void mindvlm_free_matrix(Matrix* matrix) { delete matrix; }
 // Rows that the layout of blocks interleaves: parts of a matrix begin at a multiple of it.
 int64_t mindvlm_rows_of_group() { return kernels->group; }
 
-// Fills rows of a matrix of blocks from ggml's layout; `first` is a multiple of `mindvlm_rows_of_group`.
+// Fills rows of a matrix of blocks from those that are stored; `first` is a multiple of `mindvlm_rows_of_group`.
 void mindvlm_pack_rows(Matrix* w, int64_t first, int64_t count, const uint8_t* blocks) {
-  const int64_t num_blocks = w->cols / block_size(w->format), group = kernels->group;
+  const int64_t group = kernels->group;
   run_parallel((count + group - 1) / group, [&](int64_t i) {
-    kernels->pack(w->format, blocks + i * group * num_blocks * block_bytes(w->format), std::min(group, count - i * group),
-                  w->cols, w->packed.get() + (first + i * group) * num_blocks * interleaved_bytes(w->format));
+    kernels->pack(w->format, blocks + i * group * row_bytes(w->format, w->cols), std::min(group, count - i * group), w->cols,
+                  w->packed.get() + (first + i * group) * interleaved_row_bytes(w->format, w->cols));
   });
 }
 
-// Rounds rows of weights to blocks in ggml's layout; see `quantize_weights`.
+// Rounds rows of weights to blocks as they are stored; see `quantize_weights`.
 void mindvlm_quantize(int format, const float* weights, int64_t rows, int64_t cols, const float* importance,
                       uint8_t* blocks) {
   const Format kind = static_cast<Format>(format);
   run_parallel(rows, [&](int64_t row) {
-    quantize_weights(kind, weights + row * cols, cols, importance, blocks + row * (cols / block_size(kind)) * block_bytes(kind));
+    quantize_weights(kind, weights + row * cols, cols, importance, blocks + row * row_bytes(kind, cols));
   });
 }
 

@@ -5,21 +5,35 @@
 
 #include "towers.h"
 
-enum class Format : int { float32, bfloat16, float16, q8_0, q4_0, q4_k };
+enum class Format : int { float32, bfloat16, float16, q8_0, q4_0, q4_k, q8_c };
 
-// Values that share a scale, as in ggml's formats q8_0 and q4_0; those of q4_K have blocks of kParts times as many.
+// Values that share a scale, as in ggml's formats q8_0 and q4_0; those of q4_K have blocks of kParts times as many. In q8_c all
+// values of a row share a float32 scale, which is before its blocks of int8.
 constexpr int64_t kBlock = 32, kParts = 8;
 
 constexpr bool is_blocked(Format format) { return format >= Format::q8_0; }
-// Values and bytes of a block in ggml's layout: a float16 scale, then the values; in q4_K float16 units of scales and minima,
-// 6 bits for the scale and the minimum of every part, and the values.
+// Values and bytes of a block as it is stored, in ggml's layout: a float16 scale, then the values; in q4_K float16 units of
+// scales and minima, 6 bits for the scale and the minimum of every part, and the values.
 constexpr int64_t block_size(Format format) { return format == Format::q4_k ? kParts * kBlock : kBlock; }
 constexpr int64_t block_bytes(Format format) {
-  return format == Format::q8_0 ? 2 + kBlock : format == Format::q4_0 ? 2 + kBlock / 2 : 4 + 12 + kParts * kBlock / 2;
+  switch (format) {
+    case Format::q8_0: return 2 + kBlock;
+    case Format::q8_c: return kBlock;
+    case Format::q4_0: return 2 + kBlock / 2;
+    default: return 4 + 12 + kParts * kBlock / 2;
+  }
 }
 // Bytes of a block of a row in the interleaved layout, in which scales and minima of q4_K have 8 bits.
 constexpr int64_t interleaved_bytes(Format format) {
   return format == Format::q4_k ? block_bytes(format) - 12 + 2 * kParts : block_bytes(format);
+}
+// Bytes of the scale before the blocks of a row, and of a whole row in both layouts.
+constexpr int64_t row_scale_bytes(Format format) { return format == Format::q8_c ? 4 : 0; }
+constexpr int64_t row_bytes(Format format, int64_t cols) {
+  return row_scale_bytes(format) + cols / block_size(format) * block_bytes(format);
+}
+constexpr int64_t interleaved_row_bytes(Format format, int64_t cols) {
+  return row_scale_bytes(format) + cols / block_size(format) * interleaved_bytes(format);
 }
 
 // Frees pages of memory.
@@ -57,7 +71,7 @@ struct Kernels {
   void (*multiply_blocks)(const Matrix&, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last);
   // Quantizes a row of x to int8 blocks.
   void (*quantize_row)(const float* x, int64_t cols, int8_t* values, float* scales, int32_t* sums);
-  // Packs `group` rows in ggml's layout (fewer at the end of W) to the interleaved layout.
+  // Packs `group` rows as they are stored (fewer at the end of W) to the interleaved layout.
   void (*pack)(Format, const uint8_t* blocks, int64_t num_rows, int64_t cols, uint8_t* packed);
   // Writes row `index` of W as float32.
   void (*read_row)(const Matrix&, int64_t index, float* row);

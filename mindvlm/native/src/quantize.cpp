@@ -1,4 +1,4 @@
-// Rounds float32 weights to blocks in ggml's layouts q8_0 and q4_0.
+// Rounds float32 weights to blocks in ggml's layouts q8_0 and q4_0, and to rows of q8_c.
 #include "quantize.h"
 
 #include <algorithm>
@@ -13,13 +13,19 @@ namespace {
 constexpr int kFirst = -2, kLast = 8;
 constexpr float kStep = 0.05f;
 
-void quantize_q8(const float* x, uint8_t* block) {
+// Rounds weights to multiples -127 .. 127 of a scale, which it returns.
+float quantize_int8(const float* x, int64_t count, uint8_t* values) {
   float largest = 0;
-  for (int i = 0; i < kBlock; ++i) largest = std::max(largest, std::fabs(x[i]));
-  const float scale = largest / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
-  const uint16_t half = to_half(scale);
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::fabs(x[i]));
+  // the inverse of a subnormal scale may be infinite
+  const float scale = largest / 127.0f, inverse = scale >= 0x1p-126f ? 1.0f / scale : 0.0f;
+  for (int64_t i = 0; i < count; ++i) values[i] = static_cast<uint8_t>(static_cast<int8_t>(std::nearbyintf(x[i] * inverse)));
+  return scale;
+}
+
+void quantize_q8(const float* x, uint8_t* block) {
+  const uint16_t half = to_half(quantize_int8(x, kBlock, block + 2));
   std::memcpy(block, &half, 2);
-  for (int i = 0; i < kBlock; ++i) block[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(std::nearbyintf(x[i] * inverse)));
 }
 
 // Values -8 .. 7 of a block for one scale.
@@ -72,6 +78,11 @@ void quantize_q4(const float* x, const float* importance, uint8_t* block) {
 }  // namespace
 
 void quantize_weights(Format format, const float* row, int64_t cols, const float* importance, uint8_t* blocks) {
+  if (format == Format::q8_c) {
+    const float scale = quantize_int8(row, cols, blocks + 4);
+    std::memcpy(blocks, &scale, 4);
+    return;
+  }
   const int64_t size = block_size(format);
   for (int64_t k = 0; k < cols; k += size, blocks += block_bytes(format)) {
     const float* of_block = importance ? importance + k : nullptr;

@@ -8,6 +8,12 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec vec) { __builtin_memcpy(to, &vec, sizeof vec); }
 
+// Fetches kBytes bytes that are two pages after `from`; the processor's own prefetching ends at a page.
+template <int64_t kBytes>
+inline void prefetch_after(const void* from) {
+  for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + 8192 + at);
+}
+
 // Bytes as floats.
 inline Vec load_bytes(const uint8_t* from) {
   typedef uint8_t Bytes __attribute__((vector_size(kLanes)));

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mindvlm.checkpoint import BLOCK_FORMATS, TensorInfo
+from mindvlm.checkpoint import TensorInfo
 from mindvlm.checkpoint.dtypes import is_float
 from mindvlm.core.errors import UserError
+from mindvlm.core.weight_formats import find_block
 
 _MEANING = {
     "missing": "not in the checkpoint",
@@ -121,7 +122,7 @@ def format_table(rows: Sequence[Sequence[str]], *, numbers: Collection[int] = ()
 
 
 def _kind(dtype: str) -> str:
-    if is_float(dtype) or dtype in BLOCK_FORMATS:
+    if is_float(dtype) or find_block(dtype):
         return "floating point"
     return "bool" if dtype == "bool" else "integer"
 
