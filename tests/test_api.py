@@ -90,6 +90,45 @@ def test_each_query_is_answered_when_a_slot_is_free(model, monkeypatch, tmp_path
         list(interrupted)
 
 
+def test_each_query_may_have_a_history(model):
+    first = model.chat("read", picture(), max_new_tokens=3)
+    queries = [("and <image>?", [picture(), picture(1)], first.history), ("more", picture(), first.history)]
+    found = dict(model.generate_each(queries, 2, max_new_tokens=3))
+    for number, query in enumerate(queries):
+        single = model.chat(*query, max_new_tokens=3)
+        assert (found[number], found[number].ids, found[number].history) == (single, single.ids, single.history)
+
+
+def test_the_probabilities_of_a_reply_are_those_of_its_tokens_one_by_one(model):
+    reply, end = "red cat", model.processor.template.answer_separator
+    record = {"image": "x", "conversations": [{"from": "human", "value": "<image>\nread"}]}
+    record["conversations"].append({"from": "gpt", "value": reply})
+    sample = model.processor.training_sample(record, max_length=model.engine.max_length)
+    ids, learned = sample.input_ids, sample.labels >= 0
+    assert ids[-1] == model.processor.tokenizer.special_ids[end]
+    start, stop = learned.argmax(), len(ids) - 1
+    features, expected = model.encode_images(picture()), []
+    for position in range(start, stop):
+        logits = model.engine.logits(ids[None, :position], features)[0, -1].asnumpy().astype(np.float64)
+        expected.append(logits[ids[position]] - np.logaddexp.reduce(logits))
+
+    logarithms, is_greedy = model.reply_probabilities("read", reply, picture())
+
+    assert len(logarithms) > 1
+    np.testing.assert_allclose(logarithms, expected, rtol=1e-4)
+    assert not is_greedy
+
+
+def test_the_greedy_reply_is_recognised(model):
+    prompt = model.processor.prompt("read").input_ids
+    likeliest = max("abcdefghij", key=lambda letter: model.reply_probabilities("read", letter)[0].sum())
+    (token,) = model.processor.prompt("read", reply=likeliest).input_ids[len(prompt) :]
+    (logarithm,), is_greedy = model.reply_probabilities("read", likeliest)
+    assert is_greedy == (model.logits("read")[-1].argmax() == token)
+    assert is_greedy == (model.chat("read", max_new_tokens=1).ids == [token])
+    assert logarithm < 0
+
+
 def test_each_row_of_a_batch_stops_by_itself(model, monkeypatch):
     queries = ["read", "hi"]
     free = model.generate(queries, max_new_tokens=6)

@@ -63,6 +63,14 @@ def build_parser(benchmark: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--num_chunks", type=int, metavar="K", help="answer one of K contiguous shares, without scores")
     parser.add_argument("--chunk_idx", type=int, metavar="I", help="number of the share, from 0")
+    add_runtime_options(parser)
+    if benchmark:
+        get_benchmark(benchmark).add_options(parser.add_argument_group(f"options of {benchmark}"))
+    return parser
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that override keys of the YAML."""
     runtime = parser.add_argument_group("runtime (override the YAML)")
     runtime.add_argument("--checkpoint", type=os.path.expanduser, metavar="FILE", help="weights")
     for key, text in separate_parts().items():
@@ -70,9 +78,13 @@ def build_parser(benchmark: str | None = None) -> argparse.ArgumentParser:
     runtime.add_argument("--device", choices=["auto", "cpu", "ascend"])
     runtime.add_argument("--mode", choices=["graph", "pynative"])
     cli.add_weights_option(runtime)
-    if benchmark:
-        get_benchmark(benchmark).add_options(parser.add_argument_group(f"options of {benchmark}"))
-    return parser
+
+
+def runtime_overrides(arguments: argparse.Namespace) -> dict[str, str]:
+    """Returns the options of `add_runtime_options` as overrides of the YAML."""
+    keys = ("checkpoint", *separate_parts())
+    overrides = {key: str(Path(value).resolve()) for key in keys if (value := getattr(arguments, key))}
+    return overrides | {key: value for key in ("device", "mode", "weights") if (value := getattr(arguments, key))}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -110,6 +122,7 @@ def evaluate(argv: list[str] | None) -> int:
         raise UserError(f"{', '.join(arguments.score or [str(output)])}: holds no answers; nothing was scored")
     make_folder(output)
     scores = questions.score(files.answers, source, output)
+    notes = [*files.notes, *scores.notes]
     run = {
         "benchmark": arguments.benchmark,
         "model": files.model_id or next(iter(files.models), ""),
@@ -120,13 +133,15 @@ def evaluate(argv: list[str] | None) -> int:
         "questions": len(questions.ids),
         "answered": len(files.answers),
         **({"cannot be answered": ", ".join(errors)} if errors else {}),
+        **({"notes": "; ".join([*notes, *scores.remarks])} if notes or scores.remarks else {}),
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
     }
     write_results(output, scores, run)
     print(markdown(scores))
-    notes = [*files.notes, *scores.notes]
     for text in notes:
         cli.say(f"warning: {text}")
+    for text in scores.remarks:
+        cli.say(f"note: {text}")
     for path in scores.files:
         cli.say(f"written: {path}")
     cli.say(f"results: {output / 'results.md'} and results.json")
@@ -184,9 +199,7 @@ def answer_questions(
     from mindvlm.models.registry import get_family
     from mindvlm.models.run_config import read_config
 
-    keys = ("checkpoint", *separate_parts())
-    overrides = {key: str(Path(value).resolve()) for key in keys if (value := getattr(arguments, key))}
-    overrides |= {key: value for key in ("device", "mode", "weights") if (value := getattr(arguments, key))}
+    overrides = runtime_overrides(arguments)
     config = read_config(arguments.config_path, overrides)
     family = get_family(config.family)
     if family.output != wanted:
@@ -215,7 +228,8 @@ def answer_questions(
             cli.say(f"{note}; its question is asked again")
         end_last_line(own)
     if files.answers and number == 0 and writes:
-        cli.say(f"{output}: {len(files.answers)} of {counted(len(questions.ids), 'question')} are answered")
+        total, verb = counted(len(questions.ids), "question"), "is" if len(questions.ids) == 1 else "are"
+        cli.say(f"{output}: {len(files.answers)} of {total} {verb} answered")
     missing = [key for key in share(questions.ids, number, num_shares) if key not in files.answers]
     errors: dict[str, str] = {}
     started = shown = time.perf_counter()

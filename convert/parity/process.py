@@ -34,7 +34,7 @@ Ours also takes the ids that the reference chose: it decodes along them and retu
 PROGRESS = "progress: "
 REFUSED = 2
 _REMEDIES = {
-    "torch": "--verify logits needs torch for the reference; run: pip install mindvlm[torch]",
+    "torch": "--verify logits needs torch for the reference; run: pip install 'mindvlm[torch]'",
     "mindspore": "--verify logits needs mindspore for the converted model; run: pip install mindvlm",
 }
 _MEMORY = "free memory (4 bytes per parameter and a third more are needed), or verify without logits"

@@ -162,7 +162,8 @@ def document_rows(content: bytes) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         return []
     if isinstance(value, dict) and len(value) and all(isinstance(text, str) for text in value.values()):
-        return [] if "question_id" in value else [{"question_id": key, "text": text} for key, text in value.items()]
+        is_line = value.keys() & {"question_id", "prompt", "text"}
+        return [] if is_line else [{"question_id": key, "text": text} for key, text in value.items()]
     return value if isinstance(value, list) and all(isinstance(row, dict) for row in value) else []
 
 

@@ -37,12 +37,14 @@ class Scores:
         intervals: confidence intervals of figures.
         files: files that were written, such as a submission.
         notes: what the figures leave out, one line each.
+        remarks: figures that are not computed here, and how to get them, one line each.
     """
 
     tables: Tables
     intervals: Intervals = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 class Questions(Protocol):
@@ -113,9 +115,12 @@ class BatchedQuestions:
         return row["question_id"], {key: value for key, value in row.items() if key not in OWN_KEYS}
 
 
-def missing_note(answers: Mapping[str, Answer], ids: Sequence[str]) -> str:
-    """Returns a line about questions without an answer; empty if there are none."""
+def missing_note(
+    answers: Mapping[str, Answer], ids: Sequence[str], singular: str = "is not scored", plural: str = "are not scored"
+) -> str:
+    """Returns a line about questions without an answer and what becomes of them; empty if there are none."""
     missing = [question_id for question_id in ids if question_id not in answers]
     if not missing:
         return ""
-    return f"{counted(len(missing), 'question')} of {len(ids)} have no answer and are not scored, first {missing[0]!r}"
+    fate = f"has no answer and {singular}" if len(missing) == 1 else f"have no answer and {plural}"
+    return f"{counted(len(missing), 'question')} of {len(ids)} {fate}, first {missing[0]!r}"

@@ -83,7 +83,8 @@ def judged(
                 row = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         requests = counted(len(waiting), "request")
-        notes = [f"{requests} to a judge wait in {path}; give --judge URL, or write the replies to {REPLIES_FILE}"]
+        verb = "waits" if len(waiting) == 1 else "wait"
+        notes = [f"{requests} to a judge {verb} in {path}; give --judge URL, or write the replies to {REPLIES_FILE}"]
     return {question.id: {**answer, "replies": replies[question.id]} for question, answer in pairs}, notes
 
 
@@ -148,6 +149,8 @@ def ask(url: str, body: dict[str, Any]) -> str:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(KEY_VARIABLE):
         headers["Authorization"] = f"Bearer {key}"
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--judge {url}: expected a URL that begins with http:// or https://")
     request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
     for wait in (*WAITS, None):
         try:
@@ -157,8 +160,10 @@ def ask(url: str, body: dict[str, Any]) -> str:
             problem = f"status {error.code}"
             if error.code not in (408, 429) and error.code < 500:
                 break
-        except (OSError, ValueError) as error:
-            problem = str(error)
+        except OSError as error:
+            problem = str(getattr(error, "reason", error))
+        except ValueError:
+            problem = "a reply that is no JSON"
         except (KeyError, IndexError, TypeError):
             problem = "a reply without choices[0].message.content"
         if wait is not None:

@@ -80,6 +80,7 @@ class QuestionBenchmark:
         verdict: scores the answer to a question; None as its result leaves the question out, with a note.
         compat: returns the replacement of `verdict` with `--compat`, which repeats an error of the original program.
         unscored: why a verdict may be None, in a few words.
+        remark: returns a line about a figure that cannot be computed on this machine; empty without one.
         served: splits without public answers, which only a server scores.
         compat_note: what `--compat` repeats, in one line.
         tabulate: computes the rows of figures of scored questions.
@@ -106,7 +107,8 @@ class QuestionBenchmark:
     missing: str | None = None
     verdict: Callable[[Question, Answer], Any] | None = None
     compat: Callable[[], Callable[[Question, Answer], Any]] | None = None
-    unscored: str = "a judge has given no usable reply"
+    unscored: str = "a judge has given no usable reply; to ask again, remove its lines from judge_replies.jsonl"
+    remark: Callable[[], str] = str
     served: tuple[str, ...] = ()
     compat_note: str = ""
     tabulate: Callable[[Sequence[Weighted]], Rows] | None = None
@@ -204,9 +206,9 @@ class TextQuestions:
         """See `Questions.score`."""
         entry, scores = self.entry, Scores({})
         questions, given = list(self.questions.values()), dict(answers)
-        if note := missing_note(answers, self.ids):
-            counts = "and are left out" if entry.missing is None else "and count as wrong"
-            scores.notes.append(note.replace("and are not scored", counts))
+        fates = ("is left out", "are left out") if entry.missing is None else ("counts as wrong", "count as wrong")
+        if note := missing_note(answers, self.ids, *fates):
+            scores.notes.append(note)
         if entry.missing is not None:
             given |= {key: {"text": entry.missing, "prompt": UNKNOWN_PROMPT} for key in self.ids if key not in answers}
         answered = [question for question in questions if question.id in given]
@@ -230,11 +232,18 @@ class TextQuestions:
             usable = [item for item in scored if item[1] is not None]
             if len(usable) < len(scored):
                 unscored = counted(len(scored) - len(usable), "answer")
-                scores.notes.append(f"{unscored} of {len(scored)} have no score: {entry.unscored}")
+                verb = "has" if len(scored) - len(usable) == 1 else "have"
+                scores.notes.append(f"{unscored} of {len(scored)} {verb} no score: {entry.unscored}")
             if usable:
                 scores.tables = {self.name: entry.tabulate(usable)}
                 found = confidence_intervals(entry.tabulate, usable, entry.unit, entry.kind)
                 scores.intervals = {self.name: found}
+                scores.remarks += [line for line in [entry.remark()] if line]
+        elif scores.files:
+            names = ", ".join(path.name for path in scores.files)
+            scores.remarks.append(
+                f"{self.name} has no public answers here; submit {names} to its server for the figures"
+            )
         return scores
 
 

@@ -1,7 +1,7 @@
 """Conversion of questions and earlier turns to ids, shared by the processors of all families."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -27,12 +27,14 @@ class ChatPrompt:
         text: the prompt with all placeholders, without the prefix tokens of the tokenizer.
         placeholder_starts: index of the first placeholder of each image in `input_ids`.
         image_lengths: number of consecutive placeholders of each image.
+        num_reply_tokens: number of ids at the end that are a given reply.
     """
 
     text: str
     input_ids: list[int]
     placeholder_starts: list[int]
     image_lengths: list[int]
+    num_reply_tokens: int = field(default=0, kw_only=True)
 
 
 class ChatProcessor:
@@ -140,6 +142,7 @@ class ChatProcessor:
         num_images: int = 0,
         history: History | None = None,
         image_lengths: Sequence[int] | None = None,
+        reply: str | None = None,
         system: str | None = None,
     ) -> ChatPrompt:
         """Returns the prompt of a conversation, which ends with the assistant's open turn.
@@ -150,6 +153,7 @@ class ChatProcessor:
             num_images: number of pictures in the conversation.
             history: earlier turns.
             image_lengths: number of placeholders of each picture, see `Picture.layout`; None for one view each.
+            reply: the reply to the question as in training, without its closing mark, in place of the open turn.
             system: replaces the system message of the template.
 
         Raises:
@@ -167,10 +171,12 @@ class ChatProcessor:
         lengths = self._lengths(num_images, image_lengths)
         expand = partial(self.image_span.expand, lengths=iter(lengths))
         messages: list[list[Piece] | str | None] = []
-        for earlier, reply in history:
-            messages += [*map(expand, self.question_turns(earlier)), reply]
-        messages += [*map(expand, self.question_turns(self.mark_images(query, num_images - num_used))), None]
-        return self._encode(render(template, messages), lengths, prefix_ids=self.tokenizer.prefix_ids)
+        for earlier, answer in history:
+            messages += [*map(expand, self.question_turns(earlier)), answer]
+        messages += map(expand, self.question_turns(self.mark_images(query, num_images - num_used)))
+        pieces = render(template, [*messages, reply])
+        before = len(pieces) if reply is None else len(render(template, messages))
+        return self._encode(pieces, lengths, prefix_ids=self.tokenizer.prefix_ids, reply_from=before)
 
     def follow_up(
         self, query: str, *, num_images: int = 0, answer_is_closed: bool, image_lengths: Sequence[int] | None = None
@@ -217,13 +223,25 @@ class ChatProcessor:
         return [self.image_span.num_tokens] * num_images if image_lengths is None else list(image_lengths)
 
     def _encode(
-        self, pieces: list[Piece], lengths: list[int], *, prefix_ids: Sequence[int] = (), continues: bool = False
+        self,
+        pieces: list[Piece],
+        lengths: list[int],
+        *,
+        prefix_ids: Sequence[int] = (),
+        continues: bool = False,
+        reply_from: int | None = None,
     ) -> ChatPrompt:
-        ids, _ = encode_pieces(pieces, self.tokenizer, continues=continues)
+        ids, owners = encode_pieces(pieces, self.tokenizer, continues=continues)
+        num_reply_tokens = 0
+        if reply_from is not None and reply_from < len(pieces):
+            # the text of the reply is the only one that is not the template's; its closing mark follows
+            end = next(number for number in range(reply_from, len(pieces)) if not pieces[number].control) + 1
+            ids, pieces = ids[: sum(owner < end for owner in owners)], pieces[:end]
+            num_reply_tokens = sum(owner >= reply_from and pieces[owner].learned for owner in owners[: len(ids)])
         ids = [*prefix_ids, *ids]
         placeholders = np.flatnonzero(np.array(ids) == self.tokenizer.special_id(self.image_span.placeholder))
         starts = placeholders[np.cumsum([0, *lengths])[:-1]].tolist()
-        return ChatPrompt(prompt_text(pieces), ids, starts, lengths)
+        return ChatPrompt(prompt_text(pieces), ids, starts, lengths, num_reply_tokens=num_reply_tokens)
 
 
 def images_for_markers(num_images: int, num_markers: int) -> str:

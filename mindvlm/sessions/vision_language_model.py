@@ -9,6 +9,7 @@ from mindspore import Tensor
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer, AnswerStream, AnswerText, Turns
+from mindvlm.generation.graphs import bucket_length, padded_ids
 from mindvlm.generation.images import ImageEncoder, ImageFeatures, concatenated
 from mindvlm.generation.repetition import MAX_REPEATED_TOKENS_OF_PAGES
 from mindvlm.generation.request import Request, Slot
@@ -52,7 +53,7 @@ class VisionLanguageModel(LoadedModel):
         self.engine.runner.reset_clock()
         ids, features = self.prepared(self.prompter(query, len(pictures), history), pictures)
         earlier = list(history or ())
-        asked = self.processor.mark_images(query, len(pictures) - sum(turn.count("<image>") for turn, _ in earlier))
+        asked = self.marked(query, len(pictures), earlier)
         self.engine.resize(1)
         result = self.start(ids, features, options, earlier=earlier, asked=asked)
         return result if stream else result.answer
@@ -104,7 +105,7 @@ class VisionLanguageModel(LoadedModel):
         ]
 
     def generate_each(
-        self, queries: Iterable[tuple[str, object]], num_queries: int, *, seed_step: int = 1, **generation
+        self, queries: Iterable[tuple], num_queries: int, *, seed_step: int = 1, **generation
     ) -> Iterator[tuple[int, Answer | UserError]]:
         """Answers many independent queries and yields each answer as soon as it ends, with the number of its query.
 
@@ -112,7 +113,8 @@ class VisionLanguageModel(LoadedModel):
         `generate`. Their `seconds` include work for other queries in the same time.
 
         Args:
-            queries: pairs of a query and its pictures, as in `chat`, or a function that returns them.
+            queries: pairs of a query and its pictures, or triples with the history, as in `chat`. The pictures may be a
+                function that returns them.
             num_queries: their number, or a smaller number of slots.
             seed_step: with `do_sample`, query n uses the seed plus n times this; 0 for the answers of `chat`.
 
@@ -126,18 +128,19 @@ class VisionLanguageModel(LoadedModel):
         try:
             while True:
                 while None in self.engine.slots and (item := next(waiting, None)):
-                    number, (query, images) = item
+                    number, (query, images, *rest) = item
+                    history = list(rest[0] or ()) if rest else []
                     text, before = self.new_text(options), dict(self.engine.runner.seconds)
                     try:
                         pictures = self.pictures(images() if callable(images) else images)
-                        asked = self.processor.mark_images(query, len(pictures))
-                        inputs = self.prepared(self.prompter(query, len(pictures)), pictures)
+                        asked = self.marked(query, len(pictures), history)
+                        inputs = self.prepared(self.prompter(query, len(pictures), history), pictures)
                         request = self.request(*inputs, options, text, seed_offset=number * seed_step)
                         slot = self.engine.add(request)
                     except UserError as error:
                         yield number, error
                         continue
-                    running[number] = AnswerStream(self.engine, slot, text, earlier=[], asked=asked), before
+                    running[number] = AnswerStream(self.engine, slot, text, earlier=history, asked=asked), before
                 if not running:
                     return
                 if not self.engine.step():
@@ -199,6 +202,29 @@ class VisionLanguageModel(LoadedModel):
         logits = self.engine.logits(np.array([ids], np.int32), features.rows)
         return logits[0].asnumpy().astype(np.float32)
 
+    def reply_probabilities(
+        self, query: str, reply: str, images=None, history: History | None = None
+    ) -> tuple[np.ndarray, bool]:
+        """Returns the natural logarithms of the probabilities of a reply's tokens, and whether each has the largest.
+
+        The tokens (T,) are those of training, without the closing mark; the logarithms are float64. Other arguments
+        and errors are those of `chat`.
+        """
+        pictures = self.pictures(images)
+        prompter = self.prompter(query, len(pictures), history, reply)
+        ids, features = self.prepared(prompter, pictures)
+        num_tokens = prompter(features.counts).num_reply_tokens
+        # causal attention never sees the padding, with which lengths share a graph
+        padded = min(bucket_length(len(ids)), self.engine.max_length)
+        if self.engine.alpha_for(padded) != self.engine.alpha_for(len(ids)):
+            padded = len(ids)
+        rows = self.engine.logits(padded_ids(ids, padded), features.rows)[0]
+        logits = rows[len(ids) - num_tokens - 1 : len(ids) - 1].asnumpy().astype(np.float64)
+        targets = np.array(ids[len(ids) - num_tokens :], int)
+        shifted = logits - logits.max(-1, keepdims=True)
+        chosen = shifted[np.arange(num_tokens), targets] - np.log(np.exp(shifted).sum(-1))
+        return chosen, bool((logits.argmax(-1) == targets).all())
+
     def encode_images(self, images) -> Tensor | None:
         """Returns the image features (N, T, hidden) of N pictures; None without pictures.
 
@@ -210,11 +236,17 @@ class VisionLanguageModel(LoadedModel):
         """Reads images; a `Picture` is returned unchanged. Raises UserError if an image cannot be read."""
         return [image if isinstance(image, Picture) else self.processor.picture(image) for image in as_list(images)]
 
+    def marked(self, query: str, num_images: int, history: History) -> str:
+        """Returns the query with a marker for each picture that the history does not use."""
+        return self.processor.mark_images(query, num_images - sum(turn.count("<image>") for turn, _ in history))
+
     def prompter(
-        self, query: str, num_images: int, history: History | None = None
+        self, query: str, num_images: int, history: History | None = None, reply: str | None = None
     ) -> Callable[[Sequence[int]], ChatPrompt]:
         """Returns a function from the number of placeholders of each picture to the prompt."""
-        return lambda counts: self.processor.prompt(query, num_images=num_images, history=history, image_lengths=counts)
+        return lambda counts: self.processor.prompt(
+            query, num_images=num_images, history=history, image_lengths=counts, reply=reply
+        )
 
     def prepared(
         self,

@@ -65,11 +65,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is missing, or is not a metrics file.
     """
-    path = Path(path)
+    path, remedy = Path(path), f"give the output_dir of a run, or its {METRICS_FILE}"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give the {METRICS_FILE} of a run") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist; {remedy}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text file; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     records = []
     for number, line in enumerate(lines, start=1):
         if not line:

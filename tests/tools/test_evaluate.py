@@ -236,7 +236,7 @@ def test_missing_answers_are_said(run, folders):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]) + '{"question')
     status, _, err = run(*CODES, "--data", folders / "codes", "--score", path, model=None)
     assert status == 1
-    assert "the last line is not finished" in err and "1 question of 4 have no answer" in err
+    assert "the last line is not finished" in err and "1 question of 4 has no answer" in err
 
 
 def test_data_that_cannot_be_used(run, folders, tmp_path):

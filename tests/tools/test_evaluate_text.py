@@ -96,7 +96,7 @@ def test_a_broken_picture_costs_its_question(run, root, tmp_path):
     argv = ("--benchmark", "pope", "--data", data, "--max_new_tokens", 4)
     status, out, err = run("pope", *argv)
     assert status == 1 and err.count("cannot be answered") == 1 and "1.jpg" in err
-    assert "1 question of 3 have no answer and are left out, first '1'" in err
+    assert "1 question of 3 has no answer and is left out, first '1'" in err
     assert "- cannot be answered: 1\n" in Path("evaluation/pope/results.md").read_text()
     (data / "val2014/1.jpg").write_bytes((data / "val2014/0.jpg").read_bytes())
     assert run("pope", *argv)[0] == 0
@@ -129,7 +129,7 @@ def test_answers_that_are_refused(run, rows, message):
 
 def test_missing_answers_count_as_the_original_counts_them(run):
     status, out, err = run("scienceqa", "--score", answer_file("a.jsonl", ROWS[:2]), model=None)
-    assert status == 1 and "1 question of 3 have no answer and count as wrong, first '2'" in err
+    assert status == 1 and "1 question of 3 has no answer and counts as wrong, first '2'" in err
     assert json.loads(Path("scienceqa_result.json").read_text())["correct"] == 2
     answer_file("a.jsonl", [*ROWS, *ROWS])
     assert run("scienceqa", "--score", "a.jsonl", model=None)[0] == 0
@@ -193,7 +193,7 @@ def test_a_judge_is_asked_only_if_it_is_given(run, judge):
     assert status == 2 and f"--judge {url}: status 503; replies so far are kept" in err and err.count("\n") == 1
     handler.replies += ["nonsense", "10 5\nfine"]
     status, out, err = run("llava-bench-wild", "--score", "a.jsonl", "--judge", url, model=None)
-    assert status == 1 and "1 answer of 3 have no score: a judge has given no usable reply" in err
+    assert status == 1 and "1 answer of 3 has no score: a judge has given no usable reply" in err
     figures = json.loads(Path("results.json").read_text())["tasks"]["llava-bench-wild"]
     assert figures["all"] == {"questions": 2, "ratio": 50, "reference": 90, "model": 45}
     # replies are kept, and the original's figure counts nonsense as -1

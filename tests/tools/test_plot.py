@@ -55,13 +55,15 @@ def test_without_matplotlib_the_message_names_the_extra(tmp_path, capsys, monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = write_run(tmp_path / "a", [{"step": 1, "loss": 1}])
     assert main([run, "--output", str(tmp_path / "x.png")]) == 2
-    assert "pip install mindvlm[plots]" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+    assert "pip install 'mindvlm[plots]'" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing"], "cannot be read"),
+        (["missing"], "missing: does not exist; give the output_dir of a run, or its metrics.jsonl"),
+        (["PICTURE"], "is no text file; give the output_dir of a run"),
+        (["RESULT"], "is a result of mindvlm-evaluate; draw it with mindvlm-evaluate --compare"),
         (["RUN", "--metrics", "accuracy"], "--metrics accuracy: no run has it; expected one of loss"),
         (["RUN", "--smoothing", "1"], "--smoothing is 1.0"),
         (["RUN", "--width", "10"], "--width is 10"),
@@ -70,6 +72,9 @@ def test_without_matplotlib_the_message_names_the_extra(tmp_path, capsys, monkey
 )
 def test_errors_are_one_line(tmp_path, capsys, arguments, message):
     names = {"RUN": write_run(tmp_path / "a", [{"step": 1, "loss": 1}]), "EMPTY": write_run(tmp_path / "b", [])}
+    names |= {"PICTURE": str(tmp_path / "p.png"), "RESULT": str(tmp_path / "results.json")}
+    (tmp_path / "p.png").write_bytes(b"\x89PNG")
+    (tmp_path / "results.json").write_text('{"benchmark": "pope", "tasks": {}}')
     arguments = [names.get(one, one) for one in arguments]
     assert main([*arguments, "--output", str(tmp_path / "x.png")]) == 2
     error = capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_another_file_is_refused(tmp_path, text):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist; give the output_dir of a run"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 

@@ -24,6 +24,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
         report = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if isinstance(report, dict) and "tasks" in report:
+        raise UserError(f"{path}: is a result of mindvlm-evaluate; draw it with mindvlm-evaluate --compare")
     if not isinstance(report, dict) or not ({"bits", "growth"} & report.keys()):
         raise UserError(f"{path}: is no report of mindvlm-benchmark, or one of --train, which is not drawn")
     return report

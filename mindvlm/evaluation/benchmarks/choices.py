@@ -154,12 +154,16 @@ def read_seed(files: DataFolder, options: argparse.Namespace) -> list[Question]:
     annotation = files.json(SEED)
     truths = {choices.numeric_id(row["question_id"]): row for row in annotation["questions"]}
     types = {number: name for name, number in annotation["question_type"].items()}
+    keys = ("question_id", "data_type", "answer")
+    truths = {
+        name: {**{key: row[key] for key in keys}, "type": types[row["question_type_id"]]}
+        for name, row in truths.items()
+    }
     found = []
     for row in files.json_lines(SEED_QUESTIONS):
         key = choices.numeric_id(row["question_id"])
-        truth = {**truths[key], "type": types[truths[key]["question_type_id"]]}
         written = {"question_id": row["question_id"]}
-        found.append(Question(key, row["text"], (files.root / row["image"],), truth, written=written))
+        found.append(Question(key, row["text"], (files.root / row["image"],), truths[key], written=written))
     return found
 
 
@@ -172,7 +176,7 @@ def read_mmmu(files: DataFolder, options: argparse.Namespace) -> list[Question]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError("MMMU's files need the package pyarrow; install mindvlm[evaluation]") from None
+        raise UserError("MMMU's files need the package pyarrow; pip install 'mindvlm[evaluation]'") from None
     columns = ["id", "question", "options", "answer", "question_type"] + ([] if options.score else ["image_1"])
     found = []
     for subject in SUBJECT_DOMAINS:

@@ -111,6 +111,7 @@ ENTRIES = {
         compat=lambda: compat_page,
         compat_note="answer and truth are exchanged, which exchanges precision and recall (Fox, GOT)",
         tabulate=tabulate_pages,
+        remark=documents.meteor_remark,
         headline=("all", "edit_distance"),
     ),
     "refcoco": refcoco("refcoco", "unc", ("val", "testA", "testB")),

@@ -139,7 +139,7 @@ def read_docvqa(files: DataFolder, options: argparse.Namespace) -> list[Question
             str(row["questionId"]),
             row["question"],
             (files.root / "spdocvqa_images" / Path(row["image"]).name,),
-            row.get("answers"),
+            None if options.split == "test" else row["answers"],
             written={"question_id": row["questionId"]},
         )
         for row in files.json(f"{options.split}_v1.0*.json")["data"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from mindvlm.core.errors import counted
 from mindvlm.evaluation.benchmark import Answer
 from mindvlm.evaluation.benchmarks.short_answers import LLAVA, llava_questions
 from mindvlm.evaluation.bootstrap import Rows, Weighted
@@ -29,7 +30,7 @@ def read_pope(files: DataFolder, options: argparse.Namespace) -> list[Question]:
         by_text = {(row["image"], row["text"]): row["label"] for row in labels}
         keys = [(one.images[0].name, one.prompt.split("\n")[0]) for one in chosen]
         if len(labels) != len(chosen):
-            raise ValueError(f"{len(labels)} labels for {len(chosen)} questions")
+            raise ValueError(f"{counted(len(labels), 'label')} for {counted(len(chosen), 'question')} in {POPE}")
         if by_text.keys() != set(keys):
             if [row["image"] for row in labels] != [name for name, _ in keys]:
                 raise ValueError("its pictures are not those of the questions")
@@ -224,7 +225,8 @@ ENTRIES = {
         read=read_amber,
         post=str.capitalize,
         verdict=amber_verdict,
-        unscored="descriptions need nltk with wordnet, punkt and tagger, and spacy with en_core_web_lg",
+        unscored="descriptions need nltk with data (python -m nltk.downloader wordnet punkt_tab "
+        "averaged_perceptron_tagger_eng) and spacy with a model (python -m spacy download en_core_web_lg)",
         tabulate=tabulate_amber,
         kind=lambda question: (question.group, question.truth["truth"] if question.group != "generative" else None),
         headline=("discriminative", "f1"),

@@ -56,7 +56,7 @@ def chinese_words(text: str) -> list[str]:
     try:
         import jieba
     except ImportError:
-        raise UserError("Chinese pages need the package jieba; install mindvlm[evaluation]") from None
+        raise UserError("Chinese pages need the package jieba; pip install 'mindvlm[evaluation]'") from None
     jieba.setLogLevel("WARNING")
     return jieba.lcut(text)
 
@@ -90,6 +90,16 @@ def find_meteor() -> Callable[[list[str], list[str]], float] | None:
     except (ImportError, LookupError):
         return None
     return single_meteor_score
+
+
+def meteor_remark() -> str:
+    """Returns a line on how to get METEOR; empty if it is computed."""
+    if find_meteor():
+        return ""
+    return (
+        "meteor is not computed: it needs NLTK (pip install 'mindvlm[evaluation]') and its WordNet (python -m "
+        "nltk.downloader wordnet; docs/evaluation.md has a source for machines that reach only PyPI)"
+    )
 
 
 BOX = re.compile(r"\[\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*\]")
