@@ -202,7 +202,8 @@ class Gate:
 
         async def counted(message) -> None:
             if message["type"] == "http.response.start":
-                path = scope["path"] if getattr(scope.get("route"), "path", None) else "other"
+                # the path of a request may be anything, and each one would be kept
+                path = getattr(scope.get("route"), "path", "other")
                 self.service.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 

@@ -74,33 +74,34 @@ def read_messages(messages: Any) -> Dialogue:
     """
     if not isinstance(messages, list) or not messages:
         raise bad_field("messages", f"{shown(messages)}; expected a list of messages")
-    dialogue, systems = Dialogue(), []
+    turns: list[tuple[list[Part], list[str]]] = []
+    systems: list[str] = []
     for number, message in enumerate(messages):
         fields = Fields(message, f"messages[{number}]")
         role = fields.text("role")
         if role in SYSTEM_ROLES:
-            if dialogue.turns:
+            if turns:
                 raise bad_field(fields.path("role"), f"{role!r} after other messages; system messages come first")
             systems += [read_text(fields)]
         elif role == "user":
             parts = read_parts(fields)
-            if dialogue.turns and dialogue.turns[-1][1] is None:
-                dialogue.turns[-1][0].extend(parts)
+            if turns and not turns[-1][1]:
+                turns[-1][0].extend(parts)
             else:
-                dialogue.turns.append((parts, None))
+                turns.append((parts, []))
         elif role == "assistant":
             for key in ("tool_calls", "function_call", "audio"):
                 fields.refuse(key, [], {})
-            text = read_text(fields)
-            question, earlier = dialogue.turns.pop() if dialogue.turns else ([], None)
-            dialogue.turns.append((question, text if earlier is None else f"{earlier}\n{text}"))
+            turns = turns or [([], [])]
+            turns[-1][1].append(read_text(fields))
         else:
             roles = "system, developer, user or assistant"
             raise bad_field(fields.path("role"), f"{shown(role)}; this server supports {roles}")
-    if not dialogue.turns or dialogue.turns[-1][1] is not None:
+    if not turns or turns[-1][1]:
         raise bad_field("messages", "the last message must be a question with the role user")
-    dialogue.system = "\n".join(systems) if systems else None
-    return dialogue
+    # joined at the end, in linear time
+    joined = [(question, "\n".join(answers) if answers else None) for question, answers in turns]
+    return Dialogue("\n".join(systems) if systems else None, joined)
 
 
 def read_text(fields: Fields) -> str:

@@ -66,12 +66,14 @@ class Scheduler:
         """Puts jobs into the queue.
 
         Raises:
-            ApiError: the server is closing, or too many jobs wait.
+            ApiError: the server is closing, too many jobs wait, or there is never room for so many.
         """
         with self.changed:
             if self.is_closing:
                 raise ApiError(503, "the server is shutting down", code="closing")
             limit = self.settings.num_slots + self.settings.max_waiting
+            if len(jobs) > limit:
+                raise ApiError(400, f"{len(jobs)} answers; this server has room for {limit}, ask for fewer at a time")
             if len(self.waiting) + len(self.running) + len(jobs) > limit:
                 raise ApiError(
                     429,

@@ -220,9 +220,11 @@ def test_while_the_model_loads(tmp_path):
 
 def test_metrics(server):
     server.text()
+    assert httpx.get(f"{server.url}/models/of-a-stranger").status_code == 404
     figures = httpx.get(f"{server.root}/metrics")
     assert figures.headers["content-type"].startswith("text/plain")
     values = dict(line.rsplit(" ", 1) for line in figures.text.splitlines() if not line.startswith("#"))
     assert float(values["mindvlm_generated_tokens_total"]) > 0
     assert float(values['mindvlm_requests_total{path="/v1/chat/completions",status="200"}']) > 0
     assert float(values["mindvlm_first_token_seconds_count"]) > 0
+    assert "of-a-stranger" not in figures.text

@@ -90,6 +90,8 @@ def test_the_queue_is_bounded(server, monkeypatch):
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
         assert refused.json()["error"]["type"] == "rate_limit_error"
         assert "limit is 3" in refused.json()["error"]["message"]
+        never = server.post("completions", {"prompt": ["a"] * 8, "n": 16})
+        assert never.status_code == 400 and "128 answers" in never.json()["error"]["message"]
         assert [one.result().status_code for one in asked] == [200] * 7
 
 

@@ -1,6 +1,7 @@
 """The fields of requests: what acts, what is refused in words, and that no value makes the server fail."""
 
 import json
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -120,6 +121,14 @@ def test_messages_become_turns():
     assert dialogue.turns == [([], "welcome"), (["a", "b", picture], ""), (["c"], None)]
     assert dialogue.questions("\n") == ["", "<image>\na\nb", "c"]
     assert dialogue.pictures == [picture]
+
+
+def test_many_messages_in_a_row_take_linear_time():
+    messages = [{"role": "assistant", "content": "a" * 20}] * 200_000 + [{"role": "user", "content": "b"}]
+    start = time.process_time()
+    _, dialogue = read_chat({"messages": messages}, DEFAULTS)
+    assert time.process_time() - start < 5
+    assert dialogue.turns == [([], "\n".join(["a" * 20] * 200_000)), (["b"], None)]
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,14 @@ class TiffDocument(Document):
 
     def __init__(self, file: bytes | Path, name: str, max_pixels: int):
         self.image, self.max_pixels = open_picture(file, name), max_pixels
-        self.frames = list(self.page_frames())
+        self.frames = list(self.page_frames()) or list(range(self.image.n_frames))
         super().__init__(self.image, name, len(self.frames))
 
     def page_frames(self) -> Iterator[int]:
         for frame in range(self.image.n_frames):
             self.image.seek(frame)
-            if not self.image.tag_v2.get(SUBFILE_TYPE, 0) & REDUCED_COPY:
+            kind = self.image.tag_v2.get(SUBFILE_TYPE)
+            if not (isinstance(kind, int) and kind & REDUCED_COPY):
                 yield frame
 
     def read(self, number: int) -> Image.Image:

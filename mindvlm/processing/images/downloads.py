@@ -18,6 +18,10 @@ MAX_REDIRECTS = 3
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEPT = "/%:@!$&'()*+,;=~?"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_OTHER_NETWORKS = [
+    ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "168.63.129.16/32")
+]
+"""Reserved networks, and an address of services inside a cloud, which `ipaddress` counts as public."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def is_public(text: str) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
+    if any(address in network for network in _OTHER_NETWORKS):
+        return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
@@ -144,10 +150,12 @@ def secured(plain: socket.socket, target: Target) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def ended_at(end: float, connected: socket.socket) -> Iterator[None]:
     """Ends a connection at a time, because a host that sends a byte now and then keeps all other limits."""
+    # TLS detaches the socket that it wraps
+    handle = connected.dup()
 
     def shut() -> None:
         with contextlib.suppress(OSError):
-            connected.shutdown(socket.SHUT_RDWR)
+            handle.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(max(end - time.monotonic(), 0), shut)
     timer.daemon = True
@@ -156,3 +164,4 @@ def ended_at(end: float, connected: socket.socket) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        handle.close()

@@ -142,6 +142,18 @@ def test_reduced_copies_in_a_tiff_are_no_pages(tmp_path):
     assert colours(path) == ["red", "blue"]
 
 
+@pytest.mark.parametrize(("value", "kind"), [(1, 4), ("a", 2), (1.5, 11)])
+def test_a_tiff_without_a_usable_kind_of_its_pages(tmp_path, value, kind):
+    """All pages are read if all are called reduced copies, or if the tag is damaged."""
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[documents.SUBFILE_TYPE], tags[documents.SUBFILE_TYPE] = kind, value
+    first, second = coloured("red", "blue")
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second], tiffinfo=tags)
+    assert colours(tmp_path / "a.tif") == ["red", "blue"]
+
+
 def test_each_page_of_a_tiff_has_its_own_mode_and_limits(tmp_path):
     path = tmp_path / "a.tif"
     write_pages(path, [Image.new("1", (9, 5), 1), Image.new("I;16", (7, 5), 65535), Image.new("RGB", (300, 300))])

@@ -104,6 +104,15 @@ def test_a_host_that_sends_a_byte_now_and_then(site):
     assert time.monotonic() - start < 3
 
 
+def test_the_time_of_a_connection_that_has_moved_into_tls():
+    connected, other = socket.socketpair()
+    with other, downloads.ended_at(time.monotonic() + 0.2, connected):
+        # as `SSLContext.wrap_socket` does
+        with socket.socket(fileno=connected.detach()) as wrapped:
+            wrapped.settimeout(5)
+            assert wrapped.recv(1) == b""
+
+
 def test_the_checked_address_is_connected(site, monkeypatch):
     """A name server that gives another address at the second question changes nothing."""
     answers = ["127.0.0.1", "127.0.0.2"]
@@ -134,6 +143,8 @@ def test_addresses_that_are_not_public(host):
 def test_public_addresses():
     for address in ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
         assert is_public(address)
+    for address in ("192.0.0.192", "192.88.99.1", "168.63.129.16", "3fff::1", "::ffff:0:7f00:1", "2002:a9fe:a9fe::1"):
+        assert not is_public(address)
 
 
 @pytest.mark.parametrize(
