@@ -1,5 +1,6 @@
 # make demo   create the environment and read the example image with the shipped model
 # make demo-delvm   segment, draw edges and remove rain in new scenes with the shipped DeLVM
+# make eval-demo   score the shipped models on drawn scenes and lines of text
 # make test   create the environment and run the test suite; CONTRIBUTING.md has the other targets
 
 PYTHON ?= $(shell for v in 3.11 3.10 3.12; do python$$v -c 'import ensurepip' 2>&- && command -v python$$v && break; done || echo python3)
@@ -8,7 +9,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEED ?= 7
 
-.PHONY: demo demo-delvm test test-ci test-ports test-slow lint format nano-eval nano-train clean
+.PHONY: demo demo-delvm eval-demo test test-ci test-ports test-slow lint format nano-eval nano-train clean
 
 demo: $(VENV)/installed
 	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
@@ -20,6 +21,24 @@ demo-delvm: $(VENV)/installed
 	$(BIN)/mindvlm-evaluate --benchmark delvm-pictures --config_path configs/delvm/scenes.yaml --data $(SCENES)/pairs \
 		--tasks segmentation edges rain --output $(SCENES) --grid 2
 	@echo "picture: $(SCENES)/grid.png"
+
+# Draws small benchmarks in the layouts of public ones, and scores TinyLLaVA-nano and Vary-nano on them. --blind shows a gray
+# picture instead, which measures guessing.
+EVAL = outputs/eval_demo/seed_$(SEED)
+DATA = $(BIN)/mindvlm-make-data benchmark --seed $(SEED) --output $(EVAL)/data
+SCORE = $(BIN)/mindvlm-evaluate --data $(EVAL)/data
+ANSWERER = --config_path configs/tinyllava/tinyllava_nano.yaml
+eval-demo: $(VENV)/installed-plots
+	$(DATA)/scenes --name scenes --num_images 320
+	$(DATA)/pope --name pope --num_images 24
+	$(DATA)/mme --name mme --num_images 60
+	$(DATA)/page-ocr --name page-ocr --num_images 48
+	$(SCORE)/scenes --benchmark scenes $(ANSWERER) --output $(EVAL)/scenes
+	$(SCORE)/scenes --benchmark scenes $(ANSWERER) --output $(EVAL)/blind --blind
+	$(SCORE)/pope --benchmark pope $(ANSWERER) --output $(EVAL)/pope
+	$(SCORE)/mme --benchmark mme $(ANSWERER) --output $(EVAL)/mme
+	$(SCORE)/page-ocr --benchmark page-ocr --config_path configs/vary/vary_nano.yaml --max_new_tokens 64 --output $(EVAL)/page-ocr
+	$(BIN)/mindvlm-evaluate --compare $(addprefix $(EVAL)/,scenes blind pope mme page-ocr) --output $(EVAL)/figures.png
 
 # Five rounds, because MindSpore keeps every compiled graph in memory and the suite compiles some thousands. Compiling uses
 # one thread: two processes with one thread each are twice as fast as one process with two threads.
@@ -71,6 +90,10 @@ $(VENV)/python: setup.py
 
 $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt mindvlm/native/build.py $(wildcard mindvlm/native/src/*)
 	$(PIP) -e '.[documents]'
+	@touch $@
+
+$(VENV)/installed-plots: $(VENV)/installed
+	$(PIP) -e '.[plots]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
