@@ -1,5 +1,6 @@
 # make demo   create the environment and read the example image with the shipped model
 # make demo-delvm   segment, draw edges and remove rain in new scenes with the shipped DeLVM
+# make serve-load   put load on the server of the shipped model and print its speed
 # make eval-demo   score the shipped models on drawn scenes and lines of text
 # make test   create the environment and run the test suite; CONTRIBUTING.md has the other targets
 
@@ -9,7 +10,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEED ?= 7
 
-.PHONY: demo demo-delvm eval-demo test test-ci test-ports test-slow lint format nano-eval nano-train clean
+.PHONY: demo demo-delvm eval-demo serve-load test test-ci test-ports test-slow lint format nano-eval nano-train clean
 
 demo: $(VENV)/installed
 	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
@@ -21,6 +22,13 @@ demo-delvm: $(VENV)/installed
 	$(BIN)/mindvlm-evaluate --benchmark delvm-pictures --config_path configs/delvm/scenes.yaml --data $(SCENES)/pairs \
 		--tasks segmentation edges rain --output $(SCENES) --grid 2
 	@echo "picture: $(SCENES)/grid.png"
+
+# Starts the server of Vary-nano, asks with 1 to 32 clients, and ends it: make serve-load PORT=8000
+PORT ?= 8077
+serve-load: $(VENV)/installed-test
+	@$(BIN)/mindvlm-serve --port $(PORT) & server=$$!; trap "kill $$server" EXIT; \
+		until curl -sf http://127.0.0.1:$(PORT)/health > /dev/null; do kill -0 $$server || exit 1; sleep 0.2; done; \
+		$(BIN)/python tools/load_test.py --url http://127.0.0.1:$(PORT)/v1
 
 # Draws small benchmarks in the layouts of public ones, and scores TinyLLaVA-nano and Vary-nano on them. --blind shows a gray
 # picture instead, which measures guessing.

@@ -1,14 +1,20 @@
 """Many clients at once: the same answers as alone, a bounded queue, freed slots, and failures of the engine."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
+from mindvlm.processing.images.picture import Picture
+from mindvlm.serving.prompts import PictureCache
+from mindvlm.tools.load_test import main as load_test
 from tests.serving.running import running, shown, wait_for
 
 LONG = "All of this text is the same in many prompts, and longer than a block of tokens. " * 2
@@ -193,3 +199,31 @@ def test_health_under_load(server):
             wait_for(lambda: len(server.scheduler.running) == 1)
             assert httpx.get(f"{server.root}/health", timeout=5).status_code == 200
         assert asked.result().status_code == 200
+
+
+def test_the_load_test_asks_and_measures(server, capsys):
+    server.wait_until_idle()
+    arguments = ["--url", server.url, "--images", "--max_tokens", "2", "--requests", "3", "--clients", "1", "2"]
+    assert load_test(arguments) == 0
+    alone, together = capsys.readouterr().out.splitlines()
+    assert alone.startswith("1 clients: 3 answers, ") and alone.endswith(", 1.00x")
+    assert together.startswith("2 clients: 3 answers, ")
+    assert load_test([*arguments, "--soak", "0.5", "--pid", str(os.getpid())]) == 0
+    assert "MiB/min" in capsys.readouterr().out
+    assert load_test([*arguments[2:], "--url", "http://example.com/v1"]) == 2
+    assert "servers of this machine only" in capsys.readouterr().err
+
+
+def test_decoded_pictures_are_kept_up_to_a_size():
+    view, layout, decoded = SimpleNamespace(image=np.zeros(25, np.float32)), np.zeros(1, np.int32), []
+
+    def decode(content):
+        decoded.append(content)
+        return Picture((view,), layout)
+
+    cache = PictureCache(max_bytes=250)
+    first = cache.get(b"a", decode)
+    assert cache.get(b"a", decode) is first and decoded == [b"a"]
+    for content in (b"b", b"a", b"c", b"a", b"b"):
+        cache.get(content, decode)
+    assert decoded == [b"a", b"b", b"c", b"b"] and cache.num_bytes == 200
