@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import os
 import stat
 import warnings
@@ -112,8 +113,8 @@ def overrides(arguments: argparse.Namespace) -> dict:
 def read_settings(arguments: argparse.Namespace) -> ServerSettings:
     """Returns the settings of the server. Raises UserError for a wrong limit, key file or folder."""
     for option in ("slots", "max_body_mib", "max_pictures", "max_pixels", "max_seconds"):
-        if not getattr(arguments, option) > 0:
-            raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0")
+        if not 0 < getattr(arguments, option) < math.inf:
+            raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0 and finite")
     if arguments.max_waiting < 0:
         raise UserError(f"--max_waiting {arguments.max_waiting}: must be 0 or more")
     if arguments.media_path and not os.path.isdir(arguments.media_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.chat_processor import ChatPrompt
+from mindvlm.processing.images.loading import add_heif_opener
 from mindvlm.processing.images.picture import Picture, branches_of
 from mindvlm.processing.images.sources import what_it_is
 from mindvlm.serving.errors import ApiError, bad_field
@@ -137,6 +138,7 @@ def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes, ca
 def check_format(content: bytes) -> None:
     """Raises UserError if a file is damaged or in a format that the server does not open."""
     Image.init()
+    add_heif_opener(content)
     formats = [name for name in FORMATS if name in Image.OPEN]
     if not content:
         raise UserError("the file is empty (0 bytes)")

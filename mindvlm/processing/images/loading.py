@@ -91,12 +91,19 @@ def _open(file: bytes | Path) -> Image.Image:
     try:
         return Image.open(stream)
     except Image.UnidentifiedImageError:
-        if "HEIF" in Image.OPEN or not is_heif(file) or not find_spec("pillow_heif"):
+        if not add_heif_opener(file):
             raise
+    return Image.open(stream)
+
+
+def add_heif_opener(file: bytes | Path) -> bool:
+    """Lets Pillow open HEIC pictures if a file is the first one; returns whether that is new."""
+    if "HEIF" in Image.OPEN or not is_heif(file) or not find_spec("pillow_heif"):
+        return False
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-    return Image.open(stream)
+    return True
 
 
 def decode(image: Image.Image, name: str, max_pixels: int, keep_alpha: bool = False) -> Image.Image:
