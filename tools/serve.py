@@ -31,6 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="0 for any free port (default: %(default)s)")
     parser.add_argument("--model_name", metavar="NAME", help="name for clients (default: the name in the config)")
     parser.add_argument("--any_model", action="store_true", help="accept any model name in requests")
+    parser.add_argument(
+        "--no_prompt_reuse",
+        action="store_true",
+        help="compute every prompt whole, so that logits never differ by rounding",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--slots", type=int, default=8, metavar="N", help="answers at the same time (default 8)")
     limits.add_argument("--max_waiting", type=int, default=64, metavar="N", help="answers that wait (default 64)")
@@ -132,6 +137,7 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         media_path=Path(arguments.media_path) if arguments.media_path else None,
         model_name=arguments.model_name,
         any_model=arguments.any_model,
+        reuses_prompts=not arguments.no_prompt_reuse,
     )
 
 

@@ -10,8 +10,8 @@ from mindvlm.generation.images import ImageFeatures
 from mindvlm.generation.request import Slot
 
 BLOCK = 64
-"""Prompts are reused in blocks of this many tokens. The engine pads prompts to blocks too, so a reused block has the
-bits that prefilling it again would give."""
+"""Prompts are reused in blocks of this many tokens, in which the engine pads them too. Logits after a reused block may
+differ by rounding, because the kernels sum a prompt of another length in another order."""
 
 
 @dataclass

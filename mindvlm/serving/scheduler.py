@@ -226,7 +226,10 @@ class Scheduler:
                 self.news.append((job, event))
             if slot.stop_reason:
                 del self.running[slot.row]
-                self.finished.keep(slot, job.key)
+                if self.settings.reuses_prompts:
+                    self.finished.keep(slot, job.key)
+                else:
+                    engine.release(slot)
                 self.metrics.note_finish(job, job.finish, now)
 
     def fail_all(self, error: ApiError) -> None:

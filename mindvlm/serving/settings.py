@@ -25,6 +25,7 @@ class ServerSettings:
         picture_hosts: hosts from which pictures are fetched, "host" or "host:port"; "*" for all public ones.
         media_path: folder of pictures that `file://` URLs may name.
         model_name: name of the model for clients; None for that of its config.
+        reuses_prompts: whether keys and values of finished answers are used again for prompts with the same beginning.
         any_model: whether a request may name any model.
     """
 
@@ -43,3 +44,4 @@ class ServerSettings:
     media_path: Path | None = None
     model_name: str | None = None
     any_model: bool = False
+    reuses_prompts: bool = True

@@ -85,6 +85,17 @@ def test_prompts_with_the_same_beginning_reuse_the_cache(server):
     assert server.text(messages=talk) == second["choices"][0]["message"]["content"]
 
 
+def test_prompts_are_computed_whole_on_demand(server, monkeypatch):
+    server.wait_until_idle()
+    server.scheduler.finished.clear()
+    server.engine.clear()
+    monkeypatch.setattr(server.scheduler, "settings", replace(server.scheduler.settings, reuses_prompts=False))
+    for _ in range(2):
+        answer = server.chat(LONG, max_tokens=1).json()
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert server.engine.slots == [None] * 4
+
+
 def test_the_queue_is_bounded(server, monkeypatch):
     server.wait_until_idle()
     monkeypatch.setattr(server.scheduler, "settings", replace(server.scheduler.settings, max_waiting=3))

@@ -33,6 +33,7 @@ def test_the_options_become_settings(tmp_path):
     assert (settings.num_slots, settings.max_body_bytes, settings.api_keys) == (3, 2**19, ("one", "two"))
     assert settings.media_path == tmp_path and not settings.cors_origins and not settings.picture_hosts
     assert settings_of().max_waiting >= 32
+    assert settings_of().reuses_prompts and not settings_of("--no_prompt_reuse").reuses_prompts
 
 
 def test_a_key_file_that_others_can_read_is_warned_of(tmp_path):
