@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from mindvlm.processing.images.loading import load_image
+from mindvlm.serving.errors import ApiError
 from tests.serving.running import data_url, running, shown, wait_for
 from tests.tiny_vary import picture, tiny_model
 
@@ -142,15 +143,10 @@ def test_the_client_tries_again_when_the_queue_was_full(server, monkeypatch):
 
     def refuse_once(jobs):
         if not refused:
-            monkeypatch.setattr(server.scheduler, "settings", old)
             refused.append(True)
-            full = type(old)(num_slots=0, max_waiting=0)
-            with monkeypatch.context() as patch:
-                patch.setattr(server.scheduler, "settings", full)
-                submit(jobs)
+            raise ApiError(429, "the queue is full", headers={"Retry-After": "0.1"})
         submit(jobs)
 
-    old = server.scheduler.settings
     monkeypatch.setattr(server.scheduler, "submit", refuse_once)
     with openai.OpenAI(base_url=server.url, api_key="none", max_retries=1) as client:
         assert ask(client, shown(1)).choices[0].message.content == server.text(messages=shown(1))

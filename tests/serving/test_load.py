@@ -102,7 +102,7 @@ def test_the_queue_is_bounded(server, monkeypatch):
     with ThreadPoolExecutor(7) as pool:
         with held(server):
             asked = [pool.submit(server.chat, f"question {number}") for number in range(7)]
-            wait_for(lambda: len(server.scheduler.waiting) == 3)
+            wait_for(lambda: len(server.scheduler.waiting) == 3 and len(server.scheduler.running) == 4)
             refused = server.chat()
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) > 0
         assert refused.json()["error"]["type"] == "rate_limit_error"
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_frees_its_slot_and_its_place(server):
             pool.submit(httpx.post, f"{server.url}/chat/completions", json={"messages": shown(1)}, timeout=2)
             for _ in range(6)
         ]
-        wait_for(lambda: len(server.scheduler.waiting) == 2)
+        wait_for(lambda: len(server.scheduler.waiting) == 2 and len(server.scheduler.running) == 4)
         for one in asked:
             with pytest.raises(httpx.ReadTimeout):
                 one.result()

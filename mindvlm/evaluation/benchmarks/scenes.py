@@ -18,31 +18,31 @@ def add_blind(parser: argparse.ArgumentParser) -> None:
 
 
 def read_scenes(files: DataFolder, options: argparse.Namespace) -> list[Question]:
-    """Returns the questions. Their truth is the answer and the template of the question."""
+    """Returns the questions. Their truth is the answer, and the share of the most frequent answer to their template."""
+    rows = files.json_lines(QUESTIONS)
+    answers: dict[tuple[str, str], Counter] = {}
+    for row in rows:
+        answers.setdefault((row["type"], row["template"]), Counter())[row["answer"]] += 1
+    most = {key: max(counts.values()) / counts.total() for key, counts in answers.items()}
     return [
         Question(
             str(row["question_id"]),
             row["text"] + SHORT_ANSWER,
             (files.root / GRAY if options.blind else files.root / IMAGES / row["image"],),
-            (row["answer"], row["template"]),
+            (row["answer"], most[row["type"], row["template"]]),
             row["type"],
             {"question_id": row["question_id"]},
         )
-        for row in files.json_lines(QUESTIONS)
+        for row in rows
     ]
 
 
 def tabulate_scenes(scored: Sequence[Weighted]) -> Rows:
     """Returns the accuracy of each type, and that of the most frequent answer to each template."""
+    guessed = [(question, question.truth[1], count) for question, _, count in scored]
     rows = mean_rows("accuracy", scored, lambda question: [question.group])
-    counts: dict[tuple[str, str], Counter] = {}
-    for question, _, count in scored:
-        answer, template = question.truth
-        counts.setdefault((question.group, template), Counter())[answer] += count
-    for group, figures in rows.items():
-        most = sum(max(answers.values()) for (kind, _), answers in counts.items() if group in (kind, "all"))
-        figures["majority_answer"] = 100 * most / figures["questions"]
-    return rows
+    majority = mean_rows("majority_answer", guessed, lambda question: [question.group])
+    return {group: figures | majority[group] for group, figures in rows.items()}
 
 
 ENTRIES = {
