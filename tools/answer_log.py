@@ -4,17 +4,21 @@ The same command goes on after the last line. Errors, and answers about files th
 their pages asked about again.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import UserError
 from mindvlm.evaluation.answers import end_last_line, is_finished
 
 Record = dict[str, Any]
+
+GO_ON = "make room, and the same command goes on"
+"""Remedy for a full disk."""
 
 
 class AnswerLog:
@@ -24,16 +28,20 @@ class AnswerLog:
         path: of the file, which may be missing.
         settings: keys of each record that must be equal, such as the query and the model.
         keys: those of the pages that are asked about, see `key_of`. Lines about other pages are kept.
+        is_writer: whether lines are written. The file is then locked until `close`.
 
     Attributes:
         records: answers about these pages by their keys.
 
     Raises:
-        UserError: the file cannot be read, holds other lines, or answers of other settings.
+        UserError: the file cannot be read or written, is written by another process, holds other lines, or answers of
+            other settings.
     """
 
-    def __init__(self, path: str | Path, settings: Record, keys: Sequence[str]):
+    def __init__(self, path: str | Path, settings: Record, keys: Sequence[str], *, is_writer: bool = False):
         self.path, self.settings = Path(path), settings
+        self.is_new = is_writer and not self.path.exists()
+        self.locked: BinaryIO | None = locked_file(self.path) if is_writer else None
         self.places = {key: number for number, key in enumerate(keys)}
         self.records: dict[str, Record] = {}
         for where, record in self.lines() if self.path.exists() else ():
@@ -98,9 +106,7 @@ class AnswerLog:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); make room, and the same command goes on"
-            ) from None
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); {GO_ON}") from None
 
     def sort(self) -> None:
         """Puts the lines into the order of the pages, in case that several were answered together."""
@@ -111,9 +117,58 @@ class AnswerLog:
 
     def write(self, records: Sequence[Record]) -> None:
         """Writes a file of these records in place of the present one."""
-        with atomic_file(self.path) as file:
+        with atomic_file(self.path, GO_ON) as file:
+            # locked before it appears; the copied descriptor keeps the lock after `file` is closed
+            copy = os.fdopen(os.dup(file.fileno()), "wb")
+            lock(copy)
             for record in records:
                 file.write(line_of(record))
+        self.locked.close()
+        self.locked = copy
+
+    def close(self) -> None:
+        """Unlocks the file, and removes it if it is new and empty."""
+        if self.locked is None:
+            return
+        if self.is_new and os.fstat(self.locked.fileno()).st_size == 0:
+            self.path.unlink(missing_ok=True)
+        self.locked.close()
+        self.locked = None
+
+
+def locked_file(path: Path) -> BinaryIO:
+    """Opens and locks a file, which is made if it is missing.
+
+    Raises:
+        UserError: another process holds the lock, or the file cannot be written.
+    """
+    while True:
+        try:
+            file = open(path, "ab")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another output") from None
+        try:
+            lock(file)
+            # another process may have replaced or removed the file before it was locked
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"{path}: another process writes it; wait for it or choose another output") from None
+        file.close()
+
+
+def lock(file: BinaryIO) -> None:
+    """Locks a file until it is closed. Raises BlockingIOError if another process holds the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        # the file system has no locks
+        pass
 
 
 def check_log(path: str | Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,15 @@ def read_pages(
         0, or 1 when a page failed.
 
     Raises:
-        UserError: a page failed that must not, or an output holds other answers or cannot be written.
+        UserError: a page failed that must not, or an output holds other answers, cannot be written, or is
+            written by another process.
     """
     from tqdm import tqdm
 
     recorded = settings_of(model, arguments, options) if log_path(arguments) else {}
-    log = open_log(questions, arguments, recorded)
+    # before the log, which may lie in its folder
     texts = open_texts(questions, arguments) if model.mesh.is_first else None
+    log = open_log(questions, arguments, recorded, is_writer=model.mesh.is_first)
     answered = [question for question in questions if log and question.key in log.records]
     waiting = [question for question in questions if not (log and question.key in log.records)]
     failed, looped = [], [one.name for one in answered if log.records[one.key].get("stop_reason") == "repetition"]
@@ -64,7 +66,7 @@ def read_pages(
         unit="page",
         disable=len(questions) == 1 or not sys.stderr.isatty(),
     )
-    with closing(reader), bar:
+    with closing(log) if log else nullcontext(), closing(reader), bar:
         for number, result in model.generate_each(asked, arguments.batch_size, seed_step=0, **options):
             question = waiting[number]
             record = {**question.record, "query": arguments.query}
@@ -86,8 +88,8 @@ def read_pages(
             if texts:
                 texts.add(*question.pages, record.get("text", f"[{record.get('error')}]"))
             bar.update()
-    if log and model.mesh.is_first and len(questions) > 1:
-        log.sort()
+        if log and model.mesh.is_first and len(questions) > 1:
+            log.sort()
     if looped:
         names = "; ".join(looped[:NUM_LISTED]) + ("; ..." if len(looped) > NUM_LISTED else "")
         cli.say(f"{counted(len(looped), 'answer')} ended in a loop: {names}")
@@ -113,11 +115,14 @@ def log_path(arguments: argparse.Namespace) -> Path | None:
     return Path(arguments.output_dir, LOG_NAME) if arguments.output_dir else None
 
 
-def open_log(questions: Sequence[Question], arguments: argparse.Namespace, recorded: dict) -> AnswerLog | None:
+def open_log(
+    questions: Sequence[Question], arguments: argparse.Namespace, recorded: dict, *, is_writer: bool
+) -> AnswerLog | None:
     path = log_path(arguments)
     if not path:
         return None
-    return AnswerLog(path, {"query": arguments.query, **recorded}, [question.key for question in questions])
+    keys = [question.key for question in questions]
+    return AnswerLog(path, {"query": arguments.query, **recorded}, keys, is_writer=is_writer)
 
 
 def open_texts(questions: Sequence[Question], arguments: argparse.Namespace) -> TextFiles | None:

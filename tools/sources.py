@@ -1,7 +1,7 @@
 """The pictures and documents that arguments name: files, folders, URLs."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Source:
 def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Path | None = None) -> list[Source]:
     """Returns the pictures and documents: files and URLs as given, those of folders in name order.
 
-    Documents and camera files that are not read, and folders in a folder, are named on standard error.
+    Documents and camera files that are not read, and folders that are not searched, are named on standard error.
 
     Args:
         recursive: whether folders in folders are searched.
@@ -66,28 +66,43 @@ def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Pa
 
 def sources_of_folder(folder: Path, recursive: bool) -> list[Source]:
     """Returns the pictures and documents in a folder and names what it leaves out; see `find_sources`."""
-    files = list(files_of(folder, recursive))
+    files, inner, links = search(folder, recursive)
     read = [path for path in files if path.suffix.lower() in READ_ENDINGS]
-    others = [str(path.relative_to(folder)) for path in files if path.suffix.lower() in OTHER_ENDINGS]
-    folders = [] if recursive else [path.name for path in folder.iterdir() if path.is_dir()]
-    inner = sorted(f"{name}/" for name in folders if not name.startswith("."))
+    others = [path for path in files if path.suffix.lower() in OTHER_ENDINGS]
+    left_out = {
+        "convert to PNG or PDF to ask about them": [str(path.relative_to(folder)) for path in others],
+        "add --recursive to search folders in it": [f"{path.relative_to(folder)}/" for path in inner],
+        "give them as well (links to folders are not followed)": [f"{path.relative_to(folder)}/" for path in links],
+    }
+    left_out = {remedy: names for remedy, names in left_out.items() if names}
     if not read:
-        found = f" but {[*others, *inner][0]}" if others or inner else ""
-        remedy = "add --recursive" if inner and not others else "convert to one of these, or give another"
+        found = f" but {next(iter(left_out.values()))[0]}" if left_out else ""
         endings = ", ".join(sorted(READ_ENDINGS))
+        remedy = next(iter(left_out), "give another")
         raise UserError(f"folder {folder} holds no pictures{found} ({endings}); {remedy}")
-    if others:
-        cli.say(f"{folder}: left out {', '.join(others)}; convert to PNG or PDF to ask about them")
-    if inner:
-        cli.say(f"{folder}: left out {', '.join(inner)}; add --recursive to search folders in it")
+    for remedy, names in left_out.items():
+        cli.say(f"{folder}: left out {', '.join(names)}; {remedy}")
     return [Source(str(path), str(path), path.relative_to(folder)) for path in read]
 
 
-def files_of(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Yields the files of a folder in the order of their names, then those of the folders in it."""
+def search(folder: Path, recursive: bool) -> tuple[list[Path], list[Path], list[Path]]:
+    """Returns the files of a folder, the folders in it that are not searched, and links to folders.
+
+    The files are in the order of their names, then those of the folders in it.
+    """
+    files, inner, links = [], [], []
     for place, folders, names in os.walk(folder, onerror=leave_out):
-        yield from (path for name in sorted(names) if (path := Path(place, name)).is_file())
+        try:
+            files += [path for name in sorted(names) if (path := Path(place, name)).is_file()]
+        except OSError as error:
+            # a folder that can be listed but not entered
+            error.filename = place
+            leave_out(error)
+        paths = [Path(place, name) for name in sorted(folders) if recursive or not name.startswith(".")]
+        links += [path for path in paths if os.path.islink(path)]
+        inner += [path for path in paths if not recursive and not os.path.islink(path)]
         folders[:] = sorted(folders) if recursive else []
+    return files, inner, links
 
 
 def leave_out(error: OSError) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import UserError
+from mindvlm.tools.answer_log import GO_ON
 from mindvlm.tools.pages import Page
 from mindvlm.tools.sources import Source
 
@@ -47,7 +48,7 @@ class TextFiles:
         check_writable(folder / "x")
 
     def add(self, page: Page, text: str) -> None:
-        """Takes the text of a page; writes the document if that was the last one."""
+        """Takes the text of a page; writes the document if that was the last one. Raises UserError if it cannot."""
         texts = self.texts.get(page.source)
         if texts is None:  # written; the document was given twice
             return
@@ -58,8 +59,11 @@ class TextFiles:
         del self.texts[page.source]
         if path.is_file() and path.read_bytes() == content:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); {GO_ON}") from None
+        with atomic_file(path, GO_ON) as file:
             file.write(content)
 
     def content(self, texts: dict[Page, str | None]) -> str:

@@ -16,11 +16,14 @@ from mindvlm.core.errors import UserError
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_file(path: str | Path, remedy: str = "nothing was kept") -> Iterator[BinaryIO]:
     """Opens a binary file for writing that replaces `path` when the block ends without an exception.
 
     The bytes go to a hidden file in the same folder, which is flushed to disk and renamed. Any exception, also
     KeyboardInterrupt, removes that file and leaves `path` unchanged.
+
+    Args:
+        remedy: end of the message about a full disk.
 
     Raises:
         UserError: the folder is missing or not writable, the path is a folder or a device, or the disk is full.
@@ -32,7 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         with PendingFiles() as files, files.create(path) as file:
             yield file
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was kept") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 class PendingFiles:

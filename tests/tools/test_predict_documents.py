@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.processing.images import documents
 from mindvlm.processing.images.documents import DEFAULT_QUERY
 from mindvlm.tools import answer_log, read_pages
+from mindvlm.tools.answer_log import AnswerLog
 from tests.processing.images.test_documents import bare_pdf, write_pages
 from tests.tiny_vary import picture, tiny_model
 from tests.tools.refusals import assert_refused
@@ -94,6 +96,34 @@ def test_a_folder_with_documents(loaded, run, images, tmp_path):
     assert_refused(run("--image_dir", tmp_path / "outer"), "holds no pictures but inner/", "add --recursive")
 
 
+def test_what_a_search_leaves_out_is_named(loaded, run, images, tmp_path, monkeypatch):
+    (tmp_path / "linked").mkdir()
+    picture(3).save(tmp_path / "linked" / "z.png")
+    (images / "link").symlink_to(tmp_path / "linked")
+    (images / "closed").mkdir()
+    (images / "a_file").symlink_to(images / "a.png")
+    is_file = Path.is_file
+
+    def refused(path):
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    (images / "closed" / "a.png").touch()
+    (images / "closed" / "b.png").touch()
+    status, out, err = run("--image_dir", images, "--recursive", *SHORT)
+    assert status == 1 and out.count("pages/") == 2 and "z.png" not in out
+    assert f"{images}: left out link/; give them as well (links to folders are not followed)" in err
+    assert err.count("Permission denied") == 1
+    assert f"{images / 'closed'}: left out, it cannot be searched (Permission denied); check its permissions" in err
+    err = run("--image_dir", images, *SHORT)[2]
+    assert "left out closed/; add --recursive" in err and "left out link/; give them as well" in err
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "outer" / "link").symlink_to(images)
+    assert_refused(run("--image_dir", tmp_path / "outer"), "holds no pictures but link/", "; give them as well (links")
+
+
 def test_a_page_that_fails_costs_itself(loaded, run, scan, tmp_path):
     output = tmp_path / "out.jsonl"
     status, _, err = run("--image_dir", scan, "--pages", "1,7,3", "--output", output, *SHORT)
@@ -124,6 +154,15 @@ class TestGoingOn:
         output = tmp_path / "out.jsonl"
         assert run("--image_dir", scan, "--output", output, *SHORT)[0] == 0
         return output
+
+    def test_a_changed_file_that_a_url_names(self, loaded, run, images, tmp_path):
+        output, path = tmp_path / "out.jsonl", images / "a.png"
+        command = ["--image_dir", path.as_uri(), images / "c.JPG", "--output", output, *SHORT]
+        assert run(*command)[0] == 0 and "2 of 2 pages" in run(*command)[2]
+        assert json_lines(output)[0]["file"]["bytes"] == path.stat().st_size
+        picture(2).save(path)
+        os.utime(path, (1, 1))
+        assert "1 of 2 pages" in run(*command)[2]
 
     def test_a_complete_one_is_left_alone(self, log, run, scan):
         content = log.read_bytes()
@@ -191,6 +230,32 @@ class TestGoingOn:
         assert_refused(run("--image_dir", scan, "--output", tmp_path / "notes"), "notes: line 1 is no answer of")
         assert (tmp_path / "notes").read_bytes() == content
 
+    def test_a_second_process_is_refused(self, loaded, run, scan, tmp_path, monkeypatch):
+        """Also after the file was replaced, and as long as the first process runs."""
+        output, original, refused = tmp_path / "out.jsonl", AnswerLog.append, []
+
+        def append(log, record):
+            original(log, record)
+            log.write([record for _, record in log.lines()])
+            refused.append(subprocess.run(command, capture_output=True, text=True, timeout=60))
+
+        program = (
+            f"from mindvlm.tools.answer_log import AnswerLog; AnswerLog({str(output)!r}, {{}}, [], is_writer=True)"
+        )
+        command = [sys.executable, "-c", program]
+        monkeypatch.setattr(AnswerLog, "append", append)
+        assert run("--image_dir", scan, "--output", output, *SHORT)[0] == 0
+        assert len(refused) == 3 and len(json_lines(output)) == 3
+        for process in refused:
+            assert f"{output}: another process writes it; wait for it or choose another output" in process.stderr
+        assert subprocess.run(command, timeout=60).returncode == 0
+        assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "scan.pdf"]
+
+    def test_no_file_without_an_answer(self, loaded, run, scan, tmp_path):
+        output = tmp_path / "out.jsonl"
+        assert_refused(run("--image_dir", scan, "--pages", "7", "--output", output), "no page 7")
+        assert not output.exists()
+
     def test_a_full_disk(self, loaded, run, scan, tmp_path, monkeypatch):
         output, sync, calls = tmp_path / "out.jsonl", os.fsync, []
 
@@ -240,6 +305,32 @@ class TestTexts:
         assert (status, printed) == (1, "") and "7 of 8 pages are answered" in err and not (out / "a.txt").exists()
         marked = "\n".join(f"<!-- page {number} -->\n\n{text}\n" for number, text in enumerate(texts, 1))
         assert (out / "scan.md").read_text() == marked
+
+    def test_a_full_disk(self, loaded, run, scan, tmp_path, monkeypatch):
+        sync, calls, out = os.fsync, [], tmp_path / "out"
+
+        def full(file):
+            calls.append(file)
+            if len(calls) == 4:
+                raise OSError(28, "No space left on device")
+            sync(file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            status, _, err = run("--image_dir", scan, "--output_dir", out, *SHORT)
+        assert status == 2 and err == (
+            f"error: {out / 'scan.txt'}: cannot be written (No space left on device); "
+            "make room, and the same command goes on\n"
+        )
+        assert len(json_lines(out / "pages.jsonl")) == 3 and not (out / "scan.txt").exists()
+        assert "3 of 3 pages are answered" in run("--image_dir", scan, "--output_dir", out, *SHORT)[2]
+        assert (out / "scan.txt").exists()
+        (out / "scan.txt").unlink()
+        (out / "more").touch()
+        (tmp_path / "in" / "more").mkdir(parents=True)
+        picture(0).save(tmp_path / "in" / "more" / "a.png")
+        status, _, err = run("--image_dir", tmp_path / "in", "--recursive", "--output_dir", out, *SHORT)
+        assert status == 2 and f"error: {out / 'more' / 'a.txt'}: cannot be written (File exists); make room" in err
 
     def test_documents_of_one_name(self, loaded, run, images, tmp_path):
         picture(0).save(images / "c.png")

@@ -2,8 +2,9 @@
 
 import base64
 import io
+import tracemalloc
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.loading import load_image
-from mindvlm.processing.images.sources import local_path
+from mindvlm.processing.images.sources import data_of_url, local_path
 
 RED = np.full((2, 3, 3), (200, 30, 30), np.uint8)
 
@@ -48,6 +49,23 @@ def test_everything_local_is_read(path):
     ]
     for source in sources:
         assert (np.asarray(load_image(source)) == RED).all(), source
+
+
+@pytest.mark.parametrize("text", ["", "a", "%", "%4", "%41", "%4%41%", "%%41", "%zz%e4%C3%A4ä%25%2541", "a+b %0a"])
+def test_percent_escapes(text):
+    assert data_of_url(f"data:,{text}") == unquote_to_bytes(text)
+
+
+@pytest.mark.parametrize("header, text", [("data:,", "%41"), ("data:,", "%"), ("data:;base64,", "QUJD QUJD\n")])
+def test_the_memory_of_a_data_url(header, text):
+    size = 2**20
+    url = header + text * (size // len(text))
+    tracemalloc.start()
+    try:
+        data_of_url(url)
+        assert tracemalloc.get_traced_memory()[1] < 12 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_relative_names_belong_to_the_folder(path, tmp_path):
