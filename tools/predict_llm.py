@@ -13,9 +13,8 @@ from mindvlm.parallel.launch import is_launched
 from mindvlm.processing.images.documents import DEFAULT_DPI, DEFAULT_QUERY, page_ranges
 from mindvlm.processing.images.sources import local_path
 from mindvlm.tools import cli
-from mindvlm.tools.download import is_web_address
 from mindvlm.tools.pages import PageReader, Question, find_pages
-from mindvlm.tools.sources import Source, find_sources
+from mindvlm.tools.sources import Source, find_sources, is_web_address
 
 GENERATION_OPTIONS = {
     "max_new_tokens": (int, "maximum number of tokens of an answer"),

@@ -1,15 +1,19 @@
 """The pictures and documents that arguments name: files, folders, URLs."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.images.downloads import download
 from mindvlm.processing.images.sources import IMAGE_ENDINGS, local_path
 from mindvlm.tools import cli
-from mindvlm.tools.download import download, is_web_address, name_of
 
+MAX_DOWNLOAD_BYTES = 2**30
+MAX_DOWNLOAD_SECONDS = 3600
 READ_ENDINGS = IMAGE_ENDINGS | {".pdf"}
 OTHER_ENDINGS = {
     *(".ai", ".arw", ".cr2", ".cr3", ".djvu", ".dng", ".doc", ".docx", ".eps", ".epub", ".nef", ".odp", ".odt"),
@@ -50,7 +54,7 @@ def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Pa
         if is_web_address(argument) and not os.path.lexists(argument):
             if downloads is None:
                 raise UserError(f"image {argument}: a URL; download it first and give the file, or add --allow_urls")
-            sources.append(Source(argument, str(download(argument, downloads)), Path(name_of(argument))))
+            sources.append(Source(argument, str(downloaded(argument, downloads)), Path(name_of(argument))))
             continue
         path = local_path(argument)
         if path is None:
@@ -62,6 +66,25 @@ def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Pa
         else:
             raise UserError(f"{path} does not exist; give a picture, a document or a folder of them")
     return sources
+
+
+def is_web_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def name_of(url: str) -> str:
+    """Returns the file name in a URL."""
+    path = re.sub(r"[^:]*://[^/?#]*|[?#].*", "", url, flags=re.DOTALL)
+    return Path(unquote(path)).name.replace("\0", "").strip(".") or "page"
+
+
+def downloaded(url: str, folder: Path) -> Path:
+    """Writes the content of a URL to a new file in a folder and returns its path. Raises UserError, see `download`."""
+    path = folder / f"{len(list(folder.iterdir()))}_{name_of(url)[-50:]}"
+    with open(path, "wb") as file:
+        limits = {"max_bytes": MAX_DOWNLOAD_BYTES, "seconds": MAX_DOWNLOAD_SECONDS}
+        download(url, file, hosts=None, **limits, allow_private=True)
+    return path
 
 
 def sources_of_folder(folder: Path, recursive: bool) -> list[Source]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Sequence
@@ -56,9 +57,9 @@ def fetched(url: str, settings: ServerSettings) -> bytes:
     """Returns the content of a URL of another machine. Raises UserError, see `download`."""
     if not settings.picture_hosts:
         raise UserError(f"{short_name(url)}: this server fetches no pictures; give a data URL")
-    return download(
-        url, hosts=settings.picture_hosts, max_bytes=settings.max_picture_bytes, seconds=settings.fetch_seconds
-    )
+    file, max_bytes = io.BytesIO(), settings.max_picture_bytes
+    download(url, file, hosts=settings.picture_hosts, max_bytes=max_bytes, seconds=settings.fetch_seconds)
+    return file.getvalue()
 
 
 def read_media(url: str, settings: ServerSettings) -> bytes:

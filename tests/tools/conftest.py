@@ -31,6 +31,8 @@ def images(tmp_path):
 def loaded(monkeypatch):
     """Lets the tool use the shared model, and records how it asked for it."""
     calls = []
+    # what its loading says is no output of the first test
+    tiny_model()
     monkeypatch.setattr("mindvlm.tools.read_pages.identity", lambda config, family: "tiny@0")
 
     def load(config_path=None, **options):

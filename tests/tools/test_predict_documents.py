@@ -16,7 +16,7 @@ import pytest
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images import documents
 from mindvlm.processing.images.documents import DEFAULT_QUERY
-from mindvlm.tools import answer_log, read_pages
+from mindvlm.tools import answer_log, read_pages, sources
 from mindvlm.tools.answer_log import AnswerLog
 from tests.processing.images.test_documents import bare_pdf, write_pages
 from tests.tiny_vary import picture, tiny_model
@@ -422,7 +422,11 @@ def test_urls(loaded, run, scan, tmp_path):
         assert "3 of 3 pages are answered" in run(*command, url)[2]
         assert run("--allow_urls", *SHORT, "--image_dir", f"{site}/to/{site}/scan.pdf")[0] == 0
         assert_refused(run("--allow_urls", "--image_dir", f"{site}/none.png"), "none.png: the server answers 404")
-        assert_refused(run("--allow_urls", "--image_dir", f"{site}/to/file:///etc/passwd"), "the server answers 302")
+        refused = run("--allow_urls", "--image_dir", f"{site}/to/file:///etc/passwd")
+        assert_refused(refused, "file:///etc/passwd: not a plain http or https URL")
+        for bad in ("http://[::1/a.png", f"{site}/a b\0.png"):
+            assert_refused(run("--allow_urls", "--image_dir", bad), "not a plain http or https URL")
+        assert_refused(run("--allow_urls", "--image_dir", f"{site}/%00{'%C3%A4' * 300}"), "the server answers 404")
         assert_refused(run("--allow_urls", "--image_dir", "ftp://example.com/a.png"), "a URL; download")
     finally:
         server.shutdown()
@@ -430,6 +434,21 @@ def test_urls(loaded, run, scan, tmp_path):
     assert_refused(
         run("--allow_urls", "--image_dir", url), "cannot be downloaded (", "; check the address and the netw"
     )
+
+
+@pytest.mark.parametrize(
+    "url, name",
+    [
+        ("http://host", "page"),
+        ("https://host/", "page"),
+        ("http://host?a/b", "page"),
+        ("http://host/x/a%20b.pdf?c=d/e.png#f/g", "a b.pdf"),
+        ("http://host/x/..%2Fa%00.png", "a.png"),
+        ("http://host/..", "page"),
+    ],
+)
+def test_the_name_in_a_url(url, name):
+    assert sources.name_of(url) == name
 
 
 def test_a_killed_run_loses_nothing_and_goes_on(folder, tmp_path):

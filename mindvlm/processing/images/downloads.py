@@ -1,4 +1,7 @@
-"""Downloads of pictures from allowed public hosts, for programs that fetch what strangers name."""
+"""Downloads of pictures and documents within limits of hosts, bytes and time.
+
+A server fetches what strangers name only from allowed hosts in the public network.
+"""
 
 import contextlib
 import http.client
@@ -7,14 +10,18 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.sources import short_name
 
-MAX_REDIRECTS = 3
+MAX_REDIRECTS = 10
+SILENT_SECONDS = 60
+"""Time without a byte after which a connection has failed."""
+CHUNK = 2**20
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEPT = "/%:@!$&'()*+,;=~?"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -34,38 +41,56 @@ class Target:
     path: str
 
 
-def download(url: str, *, hosts: Collection[str], max_bytes: int, seconds: float) -> bytes:
-    """Returns the content of an http(s) URL.
+def download(
+    url: str,
+    file: BinaryIO,
+    *,
+    hosts: Collection[str] | None,
+    max_bytes: int,
+    seconds: float,
+    allow_private: bool = False,
+) -> None:
+    """Writes the content of an http(s) URL to a file.
 
-    Each redirect is checked like the first URL. The address that was checked is the one that is connected, so that a
-    name server cannot give another one in between. No proxy is used.
+    Each redirect is checked like the first URL. The addresses that were checked are those that are connected, so that
+    a name server cannot give another one in between. No proxy is used.
 
     Args:
         hosts: allowed hosts: "host", "host:port", "*.domain" for all hosts below a domain, or "*". Without a port,
-            those of http and https are allowed.
+            those of http and https are allowed. None allows all hosts and ports.
         max_bytes: limit of the content.
         seconds: time for everything.
+        allow_private: whether the host may be one of a private network, for URLs of the user's own command line. A
+            public host still cannot redirect to a private one.
 
     Raises:
         UserError: the URL or a redirect names another host or an address that is not public, the host does not answer
-            in time or with a file, or the file is too large.
+            in time or with a file, or the content is too large or cannot be written.
     """
     end = time.monotonic() + seconds
     for _ in range(MAX_REDIRECTS + 1):
         target = allowed_target(url, hosts)
-        address = public_address(target)
+        addresses = addresses_of(target)
+        if all(map(is_public, addresses)):
+            allow_private = False
+        elif not allow_private:
+            raise UserError(f"the host {target.host!r} is not in the public network; its pictures are not fetched")
         try:
-            found = fetch(target, address, max_bytes, end)
+            location = fetch(target, addresses, file, max_bytes, end)
+        except UserError as error:
+            raise UserError(f"{short_name(url)}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = "it took too long" if time.monotonic() >= end else str(error) or type(error).__name__
-            raise UserError(f"{short_name(url)}: cannot be fetched ({reason}); check the URL") from None
-        if isinstance(found, bytes):
-            return found
-        url = urljoin(url, found)
+            raise UserError(
+                f"{short_name(url)}: cannot be downloaded ({reason}); check the address and the network"
+            ) from None
+        if location is None:
+            return
+        url = urljoin(url, location)
     raise UserError(f"{short_name(url)}: more than {MAX_REDIRECTS} redirects; give the URL of the picture itself")
 
 
-def allowed_target(url: str, hosts: Collection[str]) -> Target:
+def allowed_target(url: str, hosts: Collection[str] | None) -> Target:
     """Returns the parts of a URL. Raises UserError if it is malformed or its host is not allowed."""
     malformed = UserError(f"{short_name(url)}: not a plain http or https URL; give https://host/path")
     if not url.isprintable() or "\\" in url:
@@ -78,24 +103,24 @@ def allowed_target(url: str, hosts: Collection[str]) -> Target:
         raise malformed from None
     if not host or "@" in parts.netloc:
         raise malformed
-    names = {host, "*", *(f"*.{host.split('.', n)[n]}" for n in range(1, host.count(".") + 1))}
-    allowed = {entry.lower().rstrip(".") for entry in hosts}
-    if not (f"{host}:{port}" in allowed or (port in DEFAULT_PORTS.values() and names & allowed)):
-        raise UserError(f"{short_name(url)}: pictures of the host {host!r} at port {port} are not allowed here")
+    if hosts is not None:
+        names = {host, "*", *(f"*.{host.split('.', n)[n]}" for n in range(1, host.count(".") + 1))}
+        allowed = {entry.lower().rstrip(".") for entry in hosts}
+        if not (f"{host}:{port}" in allowed or (port in DEFAULT_PORTS.values() and names & allowed)):
+            raise UserError(f"{short_name(url)}: pictures of the host {host!r} at port {port} are not allowed here")
     path = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
     return Target(parts.scheme.lower(), host, port, path)
 
 
-def public_address(target: Target) -> str:
-    """Returns an address of a host. Raises UserError if it has none or one that is not public."""
+def addresses_of(target: Target) -> list[str]:
+    """Returns the addresses of a host. Raises UserError if it has none."""
     try:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise UserError(f"the host {target.host!r} has no address; check the URL") from None
-    addresses = [entry[4][0] for entry in found]
-    if not addresses or not all(map(is_public, addresses)):
-        raise UserError(f"the host {target.host!r} is not in the public network; its pictures are not fetched")
-    return addresses[0]
+        found = []
+    if not found:
+        raise UserError(f"the host {target.host!r} has no address; check the URL and the network")
+    return [entry[4][0] for entry in found]
 
 
 def is_public(text: str) -> bool:
@@ -114,27 +139,50 @@ def is_public(text: str) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
-def fetch(target: Target, address: str, max_bytes: int, end: float) -> bytes | str:
-    """Returns the content, or the location of a redirect."""
+def fetch(target: Target, addresses: Sequence[str], file: BinaryIO, max_bytes: int, end: float) -> str | None:
+    """Writes the content to a file, or returns the location of a redirect.
+
+    Raises:
+        UserError: the server answers with an error or too many bytes; the message lacks the URL.
+        OSError, HTTPException: the connection fails.
+    """
     default = DEFAULT_PORTS[target.scheme]
     name = f"[{target.host}]" if ":" in target.host else target.host
-    host = name if target.port == default else f"{name}:{target.port}"
-    with socket.create_connection((address, target.port), timeout=max(end - time.monotonic(), 0.001)) as plain:
-        with ended_at(end, plain), secured(plain, target) as connected:
-            connection = http.client.HTTPConnection(target.host, target.port)
-            connection.sock = connected
-            connection.request("GET", target.path, headers={"Host": host, "Accept": "image/*", "Connection": "close"})
-            response = connection.getresponse()
-            if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
-                return location
-            if response.status != 200:
-                raise http.client.HTTPException(f"status {response.status}")
-            content = response.read(max_bytes + 1)
-            if len(content) > max_bytes:
-                raise http.client.HTTPException(f"more than {max_bytes} bytes")
-            if time.monotonic() >= end or response.length:
-                raise http.client.HTTPException("the connection ended early")
-    return content
+    headers = {
+        "Host": name if target.port == default else f"{name}:{target.port}",
+        "User-Agent": "mindvlm",
+        "Accept": "image/*, application/pdf, */*;q=0.5",
+        "Connection": "close",
+    }
+    with connected(addresses, target.port, end) as plain, ended_at(end, plain), secured(plain, target) as stream:
+        connection = http.client.HTTPConnection(target.host, target.port)
+        connection.sock = stream
+        connection.request("GET", target.path, headers=headers)
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
+            return location
+        if response.status != 200:
+            raise UserError(f"the server answers {response.status} {response.reason}; check the address")
+        num_bytes = 0
+        while chunk := response.read(CHUNK):
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise UserError(f"more than {max_bytes} bytes, the limit; give a smaller file")
+            file.write(chunk)
+        if time.monotonic() >= end or response.length:
+            raise http.client.HTTPException("the connection ended early")
+    return None
+
+
+def connected(addresses: Sequence[str], port: int, end: float) -> socket.socket:
+    """Returns a connection to the first address that accepts one. Raises OSError."""
+    for address in addresses:
+        try:
+            timeout = min(max(end - time.monotonic(), 0.001), SILENT_SECONDS)
+            return socket.create_connection((address, port), timeout=timeout)
+        except OSError:
+            if address == addresses[-1]:
+                raise
 
 
 @contextlib.contextmanager
@@ -148,10 +196,10 @@ def secured(plain: socket.socket, target: Target) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def ended_at(end: float, connected: socket.socket) -> Iterator[None]:
+def ended_at(end: float, plain: socket.socket) -> Iterator[None]:
     """Ends a connection at a time, because a host that sends a byte now and then keeps all other limits."""
     # TLS detaches the socket that it wraps
-    handle = connected.dup()
+    handle = plain.dup()
 
     def shut() -> None:
         with contextlib.suppress(OSError):
