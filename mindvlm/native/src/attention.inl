@@ -63,12 +63,11 @@ void attend(const float* query, int64_t num_queries, const int64_t* num_keys, co
     Row<Format::float32> rows[kTileOutputs];
     for (; key + kTileOutputs <= seen; key += kTileOutputs) {
       for (int i = 0; i < kTileOutputs; ++i) rows[i].values = keys + (key + i) * head_dim;
-      multiply_tiles<kTileOutputs>(query + first * head_dim, count, head_dim, rows, 0, head_dim, scores.data() + key, stride,
-                                   false);
+      multiply_tiles<kTileOutputs>(query + first * head_dim, count, head_dim, rows, scores.data() + key, stride);
     }
     for (; key < seen; ++key) {
       rows[0].values = keys + key * head_dim;
-      multiply_tiles<1>(query + first * head_dim, count, head_dim, rows, 0, head_dim, scores.data() + key, stride, false);
+      multiply_tiles<1>(query + first * head_dim, count, head_dim, rows, scores.data() + key, stride);
     }
     for (int64_t r = 0; r < count; ++r) {
       float* row = scores.data() + r * stride;
