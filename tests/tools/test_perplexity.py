@@ -72,7 +72,7 @@ def test_logits_are_those_of_transformers(file):
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_losses_are_those_of_llama_cpp(file, tmp_path):
+def test_losses_are_those_of_llama_cpp(file, kernels, tmp_path):
     pytest.importorskip("xllamacpp")
     path, _ = file
     reader, ids = perplexity.open_gguf(path), ids_of(2, 20)
@@ -86,7 +86,7 @@ def test_losses_are_those_of_llama_cpp(file, tmp_path):
         assert abs(size - perplexity.num_bytes(model)) < 0.2 * size
 
 
-def test_the_command_prints_a_line_for_each_format(file, capsys):
+def test_the_command_prints_a_line_for_each_format(file, kernels, capsys):
     arguments = [str(file[0]), "--weights", "float32", "int8", "--llamacpp", "--num_windows", "2", "--length", "9"]
     assert perplexity.main(arguments) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -101,3 +101,11 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         perplexity.open_gguf(tmp_path / "a.gguf")
     with pytest.raises(UserError, match="b.gguf: no GGUF file"):
         perplexity.open_gguf(tmp_path / "b.gguf")
+
+
+def test_formats_that_need_kernels_are_refused_without_them(file, monkeypatch, capsys):
+    monkeypatch.setattr(perplexity, "open_library", lambda: None)
+    assert (
+        perplexity.main([str(file[0]), "--weights", "int8", "--llamacpp", "--num_windows", "1", "--length", "9"]) == 2
+    )
+    assert "int8 needs the C++ kernels" in capsys.readouterr().err

@@ -188,10 +188,15 @@ class Whole(nn.Cell):
 
 
 def build(config: DecoderConfig, weights: MemorySource, weight_format: str) -> CausalLM:
-    """Returns the decoder with its weights in a format."""
+    """Returns the decoder with its weights in a format. Raises UserError if the kernels that it needs are not there."""
+    library = open_library()
+    if not library and weight_format != "float32":
+        raise UserError(
+            f"--weights {weight_format} needs the C++ kernels; docs/kernels.md says how to have them, or give float32"
+        )
     whole = Whole(config).set_train(False)
     choose_products(whole, native_rules(weight_format, "CPU"))
-    if library := open_library():
+    if library:
         use_native_cells(whole, library)
     fill_parameters(whole, weights)
     return whole.language_model
