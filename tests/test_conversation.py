@@ -33,11 +33,11 @@ def spy(model, monkeypatch):
     spy.appended, spy.logits = [], []
     run_prefill, encode = model.engine.run_prefill, model.engine.encode_images
 
-    def spying_prefill(row, ids, start, *more):
-        logits = run_prefill(row, ids, start, *more)
-        spy.appended.append(ids[start:])
-        spy.logits.append(logits.asnumpy()[0])
-        return logits
+    def spying_prefill(prompts, features):
+        run_prefill(prompts, features)
+        for prompt in prompts:
+            spy.appended.append(prompt.ids)
+            spy.logits.append(model.engine.next_logits[prompt.row].asnumpy())
 
     def spying_encode(*pixels):
         spy.num_encoded += 1

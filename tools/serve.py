@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
@@ -12,6 +13,9 @@ from mindvlm.core.errors import Parser, UserError
 from mindvlm.serving.listening import bind
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
 from mindvlm.tools import cli
+
+HOST = r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?(:\d{1,5})?|[0-9a-f:.]*:[0-9a-f:.]*"
+"""An entry of --picture_hosts; the last form is an IPv6 address."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no_prompt_reuse",
         action="store_true",
-        help="compute every prompt whole, so that logits never differ by rounding",
+        help="compute every prompt whole, also where its beginning is in the cache",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--slots", type=int, default=8, metavar="N", help="answers at the same time (default 8)")
@@ -122,6 +126,11 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
             raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0 and finite")
     if arguments.max_waiting < 0:
         raise UserError(f"--max_waiting {arguments.max_waiting}: must be 0 or more")
+    for host in arguments.picture_hosts:
+        if not re.fullmatch(HOST, host, re.IGNORECASE):
+            raise UserError(
+                f"--picture_hosts {host}: expected host, host:port, *.domain or *, without https:// and path"
+            )
     if arguments.media_path and not os.path.isdir(arguments.media_path):
         raise UserError(f"--media_path {arguments.media_path}: no such folder")
     return ServerSettings(

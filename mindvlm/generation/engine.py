@@ -3,37 +3,35 @@
 B slots, L length, N images, T tokens per image, R rotated dimensions, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvlm.core.errors import UserError
 from mindvlm.generation.graphs import (
+    BLOCK,
     DecodeGraph,
     GraphRunner,
     MergeGraph,
     PrefillGraph,
     ScoreGraph,
     VisionGraph,
-    bucket_length,
     cache_capacity,
-    padded_ids,
 )
-from mindvlm.generation.request import Request, Slot
+from mindvlm.generation.prefill import RUN_SIZES, NewTokens, packed_runs, separate_runs
+from mindvlm.generation.request import Addition, Request, Slot
 from mindvlm.generation.sampling import NOT_FINITE, Sampler
 from mindvlm.nn.rotary import decoder_frequencies, ntk_alpha
 from mindvlm.nn.splice import splice_sources
-
-# Longer prompts are prefilled in chunks of this many tokens to limit the memory of attention scores.
-MAX_PREFILL_LENGTH = 1024
 
 
 class Engine:
     """Generates tokens for up to B independent requests with one model and one KV cache.
 
     `add` prefills a request in a free slot, `step` generates the next token of every running slot, `release` frees a
-    slot. Requests may be added and released between any two steps. The result of a row does not depend on other rows.
+    slot. Requests may be added and released between any two steps. The result of a row does not depend on other rows:
+    not by a bit if `is_exact`, else up to rounding.
 
     Args:
         model: a family's model Cell with `language_model`, `encode_images` and `merge`.
@@ -48,6 +46,9 @@ class Engine:
         slots: the slot of each row; None for a free row.
         next_logits: (B, V) logits of the last step; for a new request, the logits after its prompt.
         capacity: number of positions in the cache.
+        is_exact: whether a row has the same bits whatever its prompt is prefilled with, and however many of its blocks
+            are in the cache. Prompts are then prefilled together.
+        run_sizes: see `packed_runs`.
         runner: compiles, runs and times the graphs.
     """
 
@@ -73,6 +74,8 @@ class Engine:
         self.score = ScoreGraph(model.language_model)
         self.slots: list[Slot | None] = []
         self.caches = None
+        self.is_exact = model.language_model.has_exact_rows
+        self.run_sizes = RUN_SIZES
         self.resize(num_slots)
 
     def resize(self, num_slots: int) -> None:
@@ -107,27 +110,43 @@ class Engine:
             UserError: no slot is free, the prompt is longer than `max_length`, or the numbers of placeholders and
                 feature rows differ. The engine is unchanged.
         """
-        ids, alpha = list(request.ids), self.alpha_for(len(request.ids))
-        self.check_length(len(ids))
-        # the last token is always computed, for its logits
-        start = 0
-        if slot and slot.alpha == alpha:
-            start = min(slot.common_length(ids) if num_kept is None else num_kept, len(ids) - 1)
-        features = self.new_features(request, start)
-        row = slot.row if slot else self.free_row()
-        if slot:
-            # an interruption leaves the rest of the row invalid
-            slot.cached = slot.cached[:start]
-        logits = self.run_prefill(row, ids, start, alpha, features)
-        if slot:
-            self.release(slot)
-        self.slots[row] = new = Slot(row, request, alpha)
-        self.inv_freq[row] = self.frequencies(alpha).asnumpy()
-        self.next_logits = self.with_row(row, logits)
-        if request.options.max_new_tokens > 1 and len(ids) < self.capacity:
+        return self.add_all([Addition(request, slot, num_kept)])[0]
+
+    def add_all(self, additions: Sequence[Addition]) -> list[Slot]:
+        """Prefills several requests and returns their slots. Errors are those of `add`."""
+        if not additions:
+            return []
+        free = [row for row, slot in enumerate(self.slots) if slot is None]
+        prompts, features, alphas = [], [], []
+        for request, slot, num_kept in additions:
+            ids, alpha = list(request.ids), self.alpha_for(len(request.ids))
+            self.check_length(len(ids))
+            # the last token is always computed, for its logits
+            start = 0
+            if slot and slot.alpha == alpha:
+                start = min(slot.common_length(ids) if num_kept is None else num_kept, len(ids) - 1)
+            features.append(self.new_features(request, start))
+            if slot is None and not free:
+                raise UserError(f"all {len(self.slots)} slots are busy; release one before another request")
+            row = slot.row if slot else free.pop(0)
+            prompts.append(NewTokens(row, start, ids[start:], self.frequencies(alpha).asnumpy()))
+            alphas.append(alpha)
+        for prompt, (_, slot, _) in zip(prompts, additions, strict=True):
+            if slot:
+                # an interruption leaves the rest of the row invalid
+                slot.cached = slot.cached[: prompt.start]
+        self.run_prefill(prompts, concatenated(rows for rows in features if rows is not None))
+        added = []
+        for prompt, alpha, (request, slot, _) in zip(prompts, alphas, additions, strict=True):
+            if slot:
+                self.release(slot)
+            self.slots[prompt.row] = new = Slot(prompt.row, request, alpha)
+            self.inv_freq[prompt.row] = prompt.inv_freq
+            added.append(new)
+        if any(slot.request.options.max_new_tokens > 1 and len(slot.cached) < self.capacity for slot in added):
             # compiles before the first token is returned
             self.runner.compile("decode", self.decode, *self.decode_inputs())
-        return new
+        return added
 
     def step(self) -> list[Slot]:
         """Appends the next token to `new_ids` of every running slot; returns these slots.
@@ -172,8 +191,8 @@ class Engine:
         slots: list[Slot] = []
         try:
             while len(slots) < len(requests) or any(slot.is_running for slot in slots):
-                while len(slots) < len(requests) and None in self.slots:
-                    slots.append(self.add(requests[len(slots)]))
+                waiting = requests[len(slots) : len(slots) + self.slots.count(None)]
+                slots += self.add_all([Addition(request) for request in waiting])
                 if not self.step():
                     raise UserError(f"{len(requests)} requests are waiting but no slot is free; release one")
                 for slot in slots:
@@ -229,11 +248,6 @@ class Engine:
                 "max_position_embeddings)"
             )
 
-    def free_row(self) -> int:
-        if None not in self.slots:
-            raise UserError(f"all {len(self.slots)} slots are busy; release one before another request")
-        return self.slots.index(None)
-
     def new_features(self, request: Request, start: int) -> Tensor | None:
         """Returns the feature rows of the placeholders from position `start` on, (num_rows, hidden), or None."""
         num_new = list(request.ids[start:]).count(self.placeholder_id)
@@ -248,26 +262,44 @@ class Engine:
             return None
         return features.reshape((-1, self.config.hidden_size))[num_rows - num_new :]
 
-    def run_prefill(self, row: int, ids: list[int], start: int, alpha: float, features: Tensor | None) -> Tensor:
-        """Prefills ids[start:] in one row of the cache; returns the logits (1, V) of the last token."""
-        pieces = [(at, ids[at : at + MAX_PREFILL_LENGTH]) for at in range(start, len(ids), MAX_PREFILL_LENGTH)]
-        last_start, last_piece = pieces[-1]
-        self.reserve(last_start + self.padded_length(last_start, len(last_piece)))
-        inv_freq, num_used, logits = self.frequencies(alpha).expand_dims(0), 0, None
-        for at, piece in pieces:
-            num_rows = piece.count(self.placeholder_id)
+    def run_prefill(self, prompts: Sequence[NewTokens], features: Tensor | None) -> None:
+        """Prefills prompts and updates `next_logits`.
+
+        Args:
+            features: the rows of all their placeholders in order, (num_rows, hidden); None without.
+        """
+        runs = list(packed_runs(prompts, self.run_sizes) if self.is_exact else separate_runs(prompts, self.max_length))
+        ends = [prompt.start + len(prompt.ids) for prompt in prompts]
+        # the kernels leave out what exceeds the cache, which is padding
+        self.reserve(max(ends) if self.is_exact else max(int(run.positions[-1, -1]) + 1 for run in runs))
+        num_used = 0
+        for run in runs:
+            num_rows = int((run.ids == self.placeholder_id).sum())
             rows = features[num_used : num_used + num_rows] if num_rows else None
             num_used += num_rows
-            length = self.padded_length(at, len(piece))
-            inputs = (np.arange(at, at + length, dtype=np.int32)[None], [len(piece) - 1], [row])
-            positions, last, rows_of_cache = (Tensor(np.array(values, np.int32)) for values in inputs)
-            embeds = self.merged_embeddings(padded_ids(piece, length), rows)
-            logits = self.runner.run("prefill", self.prefill, embeds, positions, inv_freq, last, rows_of_cache)
-        return logits
+            last = np.zeros(len(self.slots), np.int32)
+            last[list(run.ends)] = list(run.ends.values())
+            embeds = self.merged_embeddings(run.ids.reshape(1, -1), rows)
+            inputs = map(Tensor, (run.positions, run.inv_freq, last, run.rows))
+            logits = self.runner.run("prefill", self.prefill, embeds, *inputs)
+            self.take_logits(logits, list(run.ends))
 
-    def padded_length(self, start: int, length: int) -> int:
-        """Returns the bucket length for `length` tokens at `start`, limited to the end of the context."""
-        return max(length, min(bucket_length(length), bucket_length(self.max_length) - start))
+    def compile_runs(self) -> None:
+        """Compiles the graphs of packed runs of each of `run_sizes` blocks."""
+        hidden_size, dtype = self.config.hidden_size, self.model.language_model.dtype
+        width = len(decoder_frequencies(self.config))
+        for size in self.run_sizes:
+            length = size * BLOCK
+            ids = Tensor(np.zeros((1, length), np.int32))
+            self.runner.compile("prefill", self.merge, ids, ops.zeros((length, hidden_size), dtype), ids)
+            shapes = (
+                ((size, BLOCK), np.int32),
+                ((size, width), np.float32),
+                ((len(self.slots),), np.int32),
+                ((size,), np.int32),
+            )
+            inputs = (Tensor(np.zeros(shape, kind)) for shape, kind in shapes)
+            self.runner.compile("prefill", self.prefill, ops.zeros((1, length, hidden_size), dtype), *inputs)
 
     def run_decode(self, running: list[Slot]) -> None:
         """Runs the last id of every running slot that has one and updates `next_logits`."""
@@ -279,11 +311,8 @@ class Engine:
         logits = self.runner.run("decode", self.decode, *self.decode_inputs())
         for slot in fed:
             slot.cached.append(slot.new_ids[-1])
-        if len(fed) < len(running):
-            is_new = np.zeros((len(self.slots), 1), np.bool_)
-            is_new[[slot.row for slot in running if not slot.new_ids]] = True
-            logits = ops.select(Tensor(is_new), self.next_logits, logits)
-        self.next_logits = logits
+        # idle rows are not read
+        self.take_logits(logits, [slot.row for slot in fed] if len(fed) < len(running) else range(len(self.slots)))
 
     def decode_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ids (B,), positions (B, 1) and frequencies (B, R/2) of a decode step.
@@ -297,14 +326,14 @@ class Engine:
             positions[slot.row] = min(len(slot.cached), self.max_length - 1)
         return Tensor(ids), Tensor(positions[:, None]), Tensor(self.inv_freq)
 
-    def with_row(self, row: int, logits: Tensor) -> Tensor:
-        """Returns `next_logits` with the logits of one row replaced by (1, V)."""
-        if len(self.slots) == 1:
-            return logits
-        whole = ops.broadcast_to(logits, (len(self.slots), logits.shape[1]))
-        if self.next_logits is None:
-            return whole
-        return ops.select(Tensor(np.arange(len(self.slots))[:, None] == row), whole, self.next_logits)
+    def take_logits(self, logits: Tensor, rows: Sequence[int]) -> None:
+        """Replaces some rows of `next_logits` by those of logits (B, V)."""
+        if self.next_logits is None or len(rows) == len(self.slots):
+            self.next_logits = logits
+        elif rows:
+            is_new = np.zeros((len(self.slots), 1), np.bool_)
+            is_new[rows] = True
+            self.next_logits = ops.select(Tensor(is_new), logits, self.next_logits)
 
     def reserve(self, length: int) -> None:
         """Ensures capacity for rows of this length; allocates the cache, or a larger one with the same contents."""
@@ -320,3 +349,9 @@ class Engine:
         self.decode = DecodeGraph(self.model.language_model, caches)
         # assigned last, so an interruption leaves the old cache in place
         self.caches, self.capacity = caches, capacity
+
+
+def concatenated(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Concatenates tensors along the first axis; returns None if there are none."""
+    tensors = tuple(tensors)
+    return ops.concat(tensors, 0) if len(tensors) > 1 else tensors[0] if tensors else None

@@ -15,6 +15,9 @@ from mindvlm.generation.graph_cache import compile_cached
 
 STAGES = ("compile", "vision", "prefill", "decode")
 
+BLOCK = 64
+"""Prompts are padded to a multiple of this many tokens, which keeps the number of graphs small at little extra work."""
+
 
 class Graph(nn.Cell):
     """Base of the graphs, which share their Cells.
@@ -63,33 +66,36 @@ class MergeGraph(Graph):
 
 
 class PrefillGraph(Graph):
-    """Runs a bucket of new tokens of some rows against the cache; returns the logits of the last real token."""
+    """Runs new tokens of some rows against the cache; returns the logits of the last token of each prompt.
+
+    The head multiplies a row for each row of the cache, so that logits do not depend on the number of prompts.
+    """
 
     def __init__(self, language_model, caches):
         super().__init__()
         self.language_model = language_model
         self.caches = caches
-        # the only row is read without a copy
-        self.selects_rows = caches[0].key.shape[0] > 1
+        # without kernels, the only row is read without a copy
+        self.selects_rows = language_model.has_exact_rows or caches[0].key.shape[0] > 1
 
-    def construct(self, embeds, positions, inv_freq, last, rows):
-        """Runs the bucket.
+    def construct(self, embeds, positions, inv_freq, ends, rows):
+        """Runs the tokens.
 
         Args:
-            embeds: (b, L, hidden).
+            embeds: (1, b * L, hidden).
             positions: (b, L) int32.
             inv_freq: (b, R/2) float32.
-            last: (b,) int32, index of the last real token in the bucket.
+            ends: (B,) int32, index of the last token of a cache row's prompt among all tokens; 0 for other rows.
             rows: (b,) int32, cache rows to use; other rows are unchanged.
 
         Returns:
-            Logits (b, V).
+            Logits (B, V).
         """
+        batch_size, length = positions.shape
+        embeds = embeds.reshape((batch_size, length, -1))
         rows = rows if self.selects_rows else None
         hidden = self.language_model.with_cache(embeds, positions, ops.expand_dims(inv_freq, 1), self.caches, rows)
-        batch_size, length, width = hidden.shape
-        ends = ops.arange(batch_size) * length + last
-        return self.language_model.lm_head(ops.gather(hidden.reshape((batch_size * length, width)), ends, 0))
+        return self.language_model.lm_head(ops.gather(hidden.reshape((batch_size * length, -1)), ends, 0))
 
 
 class DecodeGraph(Graph):
@@ -178,11 +184,8 @@ class GraphRunner:
 
 
 def bucket_length(length: int) -> int:
-    """Returns the padded length of a prompt: the next multiple of 64.
-
-    Buckets keep the number of graphs small at little extra work.
-    """
-    return -(-length // 64) * 64
+    """Returns the padded length of a prompt: the next multiple of `BLOCK`."""
+    return -(-length // BLOCK) * BLOCK
 
 
 def cache_capacity(length: int, max_length: int) -> int:

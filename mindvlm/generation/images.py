@@ -5,9 +5,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from mindvlm.generation.engine import Engine
+from mindvlm.generation.engine import Engine, concatenated
 from mindvlm.processing.images.picture import Picture
 
 MAX_CACHED_VIEWS = 16
@@ -66,9 +66,3 @@ class ImageEncoder:
             self.cache.move_to_end(digest)
             found.append(self.cache[digest])
         return concatenated(found)
-
-
-def concatenated(tensors) -> Tensor | None:
-    """Concatenates tensors along the first axis; returns None if there are none."""
-    tensors = tuple(tensors)
-    return ops.concat(tensors, 0) if len(tensors) > 1 else tensors[0] if tensors else None

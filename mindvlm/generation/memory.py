@@ -56,8 +56,8 @@ from dataclasses import dataclass, replace
 
 from mindvlm.checkpoint import TensorInfo, dtypes
 from mindvlm.core.weight_formats import blocks_for, find_block, part_of
-from mindvlm.generation.engine import MAX_PREFILL_LENGTH
 from mindvlm.generation.graphs import bucket_length, cache_capacity
+from mindvlm.generation.prefill import MAX_PREFILL_LENGTH
 from mindvlm.nn.config import DecoderConfig
 from mindvlm.nn.memory import FLOAT32, MIB, VisionMemory
 from mindvlm.nn.native_products import MAX_READ_BYTES
@@ -138,7 +138,7 @@ def estimate_memory(
         num_prompt_tokens: length of the prompt, including image placeholders.
         dtype: the compute dtype.
         on_host: whether the model is in host memory with the runtime; False on an NPU.
-        num_slots: rows of the KV cache; prompts are computed one by one.
+        num_slots: rows of the KV cache; on the kernels, their prompts are computed together.
         num_processes: tensor-parallel processes that share the decoder.
         formats: of weight matrices by part, see `weight_formats.parse_weights`; None without the native kernels.
     """
@@ -152,8 +152,9 @@ def estimate_memory(
     else:
         graphs += FIRST_GRAPH_BYTES + lm.num_hidden_layers * DECODER_LAYER_BYTES
     features = num_images * config.image_token_len * lm.hidden_size * item_size
+    num_tokens = num_padded * (num_slots if formats else 1)
     prefill = prefill_activations(
-        lm, min(num_padded, MAX_PREFILL_LENGTH), capacity, item_size, stores_scores=formats is None
+        lm, min(num_tokens, MAX_PREFILL_LENGTH), capacity, item_size, stores_scores=formats is None
     )
     prefill += 3 * num_padded * lm.hidden_size * item_size + 2 * features
     return MemoryEstimate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from mindspore import Tensor
@@ -91,3 +92,11 @@ class Slot:
             self.stop_reason = MAX_NEW_TOKENS
         if self.stop_reason is None and len(self.cached) >= max_length:
             self.stop_reason = CONTEXT_FULL
+
+
+class Addition(NamedTuple):
+    """A request to add to the engine; see `Engine.add`."""
+
+    request: Request
+    slot: Slot | None = None
+    num_kept: int | None = None

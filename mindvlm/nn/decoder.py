@@ -147,6 +147,16 @@ class CausalLM(nn.Cell):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
         return cells.decoder_layers(self.config, self.layers)
 
+    @property
+    def has_exact_rows(self) -> bool:
+        """Whether a token has the same bits whatever blocks of tokens `with_cache` computes together with it.
+
+        MindSpore's products sum in an order that depends on the number of rows, those of the C++ kernels only up to 16
+        rows. `lm_head` needs the same number of rows.
+        """
+        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return self.native is not None and hasattr(head.product, "handle")
+
     def construct(self, embeds, inv_freq, positions=None, segment_ids=None):
         """Returns the states after the final norm, (B, L, hidden).
 

@@ -10,7 +10,6 @@ from mindspore import Tensor, nn, ops
 
 from mindvlm.native.library import Library
 from mindvlm.nn.native_operator import first_shape, operator
-from mindvlm.nn.rotary import rotary_cos_sin
 
 
 class CachedAttention(nn.Cell):
@@ -26,6 +25,7 @@ class CachedAttention(nn.Cell):
         self.scale = head_dim**-0.5
         self.has_rotation = has_rotation
         self.attend = operator(library, "MindvlmAttention", first_shape)
+        self.angles = operator(library, "MindvlmAngles", angle_shapes, num_outputs=2)
 
     def shared_inputs(self, positions, inv_freq, query_scale, rows):
         """Returns the inputs that are equal in all layers; see `CausalLM.with_cache`.
@@ -35,8 +35,7 @@ class CachedAttention(nn.Cell):
         """
         batch_size, length = positions.shape
         if self.has_rotation:
-            cos, sin = rotary_cos_sin(positions, inv_freq, 1)
-            cos, sin = cos.reshape((batch_size, length, -1)), sin.reshape((batch_size, length, -1))
+            cos, sin = self.angles(positions, inv_freq)
         else:
             cos, sin = ops.ones((batch_size, length, 2), ms.float32), ops.zeros((batch_size, length, 2), ms.float32)
         scale = ops.full((batch_size, length), self.scale, dtype=ms.float32)
@@ -49,6 +48,12 @@ class CachedAttention(nn.Cell):
     def construct(self, query, key, value, keys, values, cos, sin, positions, rows, scale):
         """query (B, L, H * D), key and value (B, L, K * D), caches (rows, K, S, D) -> (B, L, H * D)."""
         return self.attend(query, key, value, cos, sin, positions, rows, scale, keys, values)
+
+
+def angle_shapes(positions, inv_freq):
+    """Returns the shapes of cos and sin, (B, L, R), for positions (B, L) and inv_freq (..., R/2)."""
+    shape = [*positions, 2 * inv_freq[-1]]
+    return shape, shape
 
 
 class NativeMultiHead(nn.Cell):

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from fastapi.responses import Response
 
 from mindvlm.serving.answers import Answers, EventStream, Receiver, json_bytes, unless_disconnected
 from mindvlm.serving.bodies import read_json
+from mindvlm.serving.budget import ByteBudget, Share, busy
 from mindvlm.serving.errors import ApiError, shown
 from mindvlm.serving.jobs import Job
 from mindvlm.serving.metrics import Metrics
@@ -28,7 +30,10 @@ MAX_DECODED = 2
 """Requests whose pictures are decoded at the same time, which limits the memory for them."""
 
 MAX_FETCHED = 8
-"""Pictures that are fetched from other machines at the same time."""
+"""Pictures that are fetched from other machines at the same time, in threads of their own."""
+
+MAX_REQUESTS = 256
+"""Requests at the same time, health apart; others are refused with status 503."""
 
 OPEN_PATHS = ("/health",)
 """Paths that need no API key."""
@@ -45,7 +50,9 @@ class Service:
         self.scheduler, self.settings, self.metrics = scheduler, settings, metrics
         self.created = int(time.time())
         self.pictures = PictureCache()
-        self.decoding, self.fetching = asyncio.Semaphore(MAX_DECODED), asyncio.Semaphore(MAX_FETCHED)
+        self.decoding = asyncio.Semaphore(MAX_DECODED)
+        self.fetchers = ThreadPoolExecutor(MAX_FETCHED, "fetcher")
+        self.bodies = ByteBudget(settings.max_bodies_bytes)
 
     @property
     def model(self) -> VisionLanguageModel:
@@ -82,6 +89,24 @@ class Service:
             "input_modalities": ["text", "image"],
             "output_modalities": ["text"],
         }
+
+    async def chat_prompt(self, request: Request) -> tuple[Wishes, Prompt]:
+        """Returns the wishes and the prompt of a chat request, whose body is no longer needed then."""
+        model, settings = self.model, self.settings
+        with Share(self.bodies) as share:
+            wishes, dialogue = read_chat(await read_json(request, settings, share), model.config.generation)
+            self.check_model(wishes.model)
+            contents = await read_pictures(dialogue.pictures, settings, self.fetchers, share)
+            async with self.decoding:
+                return wishes, await asyncio.to_thread(chat_prompt, model, dialogue, contents, self.pictures)
+
+    async def text_prompts(self, request: Request) -> tuple[Wishes, list[Prompt]]:
+        """Returns the wishes and the prompts of a text completion."""
+        model = self.model
+        with Share(self.bodies) as share:
+            wishes, texts = read_completion(await read_json(request, self.settings, share), model.config.generation)
+            self.check_model(wishes.model)
+            return wishes, [await asyncio.to_thread(text_prompt, model, text) for text in texts]
 
     def jobs(self, prompts: list[Prompt], wishes: Wishes, receiver: Callable[[int], Receiver]) -> list[Job]:
         """Returns a job for each choice of each prompt."""
@@ -144,23 +169,15 @@ def make_app(service: Service) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request):
-        loaded = service.model
-        wishes, dialogue = read_chat(await read_json(request, settings), loaded.config.generation)
-        service.check_model(wishes.model)
-        contents = await read_pictures(dialogue.pictures, settings, service.fetching)
-        async with service.decoding:
-            prompt = await asyncio.to_thread(chat_prompt, loaded, dialogue, contents, service.pictures)
-        reply = ChatReply(service.model_name, loaded.processor.tokenizer)
-        return await service.answer(request, [prompt], wishes, reply)
+        tokenizer = service.model.processor.tokenizer
+        wishes, prompt = await service.chat_prompt(request)
+        return await service.answer(request, [prompt], wishes, ChatReply(service.model_name, tokenizer))
 
     @app.post("/v1/completions")
     async def complete(request: Request):
-        loaded = service.model
-        wishes, texts = read_completion(await read_json(request, settings), loaded.config.generation)
-        service.check_model(wishes.model)
-        prompts = [await asyncio.to_thread(text_prompt, loaded, text) for text in texts]
-        reply = TextReply(service.model_name, loaded.processor.tokenizer)
-        return await service.answer(request, prompts, wishes, reply)
+        tokenizer = service.model.processor.tokenizer
+        wishes, prompts = await service.text_prompts(request)
+        return await service.answer(request, prompts, wishes, TextReply(service.model_name, tokenizer))
 
     @app.exception_handler(ApiError)
     async def refuse(request: Request, error: ApiError) -> Response:
@@ -185,7 +202,7 @@ def make_app(service: Service) -> FastAPI:
 
 
 class Gate:
-    """Checks the API key of each request and counts the responses.
+    """Checks the API key of each request, limits their number and counts the responses.
 
     Args:
         app: the application behind it.
@@ -193,7 +210,7 @@ class Gate:
     """
 
     def __init__(self, app, service: Service):
-        self.app, self.service = app, service
+        self.app, self.service, self.num_requests = app, service, 0
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -207,20 +224,36 @@ class Gate:
                 self.service.metrics.requests.labels(path, message["status"]).inc()
             await send(message)
 
-        if self.is_allowed(scope):
-            await self.app(scope, receive, counted)
+        error = self.refusal(scope)
+        if error:
+            await error_response(error)(scope, receive, counted)
             return
-        error = ApiError(
-            401,
-            "the API key is missing or wrong; send the header Authorization: Bearer KEY",
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-        await error_response(error)(scope, receive, counted)
+        # health is always answered
+        weight = int(scope["path"] not in OPEN_PATHS)
+        self.num_requests += weight
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            self.num_requests -= weight
+
+    def refusal(self, scope) -> ApiError | None:
+        """Returns the error for a request that is not handled."""
+        if scope["path"] in OPEN_PATHS:
+            return None
+        if not self.is_allowed(scope):
+            return ApiError(
+                401,
+                "the API key is missing or wrong; send the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if self.num_requests >= MAX_REQUESTS:
+            return busy(f"{self.num_requests} requests are under way")
+        return None
 
     def is_allowed(self, scope) -> bool:
         keys = self.service.settings.api_keys
-        if not keys or scope["path"] in OPEN_PATHS:
+        if not keys:
             return True
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")

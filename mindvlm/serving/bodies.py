@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from mindvlm.serving.budget import Share, busy
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.fields import parse_json
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
@@ -17,16 +18,21 @@ MAX_DISCARDED = 8
 have sent all."""
 
 
-async def read_json(request: Request, settings: ServerSettings) -> Any:
+async def read_json(request: Request, settings: ServerSettings, share: Share) -> Any:
     """Returns the JSON value of a request.
 
+    Args:
+        share: holds the bytes of the body.
+
     Raises:
-        ApiError: the body is too large, comes too slowly or is no JSON.
+        ApiError: the body is too large, comes too slowly or is no JSON, or there is no room for it.
     """
     limit = settings.max_body_bytes
     try:
-        content, size = await asyncio.wait_for(received(request, limit), settings.body_seconds)
+        content, size = await asyncio.wait_for(received(request, limit, share), settings.body_seconds)
     except asyncio.TimeoutError:
+        if share.is_waiting:
+            raise busy("the server is reading too many large requests") from None
         message = f"the body did not arrive in {settings.body_seconds:g} s"
         raise ApiError(408, message, code="slow_body", headers=CLOSE) from None
     except ClientDisconnect:
@@ -38,7 +44,7 @@ async def read_json(request: Request, settings: ServerSettings) -> Any:
     return await asyncio.to_thread(parse_json, content) if size > MEBIBYTE else parse_json(content)
 
 
-async def received(request: Request, limit: int) -> tuple[bytes, int]:
+async def received(request: Request, limit: int, share: Share) -> tuple[bytes, int]:
     """Returns the body and its size; of a body that is too large only the size, so far as it was read."""
     if (declared := declared_length(request)) > MAX_DISCARDED * limit:
         return b"", declared
@@ -46,6 +52,7 @@ async def received(request: Request, limit: int) -> tuple[bytes, int]:
     async for piece in request.stream():
         size += len(piece)
         if size <= limit:
+            await share.take(len(piece))
             content += piece
         else:
             content.clear()

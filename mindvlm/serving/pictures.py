@@ -1,39 +1,45 @@
 """The files of pictures that a request names, within the limits and permissions of the server."""
 
 import asyncio
-import contextlib
 import io
 import os
 import stat
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from urllib.parse import unquote, urlsplit
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.downloads import download
 from mindvlm.processing.images.sources import data_of_url, short_name
+from mindvlm.serving.budget import Share
 from mindvlm.serving.errors import bad_field
 from mindvlm.serving.messages import PictureUrl
 from mindvlm.serving.settings import ServerSettings
 
 
 async def read_pictures(
-    urls: Sequence[PictureUrl], settings: ServerSettings, fetching: asyncio.Semaphore
+    urls: Sequence[PictureUrl], settings: ServerSettings, fetchers: Executor, share: Share
 ) -> list[bytes]:
     """Returns the content of each picture.
 
     Args:
-        fetching: limits the pictures that are fetched from other machines at the same time.
+        fetchers: threads for pictures of other machines, which may be slow.
+        share: holds the bytes of the pictures.
 
     Raises:
-        ApiError: there are too many pictures, or one is not allowed or cannot be read.
+        ApiError: there are too many pictures, they are too large, or one is not allowed or cannot be read.
     """
     if len(urls) > settings.max_pictures:
         raise bad_field("messages", f"{len(urls)} pictures; the limit of this server is {settings.max_pictures}")
-    contents = []
+    loop, contents = asyncio.get_running_loop(), []
     for url in urls:
-        is_remote = url.url.lower().startswith("http")
-        async with fetching if is_remote else contextlib.nullcontext():
-            contents.append(await asyncio.to_thread(read_picture_file, url, settings))
+        pool = fetchers if url.url.lower().startswith("http") else None
+        contents.append(await loop.run_in_executor(pool, read_picture_file, url, settings))
+        await share.take(len(contents[-1]))
+        if sum(map(len, contents)) > settings.max_body_bytes:
+            raise bad_field(
+                url.param, f"the pictures have more than {settings.max_body_bytes} bytes; give smaller ones"
+            )
     return contents
 
 

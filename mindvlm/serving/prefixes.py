@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindvlm.generation.graphs import BLOCK
 from mindvlm.generation.images import ImageFeatures
 from mindvlm.generation.request import Slot
-
-BLOCK = 64
-"""Prompts are reused in blocks of this many tokens, in which the engine pads them too. Logits after a reused block may
-differ by rounding, because the kernels sum a prompt of another length in another order."""
 
 
 @dataclass
@@ -71,7 +68,10 @@ class PromptCache:
 
 
 def common_blocks(earlier: np.ndarray, later: np.ndarray) -> int:
-    """Returns the length of the common beginning of two keys in whole blocks, without the last token of `later`."""
+    """Returns the length of the common beginning of two keys in whole blocks, without the last token of `later`.
+
+    In whole blocks, because the engine computes blocks to the same bits; see `Engine.is_exact`.
+    """
     length = min(len(earlier), len(later) - 1)
     differ = np.flatnonzero(earlier[:length] != later[:length])
     common = int(differ[0]) if len(differ) else length

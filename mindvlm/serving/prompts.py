@@ -38,6 +38,16 @@ class Prompt:
     pictures: list[Picture] = field(default_factory=list)
     prompter: Callable[[Sequence[int]], ChatPrompt] | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels."""
+        return sum(map(pixel_bytes, self.pictures))
+
+
+def pixel_bytes(picture: Picture) -> int:
+    """Returns the size of the pixels of all views."""
+    return sum(array.nbytes for view in picture.views for array in branches_of(view).values())
+
 
 class PictureCache:
     """Recently decoded pictures by the digest of their files; threads share it.
@@ -59,7 +69,7 @@ class PictureCache:
                 self.pictures.move_to_end(digest)
                 return self.pictures[digest][0]
         picture = decode(content)
-        size = sum(array.nbytes for view in picture.views for array in branches_of(view).values())
+        size = pixel_bytes(picture)
         with self.lock:
             if digest not in self.pictures:
                 self.pictures[digest] = picture, size
@@ -87,10 +97,11 @@ def chat_prompt(
     *earlier, question = dialogue.questions(processor.image_joint)
     history = [(asked, answer) for asked, (_, answer) in zip(earlier, dialogue.turns, strict=False)]
 
+    # not the dialogue, whose data URLs would be kept until the answer ends
+    system = dialogue.system
+
     def prompter(counts: Sequence[int]) -> ChatPrompt:
-        return processor.prompt(
-            question, num_images=len(counts), history=history, image_lengths=counts, system=dialogue.system
-        )
+        return processor.prompt(question, num_images=len(counts), history=history, image_lengths=counts, system=system)
 
     pictures = [read_picture(model, *one, cache) for one in zip(dialogue.pictures, contents, strict=True)]
     try:

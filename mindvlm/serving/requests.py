@@ -140,7 +140,7 @@ def read_options(fields: Fields, defaults: GenerationConfig, max_new_tokens: int
 def read_stops(fields: Fields) -> list[str]:
     """Returns the texts that end an answer; empty ones are ignored."""
     stops = fields.values.get("stop")
-    stops = [stops] if isinstance(stops, str) else stops or []
+    stops = [stops] if isinstance(stops, str) else [] if stops is None else stops
     if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
         raise bad_field("stop", f"{shown(stops)}; expected a text or a list of texts")
     if len(stops) > MAX_STOPS:

@@ -6,18 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from PIL import Image
-
-from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.images import ImageFeatures
-from mindvlm.generation.request import ERROR, Request
+from mindvlm.generation.request import ERROR, Addition, Request
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.jobs import Event, Job
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.prefixes import PromptCache, prompt_key
 from mindvlm.serving.prompts import Prompt
 from mindvlm.serving.settings import ServerSettings
+from mindvlm.serving.warming import warm_up
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -55,6 +53,7 @@ class Scheduler:
         self.model: VisionLanguageModel | None = None
         self.failure: UserError | None = None
         self.waiting: deque[Job] = deque()
+        self.starting: list[Job] = []
         self.running: dict[int, Job] = {}
         self.finished = PromptCache()
         self.news: list[tuple[Job, Event]] = []
@@ -74,14 +73,13 @@ class Scheduler:
             limit = self.settings.num_slots + self.settings.max_waiting
             if len(jobs) > limit:
                 raise ApiError(400, f"{len(jobs)} answers; this server has room for {limit}, ask for fewer at a time")
-            if len(self.waiting) + len(self.running) + len(jobs) > limit:
-                raise ApiError(
-                    429,
-                    f"{len(self.waiting)} answers wait for a slot, the limit is {self.settings.max_waiting}; "
-                    "try again later",
-                    code="queue_full",
-                    headers={"Retry-After": str(RETRY_SECONDS)},
+            if len(self.waiting) + len(self.starting) + len(self.running) + len(jobs) > limit:
+                raise queue_full(
+                    f"{len(self.waiting)} answers wait for a slot, the limit is {self.settings.max_waiting}"
                 )
+            num_bytes, num_new = sum(job.prompt.num_bytes for job in self.waiting), jobs[0].prompt.num_bytes
+            if num_bytes and num_new and num_bytes + num_new > self.settings.max_waiting_bytes:
+                raise queue_full(f"the pictures of the answers that wait for a slot have {num_bytes} bytes")
             self.waiting.extend(jobs)
             self.changed.notify()
 
@@ -104,8 +102,7 @@ class Scheduler:
         try:
             model = self.load()
             self.processor_limits(model)
-            model.engine.resize(self.settings.num_slots)
-            warm_up(model)
+            warm_up(model, self.settings.num_slots)
             self.model = model
         except UserError as error:
             self.failure = error
@@ -124,6 +121,11 @@ class Scheduler:
         self.fail_all(ApiError(503, "the server is shutting down", code="closing"))
         self.publish()
 
+    @property
+    def reuses_prompts(self) -> bool:
+        """Whether prompts are reused, which needs an engine that computes the rest of a prompt to the same bits."""
+        return self.settings.reuses_prompts and self.model.engine.is_exact
+
     def processor_limits(self, model: VisionLanguageModel) -> None:
         """Applies the limit of pixels to the processor of the model."""
         model.processor.max_pixels = min(model.processor.max_pixels, self.settings.max_pixels)
@@ -132,18 +134,20 @@ class Scheduler:
         """Starts the jobs for which slots are free, and generates a token of each running job."""
         try:
             self.drop_ended()
-            while job := self.next_job():
-                self.start(job)
+            if self.take_jobs():
+                self.start()
                 self.publish()
             self.step()
         except Exception:
             logger.exception("the engine failed")
-            self.fail_all(ApiError(500, "the engine failed; see the log of the server", code="engine_failed"))
+            error = ApiError(500, "the engine failed; see the log of the server", code="engine_failed")
+            self.fail_all(error)
             self.clear()
         self.publish()
 
     def clear(self) -> None:
         """Empties the engine after a failure."""
+        self.starting = []
         self.running.clear()
         self.finished.clear()
         try:
@@ -151,11 +155,12 @@ class Scheduler:
         except Exception:
             logger.exception("the cache of the engine cannot be cleared")
 
-    def next_job(self) -> Job | None:
-        """Returns the next waiting job if a slot is free."""
+    def take_jobs(self) -> bool:
+        """Moves the waiting jobs for which there are slots to `starting`; returns whether there are some."""
         with self.changed:
-            has_slot = len(self.running) < self.settings.num_slots
-            return self.waiting.popleft() if has_slot and self.waiting else None
+            count = min(len(self.waiting), self.settings.num_slots - len(self.running))
+            self.starting = [self.waiting.popleft() for _ in range(count)]
+        return count > 0
 
     def drop_ended(self) -> None:
         """Frees the slots of jobs that were cancelled or took too long."""
@@ -179,31 +184,47 @@ class Scheduler:
             headers={"x-should-retry": "false"},
         )
 
-    def start(self, job: Job) -> None:
-        """Encodes the pictures of a job and prefills its prompt."""
-        model, engine = self.model, self.model.engine
-        job.started_at = time.monotonic()
-        try:
-            ids, features = encode(model, job.prompt)
-            job.key = prompt_key(ids, engine.placeholder_id, features)
-            slot, job.num_reused = self.finished.take(job.key, engine.alpha_for(len(ids)))
-            if slot is None and None not in engine.slots:
-                engine.release(self.finished.oldest())
-            request = Request(
-                ids=ids, features=features.rows, options=job.options, stop=job.text.reason_after, seed=job.seed
-            )
-            job.slot = engine.add(request, slot=slot, num_kept=job.num_reused)
-        except UserError as error:
-            self.news.append((job, Event(error=ApiError(400, str(error)))))
-            return
-        except Exception:
-            # the job is not among the running ones yet
-            self.news.append((job, Event(error=ApiError(500, "the engine failed; see the log of the server"))))
-            raise
-        job.prefilled_at = time.monotonic()
-        self.running[job.slot.row] = job
-        if job.streams:
-            self.news.append((job, Event()))
+    def start(self) -> None:
+        """Encodes the pictures of starting jobs and prefills their prompts together."""
+        additions = {}
+        for job in list(self.starting):
+            job.started_at = time.monotonic()
+            try:
+                additions[job] = self.addition(job, sum(one.slot is None for one in additions.values()))
+            except UserError as error:
+                self.news.append((job, Event(error=ApiError(400, str(error)))))
+                self.starting.remove(job)
+        slots = self.model.engine.add_all(list(additions.values()))
+        now = time.monotonic()
+        for job, slot in zip(additions, slots, strict=True):
+            job.slot, job.prefilled_at = slot, now
+            self.running[slot.row] = job
+            if job.streams:
+                self.news.append((job, Event()))
+        self.starting = []
+
+    def addition(self, job: Job, num_before: int) -> Addition:
+        """Returns the request of a job, with the kept slot that it continues, or with a free one left for it.
+
+        Args:
+            num_before: number of jobs that take a free slot before it.
+
+        Raises:
+            UserError: the prompt exceeds the context, which is known only after its pictures are encoded.
+        """
+        engine = self.model.engine
+        ids, features = encode(self.model, job.prompt)
+        engine.check_length(len(ids))
+        job.key, slot, num_kept = prompt_key(ids, engine.placeholder_id, features), None, 0
+        if self.reuses_prompts:
+            slot, num_kept = self.finished.take(job.key, engine.alpha_for(len(ids)))
+        if slot is None and engine.slots.count(None) == num_before:
+            engine.release(self.finished.oldest())
+        job.num_reused = num_kept
+        request = Request(
+            ids=ids, features=features.rows, options=job.options, stop=job.text.reason_after, seed=job.seed
+        )
+        return Addition(request, slot, num_kept)
 
     def step(self) -> None:
         """Generates the next token of each running job."""
@@ -226,7 +247,7 @@ class Scheduler:
                 self.news.append((job, event))
             if slot.stop_reason:
                 del self.running[slot.row]
-                if self.settings.reuses_prompts:
+                if self.reuses_prompts:
                     self.finished.keep(slot, job.key)
                 else:
                     engine.release(slot)
@@ -234,7 +255,7 @@ class Scheduler:
 
     def fail_all(self, error: ApiError) -> None:
         """Reports an error to all running jobs, and to the waiting ones too if the server is closing."""
-        failed = list(self.running.values())
+        failed = [*self.running.values(), *self.starting]
         if self.is_closing:
             with self.changed:
                 failed += self.waiting
@@ -248,6 +269,12 @@ class Scheduler:
         news, self.news = self.news, []
         if news:
             self.post(deliver, news)
+
+
+def queue_full(problem: str) -> ApiError:
+    """Returns the error for a request for whose answers there is no room at the moment."""
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return ApiError(429, f"{problem}; try again later", code="queue_full", headers=headers)
 
 
 def deliver(news: Sequence[tuple[Job, Event]]) -> None:
@@ -265,13 +292,3 @@ def encode(model: VisionLanguageModel, prompt: Prompt) -> tuple[list[int], Image
     if features.counts == [len(picture.layout) for picture in prompt.pictures]:
         return prompt.ids, features
     return prompt.prompter(features.counts).input_ids, features
-
-
-def warm_up(model: VisionLanguageModel) -> None:
-    """Compiles the graphs by a first answer, so that the first client does not wait for them."""
-    pictures = [model.processor.picture(Image.new("RGB", (64, 64), "white"))]
-    ids, features = model.prepared(model.prompter("Hello", 1), pictures)
-    slot = model.engine.add(Request(ids=ids, features=features.rows, options=GenerationConfig(max_new_tokens=2)))
-    while model.engine.step():
-        pass
-    model.engine.release(slot)

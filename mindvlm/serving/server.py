@@ -23,13 +23,22 @@ logger = logging.getLogger(__name__)
 HEADER_SECONDS = 20
 """Time in which a client must send the head of a request."""
 
+MAX_CONNECTIONS = 512
+"""Beyond them, the connection that has waited longest for a request is closed."""
+
+MAX_ACCEPTED = 128
+"""Connections that are accepted before any is closed."""
+
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that closes a connection whose request does not arrive in `HEADER_SECONDS`."""
+    """HTTP/1.1 with limits of connections, which closes one whose request does not arrive in `HEADER_SECONDS`."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
+        if len(self.connections) > MAX_CONNECTIONS:
+            idle = (one for one in self.connections if one.head_timer)
+            min(idle, key=lambda one: one.head_timer.when()).close_without_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -49,7 +58,7 @@ class PatientProtocol(H11Protocol):
             self.head_timer = None
 
     def close_without_head(self) -> None:
-        self.head_timer = None
+        self.stop_timer()
         self.transport.close()
 
 
@@ -98,14 +107,16 @@ class ModelServer:
         self.listening, self.close_seconds = listening, close_seconds
         metrics = Metrics()
         self.scheduler = Scheduler(load, settings, metrics, post=self.post, on_end=self.stop)
+        self.service = Service(self.scheduler, settings, metrics)
         config = uvicorn.Config(
-            make_app(Service(self.scheduler, settings, metrics)),
+            make_app(self.service),
             http=PatientProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            backlog=MAX_ACCEPTED,
             timeout_graceful_shutdown=close_seconds,
         )
         self.server = Server(config)

@@ -14,7 +14,9 @@ class ServerSettings:
         num_slots: answers that are generated at the same time.
         max_waiting: answers that wait for a slot; more are refused with status 429.
         max_seconds: time for an answer, waiting included.
-        max_body_bytes: size of a request.
+        max_waiting_bytes: pixels of the pictures of waiting answers; more are refused with status 429.
+        max_body_bytes: size of a request, and of all pictures that are fetched or read for it.
+        max_bodies_bytes: size of all requests and files that are read or decoded at the same time; others wait.
         body_seconds: time in which a client must send its request.
         max_pictures: pictures of a request.
         max_pixels: width x height of a picture.
@@ -25,14 +27,17 @@ class ServerSettings:
         picture_hosts: hosts from which pictures are fetched, "host" or "host:port"; "*" for all public ones.
         media_path: folder of pictures that `file://` URLs may name.
         model_name: name of the model for clients; None for that of its config.
-        reuses_prompts: whether keys and values of finished answers are used again for prompts with the same beginning.
+        reuses_prompts: whether keys and values of finished answers are used again for prompts with the same beginning;
+            only with an engine that `is_exact`.
         any_model: whether a request may name any model.
     """
 
     num_slots: int = 8
     max_waiting: int = 64
     max_seconds: float = 1800
+    max_waiting_bytes: int = 1024 * MEBIBYTE
     max_body_bytes: int = 64 * MEBIBYTE
+    max_bodies_bytes: int = 256 * MEBIBYTE
     body_seconds: float = 60
     max_pictures: int = 16
     max_pixels: int = 50_000_000

@@ -9,8 +9,9 @@ from mindspore import Tensor
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer, AnswerStream, AnswerText, Turns
+from mindvlm.generation.engine import concatenated
 from mindvlm.generation.graphs import bucket_length, padded_ids
-from mindvlm.generation.images import ImageEncoder, ImageFeatures, concatenated
+from mindvlm.generation.images import ImageEncoder, ImageFeatures
 from mindvlm.generation.repetition import MAX_REPEATED_TOKENS_OF_PAGES
 from mindvlm.generation.request import Request, Slot
 from mindvlm.processing.chat_processor import ChatPrompt, History

@@ -125,8 +125,8 @@ def predict_graphs(config, model, dtype) -> dict:
             [tokens, blank(BATCH_SIZE * LENGTH, hidden, dtype=dtype), tokens],
         ),
         "prefill": (
-            Checked(PrefillGraph(decoder, caches), (1, vocab_size), dtype),
-            [bucket, positions, of_row, row, row],
+            Checked(PrefillGraph(decoder, caches), logits, dtype),
+            [bucket, positions, of_row, counts, row],
         ),
         "decode": (
             Checked(DecodeGraph(decoder, caches), logits, dtype),

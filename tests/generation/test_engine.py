@@ -7,7 +7,7 @@ from mindspore import Tensor, nn
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
-from mindvlm.generation import engine as engine_module
+from mindvlm.generation import prefill
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.graphs import Graph, bucket_length, cache_capacity
 from mindvlm.generation.request import Request, Slot
@@ -106,13 +106,15 @@ def test_rows_of_different_lengths_equal_single_rows(make_engine):
 
 
 @pytest.mark.parametrize("length", [150, 64, 128])
-def test_prefill_in_pieces_equals_one_piece(engine, monkeypatch, length):
+@pytest.mark.parametrize("packs", [False, True])
+def test_prefill_in_pieces_equals_one_piece(engine, monkeypatch, length, packs):
     features = Tensor(np.random.default_rng(1).standard_normal((4, IMAGE_TOKEN_LEN, 32)).astype(np.float32))
     span = [PAD] * IMAGE_TOKEN_LEN
     # a picture across the border of two pieces
     ids = [*span, *random_ids(length - 4 * len(span) - 2, seed=length), *span, *span, *span, 1, 2]
     expected = uncached(engine, [*ids, 7], features)
-    monkeypatch.setattr(engine_module, "MAX_PREFILL_LENGTH", 64)
+    monkeypatch.setattr(prefill, "MAX_PREFILL_LENGTH", 64)
+    engine.run_sizes, engine.is_exact = (1,), engine.is_exact and packs
     calls = []
     run = engine.runner.run
     engine.runner.run = lambda stage, graph, *inputs: calls.append(graph) or run(stage, graph, *inputs)
@@ -153,7 +155,7 @@ def test_a_row_goes_on_from_what_both_prompts_have_in_common(engine):
     slot = ask(engine, ids[:8] + [1, 2, 3])
     follow(engine, slot)
     starts, run_prefill = [], engine.run_prefill
-    engine.run_prefill = lambda row, ids, start, *more: starts.append(start) or run_prefill(row, ids, start, *more)
+    engine.run_prefill = lambda prompts, features: starts.append(prompts[0].start) or run_prefill(prompts, features)
     slot = ask(engine, ids, slot=slot)
     assert_close(engine.next_logits[0], uncached(engine, ids)[-1])
     follow(engine, slot)

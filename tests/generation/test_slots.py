@@ -11,7 +11,7 @@ from mindvlm.core import runtime
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.request import Request, Slot
+from mindvlm.generation.request import Addition, Request, Slot
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import write_tiny_vary
 
@@ -74,7 +74,7 @@ def request_of(engine: Engine, number: int, *, length: int | None = None, **opti
         rows = rng.standard_normal((num_rows, engine.config.hidden_size)).astype(np.float32)
         features = Tensor(0.1 * rows)
         ids[2:2] = [engine.placeholder_id] * num_rows
-    rules = GenerationConfig(max_new_tokens=NUM_NEW[number], **(OPTIONS[number] | options))
+    rules = GenerationConfig(**{"max_new_tokens": NUM_NEW[number], **OPTIONS[number], **options})
     return Request(ids=ids, features=features, options=rules, seed=number)
 
 
@@ -156,6 +156,74 @@ def test_alone_in_a_large_engine_is_the_same_to_the_last_bit(make_engine):
         np.testing.assert_array_equal(logits, together[number][1])
 
 
+MODES = ["pynative", "graph"]
+
+
+def steps_of(engine: Engine, slot: Slot, count: int = 3) -> np.ndarray:
+    """The logits after the prompt and of the first tokens, (count, V)."""
+    found = []
+    for _ in range(count):
+        engine.step()
+        found.append(engine.next_logits[slot.row].asnumpy())
+    return np.stack(found)
+
+
+def exact_engine(make_engine, **options) -> Engine:
+    engine = make_engine(num_slots=4, **options)
+    return engine if engine.is_exact else pytest.skip("there are no kernels")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_requests_that_are_added_together_have_the_bits_of_single_ones(make_engine, mode):
+    engine, alone = exact_engine(make_engine, mode=mode), exact_engine(make_engine, mode=mode)
+    requests = [request_of(engine, number, max_new_tokens=9) for number in (5, 1, 0, 3)]
+    # another capacity, and other numbers of blocks in a run
+    alone.reserve(320)
+    alone.run_sizes = (2, 1)
+    slots = engine.add_all([Addition(request) for request in requests])
+    found = [[engine.next_logits[slot.row].asnumpy()] for slot in slots]
+    for _ in range(3):
+        engine.step()
+        for slot, logits in zip(slots, found, strict=True):
+            logits.append(engine.next_logits[slot.row].asnumpy())
+    for request, slot, logits in reversed(list(zip(requests, slots, found, strict=True))):
+        single = alone.add(request)
+        assert single.row != slot.row or request is requests[0]
+        first = alone.next_logits[single.row].asnumpy()
+        np.testing.assert_array_equal(np.stack(logits), [first, *steps_of(alone, single)])
+        assert single.new_ids == slot.new_ids
+        alone.release(single)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_kept", [64, 128])
+def test_a_prompt_has_the_same_bits_however_many_of_its_blocks_are_kept(make_engine, mode, num_kept):
+    engine = exact_engine(make_engine, mode=mode)
+    request = request_of(engine, 5, max_new_tokens=9)
+    whole = engine.add(request)
+    first = engine.next_logits[whole.row].asnumpy()
+    expected = [first, *steps_of(engine, whole)]
+    other = Request(ids=[*request.ids[:num_kept], *random_ids(30, 8)], features=request.features)
+    blockers, kept = [engine.add(Request(ids=[1])) for _ in range(2)], engine.add(other)
+    for slot in (whole, *blockers):
+        engine.release(slot)
+    slot = engine.add(request, slot=kept, num_kept=num_kept)
+    assert slot.row == 3
+    np.testing.assert_array_equal(engine.next_logits[slot.row].asnumpy(), first)
+    np.testing.assert_array_equal(steps_of(engine, slot), expected[1:])
+
+
+def test_requests_that_cannot_be_added_together_change_nothing(make_engine):
+    engine = make_engine(num_slots=2)
+    good = request_of(engine, 1)
+    for bad in (Request(ids=[1] * 400), Request(ids=[engine.placeholder_id])):
+        with pytest.raises(UserError):
+            engine.add_all([Addition(good), Addition(bad)])
+    with pytest.raises(UserError, match="all 2 slots are busy"):
+        engine.add_all([Addition(good)] * 3)
+    assert engine.slots == [None] * 2 and engine.caches is None
+
+
 def test_no_value_of_an_option_compiles_a_graph(counting_engine):
     engine = counting_engine
 
@@ -184,8 +252,8 @@ def test_a_held_slot_is_continued_where_it_was(make_engine):
     run(engine, [request_of(engine, 0), request_of(engine, 2)])
     ids = [*first.ids, *held.new_ids, *random_ids(9, 7)]
     prefilled, run_prefill = [], engine.run_prefill
-    engine.run_prefill = lambda row, ids, start, *more: (
-        prefilled.append(ids[start:]) or run_prefill(row, ids, start, *more)
+    engine.run_prefill = lambda prompts, features: (
+        prefilled.extend(prompt.ids for prompt in prompts) or run_prefill(prompts, features)
     )
     request = Request(ids=ids, features=first.features, options=GenerationConfig(max_new_tokens=3))
     slot = engine.add(request, slot=held)

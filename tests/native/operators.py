@@ -31,9 +31,10 @@ def library(request):
     found.call("mindvlm_set_num_threads", num_threads())
 
 
-def call(library: Library, function: str, shape: tuple[int, ...], *inputs: np.ndarray) -> np.ndarray:
-    """Returns the float32 output of an operator."""
-    arrays = [*(np.ascontiguousarray(array) for array in inputs), np.full(shape, np.nan, np.float32)]
+def call(library: Library, function: str, shape: tuple[int, ...], *inputs: np.ndarray, num_outputs: int = 1):
+    """Returns the float32 output of an operator, or several of one shape."""
+    outputs = [np.full(shape, np.nan, np.float32) for _ in range(num_outputs)]
+    arrays = [*(np.ascontiguousarray(array) for array in inputs), *outputs]
     pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
     num_dims = (ctypes.c_int * len(arrays))(*(array.ndim for array in arrays))
     shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
@@ -42,4 +43,4 @@ def call(library: Library, function: str, shape: tuple[int, ...], *inputs: np.nd
     )
     operator = getattr(ctypes.CDLL(str(library.path)), function)
     assert operator(len(arrays), pointers, num_dims, rows, None, None, None) == 0
-    return arrays[-1]
+    return outputs if num_outputs > 1 else outputs[0]

@@ -77,6 +77,17 @@ def test_products_and_rows(library, dtype, threads):
             np.testing.assert_allclose(matrix.multiply(x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", *BLOCK_FORMATS])
+def test_a_row_of_many_has_the_same_bits_whatever_the_others_are(library, dtype):
+    """Prompts are prefilled in blocks of 64 tokens, in any number and order."""
+    library.call("mindvlm_set_num_threads", 3)
+    matrix, _ = make(library, noise(300, 512), dtype)
+    x = noise(1024, 512, seed=1)
+    whole = matrix.multiply(x)
+    for count, first in ((64, 0), (64, 960), (128, 64), (320, 192), (576, 448)):
+        np.testing.assert_array_equal(matrix.multiply(x[first : first + count]), whole[first : first + count])
+
+
 def test_float16_keeps_signs_and_subnormal_numbers(library):
     values = np.array([[0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, -65504.0, 1.0]], np.float16)
     matrix = Matrix.of_floats(library, values, "float16")

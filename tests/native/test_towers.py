@@ -125,6 +125,25 @@ def test_attention_in_windows_with_relative_positions(library, head_dim, batch, 
     require_close(found, grid_attention(qkv, padding, *tables, num_heads))
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 1, 7)])
+def test_angles(library, shape):
+    positions = np.random.default_rng(1).integers(0, 5000, (3, 41)).astype(np.int32)
+    frequencies = np.random.default_rng(2).random(shape).astype(np.float32)
+    cos, sin = call(library, "MindvlmAngles", (3, 41, 14), positions, frequencies, num_outputs=2)
+    angles = positions[..., None].astype(np.float32) * np.concatenate((frequencies, frequencies), -1)
+    np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), rtol=0, atol=2e-7)
+    one, _ = call(
+        library,
+        "MindvlmAngles",
+        (1, 1, 14),
+        positions[1:2, 5:6],
+        frequencies[1:2] if shape[1:] else frequencies,
+        num_outputs=2,
+    )
+    np.testing.assert_array_equal(one[0, 0], cos[1, 5])
+
+
 def test_parts_of_a_large_head(library):
     qkv, padding = noise(1, 36, 20, 48), noise(48, seed=1)
     tables = noise(71, 16, seed=2), noise(39, 16, seed=3)

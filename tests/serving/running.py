@@ -28,6 +28,10 @@ class RunningServer:
         self.headers: dict[str, str] = {}
 
     @property
+    def service(self):
+        return self.server.service
+
+    @property
     def engine(self):
         return self.scheduler.model.engine
 

@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from mindvlm.processing.images.loading import load_image
+from mindvlm.serving import jobs
 from mindvlm.serving.errors import ApiError
 from tests.serving.running import data_url, running, shown, wait_for
 from tests.tiny_vary import picture, tiny_model
@@ -49,7 +50,8 @@ def test_a_conversation_with_two_pictures(client):
     assert ask(client, messages).choices[0].message.content == str(expected)
 
 
-def test_a_stream_has_the_text_of_the_whole_answer(client):
+def test_a_stream_has_the_text_of_the_whole_answer(client, monkeypatch):
+    monkeypatch.setattr(jobs, "PIECE_SECONDS", 0)
     whole = ask(client, shown(3), max_tokens=9)
     chunks = list(ask(client, shown(3), max_tokens=9, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"

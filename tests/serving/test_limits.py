@@ -3,14 +3,20 @@
 import io
 import os
 import socket
+import threading
 import time
 from base64 import b64encode
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
+from mindvlm.serving import app as app_module
+from mindvlm.serving import pictures as pictures_module
 from mindvlm.serving import server as server_module
+from mindvlm.serving.budget import Share
 from tests.serving.running import data_url, running, shown
 from tests.tiny_vary import picture
 
@@ -33,6 +39,7 @@ def media(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, media):
     limits = {"max_body_bytes": 300_000, "body_seconds": 1, "max_pictures": 2, "max_pixels": 10_000}
+    limits["max_bodies_bytes"] = 350_000
     access = {"api_keys": ("other", KEY), "cors_origins": ("http://page.example",), "media_path": media}
     with running(tmp_path_factory.mktemp("model"), **limits, **access, max_picture_bytes=200_000) as started:
         started.headers = {"Authorization": f"Bearer {KEY}".encode()}
@@ -101,6 +108,79 @@ def test_a_body_that_comes_slowly(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(head.encode() + b"{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_bodies_that_are_read_at_the_same_time(server):
+    """A body for which there is no room waits until a slow client is dropped."""
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer other\r\nContent-Length: 290000\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        slow, second = (stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10)) for _ in range(2))
+        slow.sendall(head.encode() + b" " * 250_000)
+        time.sleep(0.5)
+        start = time.monotonic()
+        second.sendall(head.encode() + b" " * 290_000)
+        assert server.chat().status_code == 200
+        assert second.recv(1000).startswith(b"HTTP/1.1 400 ") and time.monotonic() - start > 0.3
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_for_which_there_is_never_room(server):
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer other\r\nContent-Length: 290000\r\n\r\n"
+    )
+    with Share(server.service.bodies) as share, socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        server.service.bodies.used += 350_000
+        client.sendall(head.encode() + b" " * 290_000)
+        answer = client.recv(1000)
+        server.service.bodies.used -= 350_000
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 2" in answer and not share.is_waiting
+
+
+def test_pictures_that_are_too_large_together(server, media):
+    for number in range(2):
+        (media / f"zeros{number}.png").write_bytes(bytes(190_000))
+    parts = [{"type": "image_url", "image_url": f"file://{media}/zeros{number}.png"} for number in range(2)]
+    answer = server.chat(messages=[{"role": "user", "content": parts}])
+    assert answer.status_code == 400 and "the pictures have more than 300000 bytes" in answer.json()["error"]["message"]
+
+
+def test_hosts_that_do_not_answer_hold_up_nobody_else(server, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(pictures_module, "fetched", lambda url, settings: answered.wait(20) and b"")
+    parts = [{"type": "image_url", "image_url": "http://slow.example/a.png"}, {"type": "text", "text": "read"}]
+    with ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(server.chat, messages=[{"role": "user", "content": parts}]) for _ in range(20)]
+        try:
+            time.sleep(0.5)
+            assert server.chat(messages=shown(1)).status_code == 200
+        finally:
+            answered.set()
+    assert {one.result().status_code for one in asked} == {400}
+
+
+def test_too_many_requests_at_the_same_time(server, monkeypatch):
+    monkeypatch.setattr(app_module, "MAX_REQUESTS", 0)
+    answer = server.chat()
+    assert (
+        answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "2"
+    )
+    assert httpx.get(f"{server.root}/health").status_code == 200
+
+
+def test_too_many_connections(server, monkeypatch):
+    """The one that has sent nothing for the longest time is closed, and there is room for a new one."""
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    with ExitStack() as stack:
+        idle = []
+        for _ in range(3):
+            idle.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10)))
+            time.sleep(0.05)
+        assert httpx.get(f"{server.root}/health").status_code == 200
+        assert idle[0].recv(1) == b""
+        idle[2].sendall(HEAD + b"\r\n")
+        assert idle[2].recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"

@@ -108,6 +108,38 @@ def test_the_queue_is_bounded(server, monkeypatch):
         assert [one.result().status_code for one in asked] == [200] * 7
 
 
+def test_the_pictures_that_wait_are_bounded(server, monkeypatch):
+    server.wait_until_idle()
+    with ThreadPoolExecutor(6) as pool:
+        with held(server):
+            asked = [pool.submit(server.chat, messages=shown(number)) for number in range(5)]
+            wait_for(lambda: len(server.scheduler.waiting) == 1 and len(server.scheduler.running) == 4)
+            few = replace(server.scheduler.settings, max_waiting_bytes=100)
+            monkeypatch.setattr(server.scheduler, "settings", few)
+            refused = server.chat(messages=shown(5))
+            text = pool.submit(server.chat)
+            wait_for(lambda: len(server.scheduler.waiting) == 2)
+        assert refused.status_code == 429 and "bytes" in refused.json()["error"]["message"]
+        assert [one.result().status_code for one in (*asked, text)] == [200] * 6
+
+
+def test_waiting_requests_are_prefilled_together(server, monkeypatch):
+    server.wait_until_idle()
+    alone = [choices(server.chat(**mixed_request(number))) for number in range(4)]
+    server.scheduler.finished.clear()
+    server.engine.clear()
+    sizes, add_all = [], server.engine.add_all
+    monkeypatch.setattr(server.engine, "add_all", lambda additions: sizes.append(len(additions)) or add_all(additions))
+    with ThreadPoolExecutor(5) as pool:
+        with held(server):
+            work, server.scheduler.work = server.scheduler.work, lambda: time.sleep(0.01)
+            asked = [pool.submit(server.chat, **mixed_request(number)) for number in range(4)]
+            wait_for(lambda: len(server.scheduler.waiting) == 4)
+            server.scheduler.work = work
+        assert [choices(one.result()) for one in asked] == alone
+    assert sizes[0] == 4
+
+
 def test_a_closed_stream_frees_its_slot(server):
     server.wait_until_idle()
     body = {"messages": shown(1), "stream": True, "max_tokens": 250}

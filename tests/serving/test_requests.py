@@ -73,6 +73,7 @@ def test_fields_without_effect(fields):
         ({"n": 17}, "n: 17; expected a number from 1 to 16"),
         ({"stop": [1]}, "stop: [1]; expected a text or a list of texts"),
         ({"stop": {"a": 1}}, "stop: "),
+        *(({"stop": empty}, f"stop: {empty}; expected a text or a list") for empty in (False, {}, 0)),
         ({"stop": ["a"] * 17}, "17 texts; the limit is 16"),
         ({"logprobs": 5}, "logprobs: 5; expected true or false"),
         ({"top_logprobs": 3}, "set logprobs to true"),

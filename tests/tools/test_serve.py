@@ -52,6 +52,10 @@ def test_a_key_file_that_others_can_read_is_warned_of(tmp_path):
         (["--max_body_mib", "inf"], "--max_body_mib inf: must be more than 0 and finite"),
         (["--max_seconds", "nan"], "--max_seconds nan: must be more than 0"),
         (["--media_path", "/nowhere"], "--media_path /nowhere: no such folder"),
+        *(
+            (["--picture_hosts", "a.example", host], f"--picture_hosts {host}: expected host, host:port")
+            for host in ("https://a.example", "a.example/b", "me@a.example", "")
+        ),
         (["--api_key_file", "/nowhere"], "--api_key_file /nowhere: cannot be read"),
         (["--api_key_file", os.devnull], "no key in it"),
     ],

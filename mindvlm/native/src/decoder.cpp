@@ -1,5 +1,6 @@
 // Attention with a cache, and the layers of a decoder around it.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -145,6 +146,29 @@ Layer read_layer(const Dialect& dialect, void**& input, int64_t width, float eps
 }  // namespace
 
 extern "C" {
+
+// Operator: positions (B, L) int32 and frequencies (R / 2,) or (B, 1, R / 2) float32 -> cos and sin of their products,
+// (B, L, R) each, both halves of R alike.
+//
+// MindSpore's functions round an element by its place in a tensor; these do not.
+int MindvlmAngles(int, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
+  const int32_t* positions = static_cast<const int32_t*>(params[0]);
+  const float* frequencies = static_cast<const float*>(params[1]);
+  float *cos = static_cast<float*>(params[2]), *sin = static_cast<float*>(params[3]);
+  const int64_t length = shapes[0][1], half = shapes[1][num_dims[1] - 1];
+  const int64_t step = num_dims[1] > 1 && shapes[1][0] > 1 ? half : 0;
+  // a value takes as long as the products with some weights
+  share_rows(shapes[0][0] * length, 32 * half, [&](int64_t first, int64_t last) {
+    for (int64_t token = first; token < last; ++token)
+      for (int64_t i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(positions[token]) * frequencies[token / length * step + i];
+        const int64_t at = token * 2 * half + i;
+        cos[at] = cos[at + half] = std::cos(angle);
+        sin[at] = sin[at + half] = std::sin(angle);
+      }
+  });
+  return 0;
+}
 
 // Operator: attention of new tokens with their cache, which it updates in place; see `attend`.
 //

@@ -67,27 +67,40 @@ def download(
         UserError: the URL or a redirect names another host or an address that is not public, the host does not answer
             in time or with a file, or the content is too large or cannot be written.
     """
-    end = time.monotonic() + seconds
-    for _ in range(MAX_REDIRECTS + 1):
-        target = allowed_target(url, hosts)
-        addresses = addresses_of(target)
-        if all(map(is_public, addresses)):
-            allow_private = False
-        elif not allow_private:
-            raise UserError(f"the host {target.host!r} is not in the public network; its pictures are not fetched")
+    end, name = time.monotonic() + seconds, short_name(url)
+    for num_redirects in range(MAX_REDIRECTS + 1):
+        try:
+            target = allowed_target(url, hosts)
+            addresses = addresses_of(target)
+            allow_private = check_addresses(target, addresses, allow_private)
+        except UserError:
+            if num_redirects == 0:
+                raise
+            # what a redirect names is not for the one who asks
+            raise UserError(
+                f"{name}: redirects to an address whose pictures are not fetched; give another URL"
+            ) from None
         try:
             location = fetch(target, addresses, file, max_bytes, end)
         except UserError as error:
-            raise UserError(f"{short_name(url)}: {error}") from None
+            raise UserError(f"{name}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
-            reason = "it took too long" if time.monotonic() >= end else str(error) or type(error).__name__
-            raise UserError(
-                f"{short_name(url)}: cannot be downloaded ({reason}); check the address and the network"
-            ) from None
+            reason = str(error) if num_redirects == 0 and str(error) else type(error).__name__
+            reason = "it took too long" if time.monotonic() >= end else reason
+            raise UserError(f"{name}: cannot be downloaded ({reason}); check the address and the network") from None
         if location is None:
             return
         url = urljoin(url, location)
-    raise UserError(f"{short_name(url)}: more than {MAX_REDIRECTS} redirects; give the URL of the picture itself")
+    raise UserError(f"{name}: more than {MAX_REDIRECTS} redirects; give the URL of the picture itself")
+
+
+def check_addresses(target: Target, addresses: Sequence[str], allow_private: bool) -> bool:
+    """Returns whether a redirect may lead to a private network. Raises UserError if an address is private itself."""
+    if all(map(is_public, addresses)):
+        return False
+    if not allow_private:
+        raise UserError(f"the host {target.host!r} is not in the public network; its pictures are not fetched")
+    return True
 
 
 def allowed_target(url: str, hosts: Collection[str] | None) -> Target:

@@ -125,9 +125,9 @@ def model(tmp_path_factory):
 def test_conversations_batches_and_streams_show_the_same(model, monkeypatch):
     appended, run_prefill = [], model.engine.run_prefill
 
-    def spying_prefill(row, ids, start, *more):
-        appended.append(ids[start:])
-        return run_prefill(row, ids, start, *more)
+    def spying_prefill(prompts, features):
+        appended.extend(prompt.ids for prompt in prompts)
+        run_prefill(prompts, features)
 
     monkeypatch.setattr(model.engine, "run_prefill", spying_prefill)
     talk = Conversation(model)
