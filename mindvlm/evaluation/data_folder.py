@@ -49,7 +49,8 @@ class DataFolder:
 
     def json_lines(self, name: str) -> list[dict]:
         """Returns the values of a file of JSON lines."""
-        lines = enumerate(self.text(name).splitlines(), 1)
+        # str.splitlines would also end a line at characters that JSON allows in a text, such as U+2028
+        lines = enumerate(self.text(name).split("\n"), 1)
         return [parse_json(line, f"{self.root / name}: line {number}") for number, line in lines if line.strip()]
 
     def table(self, name: str) -> list[dict[str, str]]:

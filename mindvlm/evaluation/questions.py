@@ -19,6 +19,7 @@ OPTION_LETTER = "\nAnswer with the option's letter from the given choices direct
 
 # of an answer that is missing, as in the original program of ScienceQA
 UNKNOWN_PROMPT = "Unknown"
+NO_REPLY = "a judge has given no usable reply; to ask again, remove its lines from judge_replies.jsonl"
 # keys of ids and texts in the files of the original programs
 ID_KEYS = ("question_id", "id", "questionId", "pid", "sample_index")
 TEXT_KEYS = ("text", "response", "prediction", "model_answer", "answer")
@@ -79,7 +80,7 @@ class QuestionBenchmark:
         missing: the text in place of an answer that is missing; None leaves the question out of the figures.
         verdict: scores the answer to a question; None as its result leaves the question out, with a note.
         compat: returns the replacement of `verdict` with `--compat`, which repeats an error of the original program.
-        unscored: why a verdict may be None, in a few words.
+        unscored: returns why a verdict is None, in a few words.
         remark: returns a line about a figure that cannot be computed on this machine; empty without one.
         served: splits without public answers, which only a server scores.
         compat_note: what `--compat` repeats, in one line.
@@ -107,7 +108,7 @@ class QuestionBenchmark:
     missing: str | None = None
     verdict: Callable[[Question, Answer], Any] | None = None
     compat: Callable[[], Callable[[Question, Answer], Any]] | None = None
-    unscored: str = "a judge has given no usable reply; to ask again, remove its lines from judge_replies.jsonl"
+    unscored: Callable[[], str] = lambda: NO_REPLY
     remark: Callable[[], str] = str
     served: tuple[str, ...] = ()
     compat_note: str = ""
@@ -233,7 +234,7 @@ class TextQuestions:
             if len(usable) < len(scored):
                 unscored = counted(len(scored) - len(usable), "answer")
                 verb = "has" if len(scored) - len(usable) == 1 else "have"
-                scores.notes.append(f"{unscored} of {len(scored)} {verb} no score: {entry.unscored}")
+                scores.notes.append(f"{unscored} of {len(scored)} {verb} no score: {entry.unscored()}")
             if usable:
                 scores.tables = {self.name: entry.tabulate(usable)}
                 found = confidence_intervals(entry.tabulate, usable, entry.unit, entry.kind)

@@ -3,55 +3,74 @@
 import re
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "frameworks"
-NO_NETWORK = re.compile("connection|Temporary failure|Network is unreachable|timed out", re.IGNORECASE)
+NO_NETWORK = re.compile(
+    "No matching distribution|connection|Temporary failure|Network is unreachable|timed out", re.IGNORECASE
+)
+VERSIONS = {"lmms_eval": "lmms-eval==0.7.3", "vlmeval": "ms-vlmeval==0.0.20"}
+# what each imports besides the packages of the tests
+IMPORTED = {
+    "lmms_eval": "datasets evaluate loguru python-dotenv pytz sacrebleu tenacity",
+    "vlmeval": "Levenshtein cloudpickle datasets portalocker sty tabulate termcolor timeout-decorator validators",
+}
+# of VLMEvalKit, installed without the torch that it requires
+TORCHVISION = "torchvision==0.28.0"
 # torchvision of PyPI declares these in a library that loads only beside a torch for CUDA
 DECLARATIONS = """
 for _name in ("nms", "qnms"):
     torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
-# installed without its requirements, one of which is a protobuf older than MindSpore's
-NEWER = {"lmms-eval": "lmms-eval==0.7.3"}
 
 
-def environment(extra: str) -> Path:
-    """Returns the folder of commands of the environment of an extra, with mindvlm as it is now.
+def environment(framework: str) -> Path:
+    """Returns the folder of commands of an environment with a framework, and mindvlm as it is now.
 
-    Skips the test if there is no network.
+    Packages of the running environment are shared, and the framework is installed without its requirements: they ask
+    for gigabytes that it does not import here, and for versions that contradict those of mindvlm. Skips the test if
+    there is no network.
     """
-    folder = FOLDER / extra
-    python, ready = folder / "bin" / "python", folder / "ready"
-    torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    folder = FOLDER / framework
+    python, ready = folder / "bin" / "python", folder / f"ready {VERSIONS[framework]}"
     if not ready.exists():
-        run(sys.executable, "-m", "venv", "--clear", str(folder))
-        # the wheel of torch without CUDA satisfies the pin where there is one; any other torch is gigabytes larger
-        (folder / "constraints.txt").write_text(f"{torch}\n")
-        constraint = ["-c", str(folder / "constraints.txt")]
-        run(str(python), "-m", "pip", "install", "-q", "setuptools>=77", "wheel", *constraint)
-        run(str(python), "-m", "pip", "install", "-q", "--no-build-isolation", *constraint, f".[{extra}]")
-        if extra in NEWER:
-            run(str(python), "-m", "pip", "install", "-q", "--no-deps", NEWER[extra])
-        if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode:
-            declare_operators(folder)
+        venv.create(folder, clear=True, symlinks=True)
+        (packages,) = folder.glob("lib/python*/site-packages")
+        shared = [path for path in sys.path if path.endswith("site-packages")]
+        (packages / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
+        install(python, "--no-deps", VERSIONS[framework])
+        install(python, "-c", "constraints.txt", "setuptools", "wheel", *IMPORTED[framework].split())
+        if framework == "vlmeval":
+            install(python, "--no-deps", TORCHVISION)
+            if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode:
+                declare_operators(packages)
         ready.touch()
-    run(str(python), "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", ".")
+    install(python, "--no-build-isolation", "--no-deps", "-e", ".")
     return folder / "bin"
 
 
-def run(*command: str) -> None:
+def source(framework: str) -> Path:
+    """Returns the folder with the modules of a framework. Skips the test if there is no network."""
+    folder = FOLDER / "sources" / VERSIONS[framework]
+    if not (folder / framework).is_dir():
+        install(Path(sys.executable), "--no-deps", "--no-compile", "--target", str(folder), VERSIONS[framework])
+    return folder / framework
+
+
+def install(python: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode and NO_NETWORK.search(done.stderr):
         pytest.skip(f"no package registry is reached: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def declare_operators(folder: Path) -> None:
-    (file,) = folder.glob("lib/python*/site-packages/torchvision/_meta_registrations.py")
+def declare_operators(packages: Path) -> None:
+    file = packages / "torchvision" / "_meta_registrations.py"
     imported = "import torchvision.extension  # noqa: F401\n"
     assert imported in file.read_text()
     file.write_text(file.read_text().replace(imported, imported + DECLARATIONS))

@@ -81,7 +81,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def lmms_eval(model_folder, pictures, tmp_path_factory):
     """Returns a function that runs tasks and returns their samples and everything that was printed."""
-    commands = environment("lmms-eval")
+    commands = environment("lmms_eval")
     folder = tmp_path_factory.mktemp("lmms_eval")
     tasks = folder / "tasks"
     tasks.mkdir()
@@ -136,16 +136,27 @@ def test_lmms_eval_asks_for_options_and_in_rounds(lmms_eval, model, pictures):
         assert sample["filtered_resps"] == [first, second]
 
 
-def test_vlmevalkit_asks(model_folder, model, pictures, tmp_path):
-    commands = environment("vlmevalkit")
-    (tmp_path / "data").mkdir()
+def write_choices(table: Path, questions: list[str], pictures: list[Path]) -> None:
+    """Writes a benchmark of VLMEvalKit with two options, of which each is right in turn."""
     rows = [["index", "question", "A", "B", "answer", "image"]]
-    for number, path in enumerate(pictures):
+    for number, (question, path) in enumerate(zip(questions, pictures, strict=True)):
         content = io.BytesIO()
-        Image.open(path).save(content, "JPEG", quality=95)
+        Image.open(path).convert("RGB").save(content, "JPEG", quality=95)
         picture = base64.b64encode(content.getvalue()).decode()
-        rows.append([str(number), QUESTION, *COLOURS, "AB"[number], picture])
-    (tmp_path / "data" / "COLOURS.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+        rows.append([str(number), question, *COLOURS, "AB"[number % 2], picture])
+    table.parent.mkdir()
+    table.write_text("".join("\t".join(row) + "\n" for row in rows))
+
+
+def choice_prompt(question: str) -> str:
+    """Returns the prompt that VLMEvalKit makes of such a question."""
+    options = "".join(f"{letter}. {colour}\n" for letter, colour in zip("AB", COLOURS, strict=True))
+    return f"Question: {question}\nOptions:\n{options}Please select the correct answer from the options above. \n"
+
+
+def test_vlmevalkit_asks(model_folder, model, pictures, tmp_path):
+    commands = environment("vlmeval")
+    write_choices(tmp_path / "data" / "COLOURS.tsv", [QUESTION] * len(pictures), pictures)
     command = [str(commands / "mindvlm-vlmevalkit"), "--config_path", str(model_folder), "--mode", "pynative"]
     command += ["--max_new_tokens", "3", "--name", "tiny", "--", "--judge", "exact_matching"]
     command += ["--work-dir", str(tmp_path / "out"), "--data", "COLOURS"]
@@ -156,10 +167,8 @@ def test_vlmevalkit_asks(model_folder, model, pictures, tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     (file,) = (tmp_path / "out").glob("tiny/**/tiny_COLOURS.tsv")
     header, *lines = [line.split("\t") for line in file.read_text().splitlines()]
-    prompt = f"Question: {QUESTION}\nOptions:\nA. Red\nB. Blue\n"
-    prompt += "Please select the correct answer from the options above. \n"
     dumped = sorted((tmp_path / "data" / "images" / "COLOURS").iterdir())
-    answers = [model.chat(prompt, path, max_new_tokens=3) for path in dumped]
+    answers = [model.chat(choice_prompt(QUESTION), path, max_new_tokens=3) for path in dumped]
     assert [line[header.index("prediction")] for line in lines] == answers
 
     done = run(*command, "NONE", **variables)

@@ -63,6 +63,7 @@ def test_options_of_mmmu():
     assert choices.option_letter("I think it must be the Red Cat", options) == "A"
     assert choices.option_letter("perhaps", options) is None
     assert choices.is_open_match("So the sum is 1,200.", "1200") and not choices.is_open_match("It is 12.", "1200")
+    assert choices.is_open_match(" X. ", "x") and not choices.is_open_match("box", "x")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,10 @@ def test_mentions_of_amber():
 def test_anls():
     assert documents.anls("ann lee", ["Ann  Lee"]) == 1
     assert documents.anls("ann leo", ["x", "Ann Lee"]) == pytest.approx(6 / 7)
-    assert documents.anls("abcd", ["abxy"]) == 0
+    assert documents.anls("abcd", ["abxy"]) == 0.5 and documents.anls("abcde", ["abxyz"]) == 0
+    assert documents.anls("", [""]) == 1 and documents.anls("", ["a"]) == 0
+    # the distance ignores the second space, the length does not
+    assert documents.anls("ab  cd", ["ab cx"]) == pytest.approx(5 / 6)
 
 
 def test_page_figures_are_those_of_nltk():

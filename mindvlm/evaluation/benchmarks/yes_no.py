@@ -18,7 +18,7 @@ from mindvlm.evaluation.submissions import write_json, write_text
 POPE, POPE_CATEGORIES = "llava_pope_test.jsonl", ("adversarial", "popular", "random")
 MME, YES_OR_NO = "MME_Benchmark_release_version", " Please answer yes or no."
 AMBER = "github.com/junyangwang0410/AMBER"
-SIMILARITY = 0.8
+SIMILARITY, LANGUAGE = 0.8, "en_core_web_lg"
 
 
 def read_pope(files: DataFolder, options: argparse.Namespace) -> list[Question]:
@@ -125,13 +125,12 @@ def read_amber(files: DataFolder, options: argparse.Namespace) -> list[Question]
 
 
 def amber_verdict(question: Question, answer: Answer) -> amber.Mentions | str | None:
-    """Returns the answer to a question, or what a description mentions, None without the tools for that."""
+    """Returns the answer to a question, or what a description mentions; None without the tools for that."""
     if question.group != "generative":
         return answer["text"]
-    tools = language_tools()
-    if tools is None:
+    if missing_tools():
         return None
-    nouns, is_similar = tools
+    nouns, is_similar = language_tools()
     truth = question.truth
     return amber.mentions(
         nouns(answer["text"]),
@@ -144,21 +143,52 @@ def amber_verdict(question: Question, answer: Answer) -> amber.Mentions | str | 
 
 
 @cache
-def language_tools() -> tuple[Callable[[str], list[str]], Callable[[str, str], bool]] | None:
-    """Returns the official functions for nouns of a text and similarity of words; None if they are not installed."""
+def missing_tools() -> str:
+    """Returns which tools for descriptions are not installed, and how to install them; empty if there are all."""
+    missing = []
     try:
-        import nltk
-        import spacy
+        from nltk import pos_tag, word_tokenize
+        from nltk.stem import WordNetLemmatizer
+    except ImportError:
+        missing.append("nltk (pip install nltk), and its punkt_tab, averaged_perceptron_tagger_eng and wordnet")
+    else:
+        uses = {
+            "punkt_tab": lambda: word_tokenize("a test"),
+            "averaged_perceptron_tagger_eng": lambda: pos_tag(["test"]),
+            "wordnet": lambda: WordNetLemmatizer().lemmatize("tests"),
+        }
+        for name, use in uses.items():
+            try:
+                use()
+            except LookupError:
+                missing.append(f"NLTK's {name} (python -m nltk.downloader {name})")
+    try:
+        load_language()
+    except ImportError:
+        missing.append(f"spacy (pip install spacy), and its {LANGUAGE} (python -m spacy download {LANGUAGE})")
+    except OSError:
+        missing.append(f"spaCy's {LANGUAGE} (python -m spacy download {LANGUAGE})")
+    return f"descriptions need {'; '.join(missing)}" if missing else ""
 
-        lemmatizer, language = nltk.stem.WordNetLemmatizer(), spacy.load("en_core_web_lg")
-        nltk.pos_tag(nltk.word_tokenize("a test"))
-        lemmatizer.lemmatize("tests")
-    except (ImportError, LookupError, OSError):
-        return None
-    document = cache(language)
+
+@cache
+def load_language() -> Callable:
+    """Returns spaCy's model with word vectors. Raises ImportError or OSError if it is not installed."""
+    import spacy
+
+    return spacy.load(LANGUAGE)
+
+
+@cache
+def language_tools() -> tuple[Callable[[str], list[str]], Callable[[str, str], bool]]:
+    """Returns the official functions for nouns of a text and similarity of words."""
+    from nltk import pos_tag, word_tokenize
+    from nltk.stem import WordNetLemmatizer
+
+    lemmatizer, document = WordNetLemmatizer(), cache(load_language())
 
     def nouns(text: str) -> list[str]:
-        tagged = nltk.pos_tag(nltk.word_tokenize(text))
+        tagged = pos_tag(word_tokenize(text))
         return [lemmatizer.lemmatize(word) for word, kind in tagged if kind.startswith("NN")]
 
     return nouns, lambda first, second: document(first).similarity(document(second)) > SIMILARITY
@@ -225,8 +255,7 @@ ENTRIES = {
         read=read_amber,
         post=str.capitalize,
         verdict=amber_verdict,
-        unscored="descriptions need nltk with data (python -m nltk.downloader wordnet punkt_tab "
-        "averaged_perceptron_tagger_eng) and spacy with a model (python -m spacy download en_core_web_lg)",
+        unscored=missing_tools,
         tabulate=tabulate_amber,
         kind=lambda question: (question.group, question.truth["truth"] if question.group != "generative" else None),
         headline=("discriminative", "f1"),

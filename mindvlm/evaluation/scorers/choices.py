@@ -101,7 +101,9 @@ def open_values(text: str) -> list[str | float]:
 
 def key_phrases(text: str) -> list[str]:
     """Returns the shortest end of each sentence that follows an indicator, or the whole text."""
-    sentences = re.split(r"\.\s(?=[A-Z])|\n", text.strip().strip(".").lower())
+    text = text.strip().strip(".").lower()
+    # the original looks for capitals after it has lowered them, so that only newlines separate sentences
+    sentences = text.split("\n")
     phrases = []
     for number, sentence in enumerate(sentences):
         indicators = (*INDICATORS, "=") if number == len(sentences) - 1 else INDICATORS

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from rapidfuzz.distance import Levenshtein
+
 from mindvlm.core.errors import UserError
 from mindvlm.processing.text.edit_distance import normalized_edit_distance
 
@@ -19,12 +21,16 @@ CHINESE = re.compile("[\u4e00-\u9fa5]")
 def anls(text: str, answers: Sequence[str]) -> float:
     """Returns the average normalised Levenshtein similarity of one answer (Biten et al. 2019), 0 to 1.
 
-    Case and the amount of white space do not count. A distance of half the longer text or more scores 0.
+    As in the program of the challenge, the distance ignores case and the amount of white space, the length by which it
+    is divided is that of the longer text in capitals with all white space, and a similarity of exactly one half counts.
     """
-    given = " ".join(text.lower().split())
-    distances = [normalized_edit_distance([given], [" ".join(answer.lower().split())]) for answer in answers]
-    nearest = min(distances)
-    return 1 - nearest if nearest < ANLS_THRESHOLD else 0.0
+    given, similarities = " ".join(text.lower().split()), []
+    for answer in answers:
+        distance = Levenshtein.distance(given, " ".join(answer.lower().split()))
+        length = max(len(text.upper()), len(answer.upper()))
+        similarities.append(1 - distance / length if length else 1.0)
+    nearest = max(similarities)
+    return nearest if nearest >= ANLS_THRESHOLD else 0.0
 
 
 def page_figures(text: str, truth: str, meteor: Callable[[list[str], list[str]], float] | None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-MARKS = ';/[]"{}()=+\\_-><@`,?!'
+MARKS = ';/[]"{}()=+\\_-><@`!'
 NUMBER_WORDS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",
@@ -46,10 +46,9 @@ def normalised(text: str) -> str:
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = before = text.replace("\n", " ").replace("\t", " ").strip()
-    has_number = re.search(r"\d,\d", before) is not None
     for mark in MARKS:
         touches_space = f"{mark} " in before or f" {mark}" in before
-        text = text.replace(mark, "" if touches_space or has_number else " ")
+        text = text.replace(mark, "" if touches_space else " ")
     text = re.sub(r"\.(?!\d)", "", text, count=32)
     words = (NUMBER_WORDS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
