@@ -112,7 +112,7 @@ def draw(model, image, query: str, *, is_random: bool = False):
     ids = model.processor.prompt(query, num_images=1, image_lengths=[len(layout)]).input_ids
     model.engine.check_length(len(ids))
     text = [token for token in ids if token != model.engine.placeholder_id]
-    kept = layout[model.model.kept_placeholders(model.encoder.encode_views(picture), layout, text)]
+    kept = layout[model.model.kept_placeholders(model.encoder.encode_views([picture])[0], layout, text)]
     is_kept = {view.title: np.isin(view.first_row + np.arange(view.side**2), kept) for view in views}
     tiles = [view for view in views if view.place]
     num_kept = sum(int(is_kept[view.title].sum()) for view in tiles)

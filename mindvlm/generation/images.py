@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from mindspore import Tensor
 
 from mindvlm.generation.engine import Engine, concatenated
@@ -36,33 +37,67 @@ class ImageEncoder:
 
     Args:
         engine: runs the vision graph.
+
+    Attributes:
+        batch_sizes: numbers of views that are encoded together, the largest first and 1 last.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
         self.cache: OrderedDict[str, Tensor] = OrderedDict()
+        self.batch_sizes = (1,)
 
     def encode(self, pictures: Sequence[Picture], context: Sequence[int] = ()) -> ImageFeatures:
+        """Returns the feature rows of pictures; arguments as in `rows`."""
+        return self.rows(pictures, self.encode_views(pictures), context)
+
+    def rows(self, pictures: Sequence[Picture], features: Sequence[Tensor], context: Sequence[int]) -> ImageFeatures:
         """Returns the feature rows of pictures.
 
         Args:
             pictures: in the order of their placeholders.
+            features: those of the views of each picture.
             context: ids of the prompt without placeholders; a family's rows, and their number, may depend on it.
         """
         model = self.engine.model
-        rows = [model.picture_rows(self.encode_views(one), one.layout, context) for one in pictures]
+        rows = [
+            model.picture_rows(of_views, one.layout, context) for one, of_views in zip(pictures, features, strict=True)
+        ]
         return ImageFeatures(concatenated(rows), [len(one) for one in rows])
 
-    def encode_views(self, picture: Picture) -> Tensor:
-        """Returns the features of a picture's V views, (V, T, hidden)."""
-        found = []
-        for view in picture.views:
-            pixels = list(vars(view).values())
-            digest = hashlib.sha256(b"".join(array.tobytes() for array in pixels)).hexdigest()
-            if digest not in self.cache:
-                self.cache[digest] = self.engine.encode_images(*(array[None] for array in pixels))
-                if len(self.cache) > MAX_CACHED_VIEWS:
-                    self.cache.popitem(last=False)
+    def encode_views(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Returns the features of the V views of each picture, (V, T, hidden)."""
+        pixels: dict[str, list[np.ndarray]] = {}
+        digests = []
+        for picture in pictures:
+            views = [list(vars(view).values()) for view in picture.views]
+            digests.append([digest_of(view) for view in views])
+            pixels |= zip(digests[-1], views, strict=True)
+        found = {digest: self.cache[digest] for digest in pixels if digest in self.cache}
+        for batch in self.batches({digest: view for digest, view in pixels.items() if digest not in found}):
+            features = self.engine.encode_images(
+                *map(np.stack, zip(*(pixels[digest] for digest in batch), strict=True))
+            )
+            for number, digest in enumerate(batch):
+                found[digest] = features if len(batch) == 1 else features[number : number + 1]
+        for digest in pixels:
+            self.cache[digest] = found[digest]
             self.cache.move_to_end(digest)
-            found.append(self.cache[digest])
-        return concatenated(found)
+        while len(self.cache) > MAX_CACHED_VIEWS:
+            self.cache.popitem(last=False)
+        return [concatenated(found[digest] for digest in of_picture) for of_picture in digests]
+
+    def batches(self, pixels: Mapping[str, Sequence[np.ndarray]]) -> Iterator[list[str]]:
+        """Yields the digests of views that are encoded together, which have the same shapes."""
+        groups: dict[tuple, list[str]] = {}
+        for digest, view in pixels.items():
+            groups.setdefault(tuple(array.shape for array in view), []).append(digest)
+        for group in groups.values():
+            while group:
+                size = next(size for size in self.batch_sizes if size <= len(group))
+                yield group[:size]
+                group = group[size:]
+
+
+def digest_of(pixels: Sequence[np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in pixels)).hexdigest()

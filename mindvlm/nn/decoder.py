@@ -151,7 +151,7 @@ class CausalLM(nn.Cell):
     def has_exact_rows(self) -> bool:
         """Whether a token has the same bits whatever blocks of tokens `with_cache` computes together with it.
 
-        MindSpore's products sum in an order that depends on the number of rows, those of the C++ kernels only up to 16
+        MindSpore's products sum in an order that depends on the number of rows, those of the C++ kernels only up to 15
         rows. `lm_head` needs the same number of rows.
         """
         head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head

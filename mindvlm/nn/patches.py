@@ -53,10 +53,23 @@ class PatchConv(nn.Cell):
         rows, columns = height // self.patch_size, width // self.patch_size
         x = self.patches(x)
         weight = read_with(self.weight, x)
-        y = self.matmul(x, weight.reshape((self.out_channels, -1)))
+        y = multiply_images(self.matmul, x, weight.reshape((self.out_channels, -1)), num_images if self.native else 1)
         if self.has_bias:
             y = self.bias_add(y, read_with(self.bias, y))
         return y.reshape((num_images, rows, columns, self.out_channels))
+
+
+def multiply_images(matmul, x, weight, num_images: int):
+    """Multiplies the rows of each image alone, because MindSpore rounds a product by its number of rows.
+
+    x (N * rows, I), weight (O, I) -> (N * rows, O).
+    """
+    if num_images == 1:
+        return matmul(x, weight)
+    products = ()
+    for rows in ops.split(x, x.shape[0] // num_images):
+        products = products + (matmul(rows, weight),)
+    return ops.concat(products, 0)
 
 
 class Conv3x3(nn.Cell):
@@ -95,7 +108,8 @@ class Conv3x3(nn.Cell):
             columns = ops.gather(rows, self.neighbours, 1).reshape((-1, 9 * self.in_channels))
             weight = read_with(self.weight, columns)
             weight = weight.reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
-        y = self.matmul(columns, weight.reshape((self.out_channels, -1)))
+        weight = weight.reshape((self.out_channels, -1))
+        y = multiply_images(self.matmul, columns, weight, num_images if self.native else 1)
         return y.reshape((num_images, *self.out_grid, self.out_channels))
 
 

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from mindspore import Tensor
+
 from mindvlm.core.errors import UserError
 from mindvlm.generation.images import ImageFeatures
 from mindvlm.generation.request import ERROR, Addition, Request
@@ -21,6 +23,9 @@ from mindvlm.sessions.vision_language_model import VisionLanguageModel
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
+
+STEPS_BETWEEN_STARTS = 4
+"""While answers run and slots stay free, prompts wait for this many tokens, so that several are prefilled together."""
 
 
 class Scheduler:
@@ -54,6 +59,7 @@ class Scheduler:
         self.failure: UserError | None = None
         self.waiting: deque[Job] = deque()
         self.starting: list[Job] = []
+        self.num_steps = 0
         self.running: dict[int, Job] = {}
         self.finished = PromptCache()
         self.news: list[tuple[Job, Event]] = []
@@ -158,7 +164,10 @@ class Scheduler:
     def take_jobs(self) -> bool:
         """Moves the waiting jobs for which there are slots to `starting`; returns whether there are some."""
         with self.changed:
-            count = min(len(self.waiting), self.settings.num_slots - len(self.running))
+            num_free = self.settings.num_slots - len(self.running)
+            if self.running and self.num_steps < STEPS_BETWEEN_STARTS and len(self.waiting) < num_free:
+                return False
+            count, self.num_steps = min(len(self.waiting), num_free), 0
             self.starting = [self.waiting.popleft() for _ in range(count)]
         return count > 0
 
@@ -186,11 +195,13 @@ class Scheduler:
 
     def start(self) -> None:
         """Encodes the pictures of starting jobs and prefills their prompts together."""
-        additions = {}
+        now, additions = time.monotonic(), {}
+        views = iter(self.model.encoder.encode_views([one for job in self.starting for one in job.prompt.pictures]))
         for job in list(self.starting):
-            job.started_at = time.monotonic()
+            job.started_at = now
+            features = [next(views) for _ in job.prompt.pictures]
             try:
-                additions[job] = self.addition(job, sum(one.slot is None for one in additions.values()))
+                additions[job] = self.addition(job, features, sum(one.slot is None for one in additions.values()))
             except UserError as error:
                 self.news.append((job, Event(error=ApiError(400, str(error)))))
                 self.starting.remove(job)
@@ -203,17 +214,18 @@ class Scheduler:
                 self.news.append((job, Event()))
         self.starting = []
 
-    def addition(self, job: Job, num_before: int) -> Addition:
+    def addition(self, job: Job, features: Sequence[Tensor], num_before: int) -> Addition:
         """Returns the request of a job, with the kept slot that it continues, or with a free one left for it.
 
         Args:
+            features: those of the views of each picture.
             num_before: number of jobs that take a free slot before it.
 
         Raises:
             UserError: the prompt exceeds the context, which is known only after its pictures are encoded.
         """
         engine = self.model.engine
-        ids, features = encode(self.model, job.prompt)
+        ids, features = final_prompt(self.model, job.prompt, features)
         engine.check_length(len(ids))
         job.key, slot, num_kept = prompt_key(ids, engine.placeholder_id, features), None, 0
         if self.reuses_prompts:
@@ -230,6 +242,7 @@ class Scheduler:
         """Generates the next token of each running job."""
         engine = self.model.engine
         stepped = engine.step()
+        self.num_steps += 1
         now = time.monotonic()
         wants_logits = any(self.running[slot.row].top_logprobs is not None for slot in stepped)
         logits = engine.next_logits.asnumpy() if wants_logits else None
@@ -283,12 +296,18 @@ def deliver(news: Sequence[tuple[Job, Event]]) -> None:
         job.receive(event)
 
 
-def encode(model: VisionLanguageModel, prompt: Prompt) -> tuple[list[int], ImageFeatures]:
-    """Returns the ids of a prompt and the features of its pictures, whose number may be known only after encoding."""
+def final_prompt(
+    model: VisionLanguageModel, prompt: Prompt, features: Sequence[Tensor]
+) -> tuple[list[int], ImageFeatures]:
+    """Returns the ids of a prompt and the feature rows of its pictures, whose number may be known only after encoding.
+
+    Args:
+        features: those of the views of each picture.
+    """
     if prompt.prompter is None:
         return prompt.ids, ImageFeatures()
     text = [token for token in prompt.ids if token != model.engine.placeholder_id]
-    features = model.encoder.encode(prompt.pictures, text)
+    features = model.encoder.rows(prompt.pictures, features, text)
     if features.counts == [len(picture.layout) for picture in prompt.pictures]:
         return prompt.ids, features
     return prompt.prompter(features.counts).input_ids, features

@@ -231,7 +231,7 @@ class VisionLanguageModel(LoadedModel):
 
         A tiled picture has one entry for each of its views.
         """
-        return concatenated(self.encoder.encode_views(picture) for picture in self.pictures(images))
+        return concatenated(self.encoder.encode_views(self.pictures(images)))
 
     def pictures(self, images) -> list[Picture]:
         """Reads images; a `Picture` is returned unchanged. Raises UserError if an image cannot be read."""

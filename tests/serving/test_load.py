@@ -16,8 +16,10 @@ import pytest
 
 from mindvlm.processing.images.picture import Picture
 from mindvlm.serving.prompts import PictureCache
+from mindvlm.serving.warming import exact_batch_sizes
 from mindvlm.tools.load_test import main as load_test
 from tests.serving.running import running, shown, wait_for
+from tests.tiny_vary import picture
 
 LONG = "All of this text is the same in many prompts, and longer than a block of tokens. " * 2
 
@@ -251,6 +253,28 @@ def test_the_load_test_asks_and_measures(server, capsys):
     assert "MiB/min" in capsys.readouterr().out
     assert load_test([*arguments[2:], "--url", "http://example.com/v1"]) == 2
     assert "servers of this machine only" in capsys.readouterr().err
+
+
+def test_pictures_are_encoded_together_where_the_bits_stay(server, monkeypatch):
+    server.wait_until_idle()
+    model, encode, sizes = server.scheduler.model, server.engine.encode_images, []
+    monkeypatch.setattr(server.engine, "encode_images", lambda *pixels: sizes.append(len(pixels[0])) or encode(*pixels))
+    pictures = model.pictures([picture(seed) for seed in range(4)])
+    alone = [model.encoder.encode_views([one])[0].asnumpy() for one in pictures]
+    for size in exact_batch_sizes(model):
+        model.encoder.cache.clear()
+        monkeypatch.setattr(model.encoder, "batch_sizes", (size, 1) if size > 1 else (1,))
+        for expected, features in zip(alone, model.encoder.encode_views(pictures), strict=True):
+            np.testing.assert_array_equal(features.asnumpy(), expected)
+    model.encoder.cache.clear()
+    sizes.clear()
+    monkeypatch.setattr(model.encoder, "batch_sizes", (2, 1))
+    together = model.encoder.encode_views([*pictures[:3], pictures[1]])
+    assert sizes == [2, 1]
+    for number, features in zip((0, 1, 2, 1), together, strict=True):
+        np.testing.assert_allclose(features.asnumpy(), alone[number], rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(server.engine, "encode_images", lambda *pixels: encode(*pixels) * (1 + 1e-6 * len(pixels[0])))
+    assert exact_batch_sizes(model) == (1,)
 
 
 def test_decoded_pictures_are_kept_up_to_a_size():

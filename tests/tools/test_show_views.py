@@ -53,7 +53,7 @@ def test_cells_of_slime_are_those_that_the_router_keeps(tmp_path, merge):
     (read,) = model.pictures(picture)
     ids = model.processor.prompt(QUESTION, num_images=1, image_lengths=[len(read.layout)]).input_ids
     text = [token for token in ids if token >= 0]
-    features = model.encoder.encode_views(read)
+    features = model.encoder.encode_views([read])[0]
     rows = model.model.picture_rows(features, read.layout, text).asnumpy()
     every = model.model.view_rows(features).asnumpy()
     columns, lines = 3, 2
