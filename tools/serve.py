@@ -1,18 +1,24 @@
-"""Serves a model in the format of OpenAI's API: `mindvlm-serve --config_path TinyLLaVA-1.5B`."""
+"""Serves models in the format of OpenAI's API: `mindvlm-serve --config_path TinyLLaVA-1.5B`."""
 
 import argparse
 import importlib.util
 import math
 import os
 import re
+import socket
 import stat
+import sys
 import warnings
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.serving.listening import bind
+from mindvlm.serving.plan import ModelPlan
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
 from mindvlm.tools import cli
+
+REPLICA = (sys.executable, "-m", "mindvlm.tools.serve_replica")
+"""The command that starts a process of a model."""
 
 HOST = r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?(:\d{1,5})?|[0-9a-f:.]*:[0-9a-f:.]*"
 """An entry of --picture_hosts; the last form is an IPv6 address."""
@@ -28,8 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config_path",
         type=os.path.expanduser,
+        nargs="+",
+        action="extend",
         metavar="PATH",
-        help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano)",
+        help="the model: a YAML or a checkpoint folder (default: the shipped Vary-nano). Several models get a process "
+        "each, and requests choose one by its name",
+    )
+    parser.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="processes of each model, such as one a card (default 1)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free port (default: %(default)s)")
@@ -72,27 +84,60 @@ def main(argv: list[str] | None = None) -> int:
 def serve(argv: list[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     settings = read_settings(arguments)
-    for package in ("fastapi", "prometheus_client", "uvicorn"):
+    plans = read_plans(arguments, settings)
+    num_processes = len(plans) * arguments.replicas
+    for package in ("fastapi", "prometheus_client", "uvicorn", *(["httpx"] if num_processes > 1 else [])):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{package} is not installed; pip install 'mindvlm[serve]'")
     listening = bind(arguments.host, arguments.port)
-    # MindSpore takes seconds to import; help and the errors above come before
-    cli.import_library()
-    from mindvlm.serving.server import ModelServer
+    if num_processes == 1:
+        # MindSpore takes seconds to import; help and the errors above come before
+        cli.import_library()
+        say_address(listening)
+        return serve_model(plans[0], listening)
+    from mindvlm.serving.fleet import Fleet
+    from mindvlm.serving.router_server import RouterServer
+    from mindvlm.serving.shares import machine_shares
 
+    fleet = Fleet(REPLICA, plans, arguments.replicas, machine_shares(num_processes), any_model=settings.any_model)
+    say_address(listening)
+    RouterServer(fleet, settings, listening).run()
+    return 0
+
+
+def say_address(listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
+    cli.say(f"listening on http://{address}:{port}/v1")
+
+
+def read_plans(arguments: argparse.Namespace, settings: ServerSettings) -> list[ModelPlan]:
+    """Returns what the processes of each model serve. Raises UserError for options that do not go together."""
+    paths = arguments.config_path or [None]
+    if arguments.replicas < 1:
+        raise UserError(f"--replicas {arguments.replicas}: expected the number of processes of a model, at least 1")
+    for option in ("model_name", "checkpoint"):
+        if len(paths) > 1 and (value := getattr(arguments, option)) is not None:
+            raise UserError(f"--{option} {value}: is for one model, here are {len(paths)}; set it in their YAMLs")
+    caches = not arguments.no_cache
+    return [
+        ModelPlan(config_path=path, overrides=overrides(arguments), caches=caches, settings=settings) for path in paths
+    ]
+
+
+def serve_model(plan: ModelPlan, listening: socket.socket) -> int:
+    """Serves one model in this process; returns the exit status. Raises UserError if it cannot be served."""
+    from mindvlm.serving.server import ModelServer
 
     def load():
         import mindvlm
 
-        model = mindvlm.load(arguments.config_path, cache=not arguments.no_cache, **overrides(arguments))
+        model = mindvlm.load(plan.config_path, cache=plan.caches, **plan.overrides)
         check_answers_text(model)
-        cli.say(f"{settings.model_name or model.config.name} is loading its graphs")
+        cli.say(f"{plan.settings.model_name or model.config.name} is loading its graphs")
         return model
 
-    cli.say(f"listening on http://{address}:{port}/v1")
-    server = ModelServer(load, settings, listening)
+    server = ModelServer(load, plan.settings, listening)
     server.run()
     if server.is_busy:
         os._exit(0)

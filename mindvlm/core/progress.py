@@ -39,4 +39,4 @@ class _Receiver(logging.Handler):
         self.receive = receive
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.receive(record.getMessage())
+        self.receive(self.format(record))

@@ -1,7 +1,6 @@
 """The answers to one request in the event loop: waiting for them, streaming them, and freeing their slots."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from starlette.responses import Response
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.jobs import Event, Job
 from mindvlm.serving.replies import ChatReply
+from mindvlm.serving.responses import LAST_LINE, data_line, unless_disconnected
 from mindvlm.serving.scheduler import Scheduler
 
 Receiver = Callable[[Event], None]
@@ -95,7 +95,7 @@ class EventStream(Response):
                 yield b": waiting\n\n" if chunk is None else data_line(chunk)
         except ApiError as error:
             yield data_line(error.body)
-        yield b"data: [DONE]\n\n"
+        yield LAST_LINE
 
     async def chunks(self) -> AsyncIterator[dict[str, Any] | None]:
         """Yields the chunks, and None for a ping. Raises ApiError if a job fails."""
@@ -125,29 +125,3 @@ class EventStream(Response):
             return [] if chunk is None else [chunk]
         chunks = [self.reply.text_chunk(index, event)] if event.text or event.tokens else []
         return [*chunks, self.reply.last_chunk(index, event)] if event.finish else chunks
-
-
-def data_line(value: Any) -> bytes:
-    """Returns an event of a stream."""
-    return b"data: " + json_bytes(value) + b"\n\n"
-
-
-def json_bytes(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-async def unless_disconnected(receive, work) -> Any:
-    """Returns the result of a coroutine, which is cancelled when the client disconnects; then the result is None."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-
-
-async def disconnected(receive) -> None:
-    """Returns when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,27 +1,26 @@
 """The routes of the server: OpenAI's chat completions, completions and models, health and metrics."""
 
 import asyncio
-import hmac
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import StarletteHTTPException
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 
-from mindvlm.serving.answers import Answers, EventStream, Receiver, json_bytes, unless_disconnected
+from mindvlm.serving.answers import Answers, EventStream, Receiver
 from mindvlm.serving.bodies import read_json
-from mindvlm.serving.budget import ByteBudget, Share, busy
+from mindvlm.serving.budget import ByteBudget, Share
 from mindvlm.serving.errors import ApiError, shown
+from mindvlm.serving.gate import new_app
 from mindvlm.serving.jobs import Job
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.pictures import read_pictures
 from mindvlm.serving.prompts import PictureCache, Prompt, chat_prompt, text_prompt
 from mindvlm.serving.replies import ChatReply, TextReply
 from mindvlm.serving.requests import Wishes, read_chat, read_completion
+from mindvlm.serving.responses import json_response, unless_disconnected
 from mindvlm.serving.scheduler import Scheduler
 from mindvlm.serving.settings import ServerSettings
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
@@ -31,12 +30,6 @@ MAX_DECODED = 2
 
 MAX_FETCHED = 8
 """Pictures that are fetched from other machines at the same time, in threads of their own."""
-
-MAX_REQUESTS = 256
-"""Requests at the same time, health apart; others are refused with status 503."""
-
-OPEN_PATHS = ("/health",)
-"""Paths that need no API key."""
 
 
 class Service:
@@ -145,9 +138,8 @@ class Service:
 
 def make_app(service: Service) -> FastAPI:
     """Returns the application."""
-    # the framework's pages load scripts from elsewhere
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     settings = service.settings
+    app = new_app(settings, service.metrics.requests)
 
     @app.get("/health")
     async def health() -> Response:
@@ -179,92 +171,4 @@ def make_app(service: Service) -> FastAPI:
         wishes, prompts = await service.text_prompts(request)
         return await service.answer(request, prompts, wishes, TextReply(service.model_name, tokenizer))
 
-    @app.exception_handler(ApiError)
-    async def refuse(request: Request, error: ApiError) -> Response:
-        return error_response(error)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def refuse_path(request: Request, error: StarletteHTTPException) -> Response:
-        problem = "no such path" if error.status_code == 404 else str(error.detail)
-        message = f"{request.method} {request.url.path}: {problem}"
-        return error_response(ApiError(error.status_code, message, headers=error.headers))
-
-    @app.exception_handler(Exception)
-    async def fail(request: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, "the server failed; see its log", code="internal_error"))
-
-    app.add_middleware(Gate, service=service)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
-        )
     return app
-
-
-class Gate:
-    """Checks the API key of each request, limits their number and counts the responses.
-
-    Args:
-        app: the application behind it.
-        service: has the accepted keys.
-    """
-
-    def __init__(self, app, service: Service):
-        self.app, self.service, self.num_requests = app, service, 0
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def counted(message) -> None:
-            if message["type"] == "http.response.start":
-                # the path of a request may be anything, and each one would be kept
-                path = getattr(scope.get("route"), "path", "other")
-                self.service.metrics.requests.labels(path, message["status"]).inc()
-            await send(message)
-
-        error = self.refusal(scope)
-        if error:
-            await error_response(error)(scope, receive, counted)
-            return
-        # health is always answered
-        weight = int(scope["path"] not in OPEN_PATHS)
-        self.num_requests += weight
-        try:
-            await self.app(scope, receive, counted)
-        finally:
-            self.num_requests -= weight
-
-    def refusal(self, scope) -> ApiError | None:
-        """Returns the error for a request that is not handled."""
-        if scope["path"] in OPEN_PATHS:
-            return None
-        if not self.is_allowed(scope):
-            return ApiError(
-                401,
-                "the API key is missing or wrong; send the header Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if self.num_requests >= MAX_REQUESTS:
-            return busy(f"{self.num_requests} requests are under way")
-        return None
-
-    def is_allowed(self, scope) -> bool:
-        keys = self.service.settings.api_keys
-        if not keys:
-            return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = given.partition(b" ")
-        # all keys are compared, so that the time tells nothing
-        matches = [hmac.compare_digest(key.strip(), one.encode()) for one in keys]
-        return scheme.lower() == b"bearer" and any(matches)
-
-
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json_bytes(value), status_code=status, headers=headers, media_type="application/json")
-
-
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body, error.status, error.headers)

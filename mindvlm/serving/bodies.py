@@ -1,7 +1,8 @@
 """Reading of the bodies of requests within the limits of the server."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -9,6 +10,8 @@ from mindvlm.serving.budget import Share, busy
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.fields import parse_json
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
+
+T = TypeVar("T")
 
 # the server would read the rest of a body for as long as it comes
 CLOSE = {"Connection": "close"}
@@ -19,13 +22,23 @@ have sent all."""
 
 
 async def read_json(request: Request, settings: ServerSettings, share: Share) -> Any:
-    """Returns the JSON value of a request.
+    """Returns the JSON value of a request. Raises ApiError as `read_body` does, and if it is no JSON."""
+    return await parsed(await read_body(request, settings, share), parse_json)
+
+
+async def parsed(content: bytes, parse: Callable[[bytes], T]) -> T:
+    """Returns what `parse` makes of a body. A large body does not delay other requests."""
+    return await asyncio.to_thread(parse, content) if len(content) > MEBIBYTE else parse(content)
+
+
+async def read_body(request: Request, settings: ServerSettings, share: Share) -> bytes:
+    """Returns the body of a request.
 
     Args:
         share: holds the bytes of the body.
 
     Raises:
-        ApiError: the body is too large, comes too slowly or is no JSON, or there is no room for it.
+        ApiError: the body is too large or comes too slowly, or there is no room for it.
     """
     limit = settings.max_body_bytes
     try:
@@ -40,8 +53,7 @@ async def read_json(request: Request, settings: ServerSettings, share: Share) ->
     if size > limit:
         message = f"the body is larger than {limit / MEBIBYTE:g} MiB; send smaller pictures"
         raise ApiError(413, message, code="body_too_large", headers=CLOSE)
-    # a large body must not hold up other requests
-    return await asyncio.to_thread(parse_json, content) if size > MEBIBYTE else parse_json(content)
+    return content
 
 
 async def received(request: Request, limit: int, share: Share) -> tuple[bytes, int]:

@@ -1,89 +1,16 @@
-"""The process of the server: its socket, signals and time limits of connections."""
+"""The server of one model."""
 
 import asyncio
 import contextlib
-import logging
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
-
-import h11
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from collections.abc import Callable
 
 from mindvlm.serving.app import Service, make_app
+from mindvlm.serving.http_server import new_server
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.scheduler import Scheduler
 from mindvlm.serving.settings import ServerSettings
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
-
-logger = logging.getLogger(__name__)
-
-HEADER_SECONDS = 20
-"""Time in which a client must send the head of a request."""
-
-MAX_CONNECTIONS = 512
-"""Beyond them, the connection that has waited longest for a request is closed."""
-
-MAX_ACCEPTED = 128
-"""Connections that are accepted before any is closed."""
-
-
-class PatientProtocol(H11Protocol):
-    """HTTP/1.1 with limits of connections, which closes one whose request does not arrive in `HEADER_SECONDS`."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
-        if len(self.connections) > MAX_CONNECTIONS:
-            idle = (one for one in self.connections if one.head_timer)
-            min(idle, key=lambda one: one.head_timer.when()).close_without_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        is_between = self.conn.their_state is h11.IDLE
-        if is_between and self.head_timer is None and self.conn.trailing_data[0]:
-            self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
-        elif not is_between:
-            self.stop_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.stop_timer()
-        super().connection_lost(exc)
-
-    def stop_timer(self) -> None:
-        if self.head_timer:
-            self.head_timer.cancel()
-            self.head_timer = None
-
-    def close_without_head(self) -> None:
-        self.stop_timer()
-        self.transport.close()
-
-
-class Server(uvicorn.Server):
-    """A server that ends with status 0 on SIGTERM and Ctrl-C, after the answers that are under way.
-
-    MindSpore turns Ctrl-C into SIGTERM once a graph has run.
-    """
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        earlier = {number: signal.signal(number, self.handle_exit) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
 
 class ModelServer:
@@ -108,18 +35,7 @@ class ModelServer:
         metrics = Metrics()
         self.scheduler = Scheduler(load, settings, metrics, post=self.post, on_end=self.stop)
         self.service = Service(self.scheduler, settings, metrics)
-        config = uvicorn.Config(
-            make_app(self.service),
-            http=PatientProtocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=MAX_ACCEPTED,
-            timeout_graceful_shutdown=close_seconds,
-        )
-        self.server = Server(config)
+        self.server = new_server(make_app(self.service), close_seconds)
 
     def run(self) -> None:
         """Serves until SIGTERM, Ctrl-C or `stop`. Raises UserError if the model cannot be loaded."""

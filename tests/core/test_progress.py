@@ -26,3 +26,13 @@ def test_a_silenced_process_sends_nothing_until_the_receiver_is_gone():
         module_logger.info("rank 1")
         assert not is_progress_shown()
     assert lines == [] and LOGGER.level == logging.NOTSET
+
+
+def test_errors_bring_their_traceback():
+    lines = []
+    with progress_to(lines.append):
+        try:
+            raise KeyError("slot")
+        except KeyError:
+            module_logger.exception("the engine failed")
+    assert lines[0].startswith("the engine failed\nTraceback") and "KeyError: 'slot'" in lines[0]

@@ -1,4 +1,4 @@
-"""A server of a tiny model in a thread, for tests."""
+"""A server of a tiny model in a thread, a router of several processes, and requests for both."""
 
 import base64
 import contextlib
@@ -6,34 +6,32 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from mindvlm.api import load
+from mindvlm.serving.fleet import Fleet
 from mindvlm.serving.listening import bind
+from mindvlm.serving.plan import ModelPlan
+from mindvlm.serving.router_server import RouterServer
 from mindvlm.serving.server import ModelServer
 from mindvlm.serving.settings import ServerSettings
+from mindvlm.tools.serve import REPLICA
 from tests.tiny_vary import picture, write_tiny_vary
 
 
-class RunningServer:
-    """A started server with its address."""
+class Client:
+    """Asks the server at a port of this machine."""
 
-    def __init__(self, server: ModelServer, port: int):
-        self.server, self.scheduler, self.port = server, server.scheduler, port
+    def __init__(self, port: int):
+        self.port = port
         self.root = f"http://127.0.0.1:{port}"
         self.url = f"{self.root}/v1"
         self.headers: dict[str, str] = {}
-
-    @property
-    def service(self):
-        return self.server.service
-
-    @property
-    def engine(self):
-        return self.scheduler.model.engine
 
     def request(self, method: str, path: str, **options) -> httpx.Response:
         headers = self.headers | options.pop("headers", {})
@@ -53,8 +51,42 @@ class RunningServer:
         assert answer.status_code == 200, answer.text
         return answer.json()["choices"][0]["message"]["content"]
 
+
+class RunningServer(Client):
+    """A started server of one model."""
+
+    def __init__(self, server: ModelServer, port: int):
+        super().__init__(port)
+        self.server, self.scheduler = server, server.scheduler
+
+    @property
+    def service(self):
+        return self.server.service
+
+    @property
+    def engine(self):
+        return self.scheduler.model.engine
+
     def wait_until_idle(self) -> None:
         wait_for(lambda: not self.scheduler.running and not self.scheduler.waiting)
+
+
+class RunningRouter(Client):
+    """A started router."""
+
+    def __init__(self, fleet: Fleet, port: int):
+        super().__init__(port)
+        self.fleet = fleet
+
+    @property
+    def health(self) -> int:
+        return self.request("GET", "/health").status_code
+
+    def figure(self, name: str, **labels: str) -> float:
+        """Returns the sum of the samples of a name that have these labels."""
+        families = text_string_to_metric_families(self.request("GET", "/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def wait_for(holds: Callable[[], bool], seconds: float = 20) -> None:
@@ -83,6 +115,35 @@ def running(folder: Path, *, wait: bool = True, changes: dict | None = None, **s
         assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def routing(
+    paths: Sequence[str | Path],
+    *,
+    command: Sequence[str] = REPLICA,
+    num_replicas: int = 1,
+    wait: bool = True,
+    **settings,
+) -> Iterator[RunningRouter]:
+    """Serves models in processes of their own. An error that ends the router is raised at the end of the block."""
+    limits = ServerSettings(**settings)
+    plans = [ModelPlan(config_path=str(path), overrides={}, caches=False, settings=limits) for path in paths]
+    environments = [{"OMP_NUM_THREADS": "1"}] * len(plans) * num_replicas
+    fleet = Fleet(command, plans, num_replicas, environments, any_model=limits.any_model)
+    listening = bind("127.0.0.1", 0)
+    server = RouterServer(fleet, limits, listening, close_seconds=5)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(server.run)
+        try:
+            started = RunningRouter(fleet, listening.getsockname()[1])
+            if wait:
+                wait_for(lambda: ended.done() or all(replica.is_ready for replica in fleet.replicas), 120)
+            yield started
+        finally:
+            server.stop()
+        ended.result(30)
+    assert all(replica.process.returncode is not None for replica in fleet.replicas if replica.process)
+
+
 def data_url(seed: int = 0, size: tuple[int, int] = (40, 20), kind: str = "PNG") -> str:
     file = io.BytesIO()
     picture(seed, size).save(file, kind)
@@ -93,3 +154,26 @@ def shown(seed: int, text: str = "read") -> list[dict]:
     """The messages of a question about a picture."""
     parts = [{"type": "image_url", "image_url": {"url": data_url(seed)}}, {"type": "text", "text": text}]
     return [{"role": "user", "content": parts}]
+
+
+LONG = "All of this text is the same in many prompts, and longer than a block of tokens. " * 2
+
+
+def mixed_request(number: int) -> dict:
+    """Requests of different lengths, pictures and options."""
+    options = ({}, {"temperature": 0.9, "top_k": 5}, {"repetition_penalty": 1.3}, {"temperature": 1.2, "top_p": 0.8})
+    text = f"{LONG if number % 3 else ''}question {number % 5}"
+    messages = shown(number % 4, text) if number % 2 else [{"role": "user", "content": text}]
+    return {
+        "messages": messages,
+        "max_tokens": 1 + number % 4,
+        "seed": number,
+        "logprobs": True,
+        "top_logprobs": 2,
+        **options[number % 4],
+    }
+
+
+def choices(answer: httpx.Response) -> list:
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"]

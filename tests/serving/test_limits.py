@@ -13,9 +13,8 @@ import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
-from mindvlm.serving import app as app_module
+from mindvlm.serving import gate, http_server
 from mindvlm.serving import pictures as pictures_module
-from mindvlm.serving import server as server_module
 from mindvlm.serving.budget import Share
 from tests.serving.running import data_url, running, shown
 from tests.tiny_vary import picture
@@ -161,7 +160,7 @@ def test_hosts_that_do_not_answer_hold_up_nobody_else(server, monkeypatch):
 
 
 def test_too_many_requests_at_the_same_time(server, monkeypatch):
-    monkeypatch.setattr(app_module, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(gate, "MAX_REQUESTS", 0)
     answer = server.chat()
     assert (
         answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "2"
@@ -171,7 +170,7 @@ def test_too_many_requests_at_the_same_time(server, monkeypatch):
 
 def test_too_many_connections(server, monkeypatch):
     """The one that has sent nothing for the longest time is closed, and there is room for a new one."""
-    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 3)
     with ExitStack() as stack:
         idle = []
         for _ in range(3):
@@ -188,7 +187,7 @@ HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 
 @pytest.mark.parametrize("pieces", [[], [HEAD], [HEAD + b"\r\n", b"G"]])
 def test_a_head_that_does_not_come(server, monkeypatch, pieces):
-    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", server.port), timeout=4) as connection:
         for piece in pieces:
             connection.sendall(piece)
@@ -200,7 +199,7 @@ def test_a_head_that_does_not_come(server, monkeypatch, pieces):
 
 
 def test_a_connection_is_used_again(server, monkeypatch):
-    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
     with httpx.Client(headers=server.headers) as client:
         for _ in range(3):
             assert client.get(f"{server.url}/models").status_code == 200

@@ -18,10 +18,8 @@ from mindvlm.processing.images.picture import Picture
 from mindvlm.serving.prompts import PictureCache
 from mindvlm.serving.warming import exact_batch_sizes
 from mindvlm.tools.load_test import main as load_test
-from tests.serving.running import running, shown, wait_for
+from tests.serving.running import LONG, choices, mixed_request, running, shown, wait_for
 from tests.tiny_vary import picture
-
-LONG = "All of this text is the same in many prompts, and longer than a block of tokens. " * 2
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +37,6 @@ def held(server):
         yield
     finally:
         server.engine.step = step
-
-
-def mixed_request(number: int) -> dict:
-    """Requests of different lengths, pictures and options."""
-    options = ({}, {"temperature": 0.9, "top_k": 5}, {"repetition_penalty": 1.3}, {"temperature": 1.2, "top_p": 0.8})
-    text = f"{LONG if number % 3 else ''}question {number % 5}"
-    messages = shown(number % 4, text) if number % 2 else [{"role": "user", "content": text}]
-    return {
-        "messages": messages,
-        "max_tokens": 1 + number % 4,
-        "seed": number,
-        "logprobs": True,
-        "top_logprobs": 2,
-        **options[number % 4],
-    }
-
-
-def choices(answer: httpx.Response) -> list:
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"]
 
 
 def test_answers_under_load_have_the_bits_of_answers_alone(server):

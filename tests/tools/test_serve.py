@@ -1,5 +1,6 @@
 """The command `mindvlm-serve`: what prevents a start, and how it ends."""
 
+import contextlib
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from mindvlm.core.errors import UserError
-from mindvlm.tools.serve import build_parser, main, read_settings
+from mindvlm.tools.serve import build_parser, main, read_plans, read_settings
 from tests.serving.running import wait_for
 from tests.tiny_vary import write_tiny_vary
 
@@ -58,11 +59,18 @@ def test_a_key_file_that_others_can_read_is_warned_of(tmp_path):
         ),
         (["--api_key_file", "/nowhere"], "--api_key_file /nowhere: cannot be read"),
         (["--api_key_file", os.devnull], "no key in it"),
+        (["--replicas", "0"], "--replicas 0: expected the number of processes of a model, at least 1"),
+        (["--config_path", "a", "b", "--model_name", "c"], "--model_name c: is for one model, here are 2"),
+        (
+            ["--config_path", "a", "--config_path", "b", "--checkpoint", "c"],
+            "--checkpoint c: is for one model",
+        ),
     ],
 )
 def test_wrong_options(arguments, said):
+    parsed = build_parser().parse_args(arguments)
     with pytest.raises(UserError, match=re.escape(said)):
-        settings_of(*arguments)
+        read_plans(parsed, read_settings(parsed))
 
 
 @pytest.mark.parametrize(
@@ -100,17 +108,56 @@ def test_a_model_that_cannot_be_served(path, said, capsys):
     assert error.startswith("error: ") and said in error
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_after_the_answer(tmp_path, number):
-    path = write_tiny_vary(tmp_path, generation={"max_new_tokens": 60})
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["tiny", "configs/none.yaml"], "config {root}/configs/none.yaml does not exist"),
+        (["configs/delvm/scenes.yaml", "tiny"], "continues pictures and answers no questions"),
+        (["tiny", "tiny"], "both models are named 'tiny'"),
+    ],
+)
+def test_one_of_several_models_that_cannot_be_served(paths, said, tmp_path, capfd):
+    tiny = str(write_tiny_vary(tmp_path))
+    paths = [tiny if path == "tiny" else str(ROOT / path) for path in paths]
+    assert main(["--config_path", *paths, "--port", "0", "--no_cache"]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and said.format(root=ROOT) in errors[0]
+
+
+@contextlib.contextmanager
+def started(path: Path, *options: str):
+    """A running command with its log and address."""
     command = [sys.executable, "-m", "mindvlm.tools.serve", "--config_path", str(path), "--port", "0", "--no_cache"]
-    log = tmp_path / "log"
+    log = path.parent / "log"
     with open(log, "w") as errors:
-        process = subprocess.Popen(command, stderr=errors, cwd=ROOT)
+        process = subprocess.Popen([*command, *options], stderr=errors, cwd=ROOT)
     try:
         wait_for(lambda: "listening on" in log.read_text(), 60)
-        url = re.search(r"http://\S+", log.read_text())[0]
+        yield process, log, re.search(r"http://\S+", log.read_text())[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize(("number", "num_replicas"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_ends_the_server_after_the_answer(tmp_path, number, num_replicas):
+    path = write_tiny_vary(tmp_path, generation={"max_new_tokens": 60})
+    with started(path, "--replicas", str(num_replicas)) as (process, log, url):
         wait_for(lambda: httpx.get(url.replace("/v1", "/health")).status_code == 200, 60)
+        if num_replicas > 1:
+            wait_for(lambda: len(children_of(process)) == num_replicas)
+        children = children_of(process)
         body = {"messages": [{"role": "user", "content": "read"}], "stream": True}
         with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
@@ -118,7 +165,16 @@ def test_a_signal_ends_the_server_after_the_answer(tmp_path, number):
             process.send_signal(number)
             assert list(lines)[-2] == "data: [DONE]"
         assert process.wait(30) == 0
-        assert "Traceback" not in log.read_text()
-    finally:
+        assert all(map(has_ended, children))
+        assert "Traceback" not in log.read_text() and "error" not in log.read_text()
+
+
+def test_a_killed_router_leaves_no_process(tmp_path):
+    with started(write_tiny_vary(tmp_path), "--replicas", "2") as (process, log, url):
+        wait_for(lambda: httpx.get(url.replace("/v1", "/health")).status_code == 200, 60)
+        wait_for(lambda: len(children_of(process)) == 2)
+        children = children_of(process)
         process.kill()
         process.wait()
+        # one serves, the other one still imports MindSpore
+        wait_for(lambda: all(map(has_ended, children)), 5)

@@ -1,0 +1,73 @@
+"""The process of a replica, which `mindvlm-serve` starts: it serves a model on the socket that it inherits."""
+
+import ctypes
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import warnings
+
+from mindvlm.core.errors import UserError
+from mindvlm.core.progress import progress_to
+from mindvlm.serving.plan import ModelPlan
+from mindvlm.tools import cli
+from mindvlm.tools.serve import serve_model
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str]) -> int:
+    """Serves the pickled `ModelPlan` in standard input; returns the exit status.
+
+    Args:
+        argv: the number of the listening socket.
+    """
+    reports = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    # MindSpore prints to standard output
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    warnings.showwarning = cli.show_warning
+
+    def report(**news: str) -> None:
+        print(json.dumps(news), file=reports, flush=True)
+
+    plan: ModelPlan = pickle.load(sys.stdin.buffer)
+    end_with_parent(sys.stdin.fileno())
+    try:
+        cli.import_library()
+        name = plan.settings.model_name or name_in_config(plan)
+        report(name=name)
+        with progress_to(lambda line: cli.say(f"{name}: {line}")):
+            return serve_model(plan, socket.socket(fileno=int(argv[0])))
+    except UserError as error:
+        report(problem=str(error))
+        return 2
+
+
+def name_in_config(plan: ModelPlan) -> str:
+    """Returns the name of the model. Raises UserError if its config is wrong."""
+    from mindvlm.api import shipped_config_path
+    from mindvlm.models.run_config import read_config
+
+    return read_config(plan.config_path or shipped_config_path(), plan.overrides).name
+
+
+def end_with_parent(pipe: int) -> None:
+    """Ends this process as soon as its parent has ended, which closes the pipe of this number."""
+    if sys.platform == "linux":
+        # also while a compilation holds the lock of the interpreter
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def wait() -> None:
+        # a lock of Python's file object would disturb the end of this process
+        while os.read(pipe, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
