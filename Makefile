@@ -1,5 +1,6 @@
 # make demo   create the environment and read the example image with the shipped model
 # make demo-delvm   segment, draw edges and remove rain in new scenes with the shipped DeLVM
+# make demo-web   answer questions in a web page with the shipped TinyLLaVA-nano and Vary-nano
 # make serve-load   put load on the server of the shipped model and print its speed
 # make eval-demo   score the shipped models on drawn scenes and lines of text
 # make test   create the environment and run the test suite; CONTRIBUTING.md has the other targets
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SEED ?= 7
 
-.PHONY: demo demo-delvm eval-demo serve-load test test-ci test-ports test-slow lint format nano-eval nano-train clean
+.PHONY: demo demo-delvm demo-web eval-demo serve-load test test-ci test-ports test-slow lint format nano-eval nano-train clean
 
 demo: $(VENV)/installed
 	$(BIN)/mindvlm-predict --image_dir examples/images/page.png
@@ -22,6 +23,11 @@ demo-delvm: $(VENV)/installed
 	$(BIN)/mindvlm-evaluate --benchmark delvm-pictures --config_path configs/delvm/scenes.yaml --data $(SCENES)/pairs \
 		--tasks segmentation edges rain --output $(SCENES) --grid 2
 	@echo "picture: $(SCENES)/grid.png"
+
+# Ends with Ctrl-C: make demo-web PORT=8000
+demo-web: PORT = 8000
+demo-web: $(VENV)/installed-serve
+	$(BIN)/mindvlm-serve --config_path configs/tinyllava/tinyllava_nano.yaml configs/vary/vary_nano.yaml --port $(PORT)
 
 # Starts the server of Vary-nano, asks with 1 to 32 clients, and ends it: make serve-load PORT=8000
 PORT ?= 8077
@@ -98,6 +104,10 @@ $(VENV)/python: setup.py
 
 $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt mindvlm/native/build.py $(wildcard mindvlm/native/src/*)
 	$(PIP) -e '.[documents]'
+	@touch $@
+
+$(VENV)/installed-serve: $(VENV)/installed
+	$(PIP) -e '.[serve,documents]'
 	@touch $@
 
 $(VENV)/installed-plots: $(VENV)/installed

@@ -53,6 +53,7 @@ setup(
     package_dir={"mindvlm": "mindvlm", **mapped},
     package_data={
         "mindvlm.native": ["src/*"],
+        "mindvlm.serving.page": ["index.html", "page.css", "page.js"],
         "mindvlm.configs": ["*/*.yaml"],
         "mindvlm.examples": ["*", "*/*"],
     },

@@ -97,6 +97,13 @@ def test_the_wheel_names_the_console_scripts(wheel_folder):
         assert f"mindvlm-{name} = " in scripts
 
 
+def test_the_wheel_contains_the_web_page(wheel_folder, tmp_path):
+    code = "from mindvlm.serving.page import PAGE_FILES; assert all(file.exists() for file, _ in PAGE_FILES.values())"
+    environment = {**os.environ, "PYTHONPATH": str(wheel_folder)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def opened_library(folder: Path, cache: Path) -> str:
     """The path of the kernels that an installation without a compiler opens."""
     code = "from mindvlm.native.library import open_library as find; found = find(); print(found and found.path)"

@@ -109,6 +109,7 @@ def say_address(listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     cli.say(f"listening on http://{address}:{port}/v1")
+    cli.say(f"open http://{'localhost' if host in ('0.0.0.0', '::') else address}:{port}/ in a browser")
 
 
 def read_plans(arguments: argparse.Namespace, settings: ServerSettings) -> list[ModelPlan]:

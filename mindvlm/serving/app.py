@@ -1,4 +1,5 @@
-"""The routes of the server: OpenAI's chat completions, completions and models, health and metrics."""
+"""The routes of the server: OpenAI's chat completions, completions and models, pages of documents, health, metrics, and
+the web page."""
 
 import asyncio
 import time
@@ -12,10 +13,12 @@ from fastapi.responses import Response
 from mindvlm.serving.answers import Answers, EventStream, Receiver
 from mindvlm.serving.bodies import read_json
 from mindvlm.serving.budget import ByteBudget, Share
+from mindvlm.serving.documents import add_documents
 from mindvlm.serving.errors import ApiError, shown
 from mindvlm.serving.gate import new_app
 from mindvlm.serving.jobs import Job
 from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.page import add_page
 from mindvlm.serving.pictures import read_pictures
 from mindvlm.serving.prompts import PictureCache, Prompt, chat_prompt, text_prompt
 from mindvlm.serving.replies import ChatReply, TextReply
@@ -171,4 +174,6 @@ def make_app(service: Service) -> FastAPI:
         wishes, prompts = await service.text_prompts(request)
         return await service.answer(request, prompts, wishes, TextReply(service.model_name, tokenizer))
 
+    add_documents(app, settings, service.bodies)
+    add_page(app)
     return app

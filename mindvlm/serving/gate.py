@@ -11,10 +11,11 @@ from prometheus_client import Counter
 
 from mindvlm.serving.budget import busy
 from mindvlm.serving.errors import ApiError
+from mindvlm.serving.page import PAGE_FILES
 from mindvlm.serving.responses import error_response
 from mindvlm.serving.settings import ServerSettings
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", *PAGE_FILES)
 """Paths that need no API key."""
 
 MAX_REQUESTS = 256

@@ -4,17 +4,24 @@ import asyncio
 import io
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from urllib.parse import unquote, urlsplit
 
+from PIL import Image
+
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.downloads import download
-from mindvlm.processing.images.sources import data_of_url, short_name
+from mindvlm.processing.images.loading import add_heif_opener
+from mindvlm.processing.images.sources import data_of_url, short_name, what_it_is
 from mindvlm.serving.budget import Share
 from mindvlm.serving.errors import bad_field
 from mindvlm.serving.messages import PictureUrl
 from mindvlm.serving.settings import ServerSettings
+
+# Pillow hands other formats, such as EPS, to programs outside.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
 
 
 async def read_pictures(
@@ -98,3 +105,20 @@ def read_media(url: str, settings: ServerSettings) -> bytes:
 def open_at_once(path: str, flags: int) -> int:
     """Opens a file that is no link, without waiting for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def check_format(content: bytes) -> None:
+    """Raises UserError if a file is damaged or in a format that the server does not open."""
+    Image.init()
+    add_heif_opener(content)
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    if not content:
+        raise UserError("the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(content), formats=formats).close()
+    except Image.UnidentifiedImageError:
+        raise UserError(what_it_is(content)) from None
+    except Exception as error:  # Pillow may raise any exception for damaged files
+        raise UserError(f"cannot be read ({' '.join(str(error).split())})") from None

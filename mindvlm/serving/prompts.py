@@ -1,27 +1,19 @@
 """Prompts of requests: ids and decoded pictures."""
 
 import hashlib
-import io
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from mindvlm.core.errors import UserError
 from mindvlm.processing.chat_processor import ChatPrompt
-from mindvlm.processing.images.loading import add_heif_opener
 from mindvlm.processing.images.picture import Picture, branches_of
-from mindvlm.processing.images.sources import what_it_is
 from mindvlm.serving.errors import ApiError, bad_field
 from mindvlm.serving.messages import Dialogue, PictureUrl
+from mindvlm.serving.pictures import check_format
 from mindvlm.serving.settings import MEBIBYTE
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
-
-# Pillow hands other formats, such as EPS, to programs outside.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,20 +136,3 @@ def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes, ca
         return cache.get(content, decode)
     except UserError as error:
         raise bad_field(url.param, str(error).removeprefix("the image: ")) from None
-
-
-def check_format(content: bytes) -> None:
-    """Raises UserError if a file is damaged or in a format that the server does not open."""
-    Image.init()
-    add_heif_opener(content)
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    if not content:
-        raise UserError("the file is empty (0 bytes)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(content), formats=formats).close()
-    except Image.UnidentifiedImageError:
-        raise UserError(what_it_is(content)) from None
-    except Exception as error:  # Pillow may raise any exception for damaged files
-        raise UserError(f"cannot be read ({' '.join(str(error).split())})") from None

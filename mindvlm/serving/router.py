@@ -1,4 +1,7 @@
-"""The routes of a router: it passes each request to a replica of its model, and the answer back as it comes."""
+"""The routes of a router: it passes each request to a replica of its model, and the answer back as it comes.
+
+Pages of documents and the web page, which need no model, it sends itself.
+"""
 
 import contextlib
 import json
@@ -11,10 +14,12 @@ from fastapi.responses import Response
 
 from mindvlm.serving.bodies import parsed, read_body
 from mindvlm.serving.budget import ByteBudget, Share
+from mindvlm.serving.documents import add_documents
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.fields import Fields, parse_json
 from mindvlm.serving.fleet import Fleet, ServedModel
 from mindvlm.serving.gate import new_app
+from mindvlm.serving.page import add_page
 from mindvlm.serving.replica import Replica
 from mindvlm.serving.responses import LAST_LINE, data_line, error_response, json_response, unless_disconnected
 from mindvlm.serving.router_metrics import RouterMetrics
@@ -62,6 +67,8 @@ def make_router(fleet: Fleet, settings: ServerSettings) -> FastAPI:
 
     for path in ASKED_PATHS:
         app.add_api_route(path, ask, methods=["POST"])
+    add_documents(app, settings, bodies)
+    add_page(app)
     return app
 
 

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.serving.running import choices, mixed_request, routing, shown, wait_for
+from tests.serving.running import choices, data_url, mixed_request, routing, shown, wait_for
 from tests.tiny_vary import picture, tiny_config, tiny_model, tiny_weights, write_tiny_vary
 
 KEY = "secret"
@@ -60,6 +60,13 @@ def test_each_model_answers(router, client):
     assert choices(router.post("completions", {"model": "other", "prompt": "a", "max_tokens": 2}))[0]["text"]
     wrong = router.chat(temperature="warm")
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "temperature"
+
+
+def test_the_page_and_pages_of_documents(router):
+    assert "<title>mindvlm</title>" in httpx.get(f"{router.root}/").text
+    answer = router.post("documents/pages", {"url": data_url(3)})
+    assert answer.status_code == 200 and [page["width"] for page in answer.json()["data"]] == [40]
+    assert httpx.post(f"{router.url}/documents/pages", json={}).status_code == 401
 
 
 def test_parallel_requests_have_the_bits_of_single_ones(router):

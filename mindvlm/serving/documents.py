@@ -1,0 +1,125 @@
+"""The request `/v1/documents/pages`: pages of a document as pictures, for clients that cannot draw them."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from mindvlm.core.errors import UserError
+from mindvlm.processing.images.documents import DEFAULT_DPI, MAX_DPI, MIN_DPI, Document, open_document, page_ranges
+from mindvlm.processing.images.loading import load_image
+from mindvlm.processing.images.sources import head_of
+from mindvlm.serving.bodies import read_json
+from mindvlm.serving.budget import ByteBudget, Share
+from mindvlm.serving.errors import bad_field, shown
+from mindvlm.serving.fields import Fields
+from mindvlm.serving.messages import PictureUrl
+from mindvlm.serving.pictures import check_format, read_pictures
+from mindvlm.serving.responses import json_response, unless_disconnected
+from mindvlm.serving.settings import ServerSettings
+
+MAX_RANGES_LENGTH = 1000
+
+
+def add_documents(app: FastAPI, settings: ServerSettings, bodies: ByteBudget) -> None:
+    """Adds the route.
+
+    Args:
+        bodies: limits the bytes of requests that are under way.
+    """
+    # PDFium supports one thread
+    rendering, fetchers = asyncio.Semaphore(1), ThreadPoolExecutor(1, "fetcher")
+
+    @app.post("/v1/documents/pages")
+    async def pages(request: Request) -> Response:
+        with Share(bodies) as share:
+            body = await read_json(request, settings, share)
+            working = page_pictures(body, settings, fetchers, rendering, share)
+            found = await unless_disconnected(request.receive, working)
+        return Response(status_code=499) if found is None else json_response(found)
+
+
+async def page_pictures(
+    body: Any, settings: ServerSettings, fetchers: Executor, rendering: asyncio.Semaphore, share: Share
+) -> dict[str, Any]:
+    """Returns the object with the pages.
+
+    Ends early at the limits of pictures and bytes of a request, so that another request can show all of them.
+
+    Args:
+        body: the JSON value of the request: `url` of the document, `pages` such as "1-3,7", `dpi` of a PDF.
+        fetchers: threads for documents of other machines.
+        rendering: limits the pages that are rendered at the same time.
+        share: holds the bytes of the document and of the pages.
+
+    Raises:
+        ApiError: a field is wrong, or the document is not allowed or cannot be opened.
+    """
+    fields = Fields(body)
+    url, pages = fields.text("url"), fields.text("pages")
+    dpi = fields.whole("dpi", MIN_DPI, MAX_DPI) or DEFAULT_DPI
+    if not url:
+        raise bad_field("url", "missing; give the document as a data URL, data:application/pdf;base64,...")
+    if pages is not None and len(pages) > MAX_RANGES_LENGTH:
+        raise bad_field("pages", f"{shown(pages)}; expected at most {MAX_RANGES_LENGTH} characters")
+    try:
+        ranges = None if pages is None else page_ranges(pages)
+    except UserError as error:
+        raise bad_field("pages", str(error)) from None
+    (content,) = await read_pictures([PictureUrl(url, "url")], settings, fetchers, share)
+    try:
+        document = await asyncio.to_thread(opened, content, dpi, settings.max_pixels)
+    except UserError as error:
+        raise bad_field("url", str(error)) from None
+    try:
+        found = await rendered(document, document.selected(ranges), settings, rendering, share)
+    finally:
+        # waits for a page that is still rendered after the client has disconnected
+        asyncio.get_running_loop().run_in_executor(None, document.close)
+    return {"object": "list", "num_pages": document.num_pages, "data": found}
+
+
+def opened(content: bytes, dpi: int, max_pixels: int) -> Document:
+    """Opens a document. Raises UserError if it cannot be opened or is in a format that the server does not open."""
+    if b"%PDF-" not in head_of(content):
+        check_format(content)
+    return open_document(content, dpi=dpi, max_pixels=max_pixels)
+
+
+async def rendered(
+    document: Document,
+    numbers: Sequence[int],
+    settings: ServerSettings,
+    rendering: asyncio.Semaphore,
+    share: Share,
+) -> list[dict[str, Any]]:
+    """Returns the objects of pages, as many as the limits allow and at least one."""
+    found: list[dict[str, Any]] = []
+    size = 0
+    for number in numbers[: settings.max_pictures]:
+        async with rendering:
+            page = await asyncio.to_thread(page_object, document, number, settings.max_pixels)
+        size += len(page.get("url", ""))
+        if found and size > settings.max_body_bytes:
+            break
+        await share.take(len(page.get("url", "")))
+        found.append(page)
+    return found
+
+
+def page_object(document: Document, number: int, max_pixels: int) -> dict[str, Any]:
+    """Returns a page as a picture without loss, or the reason why there is none."""
+    page = {"object": "page", "number": number}
+    try:
+        picture = load_image(document.page(number), max_pixels=max_pixels)
+    except UserError as error:
+        return page | {"error": str(error)}
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return page | {"width": picture.width, "height": picture.height, "url": url}

@@ -1,0 +1,139 @@
+"""A browser for tests of the web page, and a server whose answers a test writes."""
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mindvlm.serving.page import HEADERS, PAGE_FILES
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextlib.contextmanager
+def opened_browser() -> Iterator:
+    """Starts the Chromium of the system, else that of Playwright; skips the test if there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        found = next((path for name in BROWSERS if (path := shutil.which(name))), started.chromium.executable_path)
+        if not os.path.exists(found):
+            pytest.skip("no Chromium; install the package chromium, or run `playwright install chromium`")
+        # containers have no user namespaces, which the sandbox needs
+        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+Answer = Callable[["ScriptedHandler"], None]
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """Serves the page, and answers the requests of chats one after the other as a test says.
+
+    Attributes:
+        answers: for each request, a function that writes the response; the last one stays.
+        asked: the bodies of the requests.
+        keys: the Authorization headers of all requests to the API.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ScriptedHandler)
+        self.answers: list[Answer] = []
+        self.asked: list[dict] = []
+        self.keys: list[str | None] = []
+        self.left = threading.Event()
+        self.models = ["tiny"]
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class ScriptedHandler(BaseHTTPRequestHandler):
+    server: ScriptedServer
+
+    def do_GET(self) -> None:
+        if self.path in PAGE_FILES:
+            file, media_type = PAGE_FILES[self.path]
+            self.reply(200, file.read_bytes(), {"Content-Type": media_type, **HEADERS})
+        elif self.path == "/v1/models":
+            self.server.keys.append(self.headers["Authorization"])
+            data = [{"id": name, "object": "model"} for name in self.server.models]
+            self.reply(200, json.dumps({"object": "list", "data": data}).encode())
+        else:
+            self.reply(200 if self.path == "/health" else 404, b"{}")
+
+    def do_POST(self) -> None:
+        self.server.keys.append(self.headers["Authorization"])
+        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        answers = self.server.answers
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+    def reply(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def begin_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+
+    def send(self, value) -> None:
+        line = value if isinstance(value, str) else json.dumps(value)
+        try:
+            self.wfile.write(f"data: {line}\n\n".encode())
+        except OSError:
+            self.server.left.set()
+
+    def log_message(self, *arguments) -> None:
+        """Prints nothing."""
+
+
+def chunk(text: str = "", **fields) -> dict:
+    """Returns a chunk of a stream."""
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None, **fields}]}
+
+
+def says(*pieces: str) -> Answer:
+    """Returns an answer that streams pieces."""
+
+    def answer(handler: ScriptedHandler) -> None:
+        handler.begin_stream()
+        for piece in pieces:
+            handler.send(chunk(piece))
+        handler.send(chunk(finish_reason="stop", stop_reason="stop_token"))
+        figures = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+        handler.send({"choices": [], "usage": figures, "timings": {"predicted_per_second": 1234.5}})
+        handler.send("[DONE]")
+
+    return answer
+
+
+def refuses(status: int, message: str, **headers: str) -> Answer:
+    """Returns an answer with an error object."""
+    body = json.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}}).encode()
+    return lambda handler: handler.reply(status, body, headers)
+
+
+def ask(page, question: str):
+    """Asks a question and returns the finished answer."""
+    count = page.locator(".answer").count()
+    page.fill("#question", question)
+    page.press("#question", "Enter")
+    answer = page.locator(".answer").nth(count)
+    answer.locator(".actions").wait_for()
+    return answer
