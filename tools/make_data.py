@@ -62,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     scenes.add_argument("--content", choices=["captions", "questions"], default="questions", help="(default questions)")
     scenes.add_argument("--size", type=int, default=96, help="edge of a picture in pixels (default 96)")
     scenes.add_argument("--num_questions", type=int, default=6, help="about each picture (default 6)")
+    scenes.add_argument(
+        "--kinds", nargs="+", metavar="KIND[=WEIGHT]", help="of questions (default: those of benchmarks, equally often)"
+    )
     benchmark = kinds.add_parser("benchmark", help="a small benchmark of drawn pictures, for mindvlm-evaluate")
     benchmark.set_defaults(make=make_benchmark)
     benchmark.add_argument(
@@ -202,7 +205,7 @@ def make_images(arguments: argparse.Namespace, progress: Callable[[int, int], No
         from mindvlm.datagen.scene_data import CaptionMaker, QuestionMaker, SceneOptions
 
         maker = CaptionMaker if arguments.content == "captions" else QuestionMaker
-        options = SceneOptions(size=arguments.size, num_questions=arguments.num_questions)
+        options = SceneOptions(size=arguments.size, num_questions=arguments.num_questions, kinds=arguments.kinds)
     else:
         from mindvlm.datagen.charts import ChartMaker, ChartOptions
 

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from mindvlm.datagen.dataset import pick
-from mindvlm.datagen.scenes import COLOURS, SHAPES, WORDS, Scene, Thing, random_scene
+from mindvlm.datagen.scenes import COLOURS, SHAPES, WORDS, Scene, Thing, describe, random_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 YES_NO = ("yes", "no")
@@ -28,7 +28,7 @@ class SceneQuestion:
     """A question about a scene.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `TRAINING_KINDS`.
         template: of the text.
         detail: what a wrong answer would take for true: of existence, one of `ABSENT`.
         statement: question and answer as one sentence; "" for most questions of yes or no.
@@ -149,20 +149,47 @@ def has(scene: Scene, **wanted: str) -> int:
 
 
 def relation_questions(scene: Scene) -> Questions:
+    for name, reference, across, down in pairs(scene):
+        if abs(across) >= LEAST_DISTANCE:
+            for place, is_true in (("left", across > 0), ("right", across < 0)):
+                text = f"Is the {name} to the {place} of the {reference}?"
+                statement = f"The {name} is to the {place} of the {reference}." if is_true else ""
+                yield yes_or_no("relation", "beside", text, is_true, "", statement)
+        if abs(down) >= LEAST_DISTANCE:
+            for place, is_true in (("above", down > 0), ("below", down < 0)):
+                text = f"Is the {name} {place} the {reference}?"
+                statement = f"The {name} is {place} the {reference}." if is_true else ""
+                yield yes_or_no("relation", "above", text, is_true, "", statement)
+
+
+def comparison_questions(scene: Scene) -> Questions:
+    """Yields relations as a choice between two places.
+
+    Either place alone makes one answer likelier. Of a yes-or-no question that is so only together with the place asked
+    for, which a model learns late or never.
+    """
+    for name, reference, across, down in pairs(scene):
+        if abs(across) >= LEAST_DISTANCE:
+            text = f"Is the {name} to the left or to the right of the {reference}?"
+            yield SceneQuestion("comparison", "left or right", text, "left" if across > 0 else "right")
+        if abs(down) >= LEAST_DISTANCE:
+            text = f"Is the {name} above or below the {reference}?"
+            yield SceneQuestion("comparison", "above or below", text, "above" if down > 0 else "below")
+
+
+def pairs(scene: Scene) -> Iterator[tuple[str, str, float, float]]:
+    """Yields the names of two shapes, and how far the second is to the right of the first and below it."""
     for first, second in combinations(scene.things, 2):
         for one, other in ((first, second), (second, first)):
-            across, down = other.x - one.x, other.y - one.y
             for name, reference in zip(names(scene, one), names(scene, other), strict=False):
-                if abs(across) >= LEAST_DISTANCE:
-                    for place, is_true in (("left", across > 0), ("right", across < 0)):
-                        text = f"Is the {name} to the {place} of the {reference}?"
-                        statement = f"The {name} is to the {place} of the {reference}." if is_true else ""
-                        yield yes_or_no("relation", "beside", text, is_true, "", statement)
-                if abs(down) >= LEAST_DISTANCE:
-                    for place, is_true in (("above", down > 0), ("below", down < 0)):
-                        text = f"Is the {name} {place} the {reference}?"
-                        statement = f"The {name} is {place} the {reference}." if is_true else ""
-                        yield yes_or_no("relation", "above", text, is_true, "", statement)
+                yield name, reference, other.x - one.x, other.y - one.y
+
+
+def description_questions(scene: Scene) -> Questions:
+    """Yields requests to describe a shape, whose answers say where it is: one of nine places, not of two."""
+    for thing in scene.things:
+        for name in names(scene, thing):
+            yield SceneQuestion("description", "describe", f"Describe the {name}.", f"{describe(thing)}.")
 
 
 def text_questions(scene: Scene) -> Questions:
@@ -183,6 +210,8 @@ KINDS: dict[str, Callable[[Scene], Questions]] = {
     "relation": relation_questions,
     "text": text_questions,
 }
+"""The kinds of questions of a benchmark."""
+TRAINING_KINDS = KINDS | {"comparison": comparison_questions, "description": description_questions}
 
 
 def statements(rng: np.random.Generator, scene: Scene, count: int) -> str:
@@ -207,7 +236,7 @@ def choose(
         None if the scene has no such question.
     """
     found: dict[str, dict[str, list[SceneQuestion]]] = {}
-    for question in KINDS[kind](scene):
+    for question in TRAINING_KINDS[kind](scene):
         if template in (None, question.template) and answer in (None, question.answer):
             found.setdefault(question.template, {}).setdefault(question.answer, []).append(question)
     if not found:
@@ -225,7 +254,7 @@ def templates(kind: str) -> dict[str, list[str]]:
     """Returns template -> answers of a kind."""
     rng, found = np.random.default_rng(0), {}
     for _ in range(NUM_SEARCHED):
-        for question in KINDS[kind](random_scene(rng)):
+        for question in TRAINING_KINDS[kind](random_scene(rng)):
             found.setdefault(question.template, set()).add(question.answer)
     return {template: sorted(found[template]) for template in sorted(found)}
 

@@ -138,7 +138,12 @@ def draw_shape(
 
 def description(scene: Scene) -> str:
     """Returns a caption that lists the shapes in reading order, then the word."""
-    parts = [f"a {one.size} {one.colour} {one.shape} at the {PLACES[one.cell]}" for one in scene.things]
+    parts = [describe(one) for one in scene.things]
     if scene.word:
         parts.append(f"the word {scene.word} at the {'bottom' if scene.word_line else 'top'}")
     return ", ".join(parts) + "."
+
+
+def describe(thing: Thing) -> str:
+    """Returns a phrase with all attributes of a shape and its place."""
+    return f"a {thing.size} {thing.colour} {thing.shape} at the {PLACES[thing.cell]}"

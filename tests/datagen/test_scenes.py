@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mindvlm.datagen.scene_data import CaptionMaker, QuestionMaker, SceneOptions
-from mindvlm.datagen.scene_questions import KINDS, SHORT_ANSWER, balanced_question, choose, templates
+from mindvlm.datagen.scene_questions import KINDS, SHORT_ANSWER, TRAINING_KINDS, balanced_question, choose, templates
 from mindvlm.datagen.scenes import COLOURS, GRID, OUTLINE, PLACES, SHAPES, WORDS, description, draw_scene, random_scene
 from mindvlm.processing.text.tokenizer_files import open_tokenizer
 from mindvlm.tools import make_data
@@ -45,6 +45,10 @@ def seen_things(pixels: np.ndarray) -> list[dict]:
     return found
 
 
+def phrase(thing: dict) -> str:
+    return f"a {thing['size']} {thing['colour']} {thing['shape']} at the {PLACES[thing['cell']]}"
+
+
 def named(things: list[dict], name: str) -> list[dict]:
     """Returns the shapes that have all attributes of a name."""
     words = [re.sub(r"(?<=cross)es$|s$", "", word) if word != "cross" else word for word in name.split()]
@@ -73,6 +77,12 @@ def true_answer(question: str, things: list[dict], word: str) -> str:
         r"Is the (.+) (?:on|at) the (\w+) (?:side )?of the image\?": lambda name, side: yes(
             sides[side](only(name), EDGE / 2)
         ),
+        r"Is the (.+) to the left or to the right of the (.+)\?": lambda name, other: (
+            "left" if only(name)["x"] < only(other)["x"] else "right"
+        ),
+        r"Is the (.+) above or below the (.+)\?": lambda name, other: (
+            "above" if only(name)["y"] < only(other)["y"] else "below"
+        ),
         r"Is the (.+) to the (left|right) of the (.+)\?": lambda name, side, other: yes(
             sides[side](only(name), only(other)["x"])
         ),
@@ -87,6 +97,7 @@ def true_answer(question: str, things: list[dict], word: str) -> str:
             len(named(things, name)) == NUMBER_WORDS.index(number)
         ),
         r"What word is written in the image\?": lambda: word,
+        r"Describe the (.+)\.": lambda name: f"{phrase(only(name))}.",
     }
     for rule, answer in rules.items():
         if found := re.fullmatch(rule, question):
@@ -100,17 +111,16 @@ def test_all_answers_and_captions_are_true_of_the_picture():
         scene = random_scene(rng)
         pixels = np.asarray(draw_scene(scene, EDGE))
         things = seen_things(pixels)
-        for kind, ask in KINDS.items():
+        for kind, ask in TRAINING_KINDS.items():
             questions = list(ask(scene))
             for place in rng.permutation(len(questions))[:12].tolist():
                 question = questions[place]
                 assert question.answer == true_answer(question.text, things, scene.word), question
                 asked[kind, question.template] += 1
-        caption = [f"a {one['size']} {one['colour']} {one['shape']} at the {PLACES[one['cell']]}" for one in things]
-        assert description(scene).startswith(", ".join(caption))
+        assert description(scene).startswith(", ".join(map(phrase, things)))
         line = pixels[scene.word_line * EDGE // GRID : (scene.word_line + 1) * EDGE // GRID]
         assert not scene.word or (line == OUTLINE).all(-1).sum() > 100
-    assert {key for key in asked} == {(kind, template) for kind in KINDS for template in templates(kind)}
+    assert {key for key in asked} == {(kind, template) for kind in TRAINING_KINDS for template in templates(kind)}
 
 
 def test_a_scene_depends_on_its_seed_alone():
@@ -125,7 +135,7 @@ def test_a_scene_depends_on_its_seed_alone():
 
 def test_answers_are_balanced_within_each_template():
     rng = np.random.default_rng(0)
-    for kind in KINDS:
+    for kind in (*KINDS, "comparison"):
         known = templates(kind)
         num = len(known) * int(np.lcm.reduce([len(answers) for answers in known.values()]))
         counts = Counter()
@@ -160,8 +170,12 @@ def test_the_shipped_vocabulary_has_every_word():
     for _ in range(100):
         scene = random_scene(rng)
         texts.append(" " + description(scene))
-        for ask in KINDS.values():
-            texts += [text for question in ask(scene) for text in ("\n" + question.text, " " + question.answer)]
+        for kind in (*KINDS, "comparison"):
+            texts += [
+                text
+                for question in TRAINING_KINDS[kind](scene)
+                for text in ("\n" + question.text, " " + question.answer)
+            ]
     words = {word for text in texts for word in re.findall(r"\n| ?\w+|[^\w\s]", text)}
     assert {" " + word for word in (*COLOURS, *SHAPES, *WORDS)} <= words
     assert {word for word in words if len(tokenizer.encode(word)) != 1} == set()
@@ -182,9 +196,32 @@ def test_training_data_have_several_turns_about_a_picture(tmp_path):
     assert read_registry(tmp_path / "q/registry.yaml")["q"].annotations == str(tmp_path / "q/annotations.json")
 
 
+def test_kinds_of_questions_are_as_frequent_as_they_weigh():
+    def asked(kinds):
+        maker, texts = QuestionMaker(SceneOptions(kinds=kinds)), []
+        for number in range(150):
+            sample = maker.make(np.random.default_rng(number))
+            texts += [sample.question, *(text for text, _ in sample.more)]
+        return texts
+
+    # fewer different questions are about a shape, so that more of those drawn are dropped
+    for kinds, low, high in ((["shape=3", "existence"], 0.2, 0.35), (["shape", "existence=3"], 0.65, 0.8)):
+        texts = asked(kinds)
+        assert low < sum("in the image" in text for text in texts) / len(texts) < high
+    assert all(" or " in text for text in asked(["comparison"]) if text != "Describe the image.")
+    assert asked(list(KINDS)) == asked(None)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--size", "8"], ("--size", "8", "32 to 1024")), (["--num_questions", "0"], ("--num_questions", "1 to 32"))],
+    [
+        (["--size", "8"], ("--size", "8", "32 to 1024")),
+        (["--num_questions", "0"], ("--num_questions", "1 to 32")),
+        (["--kinds", "counts"], ("--kinds", "'counts'", "counting")),
+        (["--kinds", "text=0"], ("--kinds", "'text=0'", "1 to 99")),
+        (["--kinds", "size", "--num_questions", "32"], ("--num_questions", "32", "size")),
+        (["--kinds", "size", "--content", "captions"], ("--kinds", "captions")),
+    ],
 )
 def test_wrong_sizes_are_one_line(tmp_path, capsys, options, words):
     assert make_data.main(["scenes", "--output", str(tmp_path / "x"), "--num_images", "1", *options]) == 2

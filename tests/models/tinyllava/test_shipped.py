@@ -36,6 +36,22 @@ def test_it_knows_colours_shapes_and_what_is_there(model, suffix):
     assert right >= 43, f"{right} of {len(questions)}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [("position", 36), ("relation", 36), ("comparison", 36), ("counting", 30)],
+    ids=lambda value: value,
+)
+def test_it_places_and_counts(model, kind, least):
+    rng = np.random.default_rng(SEED)
+    asked = [balanced_question(rng, kind, number) for number in range(40)]
+
+    pictures = [draw_scene(scene, 96) for scene, _ in asked]
+    answers = model.generate([one.text for _, one in asked], pictures, max_new_tokens=8)
+
+    right = sum(str(answer) == one.answer for answer, (_, one) in zip(answers, asked, strict=True))
+    assert right >= least, f"{right} of {len(asked)}"
+
+
 def test_a_conversation_about_a_picture_of_another_size(model):
     things = Thing("circle", "red", "large", 0, 0.17, 0.17, 0.13), Thing("square", "blue", "large", 8, 0.83, 0.83, 0.13)
     talk = mindvlm.Conversation(model)
