@@ -141,7 +141,7 @@ def test_a_process_that_ends_in_a_stream(quick_restarts):
     with routing(["half"], command=FAKE) as router:
         events = router.post("chat/completions", {}).text.split("\n\n")
         assert events[0] == 'data: {"choices": []}' and events[2:] == ["data: [DONE]", ""]
-        assert '"code":"replica_failed"' in events[1]
+        assert events[1].startswith('data: {"error":') and '"code":"replica_failed"' in events[1]
         wait_for(lambda: router.health == 200)
         assert router.figure("mindvlm_replica_starts_total") == 2
 
