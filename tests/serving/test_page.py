@@ -121,6 +121,14 @@ def test_an_example_is_asked_about(script, visit):
     assert page.input_value("#model") == "tinyllava_nano"
 
 
+def test_a_model_that_reads_single_pictures_gets_each_question_alone(script, visit):
+    script.models, script.answers = ["vary_nano"], [says("one")]
+    page = visit(script.url)
+    for question in ("first", "second"):
+        ask(page, question)
+    assert [len(asked["messages"]) for asked in script.asked] == [1, 1]
+
+
 # ------------------------------------------------------------------------------------------------------------ documents
 
 
