@@ -234,7 +234,9 @@ class TextQuestions:
             if len(usable) < len(scored):
                 unscored = counted(len(scored) - len(usable), "answer")
                 verb = "has" if len(scored) - len(usable) == 1 else "have"
-                scores.notes.append(f"{unscored} of {len(scored)} {verb} no score: {entry.unscored()}")
+                is_waiting = any(len(given[one.id]["replies"]) < len(entry.judge) for one in answered if entry.judge)
+                reason = "a judge has not replied to every request" if is_waiting else entry.unscored()
+                scores.notes.append(f"{unscored} of {len(scored)} {verb} no score: {reason}")
             if usable:
                 scores.tables = {self.name: entry.tabulate(usable)}
                 found = confidence_intervals(entry.tabulate, usable, entry.unit, entry.kind)

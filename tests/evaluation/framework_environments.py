@@ -16,8 +16,10 @@ NO_NETWORK = re.compile(
 VERSIONS = {"lmms_eval": "lmms-eval==0.7.3", "vlmeval": "ms-vlmeval==0.0.20"}
 # what each imports besides the packages of the tests
 IMPORTED = {
-    "lmms_eval": "datasets evaluate loguru python-dotenv pytz sacrebleu tenacity",
-    "vlmeval": "Levenshtein cloudpickle datasets portalocker sty tabulate termcolor timeout-decorator validators",
+    "lmms_eval": "datasets evaluate filelock<4 loguru pytablewriter python-dotenv pytz sacrebleu tenacity",
+    "vlmeval": "Levenshtein cloudpickle datasets decord json_repair math-verify nest_asyncio num2words "
+    "opencv-python-headless portalocker pylatexenc qwen-vl-utils rouge scikit-learn sty tabulate termcolor "
+    "timeout-decorator validators",
 }
 # of VLMEvalKit, installed without the torch that it requires
 TORCHVISION = "torchvision==0.28.0"
@@ -29,27 +31,28 @@ for _name in ("nms", "qnms"):
 
 
 def environment(framework: str) -> Path:
-    """Returns the folder of commands of an environment with a framework, and mindvlm as it is now.
+    """Returns the folder of commands of an environment with a framework.
 
-    Packages of the running environment are shared, and the framework is installed without its requirements: they ask
-    for gigabytes that it does not import here, and for versions that contradict those of mindvlm. Skips the test if
-    there is no network.
+    The packages of the running environment are shared, with mindvlm as it is now. The framework is installed without
+    its requirements: they ask for gigabytes that it does not import here, and for versions that contradict those of
+    mindvlm. Skips the test if there is no network.
     """
     folder = FOLDER / framework
     python, ready = folder / "bin" / "python", folder / f"ready {VERSIONS[framework]}"
     if not ready.exists():
         venv.create(folder, clear=True, symlinks=True)
         (packages,) = folder.glob("lib/python*/site-packages")
-        shared = [path for path in sys.path if path.endswith("site-packages")]
-        (packages / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
         install(python, "--no-deps", VERSIONS[framework])
-        install(python, "-c", "constraints.txt", "setuptools", "wheel", *IMPORTED[framework].split())
+        # which also activates packages that are installed in editable mode
+        shared = [path for path in sys.path if path.endswith("site-packages")]
+        lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in shared)
+        (packages / "shared.pth").write_text(lines)
+        install(python, "-c", "constraints.txt", *IMPORTED[framework].split())
         if framework == "vlmeval":
             install(python, "--no-deps", TORCHVISION)
             if subprocess.run([python, "-c", "import torchvision"], capture_output=True).returncode:
                 declare_operators(packages)
         ready.touch()
-    install(python, "--no-build-isolation", "--no-deps", "-e", ".")
     return folder / "bin"
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import mindvlm
 from mindvlm.tools import make_data
 from tests.evaluation.framework_environments import ROOT, environment
-from tests.evaluation.test_frameworks import choice_prompt, run, write_choices
+from tests.evaluation.test_frameworks import choice_prompt, read_predictions, run, write_choices
 from tests.serving.running import wait_for
 
 pytestmark = pytest.mark.slow
@@ -132,12 +132,10 @@ def test_vlmevalkit(url, questions, model, tmp_path):
 
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     (file,) = (tmp_path / "out").glob("**/*_SHAPES.tsv")
-    header, *lines = [line.split("\t") for line in file.read_text().splitlines()]
-    predictions = {line[header.index("index")]: line[header.index("prediction")] for line in lines}
     # VLMEvalKit sends the pictures of the table as JPEG once more
     expected = {}
     for number, row in enumerate(questions):
         sent = tmp_path / "sent.jpg"
-        Image.open(tmp_path / "data" / "images" / "SHAPES" / f"{number}.jpg").save(sent)
+        Image.open(tmp_path / "data" / "images" / "SHAPES" / f"{number}.png").save(sent)
         expected[str(number)] = str(model.chat(choice_prompt(row["question"]), sent, max_new_tokens=16))
-    assert predictions == expected
+    assert read_predictions(file) == expected

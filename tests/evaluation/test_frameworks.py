@@ -1,6 +1,7 @@
 """lmms-eval and VLMEvalKit, as PyPI has them, ask a tiny model two questions."""
 
 import base64
+import csv
 import io
 import json
 import os
@@ -31,7 +32,7 @@ TASKS = {
     "metric_list: [{metric: exact_match, aggregation: mean}]\n",
     "choices": "output_type: multiple_choice\ndoc_to_choice: [Red, Blue]\nmetric_list: [{metric: acc}]\n",
     "rounds": "output_type: generate_until_multi_round\ngeneration_kwargs: {max_new_tokens: 3}\n"
-    "metric_list: [{metric: exact_match, aggregation: mean}]\n",
+    "process_results: !function utils.last\nmetric_list: [{metric: last, aggregation: mean, higher_is_better: true}]\n",
 }
 UTILS = """
 def visual(doc):
@@ -42,6 +43,10 @@ def text(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=0,
     if previous_output is None:
         return doc["question"]
     return visual(doc), f"Really {previous_output[-1]}?", round_idx == 2, previous_output, None
+
+
+def last(doc, results):
+    return {"last": float(results[0][-1] == doc["answer"])}
 
 
 def turns(doc):
@@ -154,10 +159,24 @@ def choice_prompt(question: str) -> str:
     return f"Question: {question}\nOptions:\n{options}Please select the correct answer from the options above. \n"
 
 
+def read_predictions(table: Path) -> dict[str, str]:
+    """Returns index -> answer of a table of VLMEvalKit."""
+    with open(table, encoding="utf-8", newline="") as file:
+        return {row["index"]: row["prediction"] for row in csv.DictReader(file, delimiter="\t")}
+
+
 def test_vlmevalkit_asks(model_folder, model, pictures, tmp_path):
     commands = environment("vlmeval")
     write_choices(tmp_path / "data" / "COLOURS.tsv", [QUESTION] * len(pictures), pictures)
-    command = [str(commands / "mindvlm-vlmevalkit"), "--config_path", str(model_folder), "--mode", "pynative"]
+    command = [
+        str(commands / "python"),
+        "-m",
+        "mindvlm.tools.vlmevalkit",
+        "--config_path",
+        str(model_folder),
+        "--mode",
+        "pynative",
+    ]
     command += ["--max_new_tokens", "3", "--name", "tiny", "--", "--judge", "exact_matching"]
     command += ["--work-dir", str(tmp_path / "out"), "--data", "COLOURS"]
     variables = {"LMUData": str(tmp_path / "data"), "PRED_FORMAT": "tsv"}
@@ -166,10 +185,9 @@ def test_vlmevalkit_asks(model_folder, model, pictures, tmp_path):
 
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     (file,) = (tmp_path / "out").glob("tiny/**/tiny_COLOURS.tsv")
-    header, *lines = [line.split("\t") for line in file.read_text().splitlines()]
     dumped = sorted((tmp_path / "data" / "images" / "COLOURS").iterdir())
     answers = [model.chat(choice_prompt(QUESTION), path, max_new_tokens=3) for path in dumped]
-    assert [line[header.index("prediction")] for line in lines] == answers
+    assert list(read_predictions(file).values()) == answers
 
     done = run(*command, "NONE", **variables)
     assert done.returncode == 1 and "warning: NONE has no score: invalid_dataset" in done.stderr

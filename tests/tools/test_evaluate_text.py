@@ -182,7 +182,8 @@ def test_a_judge_is_asked_only_if_it_is_given(run, judge):
     url, handler = judge
     answer_file("a.jsonl", NUMBERED)
     status, out, err = run("llava-bench-wild", "--score", "a.jsonl", model=None)
-    assert status == 1 and "3 requests to a judge wait in" in err and "have no score" in err and not handler.requests
+    assert status == 1 and "3 requests to a judge wait in" in err and not handler.requests
+    assert "3 answers of 3 have no score: a judge has not replied" in err
     requests = lines("judge_requests.jsonl")
     assert requests[0]["custom_id"] == "0#0" and "[Context]\nA cat.\nA mat.\n\n[Question]\nWhy 0?" in str(
         requests[0]["body"]["messages"][1]["content"]
