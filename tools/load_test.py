@@ -146,8 +146,14 @@ def ask_all(options: argparse.Namespace, bodies: list[bytes], num_clients: int, 
 def ask(connection: http.client.HTTPConnection, path: str, body: bytes) -> Measured:
     """Asks once and reads the stream. Raises UserError for a refusal."""
     start, first, num_tokens = time.perf_counter(), None, 0
-    connection.request("POST", f"{path}/chat/completions", body, {"Content-Type": "application/json"})
-    response = connection.getresponse()
+    try:
+        connection.request("POST", f"{path}/chat/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+    except ConnectionError:
+        # the server closes a connection without a request for some seconds
+        connection.close()
+        connection.request("POST", f"{path}/chat/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
     if response.status != 200:
         raise UserError(f"status {response.status}: {response.read().decode(errors='replace')[:200]}")
     for line in response:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
 
-STEPS_BETWEEN_STARTS = 4
-"""While answers run and slots stay free, prompts wait for this many tokens, so that several are prefilled together."""
+START_SECONDS = 0.01
+"""While answers run, prompts wait for this time after others, so that several are prefilled together."""
 
 
 class Scheduler:
@@ -59,7 +59,7 @@ class Scheduler:
         self.failure: UserError | None = None
         self.waiting: deque[Job] = deque()
         self.starting: list[Job] = []
-        self.num_steps = 0
+        self.last_start = 0.0
         self.running: dict[int, Job] = {}
         self.finished = PromptCache()
         self.news: list[tuple[Job, Event]] = []
@@ -165,9 +165,9 @@ class Scheduler:
         """Moves the waiting jobs for which there are slots to `starting`; returns whether there are some."""
         with self.changed:
             num_free = self.settings.num_slots - len(self.running)
-            if self.running and self.num_steps < STEPS_BETWEEN_STARTS and len(self.waiting) < num_free:
+            if self.running and time.monotonic() - self.last_start < START_SECONDS:
                 return False
-            count, self.num_steps = min(len(self.waiting), num_free), 0
+            count = min(len(self.waiting), num_free)
             self.starting = [self.waiting.popleft() for _ in range(count)]
         return count > 0
 
@@ -212,7 +212,7 @@ class Scheduler:
             self.running[slot.row] = job
             if job.streams:
                 self.news.append((job, Event()))
-        self.starting = []
+        self.starting, self.last_start = [], time.monotonic()
 
     def addition(self, job: Job, features: Sequence[Tensor], num_before: int) -> Addition:
         """Returns the request of a job, with the kept slot that it continues, or with a free one left for it.
@@ -242,7 +242,6 @@ class Scheduler:
         """Generates the next token of each running job."""
         engine = self.model.engine
         stepped = engine.step()
-        self.num_steps += 1
         now = time.monotonic()
         wants_logits = any(self.running[slot.row].top_logprobs is not None for slot in stepped)
         logits = engine.next_logits.asnumpy() if wants_logits else None

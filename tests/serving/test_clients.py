@@ -1,6 +1,7 @@
 """The official client against the server: whole answers, streams, pictures, errors and retries."""
 
 import asyncio
+import time
 
 import httpx
 import openai
@@ -214,6 +215,22 @@ def test_while_the_model_loads(tmp_path):
         assert server.chat().status_code == 503
         wait_for(lambda: httpx.get(f"{server.root}/health").status_code == 200)
         assert httpx.get(f"{server.root}/health").json() == {"status": "ok"}
+
+
+@pytest.mark.ci
+def test_health_is_answered_while_graphs_are_compiled(tmp_path):
+    """MindSpore compiles in the thread of the engine, and must not hold up the others."""
+    seconds = []
+
+    def is_ready() -> bool:
+        start = time.monotonic()
+        status = httpx.get(f"{server.root}/health", timeout=60).status_code
+        seconds.append(time.monotonic() - start)
+        return status == 200
+
+    with running(tmp_path, wait=False, changes={"mode": "graph"}) as server:
+        wait_for(is_ready, 300)
+    assert len(seconds) > 10 and max(seconds) < 1
 
 
 def test_metrics(server):

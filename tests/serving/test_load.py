@@ -48,6 +48,8 @@ def test_answers_under_load_have_the_bits_of_answers_alone(server):
 
 
 def test_prompts_with_the_same_beginning_reuse_the_cache(server):
+    if not server.engine.is_exact:
+        pytest.skip("there are no kernels")
     server.wait_until_idle()
     first = server.chat(messages=shown(9, LONG + "one")).json()
     talk = [*shown(9, LONG + "one"), {"role": "assistant", "content": "yes"}, {"role": "user", "content": "two"}]
@@ -70,6 +72,16 @@ def test_prompts_are_computed_whole_on_demand(server, monkeypatch):
         answer = server.chat(LONG, max_tokens=1).json()
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert server.engine.slots == [None] * 4
+
+
+def test_an_engine_that_rounds_by_the_number_of_rows_reuses_nothing(server, monkeypatch):
+    server.wait_until_idle()
+    monkeypatch.setattr(server.engine, "is_exact", False)
+    for _ in range(2):
+        answer = server.chat(LONG, max_tokens=1).json()
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    server.wait_until_idle()
+    assert server.engine.slots.count(None) + len(server.scheduler.finished.kept) == 4
 
 
 def test_the_queue_is_bounded(server, monkeypatch):
