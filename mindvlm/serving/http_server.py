@@ -6,14 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 20
-"""Time in which a client must send the head of a request."""
-
+"""Time in which a client must send the head of a request, and what is left of the body of one that was answered."""
 
 MAX_CONNECTIONS = 512
 """Beyond them, the connection that has waited longest for a request is closed."""
@@ -23,7 +21,10 @@ MAX_ACCEPTED = 128
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 with limits of connections, which closes one whose request does not arrive in `HEADER_SECONDS`."""
+    """HTTP/1.1 with limits of connections, which closes one whose request does not arrive in `HEADER_SECONDS`.
+
+    The timer runs while no answer is under way. Between requests, uvicorn closes a connection that sends nothing.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -34,11 +35,10 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        is_between = self.conn.their_state is h11.IDLE
-        if is_between and self.head_timer is None and self.conn.trailing_data[0]:
-            self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
-        elif not is_between:
+        if self.cycle and not self.cycle.response_complete:
             self.stop_timer()
+        elif self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()

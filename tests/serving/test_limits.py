@@ -185,8 +185,13 @@ def test_too_many_connections(server, monkeypatch):
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 
 
-@pytest.mark.parametrize("pieces", [[], [HEAD], [HEAD + b"\r\n", b"G"]])
-def test_a_head_that_does_not_come(server, monkeypatch, pieces):
+WITH_BODY = HEAD + b"Content-Length: 3\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [HEAD], [HEAD + b"\r\n", b"G"], [WITH_BODY, b"a", b"b"], [WITH_BODY, b"abc"], [WITH_BODY, b"abcG"]]
+)
+def test_a_request_that_does_not_come(server, monkeypatch, pieces):
     monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", server.port), timeout=4) as connection:
         for piece in pieces:
