@@ -15,6 +15,7 @@ from mindvlm.core.errors import Parser, UserError
 from mindvlm.serving.listening import bind
 from mindvlm.serving.plan import ModelPlan
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
+from mindvlm.serving.sites import own_names
 from mindvlm.tools import cli
 
 REPLICA = (sys.executable, "-m", "mindvlm.tools.serve_replica")
@@ -179,6 +180,7 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
             )
     if arguments.media_path and not os.path.isdir(arguments.media_path):
         raise UserError(f"--media_path {arguments.media_path}: no such folder")
+    keys = read_keys(arguments.api_key_file) if arguments.api_key_file else ()
     return ServerSettings(
         num_slots=arguments.slots,
         max_waiting=arguments.max_waiting,
@@ -186,7 +188,8 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         max_body_bytes=int(arguments.max_body_mib * MEBIBYTE),
         max_pictures=arguments.max_pictures,
         max_pixels=arguments.max_pixels,
-        api_keys=read_keys(arguments.api_key_file) if arguments.api_key_file else (),
+        api_keys=keys,
+        own_names=() if keys else own_names(arguments.host, arguments.cors_origins),
         cors_origins=tuple(arguments.cors_origins),
         picture_hosts=tuple(arguments.picture_hosts),
         media_path=Path(arguments.media_path) if arguments.media_path else None,

@@ -81,8 +81,8 @@ class Fleet:
         self.folder = tempfile.TemporaryDirectory(prefix="mindvlm-")
         self.models = []
         for plan in plans:
-            # the router checks keys and origins
-            plan = replace(plan, settings=replace(plan.settings, api_keys=(), cors_origins=()))
+            # the router checks keys, names and origins
+            plan = replace(plan, settings=replace(plan.settings, api_keys=(), own_names=(), cors_origins=()))
             replicas = [
                 Replica(
                     plan,

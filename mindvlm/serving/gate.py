@@ -1,7 +1,7 @@
 """The application around the routes: error objects, API keys, origins of web pages, and the count of responses."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import StarletteHTTPException
@@ -14,6 +14,7 @@ from mindvlm.serving.errors import ApiError
 from mindvlm.serving.page import PAGE_FILES
 from mindvlm.serving.responses import error_response
 from mindvlm.serving.settings import ServerSettings
+from mindvlm.serving.sites import foreign_site
 
 OPEN_PATHS = ("/health", *PAGE_FILES)
 """Paths that need no API key."""
@@ -45,7 +46,7 @@ def new_app(settings: ServerSettings, responses: Counter) -> FastAPI:
     async def fail(request: Request, error: Exception) -> Response:
         return error_response(ApiError(500, "the server failed; see its log", code="internal_error"))
 
-    app.add_middleware(Gate, keys=settings.api_keys, responses=responses)
+    app.add_middleware(Gate, settings=settings, responses=responses)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -54,16 +55,16 @@ def new_app(settings: ServerSettings, responses: Counter) -> FastAPI:
 
 
 class Gate:
-    """Checks the API key of each request, limits their number and counts the responses.
+    """Checks the site and the API key of each request, limits their number and counts the responses.
 
     Args:
         app: the application behind it.
-        keys: the accepted ones; without any, everybody may ask.
+        settings: the accepted keys, names and origins.
         responses: counts by path and status.
     """
 
-    def __init__(self, app, keys: Sequence[str], responses: Counter):
-        self.app, self.keys, self.responses, self.num_requests = app, keys, responses, 0
+    def __init__(self, app, settings: ServerSettings, responses: Counter):
+        self.app, self.settings, self.responses, self.num_requests = app, settings, responses, 0
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -93,7 +94,10 @@ class Gate:
         """Returns the error for a request that is not handled."""
         if scope["path"] in OPEN_PATHS:
             return None
-        if not self.is_allowed(scope):
+        headers, settings = dict(scope["headers"]), self.settings
+        if error := foreign_site(headers, settings.own_names, settings.cors_origins):
+            return error
+        if not self.is_allowed(headers):
             return ApiError(
                 401,
                 "the API key is missing or wrong; send the header Authorization: Bearer KEY",
@@ -104,11 +108,11 @@ class Gate:
             return busy(f"{self.num_requests} requests are under way")
         return None
 
-    def is_allowed(self, scope) -> bool:
-        if not self.keys:
+    def is_allowed(self, headers: Mapping[bytes, bytes]) -> bool:
+        if not self.settings.api_keys:
             return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        given = headers.get(b"authorization", b"")
         scheme, _, key = given.partition(b" ")
         # all keys are compared, so that the time tells nothing
-        matches = [hmac.compare_digest(key.strip(), one.encode()) for one in self.keys]
+        matches = [hmac.compare_digest(key.strip(), one.encode()) for one in self.settings.api_keys]
         return scheme.lower() == b"bearer" and any(matches)

@@ -23,6 +23,8 @@ class ServerSettings:
         max_picture_bytes: size of a picture that the server fetches or reads.
         fetch_seconds: time for fetching a picture.
         api_keys: accepted keys; without any, everybody may ask.
+        own_names: names by which clients may call a server without keys, whose web page alone may ask then besides
+            those of `cors_origins`, see `mindvlm.serving.sites.own_names`; without any, no request is refused for this.
         cors_origins: origins of web pages that may ask; "*" for all.
         picture_hosts: hosts from which pictures are fetched, "host" or "host:port"; "*" for all public ones.
         media_path: folder of pictures that `file://` URLs may name.
@@ -44,6 +46,7 @@ class ServerSettings:
     max_picture_bytes: int = 32 * MEBIBYTE
     fetch_seconds: float = 20
     api_keys: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     picture_hosts: tuple[str, ...] = ()
     media_path: Path | None = None

@@ -20,6 +20,7 @@ from mindvlm.serving.plan import ModelPlan
 from mindvlm.serving.router_server import RouterServer
 from mindvlm.serving.server import ModelServer
 from mindvlm.serving.settings import ServerSettings
+from mindvlm.serving.sites import own_names
 from mindvlm.tools.serve import REPLICA
 from tests.tiny_vary import picture, write_tiny_vary
 
@@ -96,12 +97,17 @@ def wait_for(holds: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
+def new_settings(**settings) -> ServerSettings:
+    names = () if settings.get("api_keys") else own_names("127.0.0.1", settings.get("cors_origins", ()))
+    return ServerSettings(own_names=names, **settings)
+
+
 @contextlib.contextmanager
 def running(folder: Path, *, wait: bool = True, changes: dict | None = None, **settings) -> Iterator[RunningServer]:
-    """Serves a tiny Vary with random weights."""
+    """Serves a tiny Vary with random weights; without keys, foreign sites are refused as by the command."""
     path = write_tiny_vary(folder, **(changes or {}))
     listening = bind("127.0.0.1", 0)
-    server = ModelServer(lambda: load(path, cache=False), ServerSettings(**settings), listening, close_seconds=5)
+    server = ModelServer(lambda: load(path, cache=False), new_settings(**settings), listening, close_seconds=5)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -125,7 +131,7 @@ def routing(
     **settings,
 ) -> Iterator[RunningRouter]:
     """Serves models in processes of their own. An error that ends the router is raised at the end of the block."""
-    limits = ServerSettings(**settings)
+    limits = new_settings(**settings)
     plans = [ModelPlan(config_path=str(path), overrides={}, caches=False, settings=limits) for path in paths]
     environments = [{"OMP_NUM_THREADS": "1"}] * len(plans) * num_replicas
     fleet = Fleet(command, plans, num_replicas, environments, any_model=limits.any_model)

@@ -144,7 +144,7 @@ def test_a_closed_stream_frees_its_slot(server):
 def test_a_client_that_leaves_frees_its_slot_and_its_place(server):
     server.wait_until_idle()
     body = json.dumps({"messages": shown(1)}).encode()
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     with held(server):
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
         for client in clients:

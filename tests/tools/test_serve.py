@@ -34,6 +34,8 @@ def test_the_options_become_settings(tmp_path):
     assert (settings.num_slots, settings.max_body_bytes, settings.api_keys) == (3, 2**19, ("one", "two"))
     assert settings.media_path == tmp_path and not settings.cors_origins and not settings.picture_hosts
     assert settings_of().max_waiting >= 32
+    assert "localhost" in settings_of().own_names
+    assert settings.own_names == settings_of("--host", "0.0.0.0").own_names == ()
     assert settings_of().reuses_prompts and not settings_of("--no_prompt_reuse").reuses_prompts
 
 
