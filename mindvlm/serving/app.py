@@ -29,7 +29,7 @@ from mindvlm.serving.settings import ServerSettings
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 MAX_DECODED = 2
-"""Requests whose pictures are decoded at the same time, which limits the memory for them."""
+"""Requests whose pictures are decoded and texts tokenized at the same time, which limits the memory for them."""
 
 MAX_FETCHED = 8
 """Pictures that are fetched from other machines at the same time, in threads of their own."""
@@ -102,7 +102,8 @@ class Service:
         with Share(self.bodies) as share:
             wishes, texts = read_completion(await read_json(request, self.settings, share), model.config.generation)
             self.check_model(wishes.model)
-            return wishes, [await asyncio.to_thread(text_prompt, model, text) for text in texts]
+            async with self.decoding:
+                return wishes, [await asyncio.to_thread(text_prompt, model, text) for text in texts]
 
     def jobs(self, prompts: list[Prompt], wishes: Wishes, receiver: Callable[[int], Receiver]) -> list[Job]:
         """Returns a job for each choice of each prompt."""

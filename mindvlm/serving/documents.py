@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -32,20 +32,20 @@ def add_documents(app: FastAPI, settings: ServerSettings, bodies: ByteBudget) ->
     Args:
         bodies: limits the bytes of requests that are under way.
     """
-    # PDFium supports one thread
-    rendering, fetchers = asyncio.Semaphore(1), ThreadPoolExecutor(1, "fetcher")
+    # PDFium supports one thread, and chats need those of the event loop
+    renderer, fetchers = ThreadPoolExecutor(1, "renderer"), ThreadPoolExecutor(1, "fetcher")
 
     @app.post("/v1/documents/pages")
     async def pages(request: Request) -> Response:
         with Share(bodies) as share:
             body = await read_json(request, settings, share)
-            working = page_pictures(body, settings, fetchers, rendering, share)
+            working = page_pictures(body, settings, fetchers, renderer, share)
             found = await unless_disconnected(request.receive, working)
         return Response(status_code=499) if found is None else json_response(found)
 
 
 async def page_pictures(
-    body: Any, settings: ServerSettings, fetchers: Executor, rendering: asyncio.Semaphore, share: Share
+    body: Any, settings: ServerSettings, fetchers: Executor, renderer: Executor, share: Share
 ) -> dict[str, Any]:
     """Returns the object with the pages.
 
@@ -54,7 +54,7 @@ async def page_pictures(
     Args:
         body: the JSON value of the request: `url` of the document, `pages` such as "1-3,7", `dpi` of a PDF.
         fetchers: threads for documents of other machines.
-        rendering: limits the pages that are rendered at the same time.
+        renderer: the thread that opens, renders and closes documents.
         share: holds the bytes of the document and of the pages.
 
     Raises:
@@ -72,15 +72,16 @@ async def page_pictures(
     except UserError as error:
         raise bad_field("pages", str(error)) from None
     (content,) = await read_pictures([PictureUrl(url, "url")], settings, fetchers, share)
+    opening = renderer.submit(opened, content, dpi, settings.max_pixels)
     try:
-        document = await asyncio.to_thread(opened, content, dpi, settings.max_pixels)
+        document = await asyncio.wrap_future(opening)
+        numbers = document.selected(ranges, settings.max_pictures)
+        found = await rendered(document, numbers, settings, renderer, share)
     except UserError as error:
         raise bad_field("url", str(error)) from None
-    try:
-        found = await rendered(document, document.selected(ranges), settings, rendering, share)
     finally:
-        # waits for a page that is still rendered after the client has disconnected
-        asyncio.get_running_loop().run_in_executor(None, document.close)
+        # after what the thread still does for a client that has disconnected
+        renderer.submit(close, opening)
     return {"object": "list", "num_pages": document.num_pages, "data": found}
 
 
@@ -91,19 +92,20 @@ def opened(content: bytes, dpi: int, max_pixels: int) -> Document:
     return open_document(content, dpi=dpi, max_pixels=max_pixels)
 
 
+def close(opening: Future[Document]) -> None:
+    """Closes a document if it was opened."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
 async def rendered(
-    document: Document,
-    numbers: Sequence[int],
-    settings: ServerSettings,
-    rendering: asyncio.Semaphore,
-    share: Share,
+    document: Document, numbers: Sequence[int], settings: ServerSettings, renderer: Executor, share: Share
 ) -> list[dict[str, Any]]:
-    """Returns the objects of pages, as many as the limits allow and at least one."""
+    """Returns the objects of pages, as many as the limit of bytes allows and at least one."""
     found: list[dict[str, Any]] = []
-    size = 0
-    for number in numbers[: settings.max_pictures]:
-        async with rendering:
-            page = await asyncio.to_thread(page_object, document, number, settings.max_pixels)
+    size, loop = 0, asyncio.get_running_loop()
+    for number in numbers:
+        page = await loop.run_in_executor(renderer, page_object, document, number, settings.max_pixels)
         size += len(page.get("url", ""))
         if found and size > settings.max_body_bytes:
             break

@@ -37,6 +37,14 @@ class Dialogue:
     def pictures(self) -> list[PictureUrl]:
         return [part for question, _ in self.turns for part in question if isinstance(part, PictureUrl)]
 
+    @property
+    def texts(self) -> list[str]:
+        """The system message, and the texts of the question and the answer of each turn."""
+        texts = [self.system or ""]
+        for question, answer in self.turns:
+            texts += ["\n".join(part for part in question if isinstance(part, str)), answer or ""]
+        return texts
+
     def questions(self, joint: str) -> list[str]:
         """Returns the questions with an `<image>` marker for each picture.
 

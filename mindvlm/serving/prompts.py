@@ -84,6 +84,7 @@ def chat_prompt(
         ApiError: a picture cannot be read, the template has no place for a message, or the prompt exceeds the context.
     """
     processor = model.processor
+    check_size(model, dialogue.texts, "messages")
     if dialogue.system is not None and not processor.template.has_system:
         raise bad_field("messages", f"the template {processor.template.name!r} of this model has no system message")
     *earlier, question = dialogue.questions(processor.image_joint)
@@ -105,6 +106,7 @@ def chat_prompt(
 
 def text_prompt(model: VisionLanguageModel, text: str) -> Prompt:
     """Returns the prompt of a text that the model continues, without a template. Errors as in `chat_prompt`."""
+    check_size(model, [text], "prompt")
     tokenizer = model.processor.tokenizer
     ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
     if not ids:
@@ -112,17 +114,30 @@ def text_prompt(model: VisionLanguageModel, text: str) -> Prompt:
     return checked(model, Prompt(ids=ids), "prompt")
 
 
+def check_size(model: VisionLanguageModel, texts: Sequence[str], param: str) -> None:
+    """Raises ApiError if texts exceed the context even in the longest tokens. Tokenizing large texts takes long."""
+    num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    # a template adds at least one token to a question and its answer
+    fewest = max(num_bytes // model.processor.tokenizer.max_token_bytes, len(texts) // 2)
+    if fewest > model.engine.max_length:
+        raise too_long(model, f"at least {fewest}", param)
+
+
 def checked(model: VisionLanguageModel, prompt: Prompt, param: str) -> Prompt:
     """Returns the prompt. Raises ApiError if it exceeds the context."""
-    length, limit = len(prompt.ids), model.engine.max_length
-    if length > limit:
-        raise ApiError(
-            400,
-            f"{param}: the prompt has {length} tokens but the context of this model holds {limit}; shorten it",
-            param=param,
-            code="context_length_exceeded",
-        )
+    if len(prompt.ids) > model.engine.max_length:
+        raise too_long(model, str(len(prompt.ids)), param)
     return prompt
+
+
+def too_long(model: VisionLanguageModel, length: str, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{param}: the prompt has {length} tokens but the context of this model holds {model.engine.max_length}; "
+        "shorten it",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes, cache: PictureCache) -> Picture:

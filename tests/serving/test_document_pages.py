@@ -1,16 +1,22 @@
 """The request `/v1/documents/pages`: pages as pictures, limits, and documents that cannot be read."""
 
+import asyncio
 import io
+import threading
 from base64 import b64decode, b64encode
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from mindvlm.processing.images.documents import open_document
+from mindvlm.processing.images.documents import Document, open_document
+from mindvlm.serving import documents
+from mindvlm.serving.budget import ByteBudget, Share
 from mindvlm.serving.page import EXAMPLES
-from tests.serving.running import running
+from mindvlm.serving.settings import ServerSettings
+from tests.serving.running import running, shown, wait_for
 from tests.tiny_vary import picture
 
 SCAN = EXAMPLES / "scan.pdf"
@@ -128,3 +134,54 @@ def test_limits_and_keys_of_other_requests_apply(tmp_path):
         server.headers = {"Authorization": "Bearer secret"}
         assert server.post("documents/pages", {"url": url_of(bytes(30_000))}).status_code == 413
         assert httpx.get(f"{server.root}/").status_code == 200
+
+
+def test_documents_hold_up_no_chats(server, monkeypatch):
+    opening, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(
+        documents,
+        "open_document",
+        lambda *args, **options: opening.set() or ended.wait(20) and Document(picture(1), ""),
+    )
+    with ThreadPoolExecutor(41) as pool:
+        asked = [pool.submit(pages_of, server, SCAN.read_bytes()) for _ in range(40)]
+        try:
+            assert opening.wait(20)
+            answer = pool.submit(server.chat, messages=shown(1))
+            assert answer.result(10).status_code == 200
+        finally:
+            ended.set()
+        assert all(len(one.result(20)["data"]) == 1 for one in asked)
+
+
+@pytest.mark.parametrize("stage", ["open", "render"])
+def test_a_document_is_closed_after_its_client_has_left(monkeypatch, stage):
+    steps, ended = [], threading.Event()
+
+    class Slow(Document):
+        def read(self, number):
+            return waited("render", picture(1))
+
+        def close(self):
+            steps.append("close")
+
+    def waited(name, result):
+        steps.append(name)
+        if name == stage:
+            ended.wait(20)
+            steps.append("ended")
+        return result
+
+    async def leave(renderer):
+        with Share(ByteBudget(10**9)) as share:
+            body = {"url": url_of(SCAN.read_bytes())}
+            asked = asyncio.create_task(documents.page_pictures(body, ServerSettings(), renderer, renderer, share))
+            await asyncio.to_thread(wait_for, lambda: stage in steps)
+            asked.cancel()
+            await asyncio.wait([asked])
+            ended.set()
+
+    monkeypatch.setattr(documents, "open_document", lambda *args, **options: waited("open", Slow(None, "")))
+    with ThreadPoolExecutor(1) as renderer:
+        asyncio.run(leave(renderer))
+    assert steps[-2:] == ["ended", "close"]

@@ -226,7 +226,11 @@ def test_the_server_never_fails(server, body, messages, replaces, is_chat):
 
 
 def test_odd_requests_get_error_objects(server):
-    for method, path, status in (("GET", "/", 404), ("GET", "/v1/chat/completions", 405), ("POST", "/v1/models", 405)):
+    for method, path, status in (
+        ("GET", "/none", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/v1/models", 405),
+    ):
         answer = server.request(method, path)
         assert answer.status_code == status
         assert path in answer.json()["error"]["message"]
@@ -263,3 +267,20 @@ def test_an_empty_answer_is_an_empty_text(server):
     text = server.text(max_tokens=1)
     answer = server.chat(stop=text[0], max_tokens=4).json()["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == ("", "stop")
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized(server, monkeypatch):
+    """Neither a long one nor many turns without text; one that may fit is counted exactly."""
+    turn = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    longest, limit = server.scheduler.model.processor.tokenizer.max_token_bytes, server.engine.max_length
+    exact = server.chat("a " * limit).json()["error"]
+    assert f"tokens but the context of this model holds {limit}" in exact["message"] and "least" not in exact["message"]
+    monkeypatch.setattr(server.scheduler.model.processor.tokenizer, "encode", None)
+    for answer, fewest in (
+        (server.chat("é" * longest * limit), 2 * limit),
+        (server.chat(messages=[*turn * 2 * limit, *shown(0)]), 2 * limit + 1),
+        (server.post("completions", {"prompt": ["é" * longest * limit]}), 2 * limit),
+    ):
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["code"] == "context_length_exceeded"
+        assert f"has at least {fewest} tokens but the context of this model holds {limit}; shorten" in error["message"]

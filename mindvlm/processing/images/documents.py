@@ -62,16 +62,19 @@ class Document:
     def read(self, number: int) -> ImageSource:
         return self.source
 
-    def selected(self, ranges: PageRanges | None) -> list[int]:
-        """Returns the numbers of the pages of ranges, each once.
+    def selected(self, ranges: PageRanges | None, limit: int | None = None) -> list[int]:
+        """Returns the numbers of the pages of ranges, each once, and at most the first `limit` of them.
 
         A range ends with the document. If it begins after the last page, its first number is returned, which `page`
         refuses.
         """
-        if ranges is None:
-            return list(range(1, self.num_pages + 1))
-        ends = ((first, min(last or self.num_pages, self.num_pages)) for first, last in ranges)
-        return list(dict.fromkeys(chain.from_iterable(range(first, max(first, last) + 1) for first, last in ends)))
+        ends = ((first, min(last or self.num_pages, self.num_pages)) for first, last in ranges or [(1, None)])
+        numbers: dict[int, None] = {}
+        for number in chain.from_iterable(range(first, max(first, last) + 1) for first, last in ends):
+            numbers[number] = None
+            if len(numbers) == limit:
+                break
+        return list(numbers)
 
     def close(self) -> None:
         """Closes the file."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Literal
 
 from mindvlm.core.errors import UserError
@@ -113,6 +114,11 @@ class Tokenizer:
     def pad_id(self) -> int:
         """The padding id."""
         return self.special_id(self.pad_token)
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """Length of the longest token."""
+        return max(len(self._token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def special_id(self, token: str) -> int:
         """Returns the id of a control token. Raises UserError if there is no such token."""

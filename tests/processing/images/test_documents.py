@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images import documents
-from mindvlm.processing.images.documents import as_ranges, open_document, page_ranges
+from mindvlm.processing.images.documents import Document, as_ranges, open_document, page_ranges
 from mindvlm.processing.images.loading import load_image
 
 pypdfium2 = pytest.importorskip("pypdfium2")
@@ -221,6 +222,14 @@ def test_pages_that_do_not_exist():
         for number in (0, 3, 5, -1):
             with pytest.raises(UserError, match=f"has 2 pages, no page {number};"):
                 document.page(number)
+
+
+def test_the_first_pages_of_many_ranges_take_no_time():
+    document = Document(b"", "a.pdf", num_pages=50_000_000)
+    start = time.process_time()
+    assert document.selected(page_ranges(",".join(["7-9", *["1-"] * 300])), 5) == [7, 8, 9, 1, 2]
+    assert document.selected(page_ranges(",".join(["1-3"] * 200)), 5) == [1, 2, 3] == document.selected(None, 3)
+    assert time.process_time() - start < 1
 
 
 def test_page_ranges():
