@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
+from mindvlm.processing.images.downloads import ascii_host
 from mindvlm.serving.listening import bind
 from mindvlm.serving.plan import ModelPlan
 from mindvlm.serving.settings import MEBIBYTE, ServerSettings
@@ -21,7 +22,7 @@ from mindvlm.tools import cli
 REPLICA = (sys.executable, "-m", "mindvlm.tools.serve_replica")
 """The command that starts a process of a model."""
 
-HOST = r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?(:\d{1,5})?|[0-9a-f:.]*:[0-9a-f:.]*"
+HOST = r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?(:(?P<port>\d{1,5}))?|[0-9a-f.]*:[0-9a-f.]*:[0-9a-f:.]*"
 """An entry of --picture_hosts; the last form is an IPv6 address."""
 
 
@@ -174,9 +175,10 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
     if arguments.max_waiting < 0:
         raise UserError(f"--max_waiting {arguments.max_waiting}: must be 0 or more")
     for host in arguments.picture_hosts:
-        if not re.fullmatch(HOST, host, re.IGNORECASE):
+        if not is_picture_host(host):
             raise UserError(
-                f"--picture_hosts {host}: expected host, host:port, *.domain or *, without https:// and path"
+                f"--picture_hosts {host}: expected host, host:port, *.domain, *.domain:port or *, without https:// "
+                "and path"
             )
     if arguments.media_path and not os.path.isdir(arguments.media_path):
         raise UserError(f"--media_path {arguments.media_path}: no such folder")
@@ -197,6 +199,15 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         any_model=arguments.any_model,
         reuses_prompts=not arguments.no_prompt_reuse,
     )
+
+
+def is_picture_host(text: str) -> bool:
+    """Whether a URL can match an entry of --picture_hosts."""
+    found = re.fullmatch(HOST, text, re.IGNORECASE)
+    try:
+        return bool(found and ascii_host(text)) and 0 < int(found["port"] or 1) < 65536
+    except ValueError:
+        return False
 
 
 def read_keys(path: str) -> tuple[str, ...]:

@@ -121,6 +121,11 @@ class AnswerText:
         self.num_taken = max(self.num_taken, len(shown))
         return piece
 
+    @property
+    def taken_length(self) -> int:
+        """Length of the part of `text` up to the end of the last `take`."""
+        return len(self.text) - len(self.text.lstrip()) + self.num_taken
+
     def held_back(self) -> int:
         """Returns the number of characters at the end that may be the beginning of a stop string."""
         longest = 0

@@ -167,13 +167,17 @@ def make_app(service: Service) -> FastAPI:
     async def chat(request: Request):
         tokenizer = service.model.processor.tokenizer
         wishes, prompt = await service.chat_prompt(request)
-        return await service.answer(request, [prompt], wishes, ChatReply(service.model_name, tokenizer))
+        return await service.answer(
+            request, [prompt], wishes, ChatReply(service.model_name, tokenizer, wishes.num_choices)
+        )
 
     @app.post("/v1/completions")
     async def complete(request: Request):
         tokenizer = service.model.processor.tokenizer
         wishes, prompts = await service.text_prompts(request)
-        return await service.answer(request, prompts, wishes, TextReply(service.model_name, tokenizer))
+        return await service.answer(
+            request, prompts, wishes, TextReply(service.model_name, tokenizer, wishes.num_choices)
+        )
 
     add_documents(app, settings, service.bodies)
     add_page(app)

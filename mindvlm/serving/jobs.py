@@ -1,5 +1,6 @@
 """An answer that the scheduler generates, and what it reports on the way."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -117,10 +118,11 @@ class Job:
         return Event(text=piece, tokens=self.take_tokens()) if piece else None
 
     def take_tokens(self) -> list[ScoredToken]:
-        """Returns the tokens since the last call, without those that belong to a stop string."""
-        is_cut = self.slot.stop_reason == "stop_string"
-        tokens = [token for start, token in self.waiting_tokens if not is_cut or start < self.text_length]
-        self.waiting_tokens.clear()
+        """Returns the tokens of the text since the last call, without those that belong to a stop string."""
+        ends = {None: self.text.taken_length, "stop_string": self.text_length}
+        end = ends.get(self.slot.stop_reason, math.inf)
+        tokens = [token for start, token in self.waiting_tokens if start < end]
+        self.waiting_tokens = self.waiting_tokens[len(tokens) :]
         return tokens
 
     @property

@@ -18,19 +18,20 @@ class ChatReply:
     Args:
         model: name of the model.
         tokenizer: gives tokens as text.
+        num_choices: answers to a prompt.
     """
 
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
 
-    def __init__(self, model: str, tokenizer: Tokenizer):
+    def __init__(self, model: str, tokenizer: Tokenizer, num_choices: int):
         self.head = {"id": self.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
-        self.tokenizer = tokenizer
+        self.tokenizer, self.num_choices = tokenizer, num_choices
         self.texts: dict[int, int] = {}
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         """Returns the object of an answer with one final event for each choice."""
         choices = [self.choice(index, event) for index, event in enumerate(events)]
-        return self.object(self.kind, choices) | closing_figures([event.finish for event in events])
+        return self.object(self.kind, choices) | closing_figures([event.finish for event in events], self.num_choices)
 
     def choice(self, index: int, event: Event) -> dict[str, Any]:
         message = {"role": "assistant", "content": event.text, "refusal": None}
@@ -54,7 +55,7 @@ class ChatReply:
 
     def usage_chunk(self, finishes: Sequence[Finish]) -> dict[str, Any]:
         """Returns the chunk with the number of tokens."""
-        return self.object(self.chunk_kind, []) | closing_figures(finishes)
+        return self.object(self.chunk_kind, []) | closing_figures(finishes, self.num_choices)
 
     def object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self.head | {"object": kind, "choices": choices}
@@ -113,24 +114,26 @@ class TextReply(ChatReply):
         }
 
 
-def closing_figures(finishes: Sequence[Finish]) -> dict[str, Any]:
+def closing_figures(finishes: Sequence[Finish], num_choices: int) -> dict[str, Any]:
     """Returns the number of tokens, and times under the names of llama-server.
 
-    The choices of a prompt have equal prompts, which count once.
+    A prompt counts once for all its choices. Of several prompts or answers, the longest time is returned.
     """
-    first = finishes[0]
+    prompts = finishes[::num_choices]
+    num_prompt = sum(finish.num_prompt_tokens for finish in prompts)
+    num_reused = sum(finish.num_reused for finish in prompts)
     num_new = sum(finish.num_new_tokens for finish in finishes)
     usage = {
-        "prompt_tokens": first.num_prompt_tokens,
+        "prompt_tokens": num_prompt,
         "completion_tokens": num_new,
-        "total_tokens": first.num_prompt_tokens + num_new,
-        "prompt_tokens_details": {"cached_tokens": first.num_reused},
+        "total_tokens": num_prompt + num_new,
+        "prompt_tokens_details": {"cached_tokens": num_reused},
     }
-    num_computed = first.num_prompt_tokens - first.num_reused
+    prefill_seconds = max(finish.prefill_seconds for finish in prompts)
     decode_seconds = max(finish.decode_seconds for finish in finishes)
     timings = {
-        "cache_n": first.num_reused,
-        **speed("prompt", num_computed, first.prefill_seconds),
+        "cache_n": num_reused,
+        **speed("prompt", num_prompt - num_reused, prefill_seconds),
         **speed("predicted", num_new, decode_seconds),
     }
     return {"usage": usage, "timings": timings}

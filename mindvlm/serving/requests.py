@@ -10,6 +10,7 @@ from mindvlm.serving.fields import Fields
 from mindvlm.serving.messages import Dialogue, read_messages
 
 MAX_CHOICES, MAX_STOPS, MAX_PROMPTS = 16, 16, 64
+MAX_STOP_LENGTH = 256
 MAX_TOP_LOGPROBS, MAX_LEGACY_LOGPROBS = 20, 5
 GREEDY_BELOW = 1e-4
 """Temperatures below select the most likely token."""
@@ -145,6 +146,8 @@ def read_stops(fields: Fields) -> list[str]:
         raise bad_field("stop", f"{shown(stops)}; expected a text or a list of texts")
     if len(stops) > MAX_STOPS:
         raise bad_field("stop", f"{len(stops)} texts; the limit is {MAX_STOPS}")
+    if (longest := max(map(len, stops), default=0)) > MAX_STOP_LENGTH:
+        raise bad_field("stop", f"a text of {longest} characters; the limit is {MAX_STOP_LENGTH}")
     return [one for one in stops if one]
 
 

@@ -30,6 +30,7 @@ def test_fields_that_act():
     assert not options_of(temperature=0).do_sample
     assert options_of(top_p=0).top_p > 0
     assert options_of(stop="a").stop_strings == ["###", "a"]
+    assert options_of(stop="a" * 256).stop_strings[1] == "a" * 256
     assert options_of(stop=["a", "", "b"]).stop_strings == ["###", "a", "b"]
     rules = options_of(repetition_penalty=1.2, no_repeat_ngram_size=3)
     assert (rules.repetition_penalty, rules.no_repeat_ngram_size) == (1.2, 3)
@@ -75,6 +76,8 @@ def test_fields_without_effect(fields):
         ({"stop": {"a": 1}}, "stop: "),
         *(({"stop": empty}, f"stop: {empty}; expected a text or a list") for empty in (False, {}, 0)),
         ({"stop": ["a"] * 17}, "17 texts; the limit is 16"),
+        ({"stop": ["a", "b" * 257]}, "stop: a text of 257 characters; the limit is 256"),
+        ({"stop": "b" * 257}, "stop: a text of 257 characters; the limit is 256"),
         ({"logprobs": 5}, "logprobs: 5; expected true or false"),
         ({"top_logprobs": 3}, "set logprobs to true"),
         ({"frequency_penalty": 0.5}, "0.5 is not supported by this server; use repetition_penalty"),

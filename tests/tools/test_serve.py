@@ -57,7 +57,16 @@ def test_a_key_file_that_others_can_read_is_warned_of(tmp_path):
         (["--media_path", "/nowhere"], "--media_path /nowhere: no such folder"),
         *(
             (["--picture_hosts", "a.example", host], f"--picture_hosts {host}: expected host, host:port")
-            for host in ("https://a.example", "a.example/b", "me@a.example", "")
+            for host in (
+                "https://a.example",
+                "a.example/b",
+                "me@a.example",
+                "",
+                "a.example:70000",
+                "a:b",
+                "1::2::3",
+                "a" * 64,
+            )
         ),
         (["--api_key_file", "/nowhere"], "--api_key_file /nowhere: cannot be read"),
         (["--api_key_file", os.devnull], "no key in it"),

@@ -56,8 +56,8 @@ def download(
     a name server cannot give another one in between. No proxy is used.
 
     Args:
-        hosts: allowed hosts: "host", "host:port", "*.domain" for all hosts below a domain, or "*". Without a port,
-            those of http and https are allowed. None allows all hosts and ports.
+        hosts: allowed hosts: "host", "host:port", "*.domain" or "*.domain:port" for all hosts below a domain,
+            or "*". Without a port, those of http and https are allowed. None allows all hosts and ports.
         max_bytes: limit of the content.
         seconds: time for everything.
         allow_private: whether the host may be one of a private network, for URLs of the user's own command line. A
@@ -110,7 +110,7 @@ def allowed_target(url: str, hosts: Collection[str] | None) -> Target:
         raise malformed
     try:
         parts = urlsplit(url)
-        host = (parts.hostname or "").rstrip(".").encode("idna").decode().lower()
+        host = ascii_host(parts.hostname or "")
         port = parts.port or DEFAULT_PORTS[parts.scheme.lower()]
     except (ValueError, KeyError):
         raise malformed from None
@@ -118,11 +118,23 @@ def allowed_target(url: str, hosts: Collection[str] | None) -> Target:
         raise malformed
     if hosts is not None:
         names = {host, "*", *(f"*.{host.split('.', n)[n]}" for n in range(1, host.count(".") + 1))}
-        allowed = {entry.lower().rstrip(".") for entry in hosts}
-        if not (f"{host}:{port}" in allowed or (port in DEFAULT_PORTS.values() and names & allowed)):
+        entries = {f"{name}:{port}" for name in names} | (names if port in DEFAULT_PORTS.values() else set())
+        if entries.isdisjoint(map(ascii_host, hosts)):
             raise UserError(f"{short_name(url)}: pictures of the host {host!r} at port {port} are not allowed here")
     path = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
     return Target(parts.scheme.lower(), host, port, path)
+
+
+def ascii_host(text: str) -> str:
+    """Returns "host", "host:port" or an IPv6 address in its usual form: ASCII, lower case, without a final dot.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if text.count(":") > 1:
+        return str(ipaddress.ip_address(text))
+    host, colon, port = text.partition(":")
+    return host.rstrip(".").encode("idna").decode().lower() + colon + port
 
 
 def addresses_of(target: Target) -> list[str]:

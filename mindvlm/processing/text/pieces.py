@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mindvlm.processing.text.tokenizer import Tokenizer
 
@@ -74,11 +75,12 @@ def _strip(pending: list[tuple[int, str]], order: Iterable[int], strip: Callable
 def _first_pieces(pending: list[tuple[int, str]], text_ids: list[int], tokenizer: Tokenizer) -> list[int]:
     if not pending:
         return []
-    ends = []
-    prefix = ""
-    for _, text in pending:
-        prefix += text
-        ends.append(len(tokenizer.normalize(prefix).encode()))
+    texts = [text for _, text in pending]
+    parts = list(map(tokenizer.normalize, texts))
+    if "".join(parts) == tokenizer.normalize("".join(texts)):
+        ends = list(accumulate(len(part.encode()) for part in parts))
+    else:  # characters compose across pieces
+        ends = [len(tokenizer.normalize("".join(texts[:end])).encode()) for end in range(1, len(texts) + 1)]
     owners = []
     # the leading space of the tokenizer belongs to the first piece
     position = ends[-1] - len(tokenizer.decode_bytes(text_ids))

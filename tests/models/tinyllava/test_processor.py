@@ -11,6 +11,7 @@ from mindvlm.models.tinyllava.processor import (
     clip_branch,
     siglip_branch,
 )
+from mindvlm.processing.images.image_span import disarmed
 from mindvlm.processing.images.transforms import chat_picture
 from mindvlm.processing.samples.chat_samples import IGNORED_LABEL
 from mindvlm.processing.text.tokenizer import PLACEHOLDER_ID
@@ -109,6 +110,13 @@ def test_pictures_in_later_turns(make):
 def test_pictures_and_markers_must_agree(make, query, num_images, history, message):
     with pytest.raises(UserError, match=message):
         make().prompt(query, num_images=num_images, history=history)
+
+
+def test_markers_in_a_disarmed_text_are_text(make):
+    text = "Is <image-placeholder> or <image> a tag?"
+    inputs = make()(f"<image>\n{disarmed(text)}", [PICTURE])
+    assert_placeholders(inputs, 1)
+    assert text in shown(inputs)
 
 
 def test_people_cannot_write_control_tokens(make):

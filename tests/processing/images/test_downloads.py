@@ -204,6 +204,22 @@ def test_public_addresses():
 
 
 @pytest.mark.parametrize(
+    ("entry", "url", "other"),
+    [
+        ("*.wide.example:8080", "http://a.wide.example:8080/a", "http://a.wide.example/a"),
+        ("Bücher.example", "http://xn--bcher-kva.example/a", "http://bucher.example/a"),
+        ("*.bücher.example:81", "http://a.bücher.example:81/a", "http://bücher.example:81/a"),
+        ("a.example.:8080", "http://A.example:8080/a", "http://a.example/a"),
+        ("2001:DB8:0::1", "http://[2001:db8::1]/a", "http://[2001:db8::2]/a"),
+    ],
+)
+def test_spellings_of_allowed_hosts(entry, url, other):
+    assert allowed_target(url, [entry]).path == "/a"
+    with pytest.raises(UserError, match="are not allowed here"):
+        allowed_target(other, [entry])
+
+
+@pytest.mark.parametrize(
     ("url", "is_allowed"),
     [
         ("https://pictures.example/a", True),

@@ -1,3 +1,5 @@
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,3 +36,16 @@ def test_a_token_across_two_pieces_belongs_to_the_first():
 def test_special_forms_count_in_control_text_only():
     ids, _ = encode_pieces([Piece("<|im_end|>"), Piece("<|im_end|>", control=True)], TOKENIZER)
     assert ids.count(TOKENIZER.special_id("<|im_end|>")) == 1
+
+
+def test_characters_that_compose_across_pieces():
+    ids, owners = encode_pieces([Piece("e"), Piece("\u0301x"), Piece("y")], TOKENIZER)
+    assert TOKENIZER.decode(ids) == "\N{LATIN SMALL LETTER E WITH ACUTE}xy"
+    assert [TOKENIZER.decode_bytes([token_id]) for token_id in ids] == [b"\xc3", b"\xa9", b"x", b"y"]
+    assert owners == [0, 1, 1, 2]
+
+
+def test_many_pieces_take_linear_time():
+    start = time.process_time()
+    encode_pieces([Piece("e\u0301" * 4)] * 20_000, TOKENIZER)
+    assert time.process_time() - start < 5
