@@ -1,12 +1,19 @@
 """The C++ kernels against NumPy, for every instruction set that this machine has."""
 
+import ctypes
+import platform
+import subprocess
+import threading
+
 import numpy as np
 import pytest
 
 from mindvlm.checkpoint import RawTensor
 from mindvlm.checkpoint.blocks import blocks_of, widen_blocks
 from mindvlm.core.weight_formats import find_block
+from mindvlm.native.build import find_compiler
 from mindvlm.native.library import BLOCK, Matrix
+from tests.native.operators import call
 
 pytest_plugins = ("tests.native.operators",)
 
@@ -92,6 +99,36 @@ def test_float16_keeps_signs_and_subnormal_numbers(library):
     values = np.array([[0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, -65504.0, 1.0]], np.float16)
     matrix = Matrix.of_floats(library, values, "float16")
     np.testing.assert_array_equal(matrix.row(0), values[0].astype(np.float32))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the mode is set by an x86 instruction")
+def test_subnormal_weights_count_in_threads_that_read_such_numbers_as_zero(library, tmp_path):
+    """MindSpore's threads do, and take some of the tasks."""
+    source, compiled = tmp_path / "mode.cpp", tmp_path / "mode.so"
+    source.write_text(
+        '#include <xmmintrin.h>\nextern "C" void skip_subnormals() { _mm_setcsr(_mm_getcsr() | 0x8040); }\n'
+    )
+    subprocess.run([*find_compiler(), "-shared", "-fPIC", source, "-o", compiled], check=True)
+    skip_subnormals = ctypes.CDLL(compiled).skip_subnormals
+    library.call("mindvlm_set_num_threads", 3)
+    # 37 columns leave some that no vector holds
+    weights = (noise(2000, 37) * 1e-6).astype(np.float16)
+    matrix, x = Matrix.of_floats(library, weights, "float16"), noise(1, 37, seed=1)
+    ids, handle = np.array([3, 1999], np.int32), np.array([matrix.handle], np.int64)
+    expected, products, rows = matrix.multiply(x), [], []
+
+    def use():
+        skip_subnormals()
+        products.extend(matrix.multiply(x) for _ in range(5))
+        rows.append(call(library, "MindvlmRows", (2, 37), ids, handle))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(rows[0], weights[ids].astype(np.float32))
+    assert np.abs(expected).min() > 0
+    for product in products:
+        np.testing.assert_array_equal(product, expected)
 
 
 @pytest.mark.parametrize("block_format", ["q4_0", "q8_c"])

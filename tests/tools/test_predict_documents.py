@@ -423,7 +423,7 @@ def test_urls(loaded, run, scan, tmp_path):
         assert run("--allow_urls", *SHORT, "--image_dir", f"{site}/to/{site}/scan.pdf")[0] == 0
         assert_refused(run("--allow_urls", "--image_dir", f"{site}/none.png"), "none.png: the server answers 404")
         refused = run("--allow_urls", "--image_dir", f"{site}/to/file:///etc/passwd")
-        assert_refused(refused, "file:///etc/passwd: not a plain http or https URL")
+        assert_refused(refused, "file:///etc/passwd: redirects to an address whose pictures are not fetched")
         for bad in ("http://[::1/a.png", f"{site}/a b\0.png"):
             assert_refused(run("--allow_urls", "--image_dir", bad), "not a plain http or https URL")
         assert_refused(run("--allow_urls", "--image_dir", f"{site}/%00{'%C3%A4' * 300}"), "the server answers 404")

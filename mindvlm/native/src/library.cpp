@@ -121,9 +121,10 @@ int MindvlmRows(int num_params, void** params, int* num_dims, int64_t** shapes, 
   const Matrix& w = matrix_of(params[1]);
   const int32_t* ids = static_cast<const int32_t*>(params[0]);
   float* to = static_cast<float*>(params[num_params - 1]);
-  const int64_t count = num_elements(shapes[0], num_dims[0]);
-  for (int64_t i = 0; i < count; ++i)
-    kernels->read_row(w, std::clamp<int64_t>(ids[i], 0, w.rows - 1), to + i * w.cols);
+  share_rows(num_elements(shapes[0], num_dims[0]), w.cols, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      kernels->read_row(w, std::clamp<int64_t>(ids[i], 0, w.rows - 1), to + i * w.cols);
+  });
   return 0;
 }
 }

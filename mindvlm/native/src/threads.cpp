@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <mutex>
 #include <system_error>
@@ -45,6 +46,22 @@ bool poll(const IsReady& is_ready, Clock::time_point deadline) {
   }
 }
 
+// Restores the floating-point mode of the calling thread at the end, which is that of the workers meanwhile.
+//
+// MindSpore's threads read subnormal numbers as 0, which small float16 weights become on their way to float32. A result
+// would depend on the thread that took its task.
+class DefaultFloatMode {
+ public:
+  DefaultFloatMode() {
+    std::fegetenv(&mode_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatMode() { std::fesetenv(&mode_); }
+
+ private:
+  std::fenv_t mode_;
+};
+
 class Pool {
  public:
   void resize(int count) {
@@ -61,6 +78,8 @@ class Pool {
 
   void run(int64_t count, const std::function<void(int64_t)>& task) {
     std::lock_guard<std::mutex> one_job(job_mutex_);
+    // workers inherit it when they start
+    const DefaultFloatMode mode;
     if (count > 1) start();
     if (workers_.empty() || count <= 1) {
       for (int64_t i = 0; i < count; ++i) task(i);
