@@ -92,7 +92,10 @@ class Service:
         with Share(self.bodies) as share:
             wishes, dialogue = read_chat(await read_json(request, settings, share), model.config.generation)
             self.check_model(wishes.model)
-            contents = await read_pictures(dialogue.pictures, settings, self.fetchers, share)
+            reading = read_pictures(dialogue.pictures, settings, self.fetchers, share)
+            contents = await unless_disconnected(request.receive, reading)
+            if contents is None:
+                raise ApiError(499, "the client disconnected")
             async with self.decoding:
                 return wishes, await asyncio.to_thread(chat_prompt, model, dialogue, contents, self.pictures)
 
@@ -130,7 +133,7 @@ class Service:
             if not wishes.streams:
                 events = await unless_disconnected(request.receive, answers.whole())
                 return Response(status_code=499) if events is None else json_response(reply.whole(events))
-            first = await answers.next()
+            first = await unless_disconnected(request.receive, answers.next())
             if first and first[1].error:
                 raise first[1].error
             stream, answers = EventStream(answers, first, reply, include_usage=wishes.include_usage), None

@@ -1,9 +1,14 @@
 """Errors of the API: OpenAI's error object with a status."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+# a request may be nested so deeply that `repr` fails
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring, _BRIEF.maxlong = 3, 10, 10, 100, 100
 
 
 class ApiError(Exception):
@@ -44,5 +49,5 @@ def bad_field(param: str, problem: str) -> ApiError:
 
 def shown(value: Any) -> str:
     """Returns a value of a request for messages, cut if it is long."""
-    text = repr(value)
+    text = _BRIEF.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

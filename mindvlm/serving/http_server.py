@@ -10,8 +10,15 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mindvlm.serving.settings import MEBIBYTE
+
 HEADER_SECONDS = 20
 """Time in which a client must send the head of a request, and what is left of the body of one that was answered."""
+
+READ_SECONDS = 60
+"""Time in which a client must read `MIN_READ` bytes of what waits for it, or all."""
+
+MIN_READ = MEBIBYTE
 
 MAX_CONNECTIONS = 512
 """Beyond them, the connection that has waited longest for a request is closed."""
@@ -21,13 +28,17 @@ MAX_ACCEPTED = 128
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 with limits of connections, which closes one whose request does not arrive in `HEADER_SECONDS`.
+    """HTTP/1.1 with limits of connections.
 
-    The timer runs while no answer is under way. Between requests, uvicorn closes a connection that sends nothing.
+    A connection is closed if its request does not arrive in `HEADER_SECONDS`, in which no answer is under way; between
+    requests, uvicorn closes one that sends nothing. It is aborted if its client does not read.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        self.read_timer: asyncio.TimerHandle | None = None
+        # so that writing is paused whenever something waits, also before a close, which waits for the client
+        transport.set_write_buffer_limits(high=0)
         self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
         if len(self.connections) > MAX_CONNECTIONS:
             idle = (one for one in self.connections if one.head_timer)
@@ -40,8 +51,28 @@ class PatientProtocol(H11Protocol):
         elif self.head_timer is None:
             self.head_timer = self.loop.call_later(HEADER_SECONDS, self.close_without_head)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.expect_reading()
+
+    def resume_writing(self) -> None:
+        self.read_timer.cancel()
+        super().resume_writing()
+
+    def expect_reading(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self.read_timer = self.loop.call_later(READ_SECONDS, self.check_reading, size)
+
+    def check_reading(self, earlier: int) -> None:
+        if self.transport.get_write_buffer_size() > earlier - MIN_READ:
+            self.transport.abort()
+        else:
+            self.expect_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.stop_timer()
+        if self.read_timer:
+            self.read_timer.cancel()
         super().connection_lost(exc)
 
     def stop_timer(self) -> None:

@@ -40,7 +40,7 @@ async def read_pictures(
         raise bad_field("messages", f"{len(urls)} pictures; the limit of this server is {settings.max_pictures}")
     loop, contents = asyncio.get_running_loop(), []
     for url in urls:
-        pool = fetchers if url.url.lower().startswith("http") else None
+        pool = fetchers if scheme_of(url) in ("http", "https") else None
         contents.append(await loop.run_in_executor(pool, read_picture_file, url, settings))
         await share.take(len(contents[-1]))
         if sum(map(len, contents)) > settings.max_body_bytes:
@@ -50,9 +50,13 @@ async def read_pictures(
     return contents
 
 
+def scheme_of(picture: PictureUrl) -> str:
+    return picture.url.partition(":")[0].strip().lower()
+
+
 def read_picture_file(picture: PictureUrl, settings: ServerSettings) -> bytes:
     """Returns the content of a data, `file://` or http(s) URL. Raises ApiError."""
-    scheme = picture.url.partition(":")[0].strip().lower()
+    scheme = scheme_of(picture)
     try:
         if scheme == "data":
             return data_of_url(picture.url.strip())

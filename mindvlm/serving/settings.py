@@ -26,7 +26,8 @@ class ServerSettings:
         own_names: names by which clients may call a server without keys, whose web page alone may ask then besides
             those of `cors_origins`, see `mindvlm.serving.sites.own_names`; without any, no request is refused for this.
         cors_origins: origins of web pages that may ask; "*" for all.
-        picture_hosts: hosts from which pictures are fetched, "host" or "host:port"; "*" for all public ones.
+        picture_hosts: hosts from which pictures are fetched, "host" or "*.domain", also with ":port"; "*" for all that
+            are public.
         media_path: folder of pictures that `file://` URLs may name.
         model_name: name of the model for clients; None for that of its config.
         reuses_prompts: whether keys and values of finished answers are used again for prompts with the same beginning;

@@ -1,6 +1,7 @@
 """Limits and permissions: sizes, pictures, keys, origins, files and slow clients."""
 
 import io
+import json
 import os
 import socket
 import threading
@@ -16,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from mindvlm.serving import gate, http_server
 from mindvlm.serving import pictures as pictures_module
 from mindvlm.serving.budget import Share
-from tests.serving.running import data_url, running, shown
+from tests.serving.running import data_url, running, shown, wait_for
 from tests.tiny_vary import picture
 
 KEY = "secret-\N{LATIN SMALL LETTER E WITH ACUTE}"
@@ -145,10 +146,11 @@ def test_pictures_that_are_too_large_together(server, media):
     assert answer.status_code == 400 and "the pictures have more than 300000 bytes" in answer.json()["error"]["message"]
 
 
-def test_hosts_that_do_not_answer_hold_up_nobody_else(server, monkeypatch):
+@pytest.mark.parametrize("url", ["http://slow.example/a.png", " HTTP://slow.example/a.png"])
+def test_hosts_that_do_not_answer_hold_up_nobody_else(server, monkeypatch, url):
     answered = threading.Event()
     monkeypatch.setattr(pictures_module, "fetched", lambda url, settings: answered.wait(20) and b"")
-    parts = [{"type": "image_url", "image_url": "http://slow.example/a.png"}, {"type": "text", "text": "read"}]
+    parts = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "read"}]
     with ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(server.chat, messages=[{"role": "user", "content": parts}]) for _ in range(20)]
         try:
@@ -157,6 +159,34 @@ def test_hosts_that_do_not_answer_hold_up_nobody_else(server, monkeypatch):
         finally:
             answered.set()
     assert {one.result().status_code for one in asked} == {400}
+
+
+def leave(server, body: dict) -> None:
+    """Asks and disconnects."""
+    content = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer other\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        time.sleep(0.3)
+
+
+def test_a_client_that_leaves_while_a_picture_is_fetched(server, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(pictures_module, "fetched", lambda url, settings: answered.wait(20) and b"")
+    parts = [{"type": "image_url", "image_url": "http://slow.example/a.png"}]
+    try:
+        leave(server, {"messages": [{"role": "user", "content": parts}]})
+        wait_for(lambda: not server.service.bodies.shares, 3)
+    finally:
+        answered.set()
+
+
+def test_a_client_that_leaves_before_the_first_event(server, monkeypatch):
+    monkeypatch.setattr(server.scheduler, "submit", lambda jobs: None)
+    canceled = []
+    monkeypatch.setattr(server.scheduler, "cancel", canceled.append)
+    leave(server, {"messages": [{"role": "user", "content": "read"}], "stream": True})
+    wait_for(lambda: canceled, 3)
 
 
 def test_too_many_requests_at_the_same_time(server, monkeypatch):

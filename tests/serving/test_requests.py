@@ -1,6 +1,7 @@
 """The fields of requests: what acts, what is refused in words, and that no value makes the server fail."""
 
 import json
+import re
 import time
 
 import pytest
@@ -157,6 +158,18 @@ def test_completions_that_are_refused(fields, said):
 def test_broken_json(text):
     with pytest.raises(ApiError, match="not valid JSON"):
         parse_json(text)
+
+
+def test_values_that_are_nested_deeply():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    for fields, said in (({"tools": value}, "tools: [[[[...]]]] is not supported"), ({"stop": value}, "stop: ")):
+        with pytest.raises(ApiError, match=re.escape(said)):
+            read_chat({"messages": shown(0), **fields}, DEFAULTS)
+    with pytest.raises(ApiError, match=re.escape("messages: 'aaaa")) as raised:
+        read_chat({"messages": "a" * 100}, DEFAULTS)
+    assert "aaa...; expected" in raised.value.message
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
