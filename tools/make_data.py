@@ -28,7 +28,7 @@ EXAMPLES = """examples:
     mindvlm-make-data PUBLIC_DATA --source DOWNLOAD --output data/records --num_records 1000
 
 A training job reads OUTPUT/registry.yaml, or the codes in OUTPUT/vision. The same command resumes an interrupted run; a
-larger --num_images adds pictures. Charts need matplotlib: pip install 'mindvlm[plots]'"""
+larger --num_images adds pictures. Charts need matplotlib: pip install matplotlib"""
 
 
 def build_parser() -> argparse.ArgumentParser:

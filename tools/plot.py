@@ -162,7 +162,7 @@ def new_figure(width: int, height: int):
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise UserError("plots need matplotlib, which is not installed; run: pip install 'mindvlm[plots]'") from None
+        raise UserError("plots need matplotlib, which is not installed; run: pip install matplotlib") from None
     return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained")
 
 

@@ -129,7 +129,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(argv: list[str] | None) -> int:
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, others = parser.parse_known_args(argv)
+    if others:
+        hint = "" if others[0].startswith("-") else "; add --image_dir before pictures and documents"
+        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     with ExitStack() as stack:
         downloads = None
         if arguments.allow_urls:

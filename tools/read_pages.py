@@ -86,7 +86,7 @@ def read_pages(
                 log.append(record | recorded | ({"file": files} if files else {}))
             show(question, result, is_only=len(questions) == 1)
             if texts:
-                texts.add(*question.pages, record.get("text", f"[{record.get('error')}]"))
+                texts.add(*question.pages, record.get("text"), record.get("error"))
             bar.update()
         if log and model.mesh.is_first and len(questions) > 1:
             log.sort()

@@ -90,7 +90,7 @@ def serve(argv: list[str] | None) -> int:
     num_processes = len(plans) * arguments.replicas
     for package in ("fastapi", "prometheus_client", "uvicorn", *(["httpx"] if num_processes > 1 else [])):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"{package} is not installed; pip install 'mindvlm[serve]'")
+            raise UserError(f"{package} is not installed; run: pip install fastapi httpx prometheus-client uvicorn")
     listening = bind(arguments.host, arguments.port)
     if num_processes == 1:
         # MindSpore takes seconds to import; help and the errors above come before

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from mindvlm.core.errors import UserError
+from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.downloads import download
 from mindvlm.processing.images.sources import IMAGE_ENDINGS, local_path
 from mindvlm.tools import cli
@@ -20,6 +20,8 @@ OTHER_ENDINGS = {
     *(".ppt", ".pptx", ".ps", ".raf", ".svg", ".xps"),
 }
 """Documents and camera files that a folder may hold and that are not read."""
+NUM_NAMED = 5
+"""Files with other endings that a message names; it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Source:
 def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Path | None = None) -> list[Source]:
     """Returns the pictures and documents: files and URLs as given, those of folders in name order.
 
-    Documents and camera files that are not read, and folders that are not searched, are named on standard error.
+    Files that are not read, except hidden ones, and folders that are not searched are named on standard error.
 
     Args:
         recursive: whether folders in folders are searched.
@@ -92,6 +94,8 @@ def sources_of_folder(folder: Path, recursive: bool) -> list[Source]:
     files, inner, links = search(folder, recursive)
     read = [path for path in files if path.suffix.lower() in READ_ENDINGS]
     others = [path for path in files if path.suffix.lower() in OTHER_ENDINGS]
+    known = READ_ENDINGS | OTHER_ENDINGS
+    unknown = [path for path in files if path.suffix.lower() not in known and not path.name.startswith(".")]
     left_out = {
         "convert to PNG or PDF to ask about them": [str(path.relative_to(folder)) for path in others],
         "add --recursive to search folders in it": [f"{path.relative_to(folder)}/" for path in inner],
@@ -105,6 +109,11 @@ def sources_of_folder(folder: Path, recursive: bool) -> list[Source]:
         raise UserError(f"folder {folder} holds no pictures{found} ({endings}); {remedy}")
     for remedy, names in left_out.items():
         cli.say(f"{folder}: left out {', '.join(names)}; {remedy}")
+    if unknown:
+        names = [str(path.relative_to(folder)) for path in unknown[:NUM_NAMED]]
+        if len(unknown) > NUM_NAMED:
+            names.append(f"and {counted(len(unknown) - NUM_NAMED, 'other file')}")
+        cli.say(f"{folder}: left out {', '.join(names)}; their endings are not those of pictures or PDFs")
     return [Source(str(path), str(path), path.relative_to(folder)) for path in read]
 
 

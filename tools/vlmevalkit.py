@@ -48,7 +48,9 @@ def evaluate(argv: list[str] | None) -> int:
     if taken := next((option for option in rest if option.split("=")[0] in OWN), None):
         raise UserError(f"{taken} behind --: this command chooses the model; give --config_path before -- instead")
     if find_spec("vlmeval") is None:
-        raise UserError("VLMEvalKit is not installed; pip install 'mindvlm[vlmevalkit]' in an environment of its own")
+        raise UserError(
+            "VLMEvalKit is not installed; in an environment of its own, run: pip install ms-vlmeval 'pyarrow<26'"
+        )
     cli.import_library()
     import mindvlm
 

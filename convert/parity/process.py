@@ -34,8 +34,8 @@ Ours also takes the ids that the reference chose: it decodes along them and retu
 PROGRESS = "progress: "
 REFUSED = 2
 _REMEDIES = {
-    "torch": "--verify logits needs torch for the reference; run: pip install 'mindvlm[torch]'",
-    "mindspore": "--verify logits needs mindspore for the converted model; run: pip install mindvlm",
+    "torch": "--verify logits needs torch for the reference; run: pip install torch",
+    "mindspore": "--verify logits needs mindspore for the converted model; run: pip install 'mindspore>=2.10,<2.11'",
 }
 _MEMORY = "free memory (4 bytes per parameter and a third more are needed), or verify without logits"
 

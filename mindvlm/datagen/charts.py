@@ -13,7 +13,7 @@ from mindvlm.datagen.fonts import FontSet, find_fonts
 try:
     from mindvlm.datagen.chart_drawing import draw_chart, is_crowded, ticks_to
 except ModuleNotFoundError:
-    raise UserError("charts need matplotlib, which is not installed; run: pip install 'mindvlm[plots]'") from None
+    raise UserError("charts need matplotlib, which is not installed; run: pip install matplotlib") from None
 
 KINDS = ("bar", "barh", "line", "pie", "scatter")
 LANGUAGES = ("en", "zh")

@@ -102,7 +102,7 @@ def draw_comparison(panels: Panels) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("matplotlib is not installed; install it with `pip install 'mindvlm[evaluation]'`") from None
+        raise UserError("matplotlib is not installed; run: pip install matplotlib") from None
     heights = [BAR_HEIGHT * len(bars) + 0.6 for bars in panels.values()]
     figure = Figure((8, sum(heights)), dpi=DPI, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]

@@ -33,7 +33,7 @@ def write_sheet(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
     try:
         from openpyxl import Workbook
     except ImportError:
-        raise UserError(f"{path}: Excel files need the package openpyxl; pip install 'mindvlm[evaluation]'") from None
+        raise UserError(f"{path}: Excel files need the package openpyxl; run: pip install openpyxl") from None
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     for row in rows:

@@ -105,7 +105,9 @@ class EventFiles:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            raise UserError("tensorboard is true but tensorboardX is not installed; pip install tensorboardX") from None
+            raise UserError(
+                "tensorboard is true but tensorboardX is not installed; run: pip install tensorboardX"
+            ) from None
         self.writer = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
 
     def add(self, step: int, values: dict[str, float]) -> None:

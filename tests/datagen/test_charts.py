@@ -77,7 +77,7 @@ def test_the_command_line_knows_the_kinds():
 def test_without_matplotlib_the_message_names_the_extra():
     script = "import sys; sys.modules['matplotlib'] = None; import mindvlm.datagen.charts"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "UserError: charts need matplotlib, which is not installed; run: pip install 'mindvlm[plots]'" in done.stderr
+    assert "UserError: charts need matplotlib, which is not installed; run: pip install matplotlib" in done.stderr
 
 
 def test_the_same_data_come_in_many_styles():

@@ -55,7 +55,7 @@ def test_without_matplotlib_the_message_names_the_extra(tmp_path, capsys, monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = write_run(tmp_path / "a", [{"step": 1, "loss": 1}])
     assert main([run, "--output", str(tmp_path / "x.png")]) == 2
-    assert "pip install 'mindvlm[plots]'" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+    assert "run: pip install matplotlib" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize(

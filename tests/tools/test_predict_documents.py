@@ -124,6 +124,20 @@ def test_what_a_search_leaves_out_is_named(loaded, run, images, tmp_path, monkey
     assert_refused(run("--image_dir", tmp_path / "outer"), "holds no pictures but link/", "; give them as well (links")
 
 
+def test_files_with_other_endings_are_named(loaded, run, tmp_path):
+    for name in ("a.png", "b.PNG"):
+        picture(0).save(tmp_path / name)
+    for name in ("k.docx", "c.txt", ".hidden", "pages.jsonl"):
+        (tmp_path / name).touch()
+    status, _, err = run("--image_dir", tmp_path, *SHORT)
+    assert status == 0 and err.count("left out") == 2 and "left out k.docx; convert" in err
+    assert f"{tmp_path}: left out c.txt, pages.jsonl; their endings" in err
+    for number in range(5):
+        (tmp_path / f"{number}.txt").touch()
+    err = run("--image_dir", tmp_path, *SHORT)[2]
+    assert "left out 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, and 2 other files; their endings" in err
+
+
 def test_a_page_that_fails_costs_itself(loaded, run, scan, tmp_path):
     output = tmp_path / "out.jsonl"
     status, _, err = run("--image_dir", scan, "--pages", "1,7,3", "--output", output, *SHORT)
@@ -293,18 +307,24 @@ class TestTexts:
             tmp_path / "new" / "out",
             *SHORT,
         ]
-        assert run(*command, "--batch_size", 3)[0] == 1
+        status, _, err = run(*command, "--batch_size", 3)
         out = tmp_path / "new" / "out"
         found = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-        assert found == ["a.txt", "b.txt", "c.txt", "more/a.txt", "pages.jsonl", "scan.txt"]
+        assert status == 1 and found == ["a.txt", "c.txt", "more/a.txt", "pages.jsonl", "scan.txt"]
         assert (out / "scan.txt").read_text() == "\n\f".join(texts) + "\n"
-        assert re.fullmatch(r"\[image .*b.png: .*\]\n", (out / "b.txt").read_text())
+        assert f"{out / 'b.txt'}: not written, because no page of {images / 'b.png'} was answered" in err
         # again: nothing is asked but the broken picture, and the other format is written
         (out / "a.txt").unlink()
         status, printed, err = run(*command, "--text_format", "md")
         assert (status, printed) == (1, "") and "7 of 8 pages are answered" in err and not (out / "a.txt").exists()
         marked = "\n".join(f"<!-- page {number} -->\n\n{text}\n" for number, text in enumerate(texts, 1))
         assert (out / "scan.md").read_text() == marked
+
+    def test_a_failed_page_of_an_answered_document(self, loaded, run, scan, tmp_path):
+        status, _, err = run("--image_dir", scan, "--pages", "1,7", "--output_dir", tmp_path / "out", *SHORT)
+        assert status == 1 and "not written" not in err
+        answer, error = (tmp_path / "out" / "scan.txt").read_text().split("\f")
+        assert answer and re.fullmatch(r"\[.*no page 7; correct the pages\]\n", error)
 
     def test_a_full_disk(self, loaded, run, scan, tmp_path, monkeypatch):
         sync, calls, out = os.fsync, [], tmp_path / "out"

@@ -92,6 +92,20 @@ def test_what_argparse_refuses(run, option):
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["page.png"], "page.png; add --image_dir before pictures and documents; see"),
+        (["--pictures", "page.png"], "--pictures page.png; see"),
+    ],
+)
+def test_unknown_arguments(capsys, run, arguments, hint):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: unrecognized arguments: {hint} mindvlm-predict --help\n"
+
+
 @pytest.mark.parametrize("target", ["folder", "missing/out.jsonl"])
 def test_an_unwritable_output_is_refused_before_anything_is_loaded(loaded, run, images, tmp_path, target):
     (tmp_path / "folder").mkdir()

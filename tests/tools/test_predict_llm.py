@@ -93,7 +93,8 @@ def test_one_marker_asks_about_each_picture(loaded, images, run):
 
 
 def test_one_question_about_a_folder_with_a_broken_picture(loaded, images, run, tmp_path):
-    (images / "c.JPG").unlink()
+    for name in ("c.JPG", "notes.txt"):
+        (images / name).unlink()
     query, output = "<image> and <image>?", tmp_path / "out.jsonl"
     status, out, err = run("--image_dir", images, "--query", query, "--output", output)
     (record,) = json_lines(output)

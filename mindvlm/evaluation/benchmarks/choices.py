@@ -176,7 +176,7 @@ def read_mmmu(files: DataFolder, options: argparse.Namespace) -> list[Question]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError("MMMU's files need the package pyarrow; pip install 'mindvlm[evaluation]'") from None
+        raise UserError("MMMU's files need the package pyarrow; run: pip install pyarrow") from None
     columns = ["id", "question", "options", "answer", "question_type"] + ([] if options.score else ["image_1"])
     found = []
     for subject in SUBJECT_DOMAINS:

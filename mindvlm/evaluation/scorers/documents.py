@@ -62,7 +62,7 @@ def chinese_words(text: str) -> list[str]:
     try:
         import jieba
     except ImportError:
-        raise UserError("Chinese pages need the package jieba; pip install 'mindvlm[evaluation]'") from None
+        raise UserError("Chinese pages need the package jieba; run: pip install jieba") from None
     jieba.setLogLevel("WARNING")
     return jieba.lcut(text)
 
@@ -103,7 +103,7 @@ def meteor_remark() -> str:
     if find_meteor():
         return ""
     return (
-        "meteor is not computed: it needs NLTK (pip install 'mindvlm[evaluation]') and its WordNet (python -m "
+        "meteor is not computed: it needs NLTK (pip install nltk) and its WordNet (python -m "
         "nltk.downloader wordnet; docs/evaluation.md has a source for machines that reach only PyPI)"
     )
 

@@ -134,9 +134,7 @@ class PdfDocument(Document):
         try:
             import pypdfium2
         except ImportError:
-            raise UserError(
-                f"{self.name}: a PDF, which needs pypdfium2; run pip install 'mindvlm[documents]'"
-            ) from None
+            raise UserError(f"{self.name}: a PDF, which needs pypdfium2; run: pip install pypdfium2") from None
         with _PDFIUM:
             try:
                 self.document = pypdfium2.PdfDocument(self.file)

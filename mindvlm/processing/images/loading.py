@@ -82,6 +82,8 @@ def open_picture(file: bytes | Path, name: str) -> Image.Image:
         raise UserError(f"{name}: {_one_line(error)}; make it smaller first") from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: {what_it_is(file)}") from error
+    except PermissionError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # Pillow may raise any exception for damaged files
         raise UserError(f"{name}: cannot be read ({_one_line(error)})") from error
 

@@ -30,7 +30,7 @@ _MAX_SHOWN = 1024
 _TO_PNG = "convert it to PNG or JPEG"
 _HEIF = rb".{4}ftyp(hei|hev|mif1|msf1)"
 _NO_PICTURES = (
-    (_HEIF, f"a HEIC picture that cannot be read; run pip install 'mindvlm[documents]', or {_TO_PNG}"),
+    (_HEIF, f"a HEIC picture that cannot be read; run: pip install pillow-heif, or {_TO_PNG}"),
     (rb".{4}ftypavi[fs]", f"an AVIF picture; install Pillow 11.3 or newer, or {_TO_PNG}"),
     (rb".{4}JXL |\xff\x0a", f"a JPEG XL picture, which Pillow does not read; {_TO_PNG}"),
     (rb".{4}(ftyp|moov|mdat)", "a video; give single frames as PNG or JPEG"),

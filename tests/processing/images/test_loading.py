@@ -1,5 +1,6 @@
 import io
 import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -158,6 +159,14 @@ def test_the_limit_is_checked_before_decoding(monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(UserError, match="the limit is 10"):
         load_image(raw, max_pixels=10)
+
+
+def test_a_file_of_another_user_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "secret.png"
+    path.write_bytes(b"x")
+    monkeypatch.setattr("PIL.Image.open", Mock(side_effect=PermissionError(13, "Permission denied", str(path))))
+    with pytest.raises(UserError, match=r"secret\.png: cannot be read \(Permission denied\); check its permissions$"):
+        load_image(path)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path):

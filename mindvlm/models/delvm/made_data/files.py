@@ -116,7 +116,7 @@ def _records(folder: Path, start: str) -> Iterator[Entry]:
     try:
         import lmdb
     except ImportError:
-        raise UserError(f"{folder}: is an LMDB, which needs a package: pip install 'mindvlm[lmdb]'") from None
+        raise UserError(f"{folder}: an LMDB, which needs the package lmdb; run: pip install lmdb") from None
     listed = folder / DATABASE_LIST
     lines = read_text(listed).splitlines()
     try:

@@ -66,7 +66,7 @@ def test_lmdbs_are_read_by_their_list(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"in\.lmdb: is no readable LMDB \(.*; copy it again"):
         find_entries([str(tmp_path)])
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(UserError, match=r"in\.lmdb: is an LMDB, which needs a package: pip install 'mindvlm\[lmdb\]'"):
+    with pytest.raises(UserError, match=r"in\.lmdb: an LMDB, which needs the package lmdb; run: pip install lmdb"):
         find_entries([str(tmp_path)])
 
 
