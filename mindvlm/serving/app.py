@@ -82,6 +82,7 @@ class Service:
             "owned_by": "mindvlm",
             "context_length": length,
             "max_model_len": length,
+            "max_pictures": self.settings.max_pictures,
             "input_modalities": ["text", "image"],
             "output_modalities": ["text"],
         }

@@ -78,7 +78,7 @@ async def page_pictures(
         numbers = document.selected(ranges, settings.max_pictures)
         found = await rendered(document, numbers, settings, renderer, share)
     except UserError as error:
-        raise bad_field("url", str(error)) from None
+        raise bad_field("url", str(error).removeprefix("the image: ")) from None
     finally:
         # after what the thread still does for a client that has disconnected
         renderer.submit(close, opening)
@@ -89,7 +89,10 @@ def opened(content: bytes, dpi: int, max_pixels: int) -> Document:
     """Opens a document. Raises UserError if it cannot be opened or is in a format that the server does not open."""
     if b"%PDF-" not in head_of(content):
         check_format(content)
-    return open_document(content, dpi=dpi, max_pixels=max_pixels)
+    document = open_document(content, dpi=dpi, max_pixels=max_pixels)
+    # for messages; bytes have no name of their own
+    document.name = "the document"
+    return document
 
 
 def close(opening: Future[Document]) -> None:

@@ -49,11 +49,11 @@ class ServedModel:
 
     def unavailable(self) -> ApiError:
         """Returns the error while no replica is ready."""
-        name = self.name or self.replicas[0].title
+        name = f"the model {self.name}" if self.name else "a model of this server"
         if all(replica.has_given_up for replica in self.replicas):
-            message = f"the model {name} has failed too often; its server must be restarted, see its log"
+            message = f"{name} has failed too often; its server must be restarted, see its log"
             return ApiError(503, message, code="replica_failed", headers={"x-should-retry": "false"})
-        return ApiError(503, f"the model {name} is loading; try again in a moment", code="loading", headers=RETRY)
+        return ApiError(503, f"{name} is loading; try again in a moment", code="loading", headers=RETRY)
 
 
 class Fleet:

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from mindvlm.processing.images.documents import Document, page_ranges
 from mindvlm.serving.page import HEADERS, PAGE_FILES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -31,6 +32,9 @@ def opened_browser() -> Iterator:
             browser.close()
 
 
+BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+"""A picture of one pixel."""
+
 Answer = Callable[["ScriptedHandler"], None]
 
 
@@ -41,6 +45,9 @@ class ScriptedServer(ThreadingHTTPServer):
         answers: for each request, a function that writes the response; the last one stays.
         asked: the bodies of the requests.
         keys: the Authorization headers of all requests to the API.
+        models: names of the models that are loaded; without any, the server is loading.
+        num_pages: of each document.
+        max_pictures: of a request.
     """
 
     daemon_threads = True
@@ -52,6 +59,7 @@ class ScriptedServer(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.left = threading.Event()
         self.models = ["tiny"]
+        self.num_pages, self.max_pictures = 2, 16
         self.url = f"http://127.0.0.1:{self.server_port}/"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -69,16 +77,30 @@ class ScriptedHandler(BaseHTTPRequestHandler):
             self.reply(200, file.read_bytes(), {"Content-Type": media_type, **HEADERS})
         elif self.path == "/v1/models":
             self.server.keys.append(self.headers["Authorization"])
-            data = [{"id": name, "object": "model"} for name in self.server.models]
-            self.reply(200, json.dumps({"object": "list", "data": data}).encode())
+            limits = {"max_pictures": self.server.max_pictures}
+            data = [{"id": name, "object": "model", **limits} for name in self.server.models]
+            status = 200 if data else 503
+            self.reply(status, json.dumps({"object": "list", "data": data}).encode())
+        elif self.path == "/health":
+            self.reply(200 if self.server.models else 503, b"{}")
         else:
-            self.reply(200 if self.path == "/health" else 404, b"{}")
+            self.reply(404, b"{}")
 
     def do_POST(self) -> None:
         self.server.keys.append(self.headers["Authorization"])
-        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/documents/pages":
+            self.reply(200, json.dumps(self.pages(body["pages"])).encode())
+            return
+        self.server.asked.append(body)
         answers = self.server.answers
         (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+    def pages(self, ranges: str) -> dict:
+        """Returns the pages "1-16" or "1,2" of a document, as blank pictures."""
+        document = Document(b"", "document", self.server.num_pages)
+        data = [{"number": one, "url": BLANK} for one in document.selected(page_ranges(ranges))]
+        return {"num_pages": document.num_pages, "data": data}
 
     def reply(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

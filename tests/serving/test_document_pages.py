@@ -82,7 +82,7 @@ def test_a_page_that_cannot_be_read_costs_only_itself(server):
     assert "url" in first and "url" in third
     assert "2000 x 1000 = 2000000 pixels, the limit is 1500000" in second["error"] and "url" not in second
     (page,) = pages_of(server, SCAN.read_bytes(), pages="9")["data"]
-    assert "has 2 pages, no page 9" in page["error"]
+    assert page["error"] == "the document: has 2 pages, no page 9; correct the pages"
 
 
 def test_a_page_above_the_limit_of_pixels_is_rendered_smaller(server):

@@ -27,11 +27,11 @@ def quick_restarts(monkeypatch):
     monkeypatch.setattr(replica_module, "FIRST_DELAY_SECONDS", 0.01)
 
 
-def model_of(*running: int | None) -> ServedModel:
+def model_of(*running: int | None, name: str | None = "m") -> ServedModel:
     """A model whose replicas have so many requests under way; None: not ready."""
     replicas = [
         SimpleNamespace(
-            number=number, num_running=count or 0, is_ready=count is not None, name="m", title="m", has_given_up=False
+            number=number, num_running=count or 0, is_ready=count is not None, name=name, has_given_up=False
         )
         for number, count in enumerate(running)
     ]
@@ -73,6 +73,8 @@ def test_no_replica_is_ready():
     with pytest.raises(ApiError, match="the model m is loading") as raised:
         model_of(None, None).choose(0)
     assert raised.value.status == 503 and int(raised.value.headers["Retry-After"]) > 0
+    with pytest.raises(ApiError, match="^a model of this server is loading; try again in a moment$"):
+        model_of(None, name=None).choose(0)
 
 
 def test_while_a_model_is_loading():

@@ -118,15 +118,97 @@ def test_an_example_is_asked_about(script, visit):
     url = script.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,") and page.locator(".shown img").is_visible()
     page.reload()
-    assert page.input_value("#model") == "tinyllava_nano"
+    page.locator("#model option:checked", has_text="tinyllava_nano").wait_for(state="attached")
 
 
-def test_a_model_that_reads_single_pictures_gets_each_question_alone(script, visit):
+def add(page, folder, *names: str) -> None:
+    """Adds small pictures to the question."""
+    for name in names:
+        picture(3).save(folder / name)
+    page.set_input_files("#files", [folder / name for name in names])
+
+
+def pictures_asked(body: dict) -> list[int]:
+    """Returns the number of pictures of each question."""
+    questions = [message["content"] for message in body["messages"] if message["role"] == "user"]
+    return [sum(part["type"] == "image_url" for part in parts) for parts in questions]
+
+
+def test_a_model_that_reads_single_pictures_gets_each_question_alone(script, visit, tmp_path):
     script.models, script.answers = ["vary_nano"], [says("one")]
     page = visit(script.url)
     for question in ("first", "second"):
+        add(page, tmp_path, "a.png")
+        page.locator("#pictures img").wait_for()
         ask(page, question)
     assert [len(asked["messages"]) for asked in script.asked] == [1, 1]
+    add(page, tmp_path, "a.png", "b.png")
+    page.locator("#pictures img").nth(1).wait_for()
+    ask(page, "")
+    page.locator(".answer .actions").nth(3).wait_for()
+    assert [pictures_asked(body) for body in script.asked[2:]] == [[1], [1]]
+    assert page.locator(".question p").all_inner_texts()[2:] == ["Provide the ocr results of this image."] * 2
+    page.fill("#question", "and now?")
+    page.press("#question", "Enter")
+    page.locator("#notice", has_text="vary_nano reads pictures. Add one").wait_for()
+    assert page.input_value("#question") == "and now?" and len(script.asked) == 4
+
+
+def test_questions_about_single_pictures_are_stopped_together(script, visit, tmp_path):
+    def answer(handler):
+        handler.begin_stream()
+        while not script.left.wait(0.01):
+            handler.send(chunk("more"))
+
+    script.models, script.answers = ["vary_nano"], [answer, says("second")]
+    page = visit(script.url)
+    add(page, tmp_path, "a.png", "b.png")
+    page.locator("#pictures img").nth(1).wait_for()
+    page.press("#question", "Enter")
+    page.locator(".answer .text", has_text="more").wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".answer .actions", has_text="stopped").wait_for()
+    assert page.locator(".turn").count() == 1 and page.locator("#send").is_visible()
+
+
+def test_pictures_without_a_question(script, visit, tmp_path):
+    script.answers = [says("A circle.")]
+    page = visit(script.url)
+    page.press("#question", "Enter")
+    assert page.locator(".turn").count() == 0
+    add(page, tmp_path, "a.png", "b.png")
+    page.locator("#pictures img").nth(1).wait_for()
+    ask(page, "")
+    assert page.locator(".question p").inner_text() == "Describe the image."
+    assert pictures_asked(script.asked[0]) == [2]
+
+
+def test_the_limit_of_pictures_is_told_when_they_are_added(server, script, visit, tmp_path):
+    assert server.request("GET", "/v1/models/tiny").json()["max_pictures"] == 16
+    script.max_pictures, script.answers = 3, [says("fine")]
+    page = visit(script.url)
+    add(page, tmp_path, *(f"{number}.png" for number in range(5)))
+    said = page.locator("#notice", has_text="limited to 3. Left out: 3.png, 4.png")
+    said.wait_for()
+    assert page.locator("#pictures img").count() == 3
+    ask(page, "hi")
+    add(page, tmp_path, "6.png")
+    page.locator("#notice", has_text="limited to 3. Left out: 6.png").wait_for()
+    ask(page, "and now?")
+    assert [pictures_asked(body) for body in script.asked] == [[3], [3, 0]]
+
+
+def test_a_model_says_what_it_is_for(script, visit):
+    script.models = ["tinyllava_nano", "vary_nano", "TinyLLaVA-1.5B"]
+    page = visit(script.url)
+    about = page.locator("#about")
+    assert "What color is the circle?" in about.inner_text()
+    page.select_option("#model", "vary_nano")
+    assert "one or two lines of printed text" in about.inner_text()
+    page.locator("#language").click()
+    assert about.inner_text().startswith("vary_nano 分别识别")
+    page.select_option("#model", "TinyLLaVA-1.5B")
+    assert about.is_hidden()
 
 
 # ------------------------------------------------------------------------------------------------------------ documents
@@ -155,16 +237,67 @@ def test_a_document_is_read(server, visit):
     assert page.locator("#welcome").is_visible()
 
 
-def test_documents_that_cannot_be_opened(server, visit, tmp_path):
+def test_a_model_that_reads_is_chosen_for_a_document(script, visit):
+    script.models, script.answers = ["tinyllava_nano", "vary_nano"], [says("read")]
+    page = visit(script.url)
+    assert page.input_value("#model") == "tinyllava_nano"
+    page.set_input_files("#files", EXAMPLES / "scan.pdf")
+    page.get_by_role("button", name="Read all pages").click()
+    page.get_by_text("2 of 2 pages").wait_for()
+    assert [body["model"] for body in script.asked] == ["vary_nano"] * 2
+    page.reload()
+    page.locator("#model option").first.wait_for(state="attached")
+    page.select_option("#model", "tinyllava_nano")
+    page.set_input_files("#files", EXAMPLES / "scan.pdf")
+    page.get_by_role("button", name="Read all pages").wait_for()
+    assert page.input_value("#model") == "tinyllava_nano" and "no documents" in page.locator("#about").inner_text()
+
+
+def test_a_document_is_read_again(script, visit):
+    script.models, script.answers = ["tinyllava_nano", "vary_nano"], [says("yes"), says("yes"), says("Invoice")]
+    page = visit(script.url)
+    page.select_option("#model", "tinyllava_nano")
+    page.set_input_files("#files", EXAMPLES / "scan.pdf")
+    page.get_by_role("button", name="Read all pages").click()
+    page.get_by_text("2 of 2 pages").wait_for()
+    again = page.get_by_role("button", name="Read again")
+    assert not again.is_visible() and page.get_by_label("Page 1: go to its text").is_visible()
+    page.select_option("#model", "vary_nano")
+    page.get_by_label("Page 1: read it").click()
+    page.get_by_text("1 of 2 pages").wait_for()
+    again.click()
+    page.get_by_text("2 of 2 pages").wait_for()
+    assert page.locator("article .text").all_inner_texts() == ["Invoice", "Invoice"]
+    assert [body["model"] for body in script.asked] == ["tinyllava_nano"] * 2 + ["vary_nano"] * 2
+    page.get_by_role("button", name="Settings").click()
+    page.fill("#settings [name=pageQuestion]", "Read the text.")
+    page.get_by_role("button", name="Done").click()
+    again.click()
+    page.get_by_text("2 of 2 pages").wait_for()
+    assert [body["messages"][0]["content"][1]["text"] for body in script.asked[4:]] == ["Read the text."] * 2
+    page.select_option("#model", "tinyllava_nano")
+    again.wait_for()
+    page.select_option("#model", "vary_nano")
+    again.wait_for(state="hidden")
+
+
+def test_files_that_cannot_be_added(server, visit, tmp_path):
     page = visit(f"{server.root}/")
-    for name, content, said in (
-        ("bad.pdf", b"%PDF-1.4 broken", "damaged"),
-        ("text.txt", b"text", "not an image"),
-        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
-    ):
+    files = {
+        "bad.pdf": (b"%PDF-1.4 broken", "bad.pdf: damaged"),
+        "text.txt": (b"text", "text.txt: not an image"),
+        "a.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg: an SVG drawing"),
+        "empty.pdf": (b"", "empty.pdf: the file is empty"),
+    }
+    for name, (content, said) in files.items():
         (tmp_path / name).write_bytes(content)
         page.set_input_files("#files", tmp_path / name)
         page.locator("#notice", has_text=said).wait_for()
+    picture(3).save(tmp_path / "good.png")
+    page.set_input_files("#files", [tmp_path / name for name in (*files, "good.png")])
+    page.locator("#pictures img").wait_for()
+    lines = page.locator("#notice").inner_text().splitlines()
+    assert len(lines) == 4 and all(line.startswith(said) for line, (_, said) in zip(lines, files.values(), strict=True))
 
 
 def test_a_picture_that_the_browser_cannot_show(server, visit, tmp_path):
@@ -333,7 +466,28 @@ CONTRAST = """() => {
 }"""
 
 
-def test_a_server_that_loads_or_is_gone(script, visit):
+def test_a_server_that_loads(script, visit, tmp_path):
+    script.models, script.answers = [], [says("fine")]
+    page = visit(script.url, waits=False)
+    page.locator("#waiting", has_text="The model is loading").wait_for()
+    page.set_input_files("#files", EXAMPLES / "scan.pdf")
+    read = page.get_by_role("button", name="Read all pages")
+    read.wait_for()
+    add(page, tmp_path, "a.png")
+    page.locator("#pictures img").wait_for()
+    page.fill("#question", "hi")
+    page.press("#question", "Enter")
+    page.get_by_label("Page 1: read it").click()
+    assert page.locator("#send").is_disabled() and read.is_disabled() and page.locator(".turn").count() == 0
+    assert page.locator("#waiting").is_visible() and page.input_value("#question") == "hi"
+    script.models = ["tiny"]
+    page.locator("#send:enabled").click()
+    page.locator(".text", has_text="fine").wait_for()
+    assert read.is_enabled() and page.locator("#waiting").is_hidden()
+    assert [body["model"] for body in script.asked] == ["tiny"]
+
+
+def test_a_server_that_is_gone(script, visit):
     page = visit(script.url)
     script.close()
     page.fill("#question", "hi")

@@ -25,7 +25,11 @@ const WORDS = {
     loading: 'The model is loading …', boxes: 'Boxes of the answer on the picture: {0}', pageCount: 'pages: {0}',
     readAll: 'Read all pages', saveText: 'Download the text', close: 'Close the document', page: 'Page {0}',
     readPage: 'Page {0}: read it', goToPage: 'Page {0}: go to its text', more: 'Show more pages',
-    progress: '{0} of {1} pages', askPage: 'Ask about this page', opening: 'Opening {0} …', allRead: 'All pages are read',
+    progress: '{0} of {1} pages', askPage: 'Ask about this page', opening: 'Opening {0} …', allRead: 'All pages are read', readAgain: 'Read again',
+    lines: '{0} reads one or two lines of printed text, in each picture alone.',
+    scenes: '{0} answers questions about drawn scenes: What color is the circle? How many squares are there? It reads no documents.',
+    needsPicture: '{0} reads pictures. Add one to the question.',
+    tooMany: 'The pictures of a conversation are limited to {0}. Left out: {1}', tooManyAsked: 'The pictures of a conversation are limited to {0}; there are {1}. Remove some, or start a new conversation.',
   },
   zh: {
     skip: '跳到提问框', model: '模型', newChat: '新对话', language: 'Switch to English', theme: '浅色或深色', settings: '设置',
@@ -43,7 +47,11 @@ const WORDS = {
     busy: '服务繁忙，请在 {0} 秒后重试。', retry: '重试', loading: '模型正在加载……', boxes: '回答中的框：{0} 个',
     pageCount: '共 {0} 页', readAll: '识别全部页面', saveText: '下载文本', close: '关闭文档', page: '第 {0} 页',
     readPage: '第 {0} 页：识别', goToPage: '第 {0} 页：查看文本', more: '显示更多页面', progress: '{0} / {1} 页',
-    askPage: '就此页提问', opening: '正在打开 {0} ……', allRead: '全部页面已识别',
+    askPage: '就此页提问', opening: '正在打开 {0} ……', allRead: '全部页面已识别', readAgain: '重新识别',
+    lines: '{0} 分别识别每张图片中的一两行印刷文字。',
+    scenes: '{0} 回答关于图形场景的英文问题：What color is the circle? How many squares are there? 不能识别文档。',
+    needsPicture: '{0} 只识别图片，请为问题添加图片。', tooMany: '一次对话最多 {0} 张图片。未添加：{1}',
+    tooManyAsked: '一次对话最多 {0} 张图片，现有 {1} 张。请移除一些图片，或开始新对话。',
   },
 };
 
@@ -137,7 +145,7 @@ function dataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Problem(`${file.name}: ${reader.error.message}`));
+    reader.onerror = () => reject(new Problem(reader.error.message));
     reader.readAsDataURL(file);
   });
 }
@@ -185,12 +193,14 @@ function changeSetting({ target }) {
     const value = target.type === 'number' && target.value ? target.valueAsNumber : target.value;
     keep({ [target.name]: value || value === 0 ? value : DEFAULTS[target.name] });
   }
+  updateDocuments();
 }
 
 function resetSettings() {
   for (const name of ['temperature', 'top_p', 'max_tokens', 'seed', 'system']) delete settings[name];
   keep(DEFAULTS);
   fillSettings();
+  updateDocuments();
 }
 
 function isDark() {
@@ -229,7 +239,8 @@ async function request(path, { body, signal } = {}) {
 async function problemOf(response) {
   const { error } = await response.json().catch(() => ({}));
   const wait = response.headers.get('Retry-After');
-  const message = error?.message ?? t('noAnswer', response.status);
+  // a person knows the file, not the field of the request that has it
+  const message = error?.message?.replace(/^(url|messages)[\w.[\]]*: /, '') ?? t('noAnswer', response.status);
   return new Problem(response.status === 429 && wait ? `${t('busy', wait)} (${message})` : message, response.status);
 }
 
@@ -306,21 +317,45 @@ async function complete(messages, answer, signal, changed) {
 }
 
 const model = () => find('model').value;
+let cards = [];
+let isModelChosen = false;
+let nextLoad = null;
 
-/** Lists the models, again until all are loaded. */
+/** Lists the models, again until all are loaded. Without a key it waits for the person. */
 async function loadModels() {
+  let isLast = false;
   try {
-    const { data } = await (await request('v1/models')).json();
-    const known = data.find(({ id }) => id === settings.model) ?? data.find(({ id }) => id === model()) ?? data[0];
-    find('model').replaceChildren(...data.map(({ id }) => el('option', { value: id, selected: id === known.id }, id)));
-    notify('');
-    showExamples();
-    if ((await fetch('health')).ok) return;
+    cards = (await (await request('v1/models')).json()).data;
+    listModels();
+    find('waiting').textContent = '';
+    isLast = await request('health').then(() => true, () => false);
   } catch (error) {
-    notify(error.status === 503 ? t('loading') : error.message);
-    if (error.status === 401) return;
+    find('waiting').textContent = error.status === 503 ? t('loading') : error.message;
+    isLast = error.status === 401;
   }
-  setTimeout(loadModels, 2000);
+  clearTimeout(nextLoad);
+  nextLoad = isLast ? null : setTimeout(loadModels, 2000);
+  find('send').disabled = !model() && !isLast;
+}
+
+/** Selects a model that reads for an open document, then the one of the conversation, then the one chosen last. */
+function listModels() {
+  const ids = cards.map(({ id }) => id);
+  const hasAsked = turns.length || [...openDocuments].some(({ read }) => read.size);
+  const reader = openDocuments.size && !hasAsked && !isModelChosen && ids.find((id) => READS.test(id));
+  const selected = [reader, hasAsked && model(), settings.model, model(), ids[0]].find((id) => ids.includes(id));
+  const isSame = String([...find('model').options].map(({ value }) => value)) === String(ids);
+  if (isSame && model() === selected) return;
+  find('model').replaceChildren(...ids.map((id) => el('option', { value: id, selected: id === selected }, id)));
+  showModel();
+}
+
+/** Shows what depends on the model. */
+function showModel() {
+  const { about } = fitting();
+  find('about').textContent = about ? t(about, model()) : '';
+  showExamples();
+  updateDocuments();
 }
 
 // ------------------------------------------------------------------------------------------------------------- Markdown
@@ -866,25 +901,52 @@ const turns = [];
 const chosen = { pictures: [], edited: null };
 let running = null;
 
-/** Models that read single pictures, which earlier turns would only confuse. */
+/** Models that read pages. */
+const READS = /vary|got/i;
+/** Models that read single pictures, which other pictures and earlier turns would only confuse. */
 const READS_ONLY = /vary.?nano/i;
 
 const pictureParts = (pictures) => pictures.map(({ url }) => ({ type: 'image_url', image_url: { url } }));
 
 function messagesUpTo(turn) {
-  const asked = READS_ONLY.test(model()) ? [] : turns.slice(0, turns.indexOf(turn)).filter(({ answer }) => answer.text);
   const message = ({ question, pictures }) => ({ role: 'user', content: [...pictureParts(pictures), { type: 'text', text: question }] });
-  const earlier = asked.flatMap((one) => [message(one), { role: 'assistant', content: one.answer.text }]);
+  const earlier = turnsBefore(turn).flatMap((one) => [message(one), { role: 'assistant', content: one.answer.text }]);
   return [...systemMessage(), ...earlier, message(turn)];
 }
 
+/** Returns the answered turns that the model gets before one, or before the next question. */
+function turnsBefore(turn) {
+  const before = turn ? turns.slice(0, turns.indexOf(turn)) : turns;
+  return READS_ONLY.test(model()) ? [] : before.filter(({ answer }) => answer.text);
+}
+
+/** Returns how many pictures a conversation may have; a model that reads single ones gets each alone. */
+function pictureLimit() {
+  return READS_ONLY.test(model()) ? Infinity : cards.find(({ id }) => id === model())?.max_pictures ?? Infinity;
+}
+
+/** Returns how many pictures the next question may have. */
+function pictureRoom() {
+  return pictureLimit() - turnsBefore(chosen.edited).reduce((sum, { pictures }) => sum + pictures.length, 0);
+}
+
 const systemMessage = () => (settings.system ? [{ role: 'system', content: settings.system }] : []);
+
+/** Asks a question; models that read single pictures are asked about each. */
+async function askAll(question, pictures) {
+  const parts = READS_ONLY.test(model()) ? pictures.map((picture) => [picture]) : [pictures];
+  for (const part of parts) {
+    const { isStopped } = await ask(question, part);
+    if (isStopped) return;
+  }
+}
 
 async function ask(question, pictures) {
   const turn = { question, pictures, node: el('article', { class: 'turn' }) };
   turns.push(turn);
   find('talk').append(turn.node);
   await answerTurn(turn);
+  return turn.answer;
 }
 
 /** Answers a question, again if it has an answer; what follows it goes. */
@@ -1002,7 +1064,7 @@ function showRunning() {
 }
 
 function newConversation() {
-  for (const close of [...openDocuments]) close();
+  for (const opened of [...openDocuments]) opened.close();
   dropAfter(0);
   running = null;
   find('talk').replaceChildren();
@@ -1023,7 +1085,7 @@ async function pagesOf(url, pages, dpi, signal) {
   return (await request('v1/documents/pages', { body: { url, pages, dpi }, signal })).json();
 }
 
-/** Opens a file that the browser cannot show: a document, or a picture, which goes to the question. */
+/** Opens a file that the browser cannot show: a document, or a picture, which it returns. */
 async function openDocument(name, url) {
   notify(t('opening', name));
   const first = await pagesOf(url, `1-${THUMBNAILS}`, THUMBNAIL_DPI);
@@ -1031,23 +1093,33 @@ async function openDocument(name, url) {
   const [page] = first.data;
   if (first.num_pages > 1 || /^data:application\/pdf/.test(url)) showDocument(new OpenDocument(name, url, first.num_pages), first.data);
   else if (page.error) throw new Problem(page.error);
-  else addPicture({ name, url: page.url });
+  else return { name, url: page.url };
+  return null;
+}
+
+function updateDocuments() {
+  for (const opened of openDocuments) opened.update();
 }
 
 function showDocument(opened, pages) {
+  openDocuments.add(opened);
   opened.addThumbnails(pages);
+  listModels();
   find('talk').append(opened.node);
   showRunning();
   opened.node.scrollIntoView({ block: 'start' });
   opened.readButton.focus();
 }
 
+/** Returns what the text of a page depends on. */
+const wayOfReading = () => JSON.stringify([model(), settings.pageQuestion, settings.dpi, systemMessage(), options()]);
+
 class OpenDocument {
   constructor(name, url, count) {
     Object.assign(this, { name, url, count, read: new Map(), thumbnails: new Map(), reading: null });
     this.bar = el('progress', { max: count, value: 0, hidden: true, 'aria-label': name });
     this.progress = el('span', { class: 'small' }, t('pageCount', count));
-    this.readButton = textButton('readAll', () => this.readPages(this.unread()), 'filled');
+    this.readButton = textButton('readAll', () => this.readPages(this.due()), 'filled');
     this.stopButton = textButton('stop', () => this.reading?.abort());
     this.stopButton.hidden = true;
     this.moreButton = textButton('more', () => this.more());
@@ -1055,23 +1127,25 @@ class OpenDocument {
     this.copyButton = copyButton('copy', 'copyText', () => this.text());
     this.strip = el('ol', { class: 'thumbnails' });
     this.texts = el('div', { class: 'texts' });
-    const close = () => this.close();
-    this.close = () => {
-      this.reading?.abort();
-      openDocuments.delete(close);
-      this.node.remove();
-      showRunning();
-    };
-    openDocuments.add(close);
     const head = el('div', { class: 'head' }, icon('file'), el('h2', {}, name), this.progress, el('span', { class: 'space' }), this.copyButton,
-      this.saveButton, iconButton('close', 'close', close));
+      this.saveButton, iconButton('close', 'close', () => this.close()));
     const buttons = el('div', { class: 'buttons' }, this.readButton, this.stopButton, this.bar);
     this.node = el('section', { class: 'document', 'aria-label': name }, head, this.strip, this.moreButton, buttons, this.texts);
     this.update();
   }
 
-  unread() {
-    return Array.from({ length: this.count }, (_, index) => index + 1).filter((number) => !this.read.get(number)?.finish);
+  close() {
+    this.reading?.abort();
+    openDocuments.delete(this);
+    this.node.remove();
+    showRunning();
+  }
+
+  /** Returns the pages that were not read with the model and the settings of now. */
+  due() {
+    const now = wayOfReading();
+    const numbers = Array.from({ length: this.count }, (_, index) => index + 1);
+    return numbers.filter((number) => !this.read.get(number)?.finish || this.read.get(number).way !== now);
   }
 
   addThumbnails(pages) {
@@ -1095,13 +1169,13 @@ class OpenDocument {
   }
 
   choosePage(number) {
-    if (this.read.get(number)?.finish) this.read.get(number).node.scrollIntoView({ block: 'nearest' });
+    if (!this.due().includes(number)) this.read.get(number).node.scrollIntoView({ block: 'nearest' });
     else this.readPages([number]);
   }
 
   /** Reads pages, some at a time, and shows each text as it comes. */
   async readPages(numbers) {
-    if (this.reading) return;
+    if (this.reading || !model()) return;
     this.reading = new AbortController();
     const { signal } = this.reading;
     this.bar.max = numbers.length;
@@ -1116,7 +1190,7 @@ class OpenDocument {
     });
     this.reading = null;
     this.update();
-    if (!this.unread().length) say(t('allRead'));
+    if (!this.due().length) say(t('allRead'));
   }
 
   async readPage({ number, url, error }, signal) {
@@ -1136,28 +1210,33 @@ class OpenDocument {
   /** Returns the entry of a page, whose text stands in the order of the pages. */
   entry(number, url, answer) {
     const body = el('div', { class: 'text' });
-    const use = iconButton('bubble', 'askPage', () => addPicture({ url, name: `${this.name}, ${t('page', number)}` }));
+    const use = iconButton('bubble', 'askPage', () => addPictures([{ url, name: `${this.name}, ${t('page', number)}` }]));
     const head = el('div', { class: 'head' }, el('h3', {}, t('page', number)), el('span', { class: 'space' }), ...(url ? [use] : []),
       copyButton('copy', 'copyText', () => answer.text));
     const node = el('article', {}, head, body);
     this.read.get(number)?.node.remove();
     const later = [...this.read].filter(([one]) => one > number).sort(([one], [other]) => one - other)[0];
     this.texts.insertBefore(node, later ? later[1].node : null);
-    const entry = { node, body, text: '', finish: false };
+    const entry = { node, body, text: '', finish: false, way: wayOfReading() };
     this.read.set(number, entry);
     return entry;
   }
 
   update() {
     const isReading = Boolean(this.reading);
-    const numFinished = this.count - this.unread().length;
-    this.readButton.hidden = isReading || numFinished === this.count;
+    const due = this.due();
+    const numRead = this.count - due.length;
+    const numFinished = [...this.read.values()].filter(({ finish }) => finish).length;
+    this.readButton.hidden = isReading || !due.length;
+    this.readButton.disabled = !model();
+    this.readButton.dataset.t = numFinished === this.count ? 'readAgain' : 'readAll';
+    this.readButton.textContent = t(this.readButton.dataset.t);
     this.stopButton.hidden = this.bar.hidden = !isReading;
     this.moreButton.hidden = this.thumbnails.size >= this.count;
     this.saveButton.hidden = this.copyButton.hidden = !numFinished;
-    this.progress.textContent = numFinished || isReading ? t('progress', numFinished, this.count) : t('pageCount', this.count);
+    this.progress.textContent = numRead || isReading ? t('progress', numRead, this.count) : t('pageCount', this.count);
     for (const [number, button] of this.thumbnails) {
-      const isRead = Boolean(this.read.get(number)?.finish);
+      const isRead = !due.includes(number);
       button.classList.toggle('read', isRead);
       label(button, t(isRead ? 'goToPage' : 'readPage', number));
     }
@@ -1179,17 +1258,18 @@ class OpenDocument {
 // ------------------------------------------------------------------------------------------------------------- composer
 
 const READING = ['Provide the ocr results of this image.'];
-/** For names of models: questions that fit, and examples as [file, question]. */
+const PAGES = [['page.png', READING[0]], ['invoice.png', READING[0]], ['scan.pdf']];
+/** For names of models: questions that fit, examples as [file, question], and the word of what the model is for. */
 const FITTING = [
-  [READS_ONLY, READING, [['page.png', READING[0]], ['invoice.png', READING[0]], ['scan.pdf']]],
-  [/vary|got/i, [...READING, 'Convert the image to markdown/latex format.', 'Detect all objects in this image.'],
-    [['page.png', READING[0]], ['invoice.png', READING[0]], ['scan.pdf']]],
-  [/nano/i, ['Describe the image.', 'What color is the circle?', 'How many squares are there?'],
-    [['scene.png', 'What color is the circle?'], ['scene.png', 'Describe the image.'], ['scene.png', 'What word is written in the image?']]],
-  [/./, ['Describe the image.', 'What is written in the image?'], [['scene.png', 'Describe the image.'], ['page.png', 'What is written in the image?']]],
+  { name: READS_ONLY, questions: READING, examples: PAGES, about: 'lines' },
+  { name: READS, questions: [...READING, 'Convert the image to markdown/latex format.', 'Detect all objects in this image.'], examples: PAGES },
+  { name: /nano/i, questions: ['Describe the image.', 'What color is the circle?', 'How many squares are there?'], about: 'scenes',
+    examples: [['scene.png', 'What color is the circle?'], ['scene.png', 'Describe the image.'], ['scene.png', 'What word is written in the image?']] },
+  { name: /./, questions: ['Describe the image.', 'What is written in the image?'],
+    examples: [['scene.png', 'Describe the image.'], ['page.png', 'What is written in the image?']] },
 ];
 
-const fitting = () => FITTING.find(([name]) => name.test(model() || '.'));
+const fitting = () => FITTING.find(({ name }) => name.test(model() || '.'));
 
 /** Runs what a person asked for and shows its problem. */
 async function attempt(work) {
@@ -1201,15 +1281,23 @@ async function attempt(work) {
   }
 }
 
+/** Adds files, and shows a line for each that cannot be added. */
 async function addFiles(files) {
   notify('');
+  const [pictures, problems] = [[], []];
   for (const file of files) {
-    await attempt(async () => {
+    try {
       const url = await dataUrl(file);
-      if (await isShown(file)) addPicture({ name: file.name, url });
-      else await openDocument(file.name, url);
-    });
+      const picture = (await isShown(file)) ? { name: file.name, url } : await openDocument(file.name, url);
+      if (picture) pictures.push(picture);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      problems.push(`${file.name}: ${error.message.replace(/^the (image|document): /, '')}`);
+    }
   }
+  notify('');
+  addPictures(pictures);
+  notify([find('notice').textContent, ...problems].filter(Boolean).join('\n'));
 }
 
 /** Returns whether the browser shows a file as a picture. The server reads no SVG. */
@@ -1218,8 +1306,13 @@ async function isShown(file) {
   return createImageBitmap(file).then((bitmap) => bitmap.close() ?? true, () => false);
 }
 
-function addPicture(picture) {
-  choose([...chosen.pictures, picture], find('question').value);
+/** Adds pictures to the next question, as many as the server takes. */
+function addPictures(pictures) {
+  const room = Math.max(pictureRoom() - chosen.pictures.length, 0);
+  const [added, leftOut] = [pictures.slice(0, room), pictures.slice(room)];
+  if (leftOut.length) notify(t('tooMany', pictureLimit(), leftOut.map(({ name }) => name).join(', ')));
+  if (!added.length) return;
+  choose([...chosen.pictures, ...added], find('question').value);
   find('question').focus();
 }
 
@@ -1237,18 +1330,26 @@ function fitQuestion() {
   const field = find('question');
   field.style.height = 'auto';
   field.style.height = `${Math.min(field.scrollHeight, 200)}px`;
-  const offered = chosen.pictures.length && !field.value ? fitting()[1] : [];
+  const offered = model() && chosen.pictures.length && !field.value ? fitting().questions : [];
   find('offers').replaceChildren(...offered.map((text) => el('button', { type: 'button', class: 'plain', click: () => send(text) }, text)));
 }
 
-function send(question) {
-  if (running || !question.trim()) return find('question').focus();
+/** Asks the next question; of pictures without one, the first that fits. */
+function send(written) {
   const { pictures, edited } = chosen;
+  const question = written.trim() || (pictures.length ? fitting().questions[0] : '');
+  // after a refused key, nothing else asks for it
+  if (!model() && !nextLoad) loadModels();
+  if (running || !model() || !question) return find('question').focus();
+  if (READS_ONLY.test(model()) && !pictures.length) return notify(t('needsPicture', model()));
+  if (pictures.length > pictureRoom()) {
+    return notify(t('tooManyAsked', pictureLimit(), pictureLimit() - pictureRoom() + pictures.length));
+  }
   if (edited) dropAfter(turns.indexOf(edited));
   stopEditing();
   choose([], '');
   notify('');
-  ask(question.trim(), pictures);
+  return askAll(question, pictures);
 }
 
 function editTurn(turn) {
@@ -1265,10 +1366,10 @@ function stopEditing() {
 
 /** Offers examples that fit the model. */
 function showExamples() {
-  const cards = fitting()[2].map(([file, question]) => el('button', { type: 'button', class: 'card', click: () => tryExample(file, question) },
+  const examples = fitting().examples.map(([file, question]) => el('button', { type: 'button', class: 'card', click: () => tryExample(file, question) },
     file.endsWith('.pdf') ? el('span', { class: 'thumb' }, icon('file')) : el('img', { class: 'thumb', src: `examples/${file}`, alt: '' }),
     el('span', {}, question ?? file)));
-  find('examples').replaceChildren(...cards);
+  find('examples').replaceChildren(...examples);
   fitQuestion();
 }
 
@@ -1317,12 +1418,14 @@ function listen() {
     });
   }
   on('model', 'change', ({ target }) => {
+    isModelChosen = true;
     keep({ model: target.value });
-    showExamples();
+    showModel();
   });
   on('language', 'click', () => {
     keep({ language: language() === 'zh' ? 'en' : 'zh' });
     translate();
+    showModel();
   });
   on('theme', 'click', () => {
     keep({ theme: isDark() ? 'light' : 'dark' });
@@ -1333,7 +1436,7 @@ function listen() {
     find('settings').showModal();
   });
   on('settings', 'input', changeSetting);
-  on('settings', 'close', () => find('model').options.length || loadModels());
+  on('settings', 'close', () => model() || loadModels());
   on('reset', 'click', resetSettings);
   on('no-key', 'click', () => find('key').close());
   listenForFiles();
