@@ -59,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     limits.add_argument("--max_waiting", type=int, default=64, metavar="N", help="answers that wait (default 64)")
     limits.add_argument("--max_seconds", type=float, default=1800, metavar="S", help="for an answer (default 1800)")
     limits.add_argument("--max_body_mib", type=float, default=64, metavar="M", help="of a request (default 64)")
+    limits.add_argument(
+        "--picture_cache_mib",
+        type=float,
+        default=256,
+        metavar="M",
+        help="of decoded pictures to keep (default 256)",
+    )
     limits.add_argument("--max_pictures", type=int, default=16, metavar="N", help="of a request (default 16)")
     limits.add_argument("--max_pixels", type=int, default=50_000_000, metavar="N", help="of a picture (default 50 M)")
     access = parser.add_argument_group("access")
@@ -172,8 +179,9 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
     for option in ("slots", "max_body_mib", "max_pictures", "max_pixels", "max_seconds"):
         if not 0 < getattr(arguments, option) < math.inf:
             raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0 and finite")
-    if arguments.max_waiting < 0:
-        raise UserError(f"--max_waiting {arguments.max_waiting}: must be 0 or more")
+    for option in ("max_waiting", "picture_cache_mib"):
+        if not 0 <= getattr(arguments, option) < math.inf:
+            raise UserError(f"--{option} {getattr(arguments, option)}: must be 0 or more and finite")
     for host in arguments.picture_hosts:
         if not is_picture_host(host):
             raise UserError(
@@ -188,6 +196,7 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         max_waiting=arguments.max_waiting,
         max_seconds=arguments.max_seconds,
         max_body_bytes=int(arguments.max_body_mib * MEBIBYTE),
+        picture_cache_bytes=int(arguments.picture_cache_mib * MEBIBYTE),
         max_pictures=arguments.max_pictures,
         max_pixels=arguments.max_pixels,
         api_keys=keys,

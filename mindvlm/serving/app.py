@@ -45,7 +45,7 @@ class Service:
     def __init__(self, scheduler: Scheduler, settings: ServerSettings, metrics: Metrics):
         self.scheduler, self.settings, self.metrics = scheduler, settings, metrics
         self.created = int(time.time())
-        self.pictures = PictureCache()
+        self.pictures = PictureCache(settings.picture_cache_bytes)
         self.decoding = asyncio.Semaphore(MAX_DECODED)
         self.fetchers = ThreadPoolExecutor(MAX_FETCHED, "fetcher")
         self.bodies = ByteBudget(settings.max_bodies_bytes)

@@ -12,7 +12,6 @@ from mindvlm.processing.images.picture import Picture, branches_of
 from mindvlm.serving.errors import ApiError, bad_field
 from mindvlm.serving.messages import Dialogue, PictureUrl
 from mindvlm.serving.pictures import check_format
-from mindvlm.serving.settings import MEBIBYTE
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 
@@ -48,7 +47,7 @@ class PictureCache:
         max_bytes: limit of the pixels that are kept.
     """
 
-    def __init__(self, max_bytes: int = 256 * MEBIBYTE):
+    def __init__(self, max_bytes: int):
         self.max_bytes, self.num_bytes = max_bytes, 0
         self.pictures: OrderedDict[bytes, tuple[Picture, int]] = OrderedDict()
         self.lock = threading.Lock()

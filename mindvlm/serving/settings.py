@@ -18,6 +18,7 @@ class ServerSettings:
         max_body_bytes: size of a request, and of all pictures that are fetched or read for it.
         max_bodies_bytes: size of all requests and files that are read or decoded at the same time; others wait.
         body_seconds: time in which a client must send its request.
+        picture_cache_bytes: decoded pictures that are kept for later requests.
         max_pictures: pictures of a request.
         max_pixels: width x height of a picture.
         max_picture_bytes: size of a picture that the server fetches or reads.
@@ -42,6 +43,7 @@ class ServerSettings:
     max_body_bytes: int = 64 * MEBIBYTE
     max_bodies_bytes: int = 256 * MEBIBYTE
     body_seconds: float = 60
+    picture_cache_bytes: int = 256 * MEBIBYTE
     max_pictures: int = 16
     max_pixels: int = 50_000_000
     max_picture_bytes: int = 32 * MEBIBYTE

@@ -52,6 +52,7 @@ def test_a_key_file_that_others_can_read_is_warned_of(tmp_path):
     [
         (["--slots", "0"], "--slots 0: must be more than 0"),
         (["--max_waiting", "-1"], "--max_waiting -1: must be 0 or more"),
+        (["--picture_cache_mib", "nan"], "--picture_cache_mib nan: must be 0 or more"),
         (["--max_body_mib", "inf"], "--max_body_mib inf: must be more than 0 and finite"),
         (["--max_seconds", "nan"], "--max_seconds nan: must be more than 0"),
         (["--media_path", "/nowhere"], "--media_path /nowhere: no such folder"),
