@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
@@ -99,19 +100,33 @@ def serve(argv: list[str] | None) -> int:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{package} is not installed; run: pip install fastapi httpx prometheus-client uvicorn")
     listening = bind(arguments.host, arguments.port)
-    if num_processes == 1:
-        # MindSpore takes seconds to import; help and the errors above come before
-        cli.import_library()
-        say_address(listening)
-        return serve_model(plans[0], listening)
+    is_busy = False
+    try:
+        if num_processes == 1:
+            # MindSpore takes seconds to import; help and the errors above come before
+            cli.import_library()
+            say_address(listening)
+            is_busy = serve_model(plans[0], listening, on_ready=lambda name: cli.say(f"{name} is ready"))
+        else:
+            serve_fleet(plans, arguments.replicas, settings, listening)
+    except KeyboardInterrupt:  # before the server handles it
+        pass
+    cli.say("stopped")
+    if is_busy:
+        os._exit(0)
+    return 0
+
+
+def serve_fleet(plans: list[ModelPlan], num_replicas: int, settings: ServerSettings, listening: socket.socket) -> None:
+    """Serves each model in `num_replicas` processes. Raises UserError if one cannot be served."""
     from mindvlm.serving.fleet import Fleet
     from mindvlm.serving.router_server import RouterServer
     from mindvlm.serving.shares import machine_shares
 
-    fleet = Fleet(REPLICA, plans, arguments.replicas, machine_shares(num_processes), any_model=settings.any_model)
+    shares = machine_shares(len(plans) * num_replicas)
+    fleet = Fleet(REPLICA, plans, num_replicas, shares, any_model=settings.any_model)
     say_address(listening)
     RouterServer(fleet, settings, listening).run()
-    return 0
 
 
 def say_address(listening: socket.socket) -> None:
@@ -135,8 +150,20 @@ def read_plans(arguments: argparse.Namespace, settings: ServerSettings) -> list[
     ]
 
 
-def serve_model(plan: ModelPlan, listening: socket.socket) -> int:
-    """Serves one model in this process; returns the exit status. Raises UserError if it cannot be served."""
+def serve_model(
+    plan: ModelPlan, listening: socket.socket, *, on_ready: Callable[[str], None] = lambda name: None
+) -> bool:
+    """Serves one model in this process.
+
+    Args:
+        on_ready: called with the name of the model when it answers.
+
+    Returns:
+        whether a graph is still compiled or run, which crashes an interpreter that ends; use `os._exit`.
+
+    Raises:
+        UserError: the model cannot be served.
+    """
     from mindvlm.serving.server import ModelServer
 
     def load():
@@ -144,14 +171,15 @@ def serve_model(plan: ModelPlan, listening: socket.socket) -> int:
 
         model = mindvlm.load(plan.config_path, cache=plan.caches, **plan.overrides)
         check_answers_text(model)
-        cli.say(f"{plan.settings.model_name or model.config.name} is loading its graphs")
+        cli.say(f"{name_of(model)} is loading its graphs")
         return model
 
-    server = ModelServer(load, plan.settings, listening)
+    def name_of(model) -> str:
+        return plan.settings.model_name or model.config.name
+
+    server = ModelServer(load, plan.settings, listening, on_ready=lambda model: on_ready(name_of(model)))
     server.run()
-    if server.is_busy:
-        os._exit(0)
-    return 0
+    return server.is_busy
 
 
 def check_answers_text(model) -> None:

@@ -40,7 +40,10 @@ def main(argv: list[str]) -> int:
         name = plan.settings.model_name or name_in_config(plan)
         report(name=name)
         with progress_to(lambda line: cli.say(f"{name}: {line}")):
-            return serve_model(plan, socket.socket(fileno=int(argv[0])))
+            is_busy = serve_model(plan, socket.socket(fileno=int(argv[0])))
+        if is_busy:
+            os._exit(0)
+        return 0
     except UserError as error:
         report(problem=str(error))
         return 2

@@ -166,6 +166,7 @@ class Replica:
             (self.card,) = (await self.client.get("/v1/models")).json()["data"]
             self.ready_at, self.is_ready = time.monotonic(), True
             self.was_ready.set()
+            logger.info("%s is ready", self.title)
 
     async def metrics(self) -> str | None:
         """Returns the figures of the process in Prometheus's text format; None if it does not answer."""

@@ -38,6 +38,7 @@ class Scheduler:
         settings: number of slots and limits.
         metrics: figures to update.
         post: calls a function with arguments in the thread of the requests.
+        on_ready: called with the model when it answers.
         on_end: called if the model cannot be loaded.
 
     Attributes:
@@ -52,9 +53,11 @@ class Scheduler:
         metrics: Metrics,
         *,
         post: Callable[..., None],
+        on_ready: Callable[[VisionLanguageModel], None] = lambda model: None,
         on_end: Callable[[], None] = lambda: None,
     ):
-        self.load, self.settings, self.metrics, self.post, self.on_end = load, settings, metrics, post, on_end
+        self.load, self.settings, self.metrics = load, settings, metrics
+        self.post, self.on_ready, self.on_end = post, on_ready, on_end
         self.model: VisionLanguageModel | None = None
         self.failure: UserError | None = None
         self.waiting: deque[Job] = deque()
@@ -118,6 +121,7 @@ class Scheduler:
         if self.failure:
             self.on_end()
             return
+        self.on_ready(model)
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.running or self.is_closing)

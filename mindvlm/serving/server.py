@@ -20,6 +20,7 @@ class ModelServer:
         load: returns the model.
         settings: limits and permissions.
         listening: the socket, see `bind`.
+        on_ready: called with the model when it answers, in the thread of the scheduler.
         close_seconds: time for answers that are under way at the end.
     """
 
@@ -29,11 +30,12 @@ class ModelServer:
         settings: ServerSettings,
         listening: socket.socket,
         *,
+        on_ready: Callable[[VisionLanguageModel], None] = lambda model: None,
         close_seconds: float = 30,
     ):
         self.listening, self.close_seconds = listening, close_seconds
         metrics = Metrics()
-        self.scheduler = Scheduler(load, settings, metrics, post=self.post, on_end=self.stop)
+        self.scheduler = Scheduler(load, settings, metrics, post=self.post, on_ready=on_ready, on_end=self.stop)
         self.service = Service(self.scheduler, settings, metrics)
         self.server = new_server(make_app(self.service), close_seconds)
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -178,7 +179,25 @@ def test_a_signal_ends_the_server_after_the_answer(tmp_path, number, num_replica
             assert list(lines)[-2] == "data: [DONE]"
         assert process.wait(30) == 0
         assert all(map(has_ended, children))
-        assert "Traceback" not in log.read_text() and "error" not in log.read_text()
+        text = log.read_text()
+        assert "Traceback" not in text and "error" not in text and text.endswith("\nstopped\n")
+        assert f"\ntiny{', replica 0' if num_replicas > 1 else ''} is ready\n" in text
+
+
+@pytest.mark.parametrize("said", ["native kernels", "listening on"])
+def test_ctrl_c_while_the_model_loads(tmp_path, said):
+    with started(write_tiny_vary(tmp_path)) as (process, log, _):
+        wait_for(lambda: said in log.read_text(), 60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        text = log.read_text()
+        assert "\nstopped\n" in text and "is ready" not in text and "interrupted" not in text
+
+
+def test_ctrl_c_before_the_server_listens(monkeypatch, capsys):
+    monkeypatch.setattr("mindvlm.tools.cli.import_library", Mock(side_effect=KeyboardInterrupt))
+    assert main(["--port", "0"]) == 0
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_a_killed_router_leaves_no_process(tmp_path):

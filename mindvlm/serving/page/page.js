@@ -29,7 +29,8 @@ const WORDS = {
     lines: '{0} reads one or two lines of printed text, in each picture alone.',
     scenes: '{0} answers questions about drawn scenes: What color is the circle? How many squares are there? It reads no documents.',
     needsPicture: '{0} reads pictures. Add one to the question.',
-    tooMany: 'The pictures of a conversation are limited to {0}. Left out: {1}', tooManyAsked: 'The pictures of a conversation are limited to {0}; there are {1}. Remove some, or start a new conversation.',
+    tooMany: 'The pictures of a conversation are limited to {0}. Left out: {1}',
+    tooManyAsked: 'The pictures of a conversation are limited to {0}; there are {1}. Remove some, or start a new conversation.',
   },
   zh: {
     skip: '跳到提问框', model: '模型', newChat: '新对话', language: 'Switch to English', theme: '浅色或深色', settings: '设置',
