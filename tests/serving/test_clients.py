@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -230,7 +231,8 @@ def test_health_is_answered_while_graphs_are_compiled(tmp_path):
 
     with running(tmp_path, wait=False, changes={"mode": "graph"}) as server:
         wait_for(is_ready, 300)
-    assert len(seconds) > 10 and max(seconds) < 1
+    # single answers wait for a busy machine as well, all of them only for a lock that compiling holds
+    assert len(seconds) > 10 and np.percentile(seconds, 90) < 1
 
 
 def test_metrics(server):
