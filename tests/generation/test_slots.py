@@ -12,6 +12,7 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.engine import Engine
 from mindvlm.generation.request import Addition, Request, Slot
+from mindvlm.native.library import open_library
 from tests.tiny_tinyllava import write_tiny_tinyllava
 from tests.tiny_vary import write_tiny_vary
 
@@ -169,8 +170,11 @@ def steps_of(engine: Engine, slot: Slot, count: int = 3) -> np.ndarray:
 
 
 def exact_engine(make_engine, **options) -> Engine:
+    if open_library() is None:
+        pytest.skip("there are no kernels")
     engine = make_engine(num_slots=4, **options)
-    return engine if engine.is_exact else pytest.skip("there are no kernels")
+    assert engine.is_exact
+    return engine
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -4,7 +4,6 @@ import asyncio
 import time
 
 import httpx
-import numpy as np
 import openai
 import pytest
 
@@ -231,8 +230,8 @@ def test_health_is_answered_while_graphs_are_compiled(tmp_path):
 
     with running(tmp_path, wait=False, changes={"mode": "graph"}) as server:
         wait_for(is_ready, 300)
-    # single answers wait for a busy machine as well, all of them only for a lock that compiling holds
-    assert len(seconds) > 10 and np.percentile(seconds, 90) < 1
+    # a busy machine delays single answers; a lock that compiling held would delay them for most of the time
+    assert len(seconds) > 10 and sum(one for one in seconds if one > 1) < sum(seconds) / 4
 
 
 def test_metrics(server):
