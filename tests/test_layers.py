@@ -118,8 +118,11 @@ def named_families(source: str) -> set[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             words.append(node.value)
         words += [getattr(node, key) for key in ("id", "attr", "arg", "name") if hasattr(node, key)]
-    text = "\n".join(word for word in words if word).lower()
-    return {name for name in FAMILIES if re.search(rf"(?<![a-z]){name[:4]}_?{name[4:]}(?!ing)", text)}
+    return families_in("\n".join(word for word in words if word))
+
+
+def families_in(text: str) -> set[str]:
+    return {name for name in FAMILIES if re.search(rf"(?<![a-z]){name[:4]}_?{name[4:]}(?!ing)", text.lower())}
 
 
 def circles(imports: dict[str, set[str]]) -> list[str]:
@@ -174,6 +177,11 @@ def test_shared_code_names_no_family():
         if not family_of(module) and not module.startswith(ORACLE):
             named |= dict.fromkeys([module] if named_families(file.read_text()) else ())
     assert named.keys() == MAY_NAME_FAMILIES.keys()
+
+
+def test_the_web_page_names_no_family():
+    for name in ("index.html", "page.js", "page.css"):
+        assert not families_in((ROOT / "mindvlm/serving/page" / name).read_text())
 
 
 def test_wrong_arrows_and_circles_are_found():

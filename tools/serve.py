@@ -171,6 +171,8 @@ def serve_model(
 
         model = mindvlm.load(plan.config_path, cache=plan.caches, **plan.overrides)
         check_answers_text(model)
+        if model.scope.note:
+            cli.say(f"{name_of(model)}: {model.scope.note}")
         cli.say(f"{name_of(model)} is loading its graphs")
         return model
 

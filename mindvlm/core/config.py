@@ -213,3 +213,26 @@ class GenerationConfig:
 def check(holds: bool, key: str, value, expected: str) -> None:
     if not holds:
         raise UserError(f"generation.{key} is {value!r}; expected {expected}")
+
+
+@dataclass(kw_only=True)
+class Scope:
+    """What a model is for: words for people, and questions that fit.
+
+    Attributes:
+        note: what it can do and what it cannot; "" if that needs no words.
+        note_zh: the same in Chinese; "" for `note`.
+        questions: questions to offer. The first one is asked about a picture that comes without a question.
+        page_question: the question that makes it read a page of a document; None for a model that reads none.
+        one_picture: whether every question needs a picture of its own, without other pictures and earlier turns.
+    """
+
+    note: str = ""
+    note_zh: str = ""
+    questions: list[str] = field(default_factory=lambda: ["Describe the image.", "What is written in the image?"])
+    page_question: str | None = None
+    one_picture: bool = False
+
+    def __post_init__(self):
+        if not self.questions or not all(self.questions):
+            raise wrong_type("scope.questions", self.questions, "one question or more, none empty")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import mindspore as ms
 from mindspore._c_expression import MSContext, RuntimeConf
 
-from mindvlm.core.config import GenerationConfig
+from mindvlm.core.config import GenerationConfig, Scope
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_cpus import num_threads
 from mindvlm.core.weight_formats import parse_weights
@@ -44,6 +44,7 @@ class RunConfig(RuntimeConfig):
         adapter: folder of a PEFT adapter to merge into the weights.
         weights: how weight matrices are stored on a CPU, see `mindvlm.core.weight_formats`.
         tensor_parallel: number of processes that share the weights; None for all processes of the job.
+        scope: what the model is for; None for that of its family.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunConfig(RuntimeConfig):
     weights: str = "auto"
     tensor_parallel: int | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    scope: Scope | None = None
 
     def __post_init__(self):
         if self.tensor_parallel is not None and self.tensor_parallel < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from mindvlm.checkpoint import TensorInfo, TensorSource
+from mindvlm.core.config import Scope
 from mindvlm.core.runtime import BuildContext
 from mindvlm.models.own_training import OwnTraining
 from mindvlm.nn.memory import VisionMemory
@@ -59,6 +60,7 @@ class Family:
         build: builds the model Cell; called with (config.model, context).
         processor: converts pictures and text to model inputs; called with (config.processor).
         output: what the model generates: text, with a `ChatProcessor`, or codes of pictures, with a `CodeProcessor`.
+        scope: what its models are for, unless their YAML says otherwise.
         models: the checkpoints that can be loaded and converted.
         vision_memory: estimates the memory that the towers need for one picture; called with (config.model,
             item_size, has_kernels).
@@ -89,6 +91,7 @@ class Family:
     processor: Callable[[Any], ChatProcessor | CodeProcessor]
     models: Sequence[ConvertibleModel]
     output: Literal["text", "pictures"] = "text"
+    scope: Scope = field(default_factory=Scope)
     vision_memory: Callable[[Any, int, bool], VisionMemory] | None = None
     most_views: Callable[[Any], tuple[int, ...]] | None = None
     tensor_parallel: tuple[Rule, ...] = ()

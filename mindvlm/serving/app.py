@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -52,7 +53,10 @@ class Service:
 
     @property
     def model(self) -> VisionLanguageModel:
-        """The model. Raises ApiError while it is loading."""
+        """The model. Raises ApiError while it is loading, and if it cannot be loaded."""
+        if self.scheduler.failure:
+            message = f"the model cannot be loaded: {self.scheduler.failure}; then start the server again"
+            raise ApiError(503, message, code="load_failed", headers={"x-should-retry": "false"})
         if self.scheduler.model is None:
             headers = {"Retry-After": "2"}
             raise ApiError(503, "the model is loading; try again in a moment", code="loading", headers=headers)
@@ -85,6 +89,7 @@ class Service:
             "max_pictures": self.settings.max_pictures,
             "input_modalities": ["text", "image"],
             "output_modalities": ["text"],
+            "scope": asdict(self.model.scope),
         }
 
     async def chat_prompt(self, request: Request) -> tuple[Wishes, Prompt]:

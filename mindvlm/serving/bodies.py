@@ -51,7 +51,8 @@ async def read_body(request: Request, settings: ServerSettings, share: Share) ->
     except ClientDisconnect:
         raise ApiError(400, "the client disconnected") from None
     if size > limit:
-        message = f"the body is larger than {limit / MEBIBYTE:g} MiB; send smaller pictures"
+        remedy = "send smaller pictures or documents, or raise --max_body_mib of the server"
+        message = f"the body is larger than {limit / MEBIBYTE:g} MiB; {remedy}"
         raise ApiError(413, message, code="body_too_large", headers=CLOSE)
     return content
 

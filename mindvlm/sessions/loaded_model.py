@@ -5,9 +5,10 @@ import logging
 import warnings
 from collections.abc import Callable
 
-from mindvlm.core.config import GenerationConfig, build_config
+from mindvlm.core.config import GenerationConfig, Scope, build_config
 from mindvlm.core.progress import progress_to
 from mindvlm.generation.engine import Engine
+from mindvlm.models.registry import get_family
 from mindvlm.parallel.mesh import Mesh
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ class LoadedModel:
             on_compile=self.log_compilation,
             cache_graphs=cache_graphs,
         )
+
+    @property
+    def scope(self) -> Scope:
+        """What the model is for: that of its YAML, else that of its family."""
+        return self.config.scope or get_family(self.config.family).scope
 
     def log_compilation(self, stage: str) -> None:
         with progress_to(self.progress):

@@ -63,6 +63,7 @@ def test_an_unknown_key_unlike_any_lists_the_known_ones():
         ("model__vision_vocabulary__global_attn_indexes", ["a"], "a whole number"),
         ("processor__vocab_file", 3, "text"),
         ("generation__stop_strings", "###", "a list"),
+        ("scope", "reads pages", "a mapping"),
         ("device", "gpu", "'auto' or 'cpu' or 'ascend'"),
         ("mode", "eager", "'graph' or 'pynative'"),
         ("dtype", "int8", "'float32' or 'float16' or 'bfloat16'"),
@@ -77,6 +78,12 @@ def test_a_wrong_type_names_key_value_and_expectation(tmp_path, key, value, expe
     assert f"'{section}" in message and expected in message
     shown = value[0] if value == ["a"] else value
     assert repr(shown) in message
+
+
+@pytest.mark.parametrize("questions", [[], ["What?", ""]])
+def test_a_scope_without_questions(tmp_path, questions):
+    said = f"config key 'scope.questions' is {questions!r}; expected one question or more, none empty"
+    assert error_of(tmp_path, scope={"questions": questions}) == said
 
 
 def test_a_number_without_a_dot_is_a_number(tmp_path):

@@ -2,7 +2,9 @@
 checked."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +14,15 @@ from PIL import Image
 from mindvlm.api import load
 from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.convert_weight import main as convert
+from mindvlm.core.config import Scope, kind_of_config, read_yaml
 from mindvlm.core.errors import UserError
 from mindvlm.models.loading import build_model
 from mindvlm.models.registry import FAMILIES, convertible_models, get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.parallel.mesh import Mesh
+from mindvlm.serving.app import Service
+from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.settings import ServerSettings
 from mindvlm.tools.check_model import main as check
 from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
@@ -27,6 +33,8 @@ from tests.mosaic.config import parse_config
 from tests.mosaic.names import HF, SIZES, infos_of
 from tests.processing.text.small_pieces import write_piece_files
 from tests.training.small_job import losses, write_data
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.fixture
@@ -62,6 +70,16 @@ def test_every_row_leads_to_a_family_of_its_name():
         get_family("mosaic")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_config_of_every_family_says_what_a_model_is_for(name):
+    configs = {path: read_yaml(path) for path in (CONFIGS / name).glob("*.yaml")}
+    path, data = next(item for item in configs.items() if kind_of_config(item[1]) == "the config of a model")
+    parse = get_family(name).parse_config
+    assert parse(data | {"scope": {"note": "For tests."}}, path).scope == Scope(note="For tests.")
+    with pytest.raises(UserError, match="unknown config key 'scope.notes'; did you mean 'note'"):
+        parse(data | {"scope": {"notes": "For tests."}}, path)
+
+
 def test_a_new_family_answers(folder):
     model = load(folder / "mosaic.yaml", cache=False)
     red, blue = (Image.new("RGB", (20, 10), colour) for colour in ("red", "blue"))
@@ -71,6 +89,18 @@ def test_a_new_family_answers(folder):
     assert not np.allclose(*logits)
     several = model.generate(["what colour?", "what?"], images=[red, None])
     assert several[0].ids == answer.ids
+
+
+def test_the_web_page_learns_what_a_new_family_is_for(folder):
+    def scope_of() -> dict:
+        scheduler = SimpleNamespace(model=load(folder / "mosaic.yaml", cache=False), failure=None)
+        return Service(scheduler, ServerSettings(), Metrics()).card()["scope"]
+
+    assert scope_of() == asdict(mosaic.FAMILY.scope) == asdict(Scope())
+    own = {"note": "Names colours.", "questions": ["what colour?"], "one_picture": True}
+    data = yaml.safe_load((folder / "mosaic.yaml").read_text())
+    (folder / "mosaic.yaml").write_text(yaml.safe_dump(data | {"scope": own}, allow_unicode=True))
+    assert scope_of() == asdict(Scope(**own))
 
 
 def test_a_new_family_converts_both_ways(folder, capsys):

@@ -6,11 +6,14 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from mindvlm.core.config import Scope
 from mindvlm.processing.images.documents import Document, page_ranges
+from mindvlm.serving.errors import ApiError
 from mindvlm.serving.page import HEADERS, PAGE_FILES
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -35,6 +38,12 @@ def opened_browser() -> Iterator:
 BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 """A picture of one pixel."""
 
+ANSWERER = Scope(note="Answers about shapes.", questions=["Describe the image.", "What color is the circle?"])
+READER = Scope(
+    note="Reads short lines.", note_zh="识别短行。", questions=["Read it."], page_question="Read it.", one_picture=True
+)
+LOADING = ApiError(503, "a model of this server is loading; try again in a moment", code="loading")
+
 Answer = Callable[["ScriptedHandler"], None]
 
 
@@ -45,8 +54,10 @@ class ScriptedServer(ThreadingHTTPServer):
         answers: for each request, a function that writes the response; the last one stays.
         asked: the bodies of the requests.
         keys: the Authorization headers of all requests to the API.
-        models: names of the models that are loaded; without any, the server is loading.
+        models: the models that are loaded by their names, and what they are for.
+        problem: what keeps the server from answering all its models, or any.
         num_pages: of each document.
+        broken_pages: numbers of pages that cannot be rendered.
         max_pictures: of a request.
     """
 
@@ -58,8 +69,9 @@ class ScriptedServer(ThreadingHTTPServer):
         self.asked: list[dict] = []
         self.keys: list[str | None] = []
         self.left = threading.Event()
-        self.models = ["tiny"]
-        self.num_pages, self.max_pictures = 2, 16
+        self.models = {"tiny": ANSWERER}
+        self.problem: ApiError | None = None
+        self.num_pages, self.broken_pages, self.max_pictures = 2, [], 16
         self.url = f"http://127.0.0.1:{self.server_port}/"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -78,11 +90,10 @@ class ScriptedHandler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models":
             self.server.keys.append(self.headers["Authorization"])
             limits = {"max_pictures": self.server.max_pictures}
-            data = [{"id": name, "object": "model", **limits} for name in self.server.models]
-            status = 200 if data else 503
-            self.reply(status, json.dumps({"object": "list", "data": data}).encode())
+            data = [{"id": name, "scope": asdict(scope), **limits} for name, scope in self.server.models.items()]
+            self.reply_unless(None if data else self.server.problem, {"object": "list", "data": data})
         elif self.path == "/health":
-            self.reply(200 if self.server.models else 503, b"{}")
+            self.reply_unless(self.server.problem, {"status": "ok"})
         else:
             self.reply(404, b"{}")
 
@@ -99,8 +110,14 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     def pages(self, ranges: str) -> dict:
         """Returns the pages "1-16" or "1,2" of a document, as blank pictures."""
         document = Document(b"", "document", self.server.num_pages)
-        data = [{"number": one, "url": BLANK} for one in document.selected(page_ranges(ranges))]
+        numbers = document.selected(page_ranges(ranges))
+        broken = self.server.broken_pages
+        data = [{"number": one, **({"error": "damaged"} if one in broken else {"url": BLANK})} for one in numbers]
         return {"num_pages": document.num_pages, "data": data}
+
+    def reply_unless(self, problem: ApiError | None, value: dict) -> None:
+        body = problem.body if problem else value
+        self.reply(problem.status if problem else 200, json.dumps(body).encode())
 
     def reply(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -130,14 +147,14 @@ def chunk(text: str = "", **fields) -> dict:
     return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None, **fields}]}
 
 
-def says(*pieces: str) -> Answer:
+def says(*pieces: str, finish_reason: str = "stop", stop_reason: str = "stop_token") -> Answer:
     """Returns an answer that streams pieces."""
 
     def answer(handler: ScriptedHandler) -> None:
         handler.begin_stream()
         for piece in pieces:
             handler.send(chunk(piece))
-        handler.send(chunk(finish_reason="stop", stop_reason="stop_token"))
+        handler.send(chunk(finish_reason=finish_reason, stop_reason=stop_reason))
         figures = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
         handler.send({"choices": [], "usage": figures, "timings": {"predicted_per_second": 1234.5}})
         handler.send("[DONE]")

@@ -2,14 +2,20 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
+from mindvlm.core.errors import UserError
 from mindvlm.processing.images.loading import load_image
 from mindvlm.serving import jobs
+from mindvlm.serving.app import Service, make_app
 from mindvlm.serving.errors import ApiError
+from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.settings import ServerSettings
 from tests.serving.running import data_url, running, shown, wait_for
 from tests.tiny_vary import picture, tiny_model
 
@@ -215,6 +221,16 @@ def test_while_the_model_loads(tmp_path):
         assert server.chat().status_code == 503
         wait_for(lambda: httpx.get(f"{server.root}/health").status_code == 200)
         assert httpx.get(f"{server.root}/health").json() == {"status": "ok"}
+
+
+def test_a_model_that_cannot_be_loaded():
+    failure = UserError("tiny.safetensors is damaged; convert it again")
+    service = Service(SimpleNamespace(model=None, failure=failure), ServerSettings(), Metrics())
+    client = TestClient(make_app(service))
+    for path in ("/health", "/v1/models"):
+        answer = client.get(path)
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "load_failed"
+        assert f"cannot be loaded: {failure}; then start the server again" in answer.json()["error"]["message"]
 
 
 @pytest.mark.ci

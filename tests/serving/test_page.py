@@ -5,8 +5,10 @@ import threading
 
 import pytest
 
+from mindvlm.core.config import Scope
+from mindvlm.serving.errors import ApiError
 from mindvlm.serving.page import EXAMPLES
-from tests.serving.browser import ask, chunk, refuses, says
+from tests.serving.browser import ANSWERER, LOADING, READER, ask, chunk, refuses, says
 from tests.serving.running import running
 from tests.tiny_vary import picture, tiny_model
 
@@ -108,17 +110,19 @@ def test_pictures_are_pasted_and_dropped(script, visit, event):
 
 
 def test_an_example_is_asked_about(script, visit):
-    script.models, script.answers = ["vary_nano", "tinyllava_nano"], [says("It is red.")]
+    script.models, script.answers = {"reader": READER, "answerer": ANSWERER}, [says("It is red.")]
     page = visit(script.url)
-    assert page.locator("#model option").all_inner_texts() == ["vary_nano", "tinyllava_nano"]
-    page.select_option("#model", "tinyllava_nano")
+    assert page.locator("#model option").all_inner_texts() == ["reader", "answerer"]
+    assert page.locator(".card").all_inner_texts() == ["Read it.", "Read it.", "scan.pdf"]
+    page.select_option("#model", "answerer")
+    assert page.locator(".card").all_inner_texts() == ANSWERER.questions
     page.get_by_role("button", name="What color is the circle?").click()
     page.locator(".answer .actions").wait_for()
-    assert script.asked[0]["model"] == "tinyllava_nano"
+    assert script.asked[0]["model"] == "answerer"
     url = script.asked[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,") and page.locator(".shown img").is_visible()
     page.reload()
-    page.locator("#model option:checked", has_text="tinyllava_nano").wait_for(state="attached")
+    page.locator("#model option:checked", has_text="answerer").wait_for(state="attached")
 
 
 def add(page, folder, *names: str) -> None:
@@ -135,7 +139,7 @@ def pictures_asked(body: dict) -> list[int]:
 
 
 def test_a_model_that_reads_single_pictures_gets_each_question_alone(script, visit, tmp_path):
-    script.models, script.answers = ["vary_nano"], [says("one")]
+    script.models, script.answers = {"reader": READER}, [says("one")]
     page = visit(script.url)
     for question in ("first", "second"):
         add(page, tmp_path, "a.png")
@@ -147,10 +151,10 @@ def test_a_model_that_reads_single_pictures_gets_each_question_alone(script, vis
     ask(page, "")
     page.locator(".answer .actions").nth(3).wait_for()
     assert [pictures_asked(body) for body in script.asked[2:]] == [[1], [1]]
-    assert page.locator(".question p").all_inner_texts()[2:] == ["Provide the ocr results of this image."] * 2
+    assert page.locator(".question p").all_inner_texts()[2:] == ["Read it."] * 2
     page.fill("#question", "and now?")
     page.press("#question", "Enter")
-    page.locator("#notice", has_text="vary_nano reads pictures. Add one").wait_for()
+    page.locator("#notice", has_text="reader answers questions about a picture. Add one").wait_for()
     assert page.input_value("#question") == "and now?" and len(script.asked) == 4
 
 
@@ -160,7 +164,7 @@ def test_questions_about_single_pictures_are_stopped_together(script, visit, tmp
         while not script.left.wait(0.01):
             handler.send(chunk("more"))
 
-    script.models, script.answers = ["vary_nano"], [answer, says("second")]
+    script.models, script.answers = {"reader": READER}, [answer, says("second")]
     page = visit(script.url)
     add(page, tmp_path, "a.png", "b.png")
     page.locator("#pictures img").nth(1).wait_for()
@@ -199,16 +203,30 @@ def test_the_limit_of_pictures_is_told_when_they_are_added(server, script, visit
 
 
 def test_a_model_says_what_it_is_for(script, visit):
-    script.models = ["tinyllava_nano", "vary_nano", "TinyLLaVA-1.5B"]
+    script.models = {"answerer": ANSWERER, "reader": READER, "other": Scope()}
     page = visit(script.url)
     about = page.locator("#about")
-    assert "What color is the circle?" in about.inner_text()
-    page.select_option("#model", "vary_nano")
-    assert "one or two lines of printed text" in about.inner_text()
+    assert about.inner_text() == "answerer: Answers about shapes."
+    page.select_option("#model", "reader")
     page.locator("#language").click()
-    assert about.inner_text().startswith("vary_nano 分别识别")
-    page.select_option("#model", "TinyLLaVA-1.5B")
+    assert about.inner_text() == "reader: 识别短行。"
+    page.select_option("#model", "other")
     assert about.is_hidden()
+    page.set_input_files("#files", EXAMPLES / "scan.pdf")
+    document = page.get_by_role("region", name="scan.pdf")
+    document.wait_for()
+    page.select_option("#model", "reader")
+    assert document.get_by_text("识别短行。").is_visible() and about.is_hidden()
+    page.select_option("#model", "answerer")
+    assert document.get_by_text("Answers about shapes.").is_visible()
+    page.get_by_label("关闭文档").click()
+    assert about.inner_text() == "answerer: Answers about shapes."
+
+
+def test_the_server_says_what_its_model_is_for(server):
+    scope = server.request("GET", "/v1/models").json()["data"][0]["scope"]
+    assert scope["questions"][0] == scope["page_question"] == "Provide the ocr results of this image."
+    assert scope["note"] == "" and not scope["one_picture"]
 
 
 # ------------------------------------------------------------------------------------------------------------ documents
@@ -224,61 +242,95 @@ def test_a_document_is_read(server, visit):
     document.get_by_role("button", name="Read all pages").click()
     document.get_by_text("2 of 2 pages").wait_for()
     expected = [one.text for one in tiny_model().read_document(EXAMPLES / "scan.pdf")]
-    assert [text.strip() for text in document.locator("article .text").all_inner_texts()] == [
-        one.strip() for one in expected
-    ]
+    cut = "\n\ncut at the longest answer"
+    assert document.locator("article .text").all_inner_texts() == [one.strip() + cut for one in expected]
     with page.expect_download() as download:
         document.get_by_label("Download the text").click()
     assert download.value.suggested_filename == "scan.txt"
     assert download.value.path().read_text() == "\f".join(f"{one.rstrip()}\n" for one in expected)
     document.get_by_label("Ask about this page").first.click()
-    assert page.locator("#pictures img").get_attribute("alt") == "scan.pdf, Page 1"
+    asked = page.locator("#pictures img")
+    assert asked.get_attribute("alt") == "scan.pdf, Page 1"
+    page.wait_for_function("document.querySelector('#pictures img').naturalWidth > 500")
     document.get_by_label("Close the document").click()
     assert page.locator("#welcome").is_visible()
 
 
 def test_a_model_that_reads_is_chosen_for_a_document(script, visit):
-    script.models, script.answers = ["tinyllava_nano", "vary_nano"], [says("read")]
+    script.models, script.answers = {"answerer": ANSWERER, "reader": READER}, [says("read")]
     page = visit(script.url)
-    assert page.input_value("#model") == "tinyllava_nano"
+    assert page.input_value("#model") == "answerer"
     page.set_input_files("#files", EXAMPLES / "scan.pdf")
     page.get_by_role("button", name="Read all pages").click()
     page.get_by_text("2 of 2 pages").wait_for()
-    assert [body["model"] for body in script.asked] == ["vary_nano"] * 2
+    assert [body["model"] for body in script.asked] == ["reader"] * 2
+    assert script.asked[0]["messages"][0]["content"][1]["text"] == "Read it."
     page.reload()
     page.locator("#model option").first.wait_for(state="attached")
-    page.select_option("#model", "tinyllava_nano")
+    page.select_option("#model", "answerer")
     page.set_input_files("#files", EXAMPLES / "scan.pdf")
-    page.get_by_role("button", name="Read all pages").wait_for()
-    assert page.input_value("#model") == "tinyllava_nano" and "no documents" in page.locator("#about").inner_text()
+    page.get_by_label("Page 1: read it").click()
+    page.get_by_text("1 of 2 pages").wait_for()
+    assert script.asked[-1]["model"] == "answerer"
+    assert script.asked[-1]["messages"][0]["content"][1]["text"] == "Describe the image."
 
 
 def test_a_document_is_read_again(script, visit):
-    script.models, script.answers = ["tinyllava_nano", "vary_nano"], [says("yes"), says("yes"), says("Invoice")]
+    script.models = {"answerer": ANSWERER, "reader": READER}
+    script.answers = [says("yes"), says("yes"), says("Invoice")]
     page = visit(script.url)
-    page.select_option("#model", "tinyllava_nano")
+    page.select_option("#model", "answerer")
     page.set_input_files("#files", EXAMPLES / "scan.pdf")
     page.get_by_role("button", name="Read all pages").click()
     page.get_by_text("2 of 2 pages").wait_for()
     again = page.get_by_role("button", name="Read again")
     assert not again.is_visible() and page.get_by_label("Page 1: go to its text").is_visible()
-    page.select_option("#model", "vary_nano")
+    page.select_option("#model", "reader")
     page.get_by_label("Page 1: read it").click()
     page.get_by_text("1 of 2 pages").wait_for()
     again.click()
     page.get_by_text("2 of 2 pages").wait_for()
     assert page.locator("article .text").all_inner_texts() == ["Invoice", "Invoice"]
-    assert [body["model"] for body in script.asked] == ["tinyllava_nano"] * 2 + ["vary_nano"] * 2
+    assert [body["model"] for body in script.asked] == ["answerer"] * 2 + ["reader"] * 2
     page.get_by_role("button", name="Settings").click()
     page.fill("#settings [name=pageQuestion]", "Read the text.")
     page.get_by_role("button", name="Done").click()
     again.click()
     page.get_by_text("2 of 2 pages").wait_for()
     assert [body["messages"][0]["content"][1]["text"] for body in script.asked[4:]] == ["Read the text."] * 2
-    page.select_option("#model", "tinyllava_nano")
+    page.select_option("#model", "answerer")
     again.wait_for()
-    page.select_option("#model", "vary_nano")
+    page.select_option("#model", "reader")
     again.wait_for(state="hidden")
+
+
+def test_pages_that_end_otherwise_say_so(script, visit):
+    script.num_pages, script.broken_pages = 6, [2]
+    script.answers = [
+        says("whole"),
+        says("one one one", finish_reason="length", stop_reason="repetition"),
+        says("half", finish_reason="length", stop_reason="max_new_tokens"),
+        says(),
+        refuses(500, "it failed"),
+    ]
+    page = visit(script.url)
+    page.set_input_files("#files", EXAMPLES / "scan.pdf")
+    for number in (1, 3, 4, 5, 6):
+        page.get_by_label(f"Page {number}: read it").click()
+        page.locator("article", has=page.get_by_role("heading", name=f"Page {number}", exact=True)).wait_for()
+        page.get_by_role("button", name="Read all pages").wait_for()
+    page.get_by_label("Page 2: read it").click()
+    document = page.get_by_role("region", name="scan.pdf")
+    document.get_by_text("Pages that were not read: 2, 6").wait_for()
+    assert document.get_by_text("4 of 6 pages").is_visible()
+    texts = [text.split("\n")[-1] for text in page.locator("article .text").all_inner_texts()]
+    repeated, cut = "cut, it repeated itself", "cut at the longest answer"
+    assert texts[0] == "whole" and texts[2:5] == [repeated, cut, "The answer is empty."]
+    assert "damaged" in page.locator("article .text").nth(1).inner_text()
+    script.broken_pages, script.answers = [], [says("now")]
+    page.get_by_role("button", name="Read all pages").click()
+    page.get_by_text("6 of 6 pages").wait_for()
+    assert document.get_by_text("Pages that were not read").count() == 0 and len(script.asked) == 7
 
 
 def test_files_that_cannot_be_added(server, visit, tmp_path):
@@ -467,7 +519,7 @@ CONTRAST = """() => {
 
 
 def test_a_server_that_loads(script, visit, tmp_path):
-    script.models, script.answers = [], [says("fine")]
+    script.models, script.problem, script.answers = {}, LOADING, [says("fine")]
     page = visit(script.url, waits=False)
     page.locator("#waiting", has_text="The model is loading").wait_for()
     page.set_input_files("#files", EXAMPLES / "scan.pdf")
@@ -480,11 +532,26 @@ def test_a_server_that_loads(script, visit, tmp_path):
     page.get_by_label("Page 1: read it").click()
     assert page.locator("#send").is_disabled() and read.is_disabled() and page.locator(".turn").count() == 0
     assert page.locator("#waiting").is_visible() and page.input_value("#question") == "hi"
-    script.models = ["tiny"]
+    script.models = {"tiny": ANSWERER}
+    page.locator("#waiting", has_text="Another model is loading").wait_for()
     page.locator("#send:enabled").click()
     page.locator(".text", has_text="fine").wait_for()
-    assert read.is_enabled() and page.locator("#waiting").is_hidden()
+    assert read.is_enabled()
+    script.problem = None
+    page.locator("#waiting").wait_for(state="hidden")
     assert [body["model"] for body in script.asked] == ["tiny"]
+
+
+@pytest.mark.parametrize("models", [{}, {"tiny": ANSWERER}])
+def test_a_model_that_cannot_be_loaded(script, visit, models):
+    message = "the model m has failed too often; its server must be restarted, see its log"
+    script.models, script.problem = models, ApiError(503, message, code="replica_failed")
+    page = visit(script.url, waits=False)
+    page.locator("#waiting", has_text=message).wait_for()
+    assert page.locator("#send").is_enabled() == bool(models)
+    script.models, script.problem = {"tiny": ANSWERER}, None
+    page.locator("#waiting").wait_for(state="hidden")
+    assert page.locator("#send").is_enabled()
 
 
 def test_a_server_that_is_gone(script, visit):

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mindvlm.api import load
 from mindvlm.core.config import GenerationConfig
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.fields import parse_json
-from mindvlm.serving.messages import PictureUrl
+from mindvlm.serving.messages import PictureUrl, read_messages
+from mindvlm.serving.prompts import PictureCache, chat_prompt
 from mindvlm.serving.requests import read_chat, read_completion
 from tests.serving.running import running, shown
+from tests.tiny_vary import write_tiny_opt
 
 DEFAULTS = GenerationConfig(max_new_tokens=9, stop_strings=["###"])
 
@@ -283,6 +286,14 @@ def test_an_empty_answer_is_an_empty_text(server):
     text = server.text(max_tokens=1)
     answer = server.chat(stop=text[0], max_tokens=4).json()["choices"][0]
     assert (answer["message"]["content"], answer["finish_reason"]) == ("", "stop")
+
+
+def test_a_template_without_questions_needs_a_picture(tmp_path):
+    model = load(write_tiny_opt(tmp_path, processor__template="opt"), cache=False)
+    dialogue = read_messages([{"role": "user", "content": "What is this?"}])
+    with pytest.raises(ApiError, match="template 'opt' needs a picture; give an image") as raised:
+        chat_prompt(model, dialogue, [], PictureCache(0))
+    assert raised.value.status == 400
 
 
 def test_a_text_that_cannot_fit_is_not_tokenized(server, monkeypatch):

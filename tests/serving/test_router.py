@@ -55,6 +55,7 @@ def test_each_model_answers(router, client):
     )
     assert [model.id for model in client.models.list().data] == ["tiny", "other"]
     assert client.models.retrieve("other").context_length == 320
+    assert client.models.retrieve("other").scope["page_question"] == "Provide the ocr results of this image."
     unknown = router.chat(model="third")
     assert unknown.status_code == 404 and "this server has 'tiny', 'other'" in unknown.json()["error"]["message"]
     assert choices(router.post("completions", {"model": "other", "prompt": "a", "max_tokens": 2}))[0]["text"]

@@ -165,7 +165,7 @@ def has_ended(pid: int) -> bool:
 
 @pytest.mark.parametrize(("number", "num_replicas"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_a_signal_ends_the_server_after_the_answer(tmp_path, number, num_replicas):
-    path = write_tiny_vary(tmp_path, generation={"max_new_tokens": 60})
+    path = write_tiny_vary(tmp_path, generation={"max_new_tokens": 60}, scope={"note": "Reads noise."})
     with started(path, "--replicas", str(num_replicas)) as (process, log, url):
         wait_for(lambda: httpx.get(url.replace("/v1", "/health")).status_code == 200, 60)
         if num_replicas > 1:
@@ -182,6 +182,7 @@ def test_a_signal_ends_the_server_after_the_answer(tmp_path, number, num_replica
         text = log.read_text()
         assert "Traceback" not in text and "error" not in text and text.endswith("\nstopped\n")
         assert f"\ntiny{', replica 0' if num_replicas > 1 else ''} is ready\n" in text
+        assert "\ntiny: Reads noise.\n" in text
 
 
 @pytest.mark.parametrize("said", ["native kernels", "listening on"])

@@ -1,5 +1,6 @@
 """The Vary family: Vary-toy, Vary-tiny and the shipped Vary-nano."""
 
+from mindvlm.core.config import Scope
 from mindvlm.models.base import Family, InitialRule
 from mindvlm.models.vary.config import parse_config
 from mindvlm.models.vary.memory import vision_memory
@@ -9,6 +10,7 @@ from mindvlm.models.vary.names import MODELS
 from mindvlm.models.vary.pretrained import fit_pretrained
 from mindvlm.models.vary.processor import VaryProcessor
 from mindvlm.parallel.plan import DECODER, VISION_TRANSFORMER, Rule
+from mindvlm.processing.images.documents import DEFAULT_QUERY
 
 VISION_VOCABULARY = (
     Rule(r"vision_vocabulary\.blocks\.\d+\.norm[12]", "enter"),
@@ -27,12 +29,18 @@ INITIAL_RULES = (
 )
 """Initial scales of the SAM tower: relative position tables, branch outputs, convolutions after the blocks."""
 
+SCOPE = Scope(
+    questions=[DEFAULT_QUERY, "Convert the image to markdown/latex format.", "Detect all objects in this image"],
+    page_question=DEFAULT_QUERY,
+)
+
 FAMILY = Family(
     name="vary",
     parse_config=parse_config,
     build=build_model,
     processor=VaryProcessor,
     models=MODELS,
+    scope=SCOPE,
     vision_memory=vision_memory,
     tensor_parallel=DECODER + VISION_TRANSFORMER + VISION_VOCABULARY,
     make_fit=lambda config: fit_pretrained,

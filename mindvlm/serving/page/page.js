@@ -1,5 +1,18 @@
-// The web page of the server, in sections: words, helpers, settings, server, Markdown, tables, formulas, boxes, conversation,
-// documents, composer, start. The text of a model becomes text nodes, never HTML.
+// The web page of the server. The text of a model becomes text nodes, never HTML. Each section begins with a line -- name:
+//
+//   words         the texts of the page in English and Chinese
+//   helpers       making elements, copying, messages
+//   settings      what this browser keeps, and the settings dialog
+//   server        requests, errors, the API key, streams
+//   models        the chooser, and what the chosen model is for
+//   Markdown      the text of an answer as elements
+//   tables        of Markdown, LaTeX and HTML
+//   formulas      LaTeX as MathML
+//   boxes         drawn on a picture
+//   conversation  questions and answers
+//   documents     their pages and the texts of these
+//   composer      the next question, its pictures, and the examples
+//   start         what the page listens to
 
 // ---------------------------------------------------------------------------------------------------------------- words
 
@@ -17,18 +30,19 @@ const WORDS = {
     stored: 'Settings stay in this browser. The API key is forgotten when the tab closes.', keyTitle: 'API key',
     keyHint: 'This server asks for a key. Its operator has it.', useKey: 'Use it', you: 'You', edit: 'Edit the question',
     copyText: 'Copy as text', copyMarkdown: 'Copy as Markdown', source: 'Show the source', again: 'Answer again',
-    copied: 'Copied', notCopied: 'The browser does not allow copying', remove: 'Remove {0}', picture: 'Picture {0}',
+    copied: 'Copied', notCopied: 'The browser does not allow copying', remove: 'Remove {0}',
     tokens: '{0} tokens', rate: '{0} tokens/s', first: 'first token after {0} s', cut: 'cut at the longest answer',
     repeated: 'cut, it repeated itself', stopped: 'stopped', empty: 'The answer is empty.', answering: 'The model is answering',
-    answer: 'Answer: {0}', broken: 'The connection broke off. Ask again.', unreachable: 'The server cannot be reached.',
+    answer: 'Answer: {0}', broken: 'The connection broke off. Ask again.',
+    unreachable: 'The server cannot be reached. If it has ended, its last messages say why.',
     noAnswer: 'The server answered with status {0}.', busy: 'The server is busy; try again in {0} s.', retry: 'Try again',
-    loading: 'The model is loading …', boxes: 'Boxes of the answer on the picture: {0}', pageCount: 'pages: {0}',
+    loading: 'The model is loading …', loadingMore: 'Another model is loading …',
+    boxes: 'Boxes of the answer on the picture: {0}', pageCount: 'pages: {0}',
     readAll: 'Read all pages', saveText: 'Download the text', close: 'Close the document', page: 'Page {0}',
     readPage: 'Page {0}: read it', goToPage: 'Page {0}: go to its text', more: 'Show more pages',
-    progress: '{0} of {1} pages', askPage: 'Ask about this page', opening: 'Opening {0} …', allRead: 'All pages are read', readAgain: 'Read again',
-    lines: '{0} reads one or two lines of printed text, in each picture alone.',
-    scenes: '{0} answers questions about drawn scenes: What color is the circle? How many squares are there? It reads no documents.',
-    needsPicture: '{0} reads pictures. Add one to the question.',
+    progress: '{0} of {1} pages', askPage: 'Ask about this page', opening: 'Opening {0} …', allRead: 'All pages are read',
+    failed: 'Pages that were not read: {0}', readAgain: 'Read again',
+    needsPicture: '{0} answers questions about a picture. Add one to the question.',
     tooMany: 'The pictures of a conversation are limited to {0}. Left out: {1}',
     tooManyAsked: 'The pictures of a conversation are limited to {0}; there are {1}. Remove some, or start a new conversation.',
   },
@@ -42,16 +56,17 @@ const WORDS = {
     reset: '恢复默认', done: '完成', stored: '设置保存在本浏览器中。关闭标签页后不保留 API 密钥。', keyTitle: 'API 密钥',
     keyHint: '该服务需要密钥，请向服务的管理者索取。', useKey: '使用', you: '你', edit: '修改问题', copyText: '复制为文本',
     copyMarkdown: '复制为 Markdown', source: '显示源文本', again: '重新回答', copied: '已复制', notCopied: '浏览器不允许复制',
-    remove: '移除 {0}', picture: '图片 {0}', tokens: '{0} 个 token', rate: '{0} token/s', first: '首个 token {0} 秒',
+    remove: '移除 {0}', tokens: '{0} 个 token', rate: '{0} token/s', first: '首个 token {0} 秒',
     cut: '达到最大长度，已截断', repeated: '内容重复，已截断', stopped: '已停止', empty: '回答为空。', answering: '模型正在回答',
-    answer: '回答：{0}', broken: '连接中断，请重新提问。', unreachable: '无法连接服务。', noAnswer: '服务返回状态码 {0}。',
-    busy: '服务繁忙，请在 {0} 秒后重试。', retry: '重试', loading: '模型正在加载……', boxes: '回答中的框：{0} 个',
+    answer: '回答：{0}', broken: '连接中断，请重新提问。',
+    unreachable: '无法连接服务。如果服务已退出，原因见其最后输出的消息。', noAnswer: '服务返回状态码 {0}。',
+    busy: '服务繁忙，请在 {0} 秒后重试。', retry: '重试', loading: '模型正在加载……', loadingMore: '另一个模型正在加载……',
+    boxes: '回答中的框：{0} 个',
     pageCount: '共 {0} 页', readAll: '识别全部页面', saveText: '下载文本', close: '关闭文档', page: '第 {0} 页',
     readPage: '第 {0} 页：识别', goToPage: '第 {0} 页：查看文本', more: '显示更多页面', progress: '{0} / {1} 页',
-    askPage: '就此页提问', opening: '正在打开 {0} ……', allRead: '全部页面已识别', readAgain: '重新识别',
-    lines: '{0} 分别识别每张图片中的一两行印刷文字。',
-    scenes: '{0} 回答关于图形场景的英文问题：What color is the circle? How many squares are there? 不能识别文档。',
-    needsPicture: '{0} 只识别图片，请为问题添加图片。', tooMany: '一次对话最多 {0} 张图片。未添加：{1}',
+    askPage: '就此页提问', opening: '正在打开 {0} ……', allRead: '全部页面已识别',
+    failed: '未能识别的页面：{0}', readAgain: '重新识别',
+    needsPicture: '{0} 只回答关于图片的问题，请为问题添加图片。', tooMany: '一次对话最多 {0} 张图片。未添加：{1}',
     tooManyAsked: '一次对话最多 {0} 张图片，现有 {1} 张。请移除一些图片，或开始新对话。',
   },
 };
@@ -119,6 +134,16 @@ function notify(text) {
   find('notice').textContent = text;
 }
 
+/** Runs what a person asked for and shows its problem. */
+async function attempt(work) {
+  try {
+    await work();
+  } catch (error) {
+    if (error instanceof Problem) notify(error.message);
+    else if (error.name !== 'AbortError') throw error;
+  }
+}
+
 async function copy(text) {
   try {
     if (navigator.clipboard) await navigator.clipboard.writeText(text);
@@ -153,7 +178,7 @@ function dataUrl(file) {
 
 // ------------------------------------------------------------------------------------------------------------- settings
 
-const DEFAULTS = { pageQuestion: 'Provide the ocr results of this image.', dpi: 200 };
+const DEFAULTS = { dpi: 200 };
 const settings = { ...DEFAULTS, ...stored() };
 
 function stored() {
@@ -198,7 +223,7 @@ function changeSetting({ target }) {
 }
 
 function resetSettings() {
-  for (const name of ['temperature', 'top_p', 'max_tokens', 'seed', 'system']) delete settings[name];
+  for (const name of ['temperature', 'top_p', 'max_tokens', 'seed', 'system', 'pageQuestion']) delete settings[name];
   keep(DEFAULTS);
   fillSettings();
   updateDocuments();
@@ -216,9 +241,9 @@ function applyTheme() {
 
 /** An error with a message for people. */
 class Problem extends Error {
-  constructor(message, status) {
+  constructor(message, { status, code } = {}) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, code });
   }
 }
 
@@ -242,7 +267,8 @@ async function problemOf(response) {
   const wait = response.headers.get('Retry-After');
   // a person knows the file, not the field of the request that has it
   const message = error?.message?.replace(/^(url|messages)[\w.[\]]*: /, '') ?? t('noAnswer', response.status);
-  return new Problem(response.status === 429 && wait ? `${t('busy', wait)} (${message})` : message, response.status);
+  const shown = response.status === 429 && wait ? `${t('busy', wait)} (${message})` : message;
+  return new Problem(shown, { status: response.status, code: error?.code });
 }
 
 let askedKey = null;
@@ -317,23 +343,45 @@ async function complete(messages, answer, signal, changed) {
   }
 }
 
-const model = () => find('model').value;
+// --------------------------------------------------------------------------------------------------------------- models
+
 let cards = [];
 let isModelChosen = false;
 let nextLoad = null;
 
+const model = () => find('model').value;
+
+/** Returns the entry of the chosen model in the list of the server; undefined before the first is loaded. */
+const card = () => cards.find(({ id }) => id === model());
+
+/** Returns the words of a model about what it can do and what it cannot. */
+function note() {
+  const { note: english, note_zh: chinese } = card()?.scope ?? {};
+  return (language() === 'zh' && chinese) || english || '';
+}
+
+/** Returns the question about each page of a document. */
+function pageQuestion() {
+  const { page_question: ofModel, questions } = card().scope;
+  return settings.pageQuestion || ofModel || questions[0];
+}
+
+/** Returns whether other pictures and earlier turns would only confuse the model. */
+const takesOnePicture = () => Boolean(card()?.scope.one_picture);
+
 /** Lists the models, again until all are loaded. Without a key it waits for the person. */
 async function loadModels() {
-  let isLast = false;
+  let problem = null;
   try {
     cards = (await (await request('v1/models')).json()).data;
     listModels();
-    find('waiting').textContent = '';
-    isLast = await request('health').then(() => true, () => false);
+    await request('health');
   } catch (error) {
-    find('waiting').textContent = error.status === 503 ? t('loading') : error.message;
-    isLast = error.status === 401;
+    problem = error;
   }
+  const isLoading = problem?.code === 'loading';
+  find('waiting').textContent = isLoading ? t(model() ? 'loadingMore' : 'loading') : problem?.message ?? '';
+  const isLast = !problem || problem.status === 401;
   clearTimeout(nextLoad);
   nextLoad = isLast ? null : setTimeout(loadModels, 2000);
   find('send').disabled = !model() && !isLast;
@@ -343,7 +391,8 @@ async function loadModels() {
 function listModels() {
   const ids = cards.map(({ id }) => id);
   const hasAsked = turns.length || [...openDocuments].some(({ read }) => read.size);
-  const reader = openDocuments.size && !hasAsked && !isModelChosen && ids.find((id) => READS.test(id));
+  const isReaderDue = openDocuments.size && !hasAsked && !isModelChosen;
+  const reader = isReaderDue && cards.find(({ scope }) => scope.page_question)?.id;
   const selected = [reader, hasAsked && model(), settings.model, model(), ids[0]].find((id) => ids.includes(id));
   const isSame = String([...find('model').options].map(({ value }) => value)) === String(ids);
   if (isSame && model() === selected) return;
@@ -353,8 +402,8 @@ function listModels() {
 
 /** Shows what depends on the model. */
 function showModel() {
-  const { about } = fitting();
-  find('about').textContent = about ? t(about, model()) : '';
+  find('model').title = note();
+  find('about').textContent = note() && `${model()}: ${note()}`;
   showExamples();
   updateDocuments();
 }
@@ -867,7 +916,7 @@ function inAlphabet(node, name) {
 const N = '\\s*(-?\\d{1,4}(?:\\.\\d{1,8})?)\\s*';
 const BOX = new RegExp(`\\[${N},${N},${N},${N}\\]|\\(${N},${N}\\)\\s*,?\\s*\\(${N},${N}\\)`, 'g');
 
-/** Returns the boxes of an answer, in fractions of the picture: thousandths as Vary writes them, or fractions. */
+/** Returns the boxes of an answer, in fractions of the picture: thousandths, or fractions. */
 function boxesOf(text) {
   const found = [];
   let [end, name] = [0, ''];
@@ -902,11 +951,6 @@ const turns = [];
 const chosen = { pictures: [], edited: null };
 let running = null;
 
-/** Models that read pages. */
-const READS = /vary|got/i;
-/** Models that read single pictures, which other pictures and earlier turns would only confuse. */
-const READS_ONLY = /vary.?nano/i;
-
 const pictureParts = (pictures) => pictures.map(({ url }) => ({ type: 'image_url', image_url: { url } }));
 
 function messagesUpTo(turn) {
@@ -918,13 +962,11 @@ function messagesUpTo(turn) {
 /** Returns the answered turns that the model gets before one, or before the next question. */
 function turnsBefore(turn) {
   const before = turn ? turns.slice(0, turns.indexOf(turn)) : turns;
-  return READS_ONLY.test(model()) ? [] : before.filter(({ answer }) => answer.text);
+  return takesOnePicture() ? [] : before.filter(({ answer }) => answer.text);
 }
 
-/** Returns how many pictures a conversation may have; a model that reads single ones gets each alone. */
-function pictureLimit() {
-  return READS_ONLY.test(model()) ? Infinity : cards.find(({ id }) => id === model())?.max_pictures ?? Infinity;
-}
+/** Returns how many pictures a conversation may have; a model of single pictures gets each alone. */
+const pictureLimit = () => (takesOnePicture() ? Infinity : card()?.max_pictures ?? Infinity);
 
 /** Returns how many pictures the next question may have. */
 function pictureRoom() {
@@ -933,9 +975,9 @@ function pictureRoom() {
 
 const systemMessage = () => (settings.system ? [{ role: 'system', content: settings.system }] : []);
 
-/** Asks a question; models that read single pictures are asked about each. */
+/** Asks a question; a model of single pictures is asked about each. */
 async function askAll(question, pictures) {
-  const parts = READS_ONLY.test(model()) ? pictures.map((picture) => [picture]) : [pictures];
+  const parts = takesOnePicture() ? pictures.map((picture) => [picture]) : [pictures];
   for (const part of parts) {
     const { isStopped } = await ask(question, part);
     if (isStopped) return;
@@ -1038,16 +1080,22 @@ function copyButton(name, key, text) {
   return node;
 }
 
-function figures({ model, usage, timings, seconds, finish, reason, isStopped }) {
+function figures(answer) {
+  const { model: name, usage, timings, seconds } = answer;
   const rate = timings?.predicted_per_second;
   return [
-    model,
+    name,
     usage && t('tokens', usage.completion_tokens),
     rate && t('rate', rate < 10 ? rate.toFixed(1) : Math.round(rate)),
     seconds !== undefined && t('first', seconds.toFixed(2)),
-    reason === 'repetition' ? t('repeated') : finish === 'length' && t('cut'),
-    isStopped && t('stopped'),
+    ending(answer),
   ].filter(Boolean).join(' · ');
+}
+
+/** Returns how an answer ended if not by itself. */
+function ending({ finish, reason, isStopped }) {
+  if (isStopped) return t('stopped');
+  return reason === 'repetition' ? t('repeated') : finish === 'length' ? t('cut') : '';
 }
 
 const isDown = () => find('main').scrollHeight - find('main').scrollTop - find('main').clientHeight < 80;
@@ -1061,6 +1109,8 @@ function showRunning() {
   find('send').hidden = Boolean(running);
   find('stop').hidden = !running;
   find('welcome').hidden = Boolean(find('talk').children.length);
+  // a document has the same words
+  find('about').hidden = Boolean(openDocuments.size);
   if (isFocused) find(running ? 'stop' : 'question').focus();
 }
 
@@ -1127,11 +1177,14 @@ class OpenDocument {
     this.saveButton = iconButton('save', 'saveText', () => this.save());
     this.copyButton = copyButton('copy', 'copyText', () => this.text());
     this.strip = el('ol', { class: 'thumbnails' });
+    this.note = el('p', { class: 'small' });
+    this.failures = el('p', { class: 'small' });
     this.texts = el('div', { class: 'texts' });
     const head = el('div', { class: 'head' }, icon('file'), el('h2', {}, name), this.progress, el('span', { class: 'space' }), this.copyButton,
       this.saveButton, iconButton('close', 'close', () => this.close()));
     const buttons = el('div', { class: 'buttons' }, this.readButton, this.stopButton, this.bar);
-    this.node = el('section', { class: 'document', 'aria-label': name }, head, this.strip, this.moreButton, buttons, this.texts);
+    this.node = el('section', { class: 'document', 'aria-label': name }, head, this.note, this.strip, this.moreButton, buttons,
+      this.failures, this.texts);
     this.update();
   }
 
@@ -1146,7 +1199,12 @@ class OpenDocument {
   due() {
     const now = wayOfReading();
     const numbers = Array.from({ length: this.count }, (_, index) => index + 1);
-    return numbers.filter((number) => !this.read.get(number)?.finish || this.read.get(number).way !== now);
+    return numbers.filter((number) => !this.read.get(number)?.isRead || this.read.get(number).way !== now);
+  }
+
+  /** Returns the numbers and entries of the pages that were asked about, in their order. */
+  entries() {
+    return [...this.read].sort(([one], [other]) => one - other);
   }
 
   addThumbnails(pages) {
@@ -1191,43 +1249,60 @@ class OpenDocument {
     });
     this.reading = null;
     this.update();
-    if (!this.due().length) say(t('allRead'));
+    say(this.due().length ? this.failures.textContent : t('allRead'));
   }
 
   async readPage({ number, url, error }, signal) {
-    const answer = { text: '', error };
-    const entry = this.entry(number, url, answer);
-    const content = [...pictureParts([{ url }]), { type: 'text', text: settings.pageQuestion }];
+    const answer = { text: '', error, isDone: Boolean(error) };
+    const entry = this.entry(number, answer);
+    const content = [...pictureParts([{ url }]), { type: 'text', text: pageQuestion() }];
     const messages = [...systemMessage(), { role: 'user', content }];
-    const show = () => entry.body.replaceChildren(...markdown(answer.text), ...(answer.error ? [problemNode(answer.error, () => this.readPages([number]))] : []));
+    const show = () => entry.body.replaceChildren(...markdown(answer.text), ...this.endingNodes(number, answer));
     if (error) show();
     else await complete(messages, answer, signal, show);
-    entry.finish = !answer.isStopped && !answer.error;
-    entry.text = answer.text;
+    entry.isRead = !answer.isStopped && !answer.error;
     this.bar.value += 1;
     this.update();
   }
 
+  /** Returns what stands below the text of a page that did not end by itself. */
+  endingNodes(number, answer) {
+    if (!answer.isDone) return [];
+    if (answer.error) return [problemNode(answer.error, () => this.readPages([number]))];
+    const words = ending(answer) || (answer.text ? '' : t('empty'));
+    return words ? [el('p', { class: 'small' }, words)] : [];
+  }
+
   /** Returns the entry of a page, whose text stands in the order of the pages. */
-  entry(number, url, answer) {
+  entry(number, answer) {
     const body = el('div', { class: 'text' });
-    const use = iconButton('bubble', 'askPage', () => addPictures([{ url, name: `${this.name}, ${t('page', number)}` }]));
-    const head = el('div', { class: 'head' }, el('h3', {}, t('page', number)), el('span', { class: 'space' }), ...(url ? [use] : []),
-      copyButton('copy', 'copyText', () => answer.text));
+    const head = el('div', { class: 'head' }, el('h3', {}, t('page', number)), el('span', { class: 'space' }),
+      iconButton('bubble', 'askPage', () => this.askAbout(number)), copyButton('copy', 'copyText', () => answer.text));
     const node = el('article', {}, head, body);
     this.read.get(number)?.node.remove();
-    const later = [...this.read].filter(([one]) => one > number).sort(([one], [other]) => one - other)[0];
+    const later = this.entries().find(([one]) => one > number);
     this.texts.insertBefore(node, later ? later[1].node : null);
-    const entry = { node, body, text: '', finish: false, way: wayOfReading() };
+    const entry = { node, body, answer, isRead: false, way: wayOfReading() };
     this.read.set(number, entry);
     return entry;
+  }
+
+  /** Adds a page to the next question. Pages are asked for again, because hundreds of them would fill the memory. */
+  async askAbout(number) {
+    await attempt(async () => {
+      const { data: [{ url, error }] } = await pagesOf(this.url, String(number), settings.dpi);
+      if (error) throw new Problem(error);
+      addPictures([{ url, name: `${this.name}, ${t('page', number)}` }]);
+    });
   }
 
   update() {
     const isReading = Boolean(this.reading);
     const due = this.due();
     const numRead = this.count - due.length;
-    const numFinished = [...this.read.values()].filter(({ finish }) => finish).length;
+    const numFinished = this.entries().filter(([, { isRead }]) => isRead).length;
+    const failed = this.entries().filter(([, { answer }]) => answer.error).map(([number]) => number);
+    this.note.textContent = note();
     this.readButton.hidden = isReading || !due.length;
     this.readButton.disabled = !model();
     this.readButton.dataset.t = numFinished === this.count ? 'readAgain' : 'readAll';
@@ -1236,6 +1311,7 @@ class OpenDocument {
     this.moreButton.hidden = this.thumbnails.size >= this.count;
     this.saveButton.hidden = this.copyButton.hidden = !numFinished;
     this.progress.textContent = numRead || isReading ? t('progress', numRead, this.count) : t('pageCount', this.count);
+    this.failures.textContent = failed.length ? t('failed', failed.join(', ')) : '';
     for (const [number, button] of this.thumbnails) {
       const isRead = !due.includes(number);
       button.classList.toggle('read', isRead);
@@ -1245,8 +1321,8 @@ class OpenDocument {
 
   /** Returns the texts of the pages in their order, with a form feed between pages. */
   text() {
-    const sorted = [...this.read].filter(([, { finish }]) => finish).sort(([one], [other]) => one - other);
-    return sorted.map(([, { text }]) => `${text.trimEnd()}\n`).join('\f');
+    const finished = this.entries().filter(([, { isRead }]) => isRead);
+    return finished.map(([, { answer }]) => `${answer.text.trimEnd()}\n`).join('\f');
   }
 
   save() {
@@ -1257,30 +1333,6 @@ class OpenDocument {
 }
 
 // ------------------------------------------------------------------------------------------------------------- composer
-
-const READING = ['Provide the ocr results of this image.'];
-const PAGES = [['page.png', READING[0]], ['invoice.png', READING[0]], ['scan.pdf']];
-/** For names of models: questions that fit, examples as [file, question], and the word of what the model is for. */
-const FITTING = [
-  { name: READS_ONLY, questions: READING, examples: PAGES, about: 'lines' },
-  { name: READS, questions: [...READING, 'Convert the image to markdown/latex format.', 'Detect all objects in this image.'], examples: PAGES },
-  { name: /nano/i, questions: ['Describe the image.', 'What color is the circle?', 'How many squares are there?'], about: 'scenes',
-    examples: [['scene.png', 'What color is the circle?'], ['scene.png', 'Describe the image.'], ['scene.png', 'What word is written in the image?']] },
-  { name: /./, questions: ['Describe the image.', 'What is written in the image?'],
-    examples: [['scene.png', 'Describe the image.'], ['page.png', 'What is written in the image?']] },
-];
-
-const fitting = () => FITTING.find(({ name }) => name.test(model() || '.'));
-
-/** Runs what a person asked for and shows its problem. */
-async function attempt(work) {
-  try {
-    await work();
-  } catch (error) {
-    if (error instanceof Problem) notify(error.message);
-    else if (error.name !== 'AbortError') throw error;
-  }
-}
 
 /** Adds files, and shows a line for each that cannot be added. */
 async function addFiles(files) {
@@ -1331,18 +1383,18 @@ function fitQuestion() {
   const field = find('question');
   field.style.height = 'auto';
   field.style.height = `${Math.min(field.scrollHeight, 200)}px`;
-  const offered = model() && chosen.pictures.length && !field.value ? fitting().questions : [];
+  const offered = model() && chosen.pictures.length && !field.value ? card().scope.questions : [];
   find('offers').replaceChildren(...offered.map((text) => el('button', { type: 'button', class: 'plain', click: () => send(text) }, text)));
 }
 
 /** Asks the next question; of pictures without one, the first that fits. */
 function send(written) {
   const { pictures, edited } = chosen;
-  const question = written.trim() || (pictures.length ? fitting().questions[0] : '');
+  const question = written.trim() || (pictures.length && card()?.scope.questions[0]);
   // after a refused key, nothing else asks for it
   if (!model() && !nextLoad) loadModels();
   if (running || !model() || !question) return find('question').focus();
-  if (READS_ONLY.test(model()) && !pictures.length) return notify(t('needsPicture', model()));
+  if (takesOnePicture() && !pictures.length) return notify(t('needsPicture', model()));
   if (pictures.length > pictureRoom()) {
     return notify(t('tooManyAsked', pictureLimit(), pictureLimit() - pictureRoom() + pictures.length));
   }
@@ -1365,9 +1417,17 @@ function stopEditing() {
   find('editing').hidden = true;
 }
 
-/** Offers examples that fit the model. */
+/** Returns examples that fit the model: files, and questions about pictures. */
+function fittingExamples() {
+  if (!card()) return [];
+  const { page_question: reads, questions } = card().scope;
+  if (reads) return [['page.png', reads], ['invoice.png', reads], ['scan.pdf']];
+  return questions.slice(0, 3).map((question) => ['scene.png', question]);
+}
+
+/** Offers the examples. */
 function showExamples() {
-  const examples = fitting().examples.map(([file, question]) => el('button', { type: 'button', class: 'card', click: () => tryExample(file, question) },
+  const examples = fittingExamples().map(([file, question]) => el('button', { type: 'button', class: 'card', click: () => tryExample(file, question) },
     file.endsWith('.pdf') ? el('span', { class: 'thumb' }, icon('file')) : el('img', { class: 'thumb', src: `examples/${file}`, alt: '' }),
     el('span', {}, question ?? file)));
   find('examples').replaceChildren(...examples);
