@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mindvlm.core.errors import UserError
 from mindvlm.models.registry import FAMILIES
-from mindvlm.native.library import Library
 from tests.golden_readers.kernels import FORMATS
-from tests.native.operators import SETS
+from tests.native.operators import SETS, is_here
 from tests.test_golden import CASES, require_holds, run
 
 QUICK = {"clip", "sam_small", "tiny_opt", "llama_clip_hf", "vicuna_small", "lm_hf"}
@@ -22,17 +20,6 @@ MODELS = [case for case in CASES if case.name not in WITHOUT_MODEL | TRAINED]
 
 RUNS = {"pynative": SETS, "graph": [name for name in SETS if name != "portable"]}
 """The instruction sets of a mode."""
-
-
-def is_here(library: Library, name: str) -> bool:
-    """Returns whether this machine has an instruction set."""
-    before = library.instruction_set
-    try:
-        library.choose(name)
-    except UserError:
-        return False
-    library.choose(before)
-    return True
 
 
 def test_recorded_cases_of_every_kind_of_layer(kernels):

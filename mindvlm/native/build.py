@@ -14,13 +14,13 @@ from pathlib import Path
 SOURCES = Path(__file__).with_name("src")
 OPTIONS = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-pthread")
 WARNINGS = ("-Wall", "-Wextra")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mprefer-vector-width=512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
 INSTRUCTION_SET_OPTIONS = {
     "x86_64": {
-        "kernels_avx2.cpp": ("-mavx2", "-mfma", "-mf16c"),
-        "kernels_avx512.cpp": (
-            *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
-            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
-        ),
+        "kernels_avx2.cpp": AVX2,
+        "kernels_avx512.cpp": AVX512,
+        "kernels_amx.cpp": (*AVX512, "-mamx-tile", "-mamx-int8"),
     },
     "aarch64": {"kernels_dotprod.cpp": ("-march=armv8.2-a+dotprod",)},
 }
@@ -78,14 +78,27 @@ def build(target: Path, compiler: Sequence[str] = (), *, machine: str | None = N
         digest = f'-DMINDVLM_DIGEST="{source_digest(machine)}"'
 
         def compile_source(source: Path, into: Path) -> None:
-            command = [*compiler, *OPTIONS, *WARNINGS, *options.get(source.name, ()), digest]
-            run([*command, "-c", str(source), "-o", str(into)])
+            own = known(compiler, options.get(source.name, ()))
+            run([*compiler, *OPTIONS, *WARNINGS, *own, digest, "-c", str(source), "-o", str(into)])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_source, sources, objects))
         library = folder / target.name
         run([*compiler, "-shared", "-pthread", *map(str, objects), "-o", str(library)])
         os.replace(library, target)
+
+
+def known(compiler: Sequence[str], options: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the options of an instruction set, or none if the compiler does not know them; GCC 10 does not know AMX.
+
+    A file that is compiled without them leaves the instruction set out.
+    """
+    try:
+        if options:
+            run([*compiler, *options, "-fsyntax-only", "-x", "c++", os.devnull])
+    except CompilerError:
+        return ()
+    return options
 
 
 def run(command: list[str]) -> None:

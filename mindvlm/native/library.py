@@ -24,7 +24,7 @@ from mindvlm.native.build import CompilerError, build, source_digest
 
 logger = logging.getLogger(__name__)
 
-INSTRUCTION_SETS = ("avx512", "avx2", "dotprod", "neon", "portable")
+INSTRUCTION_SETS = ("amx", "avx512", "avx2", "dotprod", "neon", "portable")
 FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4, "q4_K": 5, "q8_c": 6}
 """Storage formats of a matrix, with their numbers in the library."""
 BLOCK = 32

@@ -61,12 +61,12 @@ def test_the_environment_chooses_the_instruction_set(compiled):
     printed = OPEN + "print(library and library.instruction_set)"
     assert run(printed, MINDVLM_NATIVE="portable").stdout.strip() == "portable"
     assert run(printed, MINDVLM_NATIVE="off").stdout.strip() == "None"
-    assert "MINDVLM_NATIVE is 'sse9'; expected off or one of avx512" in run(printed, MINDVLM_NATIVE="sse9").stderr
-    missing = "neon" if "x86" in os.uname().machine else "avx2"
-    assert (
-        f"MINDVLM_NATIVE is '{missing}', which this processor does not have"
-        in run(printed, MINDVLM_NATIVE=missing).stderr
-    )
+    assert "MINDVLM_NATIVE is 'sse9'; expected off or one of amx, avx512" in run(printed, MINDVLM_NATIVE="sse9").stderr
+    is_x86, has_tiles = "x86" in os.uname().machine, "amx_int8" in Path("/proc/cpuinfo").read_text()
+    for missing in ("neon" if is_x86 else "avx2", *(() if has_tiles else ("amx",))):
+        assert run(printed, MINDVLM_NATIVE=missing).stderr.endswith(
+            f"MINDVLM_NATIVE is '{missing}', which this processor does not have; leave it unset\n"
+        )
 
 
 def test_a_library_is_compiled_once(kept, compiler, tmp_path, caplog):
@@ -104,6 +104,14 @@ def test_a_compiler_that_fails_leaves_its_output(kept, compiler):
     require_fallback(f"failed with status 3, see {kept.with_suffix('.log')}")
     assert "broken" in kept.with_suffix(".log").read_text()
     assert [path.name for path in kept.parent.iterdir() if path.suffix not in (".log", "")] == []
+
+
+def test_a_compiler_that_does_not_know_an_instruction_set_leaves_it_out(kept, compiler, tmp_path):
+    compiler.write_text(compiler.read_text().replace("cp ", 'case "$*" in *-mamx*) exit 1;; esac; cp '))
+    assert native.compile_library().path == kept
+    compiled = [line for line in (tmp_path / "calls").read_text().splitlines() if " -c " in line]
+    assert ["-mavx512f" in line for line in compiled if "kernels_amx.cpp" in line] == [False]
+    assert ["-mavx512f" in line for line in compiled if "kernels_avx512.cpp" in line] == ["x86" in os.uname().machine]
 
 
 def test_no_compiler(kept, monkeypatch):

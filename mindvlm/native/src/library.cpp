@@ -1,6 +1,10 @@
 // The C interface: matrices by handle, products of them, and the operators of a MindSpore graph.
 #include <sys/mman.h>
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
@@ -19,9 +23,34 @@ const Kernels* kernels = nullptr;
 
 namespace {
 
+// The kernels of AVX-512 with the products of AMX. They are put together here, because no code in a file with options of its
+// own may run before the processor is known.
+const Kernels* add_tiles() {
+  if (!kAvx512 || !kMultiplyTiles) return nullptr;
+  static Kernels set = *kAvx512;
+  set.name = "amx";
+  set.multiply_blocks = kMultiplyTiles;
+  return &set;
+}
+
+const Kernels* const kAmx = add_tiles();
+
+#if defined(__x86_64__)
+// Whether the processor has tiles of int8, and Linux lets this process use their registers. It must be asked, and says no if
+// it does not save them.
+bool may_use_tiles() {
+  constexpr unsigned kHasTiles = 1u << 24, kHasInt8 = 1u << 25;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // in <asm/prctl.h> since Linux 5.16
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx & kHasTiles && edx & kHasInt8 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 bool runs_here(const Kernels* set) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (set == kAmx) return runs_here(kAvx512) && may_use_tiles();
   if (set == kAvx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
   if (set == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -42,7 +71,7 @@ const char* mindvlm_digest() { return MINDVLM_DIGEST; }
 
 // Chooses the kernels by name; null chooses the best ones of this processor. Returns the name, or null if there are none.
 const char* mindvlm_choose_kernels(const char* name) {
-  for (const Kernels* set : {kAvx512, kAvx2, kDotprod, kNeon, kPortable}) {
+  for (const Kernels* set : {kAmx, kAvx512, kAvx2, kDotprod, kNeon, kPortable}) {
     if (set && runs_here(set) && (!name || std::string(name) == set->name)) {
       kernels = set;
       return set->name;

@@ -58,6 +58,10 @@ struct QuantizedRows {
   const int32_t* sums;    // (rows, cols / kBlock), the sum of the int8 values of each block
 };
 
+// y (num_rows, rows of W) = x (num_rows, cols) W^T for a blocked W and the outputs [first, last), which are multiples of
+// `Kernels::group`, or the end.
+using MultiplyBlocks = void (*)(const Matrix&, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last);
+
 // The kernels of one instruction set. Ranges of outputs are independent, so that threads can share them.
 struct Kernels {
   const char* name;
@@ -67,8 +71,7 @@ struct Kernels {
   int64_t tile;
   // y (num_rows, rows of W) = x (num_rows, cols) W^T for the outputs [first, last).
   void (*multiply_float)(const Matrix&, const float* x, int64_t num_rows, float* y, int64_t first, int64_t last);
-  // The same for a blocked W; first and last are multiples of `group`, or the end.
-  void (*multiply_blocks)(const Matrix&, QuantizedRows x, int64_t num_rows, float* y, int64_t first, int64_t last);
+  MultiplyBlocks multiply_blocks;
   // Quantizes a row of x to int8 blocks.
   void (*quantize_row)(const float* x, int64_t cols, int8_t* values, float* scales, int32_t* sums);
   // Packs `group` rows as they are stored (fewer at the end of W) to the interleaved layout.
@@ -91,6 +94,8 @@ extern const Kernels* const kNeon;
 extern const Kernels* const kDotprod;
 extern const Kernels* const kAvx2;
 extern const Kernels* const kAvx512;
+// What AMX adds to those of AVX-512.
+extern const MultiplyBlocks kMultiplyTiles;
 
 // Those in use.
 extern const Kernels* kernels;
