@@ -68,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         "generates pictures the PNG, or a folder of them",
     )
     documents = parser.add_argument_group("documents")
-    documents.add_argument("--pages", metavar="RANGES", help="of each document, such as 1-3,7 or 5- (default: all)")
+    documents.add_argument(
+        "--pages",
+        metavar="RANGES",
+        help="of each document, such as 1-3,7 or 5-, in this order and each page once (default: all)",
+    )
     documents.add_argument(
         "--dpi", type=int, default=DEFAULT_DPI, help="resolution of the pages of a PDF (default: %(default)s)"
     )

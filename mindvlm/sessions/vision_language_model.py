@@ -172,7 +172,7 @@ class VisionLanguageModel(LoadedModel):
 
         Args:
             source: a path, a `file://` or data URL, bytes, or a file open for reading bytes.
-            pages: numbers from 1, as a list or a text such as "1-3,7"; None for all.
+            pages: numbers from 1, as a list or a text such as "1-3,7", each read once; None for all.
             query: the question about each page.
             dpi: resolution of the pages of a PDF.
             num_slots: number of pages that are answered together; answers do not depend on it.

@@ -63,14 +63,14 @@ class Document:
         return self.source
 
     def selected(self, ranges: PageRanges | None, limit: int | None = None) -> list[int]:
-        """Returns the numbers of the pages of ranges, each once, and at most the first `limit` of them.
+        """Returns the numbers of the pages of ranges, in their order, each once, and at most the first `limit` of them.
 
         A range ends with the document. If it begins after the last page, its first number is returned, which `page`
         refuses.
         """
         ends = ((first, min(last or self.num_pages, self.num_pages)) for first, last in ranges or [(1, None)])
         numbers: dict[int, None] = {}
-        for number in chain.from_iterable(range(first, max(first, last) + 1) for first, last in ends):
+        for number in chain.from_iterable(range(first, max(first, last) + 1) for first, last in dict.fromkeys(ends)):
             numbers[number] = None
             if len(numbers) == limit:
                 break

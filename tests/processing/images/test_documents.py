@@ -10,6 +10,8 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mindvlm.core.errors import UserError
@@ -229,7 +231,24 @@ def test_the_first_pages_of_many_ranges_take_no_time():
     start = time.process_time()
     assert document.selected(page_ranges(",".join(["7-9", *["1-"] * 300])), 5) == [7, 8, 9, 1, 2]
     assert document.selected(page_ranges(",".join(["1-3"] * 200)), 5) == [1, 2, 3] == document.selected(None, 3)
+    document = Document(b"", "a.pdf", num_pages=100_000)
+    assert document.selected(page_ranges(",".join(["1-", "1-100000", "1-200000"] * 1000))) == [*range(1, 100_001)]
     assert time.process_time() - start < 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(0, 5) | st.none()), min_size=1, max_size=8),
+    st.integers(1, 9),
+    st.none() | st.integers(1, 12),
+)
+def test_each_page_of_ranges_is_read_once_in_their_order(parts, num_pages, limit):
+    ranges = [(first, None if more is None else first + more) for first, more in parts]
+    expected: list[int] = []
+    for first, last in ranges:
+        end = num_pages if last is None else min(last, num_pages)
+        expected += [number for number in [first, *range(first + 1, end + 1)] if number not in expected]
+    text = ",".join(f"{first}-{'' if last is None else last}" for first, last in ranges)
+    assert Document(b"", "a.pdf", num_pages).selected(page_ranges(text), limit) == expected[:limit]
 
 
 def test_page_ranges():
