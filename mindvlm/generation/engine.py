@@ -260,7 +260,7 @@ class Engine:
             )
         if num_new == 0:
             return None
-        return features.reshape((-1, self.config.hidden_size))[num_rows - num_new :]
+        return rows_between(features.reshape((-1, self.config.hidden_size)), num_rows - num_new, num_rows)
 
     def run_prefill(self, prompts: Sequence[NewTokens], features: Tensor | None) -> None:
         """Prefills prompts and updates `next_logits`.
@@ -275,7 +275,7 @@ class Engine:
         num_used = 0
         for run in runs:
             num_rows = int((run.ids == self.placeholder_id).sum())
-            rows = features[num_used : num_used + num_rows] if num_rows else None
+            rows = rows_between(features, num_used, num_used + num_rows) if num_rows else None
             num_used += num_rows
             last = np.zeros(len(self.slots), np.int32)
             last[list(run.ends)] = list(run.ends.values())
@@ -349,6 +349,11 @@ class Engine:
         self.decode = DecodeGraph(self.model.language_model, caches)
         # assigned last, so an interruption leaves the old cache in place
         self.caches, self.capacity = caches, capacity
+
+
+def rows_between(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Returns rows of a tensor; all of them without a copy, which takes MindSpore as long as a small graph."""
+    return tensor if end - start == len(tensor) else tensor[start:end]
 
 
 def concatenated(tensors: Iterable[Tensor]) -> Tensor | None:

@@ -1,6 +1,5 @@
 """Encoding of pictures to feature rows for the placeholders of a prompt."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ class ImageEncoder:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        self.cache: OrderedDict[str, Tensor] = OrderedDict()
+        self.cache: OrderedDict[bytes, Tensor] = OrderedDict()
         self.batch_sizes = (1,)
 
     def encode(self, pictures: Sequence[Picture], context: Sequence[int] = ()) -> ImageFeatures:
@@ -67,29 +66,26 @@ class ImageEncoder:
 
     def encode_views(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Returns the features of the V views of each picture, (V, T, hidden)."""
-        pixels: dict[str, list[np.ndarray]] = {}
-        digests = []
+        pixels: dict[bytes, list[np.ndarray]] = {}
         for picture in pictures:
             views = [list(vars(view).values()) for view in picture.views]
-            digests.append([digest_of(view) for view in views])
-            pixels |= zip(digests[-1], views, strict=True)
+            pixels |= zip(picture.digests, views, strict=True)
         found = {digest: self.cache[digest] for digest in pixels if digest in self.cache}
         for batch in self.batches({digest: view for digest, view in pixels.items() if digest not in found}):
             features = self.engine.encode_images(
                 *map(np.stack, zip(*(pixels[digest] for digest in batch), strict=True))
             )
-            for number, digest in enumerate(batch):
-                found[digest] = features if len(batch) == 1 else features[number : number + 1]
+            found |= zip(batch, features.split(1) if len(batch) > 1 else [features], strict=True)
         for digest in pixels:
             self.cache[digest] = found[digest]
             self.cache.move_to_end(digest)
         while len(self.cache) > MAX_CACHED_VIEWS:
             self.cache.popitem(last=False)
-        return [concatenated(found[digest] for digest in of_picture) for of_picture in digests]
+        return [concatenated(found[digest] for digest in picture.digests) for picture in pictures]
 
-    def batches(self, pixels: Mapping[str, Sequence[np.ndarray]]) -> Iterator[list[str]]:
+    def batches(self, pixels: Mapping[bytes, Sequence[np.ndarray]]) -> Iterator[list[bytes]]:
         """Yields the digests of views that are encoded together, which have the same shapes."""
-        groups: dict[tuple, list[str]] = {}
+        groups: dict[tuple, list[bytes]] = {}
         for digest, view in pixels.items():
             groups.setdefault(tuple(array.shape for array in view), []).append(digest)
         for group in groups.values():
@@ -97,7 +93,3 @@ class ImageEncoder:
                 size = next(size for size in self.batch_sizes if size <= len(group))
                 yield group[:size]
                 group = group[size:]
-
-
-def digest_of(pixels: Sequence[np.ndarray]) -> str:
-    return hashlib.sha256(b"".join(array.tobytes() for array in pixels)).hexdigest()

@@ -95,6 +95,14 @@ class SamplingGraph(nn.Cell):
         return ops.gather_elements(ids, 1, choice).reshape((-1,)).astype(ms.int32)
 
 
+def greedy_ids(logits: Tensor) -> np.ndarray:
+    """Computes `GreedyGraph` on the host."""
+    values = logits.asnumpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_finite = np.isfinite(values.sum(-1))
+    return np.where(is_finite, values.argmax(-1), NOT_FINITE)
+
+
 def where_finite(logits, ids):
     """Returns the ids (B,), and `NOT_FINITE` for rows of the logits (B, V) float32 that contain NaN or infinity."""
     return ops.select(ops.isfinite(logits.sum(-1)), ids, ops.full_like(ids, NOT_FINITE))
@@ -110,7 +118,7 @@ def marked(ids, logits):
 
 
 class Sampler:
-    """Selects the next token of every running slot with one of four graphs.
+    """Selects the next token of every running slot with a graph, or on the host.
 
     Args:
         run: see `GraphRunner.run`.
@@ -120,7 +128,8 @@ class Sampler:
 
     def __init__(self, run: Callable, *, vocab_size: int, max_ids: int):
         self.run, self.vocab_size, self.max_ids = run, vocab_size, max_ids
-        self.greedy = GreedyGraph()
+        # a graph costs as much time as a step of a small model, but another device would send all logits to the host
+        self.greedy = greedy_ids if ms.get_context("device_target") == "CPU" else GreedyGraph()
         few = min(FEW_CANDIDATES, vocab_size)
         self.graphs = {count: SamplingGraph(count) for count in (0, few, vocab_size)}
 
@@ -128,7 +137,8 @@ class Sampler:
         """Returns the next ids (B,) for logits (B, V), or `NOT_FINITE`; values of rows without a slot are undefined."""
         options = [slot.request.options for slot in slots]
         if all(map(is_plain, options)):
-            return self.run("decode", self.greedy, logits).asnumpy()
+            chosen = self.run("decode", self.greedy, logits)
+            return chosen if isinstance(chosen, np.ndarray) else chosen.asnumpy()
         needed = max(self.num_candidates(option) for option in options)
         graph = self.graphs[min(count for count in self.graphs if count >= needed)]
         return self.run("decode", graph, logits, *self.rules(slots, len(logits))).asnumpy()

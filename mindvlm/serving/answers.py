@@ -1,13 +1,12 @@
 """The answers to one request in the event loop: waiting for them, streaming them, and freeing their slots."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import Response
 
-from mindvlm.serving.errors import ApiError
-from mindvlm.serving.jobs import Event, Job
+from mindvlm.serving.jobs import Event, Finish, Job
 from mindvlm.serving.replies import ChatReply
 from mindvlm.serving.responses import LAST_LINE, data_line, unless_disconnected
 from mindvlm.serving.scheduler import Scheduler
@@ -84,41 +83,35 @@ class EventStream(Response):
             self.answers.close()
 
     async def send_all(self, send) -> None:
-        async for line in self.lines():
-            await send({"type": "http.response.body", "body": line, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        async for lines in self.lines():
+            await send({"type": "http.response.body", "body": lines, "more_body": not lines.endswith(LAST_LINE)})
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """Yields the events of the stream."""
-        try:
-            async for chunk in self.chunks():
-                yield b": waiting\n\n" if chunk is None else data_line(chunk)
-        except ApiError as error:
-            yield data_line(error.body)
-        yield LAST_LINE
-
-    async def chunks(self) -> AsyncIterator[dict[str, Any] | None]:
-        """Yields the chunks, and None for a ping. Raises ApiError if a job fails."""
-        finishes: dict[int, Event] = {}
+        """Yields what is sent at once, because every message costs time: the lines of an event, the last ones with the
+        end of the stream."""
+        finishes: dict[int, Finish] = {}
         news = self.first
-        while True:
+        while not (news and news[1].error):
             if news is None:
-                yield None
+                yield b": waiting\n\n"
             else:
                 index, event = news
-                if event.error:
-                    raise event.error
-                for chunk in self.chunks_of(index, event):
-                    yield chunk | {"usage": None} if self.include_usage else chunk
+                chunks = self.chunks_of(index, event)
+                if self.include_usage:
+                    chunks = [chunk | {"usage": None} for chunk in chunks]
                 if event.finish:
-                    finishes[index] = event
-            if len(finishes) == len(self.answers.jobs):
-                break
+                    finishes[index] = event.finish
+                if len(finishes) == len(self.answers.jobs):
+                    if self.include_usage:
+                        chunks.append(self.reply.usage_chunk([finishes[index] for index in sorted(finishes)]))
+                    yield b"".join(map(data_line, chunks)) + LAST_LINE
+                    return
+                if chunks:
+                    yield b"".join(map(data_line, chunks))
             news = await self.answers.next()
-        if self.include_usage:
-            yield self.reply.usage_chunk([finishes[index].finish for index in sorted(finishes)])
+        yield data_line(news[1].error.body) + LAST_LINE
 
-    def chunks_of(self, index: int, event: Event) -> Sequence[dict[str, Any]]:
+    def chunks_of(self, index: int, event: Event) -> list[dict[str, Any]]:
         """Returns the chunks that report an event."""
         if not event.text and not event.tokens and not event.finish:
             chunk = self.reply.first_chunk(index)

@@ -18,7 +18,7 @@ from mindvlm.processing.images.sources import data_of_url, short_name, what_it_i
 from mindvlm.serving.budget import Share
 from mindvlm.serving.errors import bad_field
 from mindvlm.serving.messages import PictureUrl
-from mindvlm.serving.settings import ServerSettings
+from mindvlm.serving.settings import MEBIBYTE, ServerSettings
 
 # Pillow hands other formats, such as EPS, to programs outside.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF", "HEIF")
@@ -40,14 +40,22 @@ async def read_pictures(
         raise bad_field("messages", f"{len(urls)} pictures; the limit of this server is {settings.max_pictures}")
     loop, contents = asyncio.get_running_loop(), []
     for url in urls:
-        pool = fetchers if scheme_of(url) in ("http", "https") else None
-        contents.append(await loop.run_in_executor(pool, read_picture_file, url, settings))
+        if is_small(url):
+            contents.append(read_picture_file(url, settings))
+        else:
+            pool = fetchers if scheme_of(url) in ("http", "https") else None
+            contents.append(await loop.run_in_executor(pool, read_picture_file, url, settings))
         await share.take(len(contents[-1]))
         if sum(map(len, contents)) > settings.max_body_bytes:
             raise bad_field(
                 url.param, f"the pictures have more than {settings.max_body_bytes} bytes; give smaller ones"
             )
     return contents
+
+
+def is_small(picture: PictureUrl) -> bool:
+    """Whether a picture is decoded faster than a thread is asked for it."""
+    return scheme_of(picture) == "data" and len(picture.url) <= MEBIBYTE
 
 
 def scheme_of(picture: PictureUrl) -> str:

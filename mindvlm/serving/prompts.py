@@ -60,6 +60,8 @@ class PictureCache:
                 self.pictures.move_to_end(digest)
                 return self.pictures[digest][0]
         picture = decode(content)
+        # computed here, because the scheduler needs them while other answers wait
+        _ = picture.digests
         size = pixel_bytes(picture)
         with self.lock:
             if digest not in self.pictures:

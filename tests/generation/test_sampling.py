@@ -15,7 +15,15 @@ from transformers import (
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.request import Request, Slot
-from mindvlm.generation.sampling import FEW_CANDIDATES, NOT_FINITE, Sampler, SamplingGraph, repeating_ids
+from mindvlm.generation.sampling import (
+    FEW_CANDIDATES,
+    NOT_FINITE,
+    GreedyGraph,
+    Sampler,
+    SamplingGraph,
+    greedy_ids,
+    repeating_ids,
+)
 
 pytestmark = pytest.mark.usefixtures("pynative")
 
@@ -188,6 +196,15 @@ def test_logits_that_are_not_finite_give_no_id(value, options):
     logits[1, 5] = value
     ids = choose(logits, slots_of(**options))
     assert ids[1] == NOT_FINITE and (np.delete(ids, 1) == np.delete(expected, 1)).all()
+
+
+def test_the_host_chooses_what_the_graph_chooses():
+    logits = random_logits(6)
+    logits[0, [3, 9]] = 7
+    logits[[1, 2, 3], [5, 6, 7]] = np.nan, np.inf, -np.inf
+    expected = GreedyGraph()(Tensor(logits)).asnumpy()
+    assert expected[0] == 3 and (expected[1:4] == NOT_FINITE).all()
+    np.testing.assert_array_equal(greedy_ids(Tensor(logits)), expected)
 
 
 def test_rows_with_rules_of_their_own():

@@ -1,6 +1,8 @@
 """A picture as a model sees it: its views, and the order of their feature rows."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,20 @@ class Picture:
     views: tuple[Any, ...]
     layout: np.ndarray
     num_fixed: int | None = None
+
+    @cached_property
+    def digests(self) -> tuple[bytes, ...]:
+        """The SHA-256 of the arrays of each view."""
+        return tuple(map(digest_of, self.views))
+
+
+def digest_of(view: Any) -> bytes:
+    # branches may share an array
+    arrays = {id(array): array for array in branches_of(view).values()}
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
 
 
 def branches_of(view: Any) -> dict[str, np.ndarray]:
