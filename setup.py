@@ -25,7 +25,7 @@ class BuildKernels(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             kernel_build.build(target)
-        except kernel_build.CompilerError as error:
+        except (kernel_build.CompilerError, OSError) as error:
             self.warn(f"kernels are not compiled: {error}")
 
     def get_ext_filename(self, fullname):

@@ -11,9 +11,11 @@ from mindvlm.tools import cli
 DESCRIPTION = """List or remove what is kept between two starts, in $MINDVLM_CACHE, else
 $XDG_CACHE_HOME/mindvlm, else ~/.cache/mindvlm. All of it is made again when it is needed.
 
-  weights  converted weights of checkpoints with foreign names
-  kernels  C++ kernels, if they were compiled at first use
-  graphs   compiled graphs, at most 1 GiB; those unused for the longest time go first
+  weights  converted weights of checkpoints with foreign names, at most 64 GiB
+  kernels  C++ kernels, if they were compiled at first use, at most 16 MiB
+  graphs   compiled graphs, at most 1 GiB
+
+Beyond these sizes, what was not used for the longest time is removed first.
 
 MINDVLM_COMPILE_CACHE=off keeps no graphs; --no_cache of mindvlm-predict neither reads nor
 writes weights and graphs."""

@@ -17,6 +17,8 @@ KINDS = {
     "graphs": re.compile(rf"{GRAPHS}/\.?\w+-[0-9a-f]{{64}}\{GRAPH_ENDING}(\.\d+\.partial)?"),
 }
 """The names in the folder; a killed process leaves those that begin with a dot."""
+MAX_BYTES = {"weights": 2**36, "kernels": 2**24, "graphs": 2**30}
+"""Size of each kind; beyond it, those that were not used for the longest time are removed."""
 
 
 def cache_folder() -> Path:
@@ -73,3 +75,19 @@ def find_entries(kinds: Iterable[str] = KINDS) -> list[CacheEntry]:
                     used = max(max(stat.st_atime, stat.st_mtime) for stat in stats)
                     entries.append(CacheEntry(kind, path, sum(stat.st_size for stat in stats), used))
     return sorted(entries, key=lambda entry: entry.used)
+
+
+def remove_oldest(kind: str, kept: Path) -> None:
+    """Removes the entries of a kind beyond its `MAX_BYTES` that were not used for the longest time, but not `kept`.
+
+    Entries that another process is writing stay.
+    """
+    entries = [entry for entry in reversed(find_entries([kind])) if not entry.path.name.startswith(".")]
+    room = MAX_BYTES[kind] - sum(entry.num_bytes for entry in entries if entry.path == kept)
+    for entry in entries:
+        if entry.path != kept:
+            room -= entry.num_bytes
+            if room < 0:
+                # another process may remove it meanwhile
+                with suppress(OSError):
+                    entry.remove()

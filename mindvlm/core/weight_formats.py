@@ -9,7 +9,8 @@
     int8       blocks of 32 values with a common scale          int8 products, float32 sums
     int8c      int8 with one scale for all weights of an output channel
                                                                 int8 products, float32 sums
-    int4       the same with 4 bits                             int8 products, float32 sums
+    int4       blocks of 32 values of 4 bits with a common scale
+                                                                int8 products, float32 sums
     int4k      4 bits, with a minimum beside the scale; as int4 where the width is no multiple of 256
                                                                 int8 products, float32 sums
     auto       as the checkpoint stores them: float32, 16-bit values, or the blocks of a quantized file

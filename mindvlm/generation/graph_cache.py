@@ -27,15 +27,13 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from mindvlm.checkpoint import atomic_file
-from mindvlm.core.caches import GRAPH_ENDING, GRAPHS, cache_folder
+from mindvlm.core.caches import GRAPH_ENDING, GRAPHS, cache_folder, remove_oldest
 from mindvlm.core.errors import UserError
 from mindvlm.generation.graph_key import NoKeyError, graph_key
 from mindvlm.parallel.launch import is_launched
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 2**30
-"""Size of the stored graphs; beyond it, those that were not used for the longest time are removed."""
 MIN_FREE_BYTES = 2**28
 """Free space that the temporary folder needs. MindSpore prints errors when it cannot write a graph."""
 DIGEST_SIZE = 32
@@ -122,12 +120,12 @@ class Entry:
         return graph
 
     def write(self, graph: bytes) -> None:
-        """Stores a graph and removes old ones beyond `MAX_BYTES`."""
+        """Stores a graph and removes old ones, see `remove_oldest`."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.path) as file:
                 file.write(self.digest(graph) + graph)
-            remove_oldest(self.path.parent, MAX_BYTES)
+            remove_oldest("graphs", self.path)
         except UserError as error:
             warn_once(f"{error}; make room, or set MINDVLM_CACHE to another folder")
         except OSError as error:
@@ -139,20 +137,6 @@ class Entry:
 
     def digest(self, graph: bytes) -> bytes:
         return hashlib.sha256(self.key.encode() + graph).digest()
-
-
-def remove_oldest(folder: Path, max_bytes: int) -> None:
-    """Removes the graphs that were not used for the longest time until the rest has at most `max_bytes`."""
-    found = []
-    for path in folder.glob(f"*{GRAPH_ENDING}"):
-        # another process may remove it meanwhile
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, path))
-    for _, size, path in sorted(found, reverse=True):
-        max_bytes -= size
-        if max_bytes < 0:
-            path.unlink(missing_ok=True)
 
 
 class Exchange:

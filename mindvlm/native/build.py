@@ -39,9 +39,14 @@ def find_compiler() -> list[str]:
     """Returns the command of the C++ compiler: `$CXX`, which may have options, or the first of c++, g++ and clang++.
 
     Raises:
-        CompilerError: there is none.
+        CompilerError: there is none, or `$CXX` is no command.
     """
-    if chosen := shlex.split(os.environ.get("CXX", "")):
+    given = os.environ.get("CXX", "")
+    try:
+        chosen = shlex.split(given)
+    except ValueError:
+        raise CompilerError(f"CXX is {given!r}, which has a quotation mark without its partner") from None
+    if chosen:
         return chosen
     if found := next(filter(shutil.which, ("c++", "g++", "clang++")), None):
         return [found]
@@ -85,7 +90,19 @@ def build(target: Path, compiler: Sequence[str] = (), *, machine: str | None = N
             list(pool.map(compile_source, sources, objects))
         library = folder / target.name
         run([*compiler, "-shared", "-pthread", *map(str, objects), "-o", str(library)])
+        library.write_bytes(sealed(library.read_bytes()))
         os.replace(library, target)
+
+
+def sealed(content: bytes) -> bytes:
+    """Returns the content of a library with its digest behind it, which loading ignores."""
+    return content + hashlib.sha256(content).digest()
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether the content of a library is as `sealed` returned it."""
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]
 
 
 def known(compiler: Sequence[str], options: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindvlm.core.caches import cache_folder
+from mindvlm.core.caches import cache_folder, remove_oldest
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_cpus import num_threads
 from mindvlm.core.weight_formats import find_block
-from mindvlm.native.build import CompilerError, build, source_digest
+from mindvlm.native.build import CompilerError, build, is_whole, source_digest
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,13 @@ FORMATS = {"float32": 0, "bfloat16": 1, "float16": 2, "q8_0": 3, "q4_0": 4, "q4_
 BLOCK = 32
 """Values that share a scale."""
 
+
+def _checked(status: int) -> None:
+    """Raises MemoryError if a function of the library had too little memory."""
+    if status:
+        raise MemoryError("no memory for a computation of the native kernels")
+
+
 _FUNCTIONS = {
     "mindvlm_choose_kernels": (ctypes.c_char_p, (ctypes.c_char_p,)),
     "mindvlm_set_num_threads": (None, (ctypes.c_int,)),
@@ -37,12 +44,12 @@ _FUNCTIONS = {
     "mindvlm_new_block_matrix": (ctypes.c_void_p, (ctypes.c_int, ctypes.c_int64, ctypes.c_int64)),
     "mindvlm_free_matrix": (None, (ctypes.c_void_p,)),
     "mindvlm_rows_of_group": (ctypes.c_int64, ()),
-    "mindvlm_pack_rows": (None, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
+    "mindvlm_pack_rows": (_checked, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)),
     "mindvlm_quantize": (
-        None,
+        _checked,
         (ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
     ),
-    "mindvlm_multiply": (None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)),
+    "mindvlm_multiply": (_checked, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)),
     "mindvlm_read_row": (None, (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)),
 }
 
@@ -181,7 +188,7 @@ def open_library() -> Library | None:
     chosen = os.environ.get("MINDVLM_NATIVE") or None
     if chosen not in (None, "off", *INSTRUCTION_SETS):
         raise UserError(f"MINDVLM_NATIVE is {chosen!r}; expected off or one of {', '.join(INSTRUCTION_SETS)}")
-    if chosen == "off" or platform.system() != "Linux":
+    if are_off():
         return None
     path = Path(__file__).with_name("libkernels.so")
     if (library := load(path)) is None:
@@ -192,13 +199,20 @@ def open_library() -> Library | None:
     return library
 
 
+def are_off() -> bool:
+    """Whether nobody expects kernels: `MINDVLM_NATIVE` is off, or the system is not Linux."""
+    return os.environ.get("MINDVLM_NATIVE") == "off" or platform.system() != "Linux"
+
+
 def load(path: Path) -> Library | None:
-    """Returns the kernels in a file; None if it does not exist, cannot be named in a graph, or is out of date."""
+    """Returns the kernels in a file; None if it is missing, damaged or out of date, or cannot be named in a graph."""
     if ":" in str(path):
         return None
     with suppress(OSError):
-        # searched before it is loaded: a process that has loaded a path never loads another file of this path
-        if source_digest().encode() in path.read_bytes():
+        # checked before it is loaded: a process that has loaded a path never loads another file of this path, and
+        # a damaged library may end it
+        content = path.read_bytes()
+        if source_digest().encode() in content and is_whole(content):
             return Library(path)
     return None
 
@@ -224,6 +238,7 @@ def compile_library() -> Library | None:
                 return library
             logger.info("compiling native kernels, once")
             build(path)
+            remove_oldest("kernels", path)
         return Library(path)
     except CompilerError as error:
         reason = str(error)
@@ -238,5 +253,7 @@ def compile_library() -> Library | None:
             reason = (
                 f"{error.filename or folder} cannot be written ({error.strerror}); set MINDVLM_CACHE to another folder"
             )
-    warnings.warn(f"native kernels are not used: {reason}; MindSpore's are slower, results are the same", stacklevel=3)
+    warnings.warn(
+        f"native kernels are not used: {reason}; MindSpore's are slower, and their weights are float32", stacklevel=3
+    )
     return None

@@ -18,7 +18,7 @@ from mindvlm.checkpoint.blocks import bytes_of
 from mindvlm.checkpoint.dtypes import overflows
 from mindvlm.core.errors import UserError
 from mindvlm.core.weight_formats import BLOCK_FORMATS, PATTERNS, blocks_for, find_block, parse_weights, part_of
-from mindvlm.native.library import Library, Matrix, open_library
+from mindvlm.native.library import Library, Matrix, are_off, open_library
 from mindvlm.nn.linear_plan import ProductRule
 from mindvlm.nn.native_operator import operator
 from mindvlm.nn.products import DenseProduct, ReadRows, WeightProduct
@@ -103,7 +103,8 @@ def rounded_to_16_bits(raw: RawTensor) -> RawTensor:
 def native_rules(text: str, device: str) -> tuple[ProductRule, ...]:
     """Returns the rules for the key `weights`; none if all products are dense.
 
-    Without kernels, weights are float32, and a warning says so unless they would be anyway.
+    Without kernels, weights are float32. A warning says so, that of `open_library` or another one, unless they would be
+    anyway.
 
     Args:
         text: the value of the key.
@@ -119,8 +120,8 @@ def native_rules(text: str, device: str) -> tuple[ProductRule, ...]:
         raise UserError(f"weights is {text!r} but the device is {device}; leave it out, it is for a CPU")
     library = open_library()
     if library is None:
-        if set(formats.values()) - {"auto", "float32"}:
-            warnings.warn(f"weights is {text!r} but there are no native kernels; weights are float32", stacklevel=2)
+        if are_off() and set(formats.values()) - {"auto", "float32"}:
+            warnings.warn(f"weights is {text!r} but native kernels are off; weights are float32", stacklevel=2)
         return ()
     return tuple(
         ProductRule(pattern, functools.partial(native_product, library=library, weight_format=formats[part]))

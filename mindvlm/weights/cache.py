@@ -30,7 +30,7 @@ from mindvlm.checkpoint import (
     staging_folder,
     write_safetensors,
 )
-from mindvlm.core.caches import cache_folder
+from mindvlm.core.caches import cache_folder, remove_oldest
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import is_progress_shown
 
@@ -119,6 +119,9 @@ def open_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> Checkp
             kept.read_range(next(iter(kept.infos)), 0, 1)
             # the file is open now; another process may have replaced it before its manifest is read
             if is_made_as(entry, manifest) and identity(entry / WEIGHTS) == before:
+                # the time of the last use; the folder may be read-only
+                with suppress(OSError):
+                    os.utime(entry / MANIFEST)
                 return kept
     if kept is not None:
         kept.close()
@@ -133,7 +136,7 @@ def is_made_as(entry: Path, manifest: Manifest) -> bool:
 
 
 def make_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> None:
-    """Writes the tensors and their manifest in a hidden folder beside `entry`, then moves it there.
+    """Writes the tensors and their manifest in a hidden folder beside `entry`, then moves it there. Old entries go.
 
     Raises:
         UserError: the disk has no room, or `weights` cannot be read.
@@ -157,3 +160,4 @@ def make_entry(entry: Path, manifest: Manifest, weights: TensorSource) -> None:
         # another process may have written its own meanwhile
         with suppress(OSError):
             os.rename(made, entry)
+    remove_oldest("weights", entry)

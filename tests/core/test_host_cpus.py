@@ -15,6 +15,19 @@ from mindvlm.core import host_cpus, runtime
     ("files", "expected"),
     [
         ({}, None),
+        ({"own": "0::/", "cpu.max": "200000 100000"}, 2),
+        ({"own": "0::/user/job", "user/job/cpu.max": "300000 100000"}, 3),
+        ({"own": "0::/user/job", "user/cpu.max": "100000 100000", "user/job/cpu.max": "300000 100000"}, 1),
+        ({"own": "0::/user", "user/job/cpu.max": "300000 100000"}, None),
+        ({"own": "0::/../other", "cpu.max": "200000 100000"}, 2),
+        (
+            {
+                "own": "5:memory:/other\n4:cpu,cpuacct:/job\n0::/",
+                "cpu/job/cpu.cfs_quota_us": "200000",
+                "cpu/job/cpu.cfs_period_us": "100000",
+            },
+            2,
+        ),
         ({"cpu.max": "max 100000"}, None),
         ({"cpu.max": "200000 100000"}, 2),
         ({"cpu.max": "150000 100000"}, 2),
@@ -24,9 +37,9 @@ from mindvlm.core import host_cpus, runtime
 )
 def test_quota_of_a_container(tmp_path, files, expected):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert host_cpus.quota_of_cgroup(tmp_path) == expected
+    assert host_cpus.quota_of_cgroup(tmp_path, tmp_path / "own") == expected
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 import mindvlm
+from mindvlm.core import caches
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import set_device
 from mindvlm.generation import graph_cache
-from mindvlm.generation.graph_cache import compile_cached, is_on, remove_oldest
+from mindvlm.generation.graph_cache import compile_cached, is_on
 from tests.checkpoint.test_write_errors import file_size_limit
 from tests.tiny_vary import write_tiny_vary
 
@@ -190,10 +191,10 @@ def test_the_oldest_graphs_go_first(folder, monkeypatch):
     os.utime(files[0])
     # sizes differ by some bytes, those of the names of nodes
     size = files[0].stat().st_size
-    remove_oldest(folder, 5 * size // 2)
-    assert set(folder.iterdir()) == {files[0], files[2]}
-    monkeypatch.setattr(graph_cache, "MAX_BYTES", 3 * size // 2)
-    assert compiles(Scaled(5.0)) and len(list(folder.iterdir())) == 1
+    monkeypatch.setitem(caches.MAX_BYTES, "graphs", 7 * size // 2)
+    assert compiles(Scaled(5.0)) and set(folder.iterdir()) > {files[0], files[2]} and not files[1].exists()
+    monkeypatch.setitem(caches.MAX_BYTES, "graphs", size // 2)
+    assert compiles(Scaled(6.0)) and len(list(folder.iterdir())) == 1
 
 
 def start_process(code: str) -> subprocess.Popen:

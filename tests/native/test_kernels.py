@@ -95,10 +95,30 @@ def test_a_row_of_many_has_the_same_bits_whatever_the_others_are(library, dtype)
         np.testing.assert_array_equal(matrix.multiply(x[first : first + count]), whole[first : first + count])
 
 
-def test_float16_keeps_signs_and_subnormal_numbers(library):
-    values = np.array([[0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, -65504.0, 1.0]], np.float16)
+def test_float16_keeps_signs_subnormal_numbers_infinity_and_nan(library):
+    numbers = [0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, -65504.0, 1.0, np.inf, -np.inf, np.nan]
+    # as columns of a vector, and as those that no vector holds
+    values = np.array([numbers * 3], np.float16)
     matrix = Matrix.of_floats(library, values, "float16")
     np.testing.assert_array_equal(matrix.row(0), values[0].astype(np.float32))
+    single = np.array(numbers, np.float16)[:, None].repeat(37, 1)
+    one = np.eye(37, dtype=np.float32)[:1]
+    products = Matrix.of_floats(library, single, "float16").multiply(one)[0]
+    # infinity times 0
+    expected = np.where(np.isfinite(single[:, 0]), single[:, 0], np.nan)
+    np.testing.assert_array_equal(products, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", BLOCK_FORMATS)
+def test_blocks_times_tiny_and_infinite_numbers(library, dtype):
+    blocks = library.quantize(np.ones((16, 256), np.float32), stored(dtype, 256))
+    matrix = Matrix.of_blocks(library, stored(dtype, 256), (16, 256))
+    matrix.pack(0, blocks)
+    x = np.zeros((4, 256), np.float32)
+    x[0], x[1, 7], x[2, 9], x[3] = 1e-40, np.inf, np.nan, 1.0
+    y = matrix.multiply(x)
+    assert np.abs(y[0]).max() < 1e-36 and np.isnan(y[1:3]).all()
+    np.testing.assert_allclose(y[3], 256, rtol=0.02)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the mode is set by an x86 instruction")

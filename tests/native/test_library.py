@@ -11,7 +11,7 @@ import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.native import library as native
-from mindvlm.native.build import CompilerError, find_compiler, source_digest
+from mindvlm.native.build import CompilerError, find_compiler, sealed, source_digest
 
 OPEN = "from mindvlm.native.library import *; import numpy as np, os; library = open_library()\n"
 
@@ -76,14 +76,19 @@ def test_a_library_is_compiled_once(kept, compiler, tmp_path, caplog):
     assert "-DANY" in (tmp_path / "calls").read_text()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x7fELF damaged", "other sources", "other machine"])
+@pytest.mark.parametrize("content", [b"", b"\x7fELF damaged", "other sources", "other machine", "cut", "zeroed"])
 def test_a_library_that_does_not_fit_is_replaced(compiled, kept, compiler, tmp_path, content):
     kept.parent.mkdir(parents=True)
     if content == "other sources":
-        content = compiled.read_bytes().replace(source_digest().encode(), b"0" * 16)
+        content = sealed(compiled.read_bytes().replace(source_digest().encode(), b"0" * 16))
     elif content == "other machine":
         # the number of the machine in the header
         content = compiled.read_bytes()[:18] + b"\xf3\x00" + compiled.read_bytes()[20:]
+    elif content == "cut":
+        content = compiled.read_bytes()[:-4096]
+    elif content == "zeroed":
+        # in the middle of the code
+        content = compiled.read_bytes()[:65536] + bytes(4096) + compiled.read_bytes()[69632:]
     kept.write_bytes(content)
     assert native.load(kept) is None
     assert native.compile_library().path == kept
@@ -117,6 +122,8 @@ def test_a_compiler_that_does_not_know_an_instruction_set_leaves_it_out(kept, co
 def test_no_compiler(kept, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere")
     require_fallback("/nowhere cannot be run (No such file or directory)")
+    monkeypatch.setenv("CXX", "g++ '")
+    require_fallback('CXX is "g++ \'", which has a quotation mark without its partner')
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("PATH", "")
     require_fallback("there is no C++ compiler; install g++ or clang++, or set CXX")
@@ -185,6 +192,30 @@ def test_fewer_threads_than_wanted_do_the_work(compiled):
         pytest.skip("only root can become a user with few threads")
     done = run(code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_lack_of_memory_is_an_error_and_the_next_product_is_right(compiled):
+    """Each task needs 256 KiB, which no thread gets."""
+    code = (
+        OPEN
+        + """
+import resource
+x, y = np.ones((512, 512), np.float32), np.zeros((512, 2048), np.float32)
+matrix = Matrix.of_floats(library, np.ones((2048, 512), np.float32), "float32")
+library.call("mindvlm_set_num_threads", 3)
+matrix.multiply(x[:1])
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for limit in (used, resource.RLIM_INFINITY):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    try:
+        library.call("mindvlm_multiply", matrix.handle, x.ctypes.data, len(x), y.ctypes.data)
+        print((y == 512).all())
+    except MemoryError as error:
+        print(error)
+"""
+    )
+    done = run(code)
+    assert done.stdout.splitlines() == ["no memory for a computation of the native kernels", "True"], done.stderr
 
 
 def test_freed_matrices_return_their_memory(compiled):

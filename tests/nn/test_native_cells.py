@@ -178,7 +178,10 @@ def test_another_device_refuses_the_key():
 
 def test_without_kernels_formats_are_ignored_with_a_warning(monkeypatch, recwarn):
     monkeypatch.setattr("mindvlm.nn.native_products.open_library", lambda: None)
+    # `open_library` has given a warning
+    assert native_rules("int8", "CPU") == ()
+    monkeypatch.setenv("MINDVLM_NATIVE", "off")
     assert native_rules("auto", "CPU") == ()
     assert not recwarn
-    with pytest.warns(UserWarning, match="weights is 'int8' but there are no native kernels; weights are float32"):
+    with pytest.warns(UserWarning, match="weights is 'int8' but native kernels are off; weights are float32"):
         assert native_rules("int8", "CPU") == ()

@@ -10,6 +10,7 @@ import pytest
 
 from mindvlm.checkpoint import MemorySource
 from mindvlm.checkpoint.source import CHUNK_BYTES
+from mindvlm.core import caches
 from mindvlm.core.caches import cache_folder
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to
@@ -47,6 +48,27 @@ def test_another_recipe_is_another_entry(cache, source):
         assert kept_weights(weights, [source]) is weights
     with kept_weights(weights_of(3, "two"), [source]) as kept:
         assert (kept.read("a").data == 2).all()
+
+
+def test_the_oldest_weights_go_first(cache, tmp_path, monkeypatch):
+    sources = [tmp_path / name / "x.bin" for name in ("one", "two", "three")]
+    entries = [entry_folder(source) for source in sources]
+    size = 2 * 4 * CHUNK_BYTES
+    monkeypatch.setitem(caches.MAX_BYTES, "weights", 5 * size // 2)
+    for source in sources:
+        source.parent.mkdir()
+        source.write_bytes(b"source")
+    for number in (0, 1, 0, 2):
+        # an earlier use is a minute ago
+        for path in cache.rglob("*"):
+            status = path.stat()
+            os.utime(path, (status.st_atime - 60, status.st_mtime - 60 * (path.name != "weights.safetensors")))
+        kept_weights(weights_of(number, "one"), [sources[number]]).close()
+    assert [entry.exists() for entry in entries] == [True, False, True]
+    # the newest is kept whatever its size
+    monkeypatch.setitem(caches.MAX_BYTES, "weights", 0)
+    kept_weights(weights_of(1, "one"), [sources[1]]).close()
+    assert [entry.exists() for entry in entries] == [False, True, False]
 
 
 def test_only_chunks_are_in_memory(cache, source):

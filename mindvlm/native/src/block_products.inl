@@ -101,10 +101,13 @@ void quantize_row(const float* x, int64_t cols, int8_t* values, float* scales, i
     }
     float top = 0;
     for (int i = 0; i < kLanes; ++i) top = std::max(top, largest[i]);
-    const float inverse = top > 0 ? 127.0f / top : 0.0f;
+    // the inverse of a tiny number may be infinite
+    const float inverse = top >= 0x1p-119f ? 127.0f / top : 0.0f;
     Ints total = {};
     for (int i = 0; i < kVecs; ++i) {
-      const Ints rounded = to_nearest(parts[i] * inverse);
+      const Vec scaled = parts[i] * inverse;
+      // NaN too, which has no integer
+      const Ints rounded = to_nearest(scaled <= 127.0f ? scaled : Vec{} + 127.0f);
       const Bytes bytes = __builtin_convertvector(rounded, Bytes);
       std::memcpy(values + i * kLanes, &bytes, sizeof bytes);
       total += rounded;

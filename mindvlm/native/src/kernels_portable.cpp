@@ -32,7 +32,9 @@ inline Vec load_float16(const uint16_t* from) {
   // shifts exponent and mantissa in place, corrects the bias of the exponent, and adds the sign
   const Bits bits = load_halves(from);
   const Vec magnitude = (Vec)((bits & 0x7fff) << 13) * 0x1p112f;
-  return (Vec)((Bits)magnitude | (bits & 0x8000) << 16);
+  // the exponent of infinity and NaN
+  const Bits beyond = (Bits)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
+  return (Vec)((Bits)magnitude | beyond | (bits & 0x8000) << 16);
 }
 
 inline Ints to_nearest(Vec vec) {

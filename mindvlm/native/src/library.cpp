@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,19 @@ const Kernels* add_tiles() {
 const Kernels* const kAmx = add_tiles();
 
 #if defined(__x86_64__)
+// Whether the processor has what all files for x86 with vectors are compiled for.
+bool has_avx2() {
+  unsigned eax, ebx, ecx, edx;
+  // the builtin of GCC 10 does not know F16C
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) &&
+         ecx & bit_F16C;
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+
 // Whether the processor has tiles of int8, and Linux lets this process use their registers. It must be asked, and says no if
 // it does not save them.
 bool may_use_tiles() {
@@ -50,14 +64,24 @@ bool may_use_tiles() {
 bool runs_here(const Kernels* set) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (set == kAmx) return runs_here(kAvx512) && may_use_tiles();
-  if (set == kAvx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
-  if (set == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (set == kAmx) return has_avx512() && may_use_tiles();
+  if (set == kAvx512) return has_avx512();
+  if (set == kAvx2) return has_avx2();
 #elif defined(__aarch64__)
   if (set == kDotprod) return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
 #endif
   return true;
+}
+
+// Runs a computation for a caller that no exception may reach. Returns 0, or 1 if it had too little memory.
+template <class Computation>
+int within_memory(const Computation& compute) {
+  try {
+    compute();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
 }
 
 }  // namespace
@@ -82,7 +106,7 @@ const char* mindvlm_choose_kernels(const char* name) {
 
 void mindvlm_set_num_threads(int count) { set_num_threads(count); }
 
-// Returns a matrix over row-major values that the caller keeps alive; null for a format or size that does not exist.
+// Returns a matrix over row-major values that the caller keeps alive; null for a format that does not exist.
 Matrix* mindvlm_new_float_matrix(int format, int64_t rows, int64_t cols, const void* values) {
   if (format < 0 || format > static_cast<int>(Format::float16)) return nullptr;
   return new Matrix{static_cast<Format>(format), rows, cols, values};
@@ -107,25 +131,27 @@ void mindvlm_free_matrix(Matrix* matrix) { delete matrix; }
 int64_t mindvlm_rows_of_group() { return kernels->group; }
 
 // Fills rows of a matrix of blocks from those that are stored; `first` is a multiple of `mindvlm_rows_of_group`.
-void mindvlm_pack_rows(Matrix* w, int64_t first, int64_t count, const uint8_t* blocks) {
+int mindvlm_pack_rows(Matrix* w, int64_t first, int64_t count, const uint8_t* blocks) {
   const int64_t group = kernels->group;
-  run_parallel((count + group - 1) / group, [&](int64_t i) {
+  const auto pack = [&](int64_t i) {
     kernels->pack(w->format, blocks + i * group * row_bytes(w->format, w->cols), std::min(group, count - i * group), w->cols,
                   w->packed.get() + (first + i * group) * interleaved_row_bytes(w->format, w->cols));
-  });
+  };
+  return within_memory([&] { run_parallel((count + group - 1) / group, pack); });
 }
 
 // Rounds rows of weights to blocks as they are stored; see `quantize_weights`.
-void mindvlm_quantize(int format, const float* weights, int64_t rows, int64_t cols, const float* importance,
-                      uint8_t* blocks) {
+int mindvlm_quantize(int format, const float* weights, int64_t rows, int64_t cols, const float* importance,
+                     uint8_t* blocks) {
   const Format kind = static_cast<Format>(format);
-  run_parallel(rows, [&](int64_t row) {
+  const auto quantize = [&](int64_t row) {
     quantize_weights(kind, weights + row * cols, cols, importance, blocks + row * row_bytes(kind, cols));
-  });
+  };
+  return within_memory([&] { run_parallel(rows, quantize); });
 }
 
-void mindvlm_multiply(const Matrix* w, const float* x, int64_t num_rows, float* y) {
-  multiply({{w, nullptr, y}}, x, num_rows);
+int mindvlm_multiply(const Matrix* w, const float* x, int64_t num_rows, float* y) {
+  return within_memory([&] { multiply({{w, nullptr, y}}, x, num_rows); });
 }
 
 void mindvlm_read_row(const Matrix* w, int64_t index, float* to) { kernels->read_row(*w, index, to); }

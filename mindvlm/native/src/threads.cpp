@@ -10,9 +10,11 @@
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -93,6 +95,7 @@ class Pool {
     take();
     // all tasks are taken; a worker that has not even woken is not waited for
     poll([&] { return num_done_.load(std::memory_order_acquire) == count; }, Clock::time_point::max());
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
@@ -120,7 +123,13 @@ class Pool {
       const auto* task = task_.load(std::memory_order_relaxed);
       const int64_t index = count_of_job_.load(std::memory_order_relaxed) - static_cast<int64_t>(open & UINT32_MAX);
       if (!num_open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel)) continue;
-      (*task)(index);
+      try {
+        (*task)(index);
+      } catch (...) {
+        // such as a lack of memory; `run` throws it when no worker uses the job any more
+        std::lock_guard<std::mutex> one_error(error_mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
       num_done_.fetch_add(1, std::memory_order_release);
       open = num_open_.load(std::memory_order_acquire);
     }
@@ -140,7 +149,7 @@ class Pool {
     }
   }
 
-  std::mutex job_mutex_;
+  std::mutex job_mutex_, error_mutex_;
   std::vector<std::thread> workers_;
   int count_ = 1;
   std::atomic<bool> is_stopping_{false};
@@ -150,6 +159,7 @@ class Pool {
   std::atomic<const std::function<void(int64_t)>*> task_{nullptr};
   std::atomic<int64_t> count_of_job_{0}, num_done_{0};
   std::atomic<uint64_t> num_open_{0};
+  std::exception_ptr error_;  // the first one of the newest job
 };
 
 // Never destroyed: threads of the framework may outlive static objects.

@@ -36,7 +36,8 @@ inline float to_float(uint32_t bits) {
 
 inline float half_to_float(uint16_t half) {
   // shifts exponent and mantissa in place and corrects the bias of the exponent, subnormal numbers included
-  const float magnitude = to_float((half & 0x7fffu) << 13) * 0x1p112f;
+  float magnitude = to_float((half & 0x7fffu) << 13) * 0x1p112f;
+  if ((half & 0x7c00) == 0x7c00) magnitude = half & 0x3ff ? __builtin_nanf("") : __builtin_inff();
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
