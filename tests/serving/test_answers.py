@@ -1,5 +1,7 @@
 """What an answer reports: the pieces of its text with their tokens, and its figures."""
 
+import asyncio
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.answer import AnswerText
 from mindvlm.serving import jobs
-from mindvlm.serving.jobs import Finish, Job
+from mindvlm.serving.answers import EventStream
+from mindvlm.serving.errors import ApiError
+from mindvlm.serving.jobs import Event, Finish, Job
 from mindvlm.serving.prompts import Prompt
-from mindvlm.serving.replies import closing_figures
+from mindvlm.serving.replies import ChatReply, closing_figures
 from tests.processing.text.small_vocabulary import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -52,6 +56,44 @@ def test_tokens_come_with_their_text_and_never_with_a_stop_text(monkeypatch):
     assert pieces == [("f", " f"), ("o", "o"), (" EX", " EX"), ("", " ")]
     assert reported(monkeypatch, "foo END", stop="END", every=5) == [("foo", "foo"), ("", " ")]
     assert reported(monkeypatch, " fo EX END", stop="END", streams=False) == [("fo EX", " fo EX ")]
+
+
+def sent(*events: Event, num_jobs: int = 1) -> list[list[str]]:
+    """Returns the data of the lines of each message of a stream."""
+
+    async def collect() -> list[bytes]:
+        first, *rest = (event and (0, event) for event in events)
+        news = iter(rest)
+
+        async def following():
+            return next(news)
+
+        answers = SimpleNamespace(jobs=[None] * num_jobs, next=following)
+        stream = EventStream(answers, first, ChatReply("m", TOKENIZER, num_jobs), include_usage=True)
+        return [lines async for lines in stream.lines()]
+
+    return [message.decode().split("\n\n")[:-1] for message in asyncio.run(collect())]
+
+
+def test_what_an_event_tells_is_one_message():
+    finish = Finish(
+        stop_reason="stop_token",
+        num_prompt_tokens=5,
+        num_reused=0,
+        num_new_tokens=2,
+        prefill_seconds=1,
+        decode_seconds=1,
+    )
+    begun, waited, piece, ended = sent(Event(), None, Event(text="a"), Event(text="b", finish=finish))
+    assert waited == [": waiting"]
+    contents = [[json.loads(line[6:])["choices"][0]["delta"] for line in message] for message in (begun, piece)]
+    assert contents == [[{"role": "assistant", "content": ""}], [{"content": "a"}]]
+    *chunks, end = ended
+    text, last, usage = (json.loads(chunk[6:]) for chunk in chunks)
+    assert text["choices"][0]["delta"] == {"content": "b"} and last["choices"][0]["finish_reason"] == "stop"
+    assert usage["usage"]["completion_tokens"] == 2 and end == "data: [DONE]"
+    _, (failed, end) = sent(Event(), Event(error=ApiError(500, "broken")), num_jobs=2)
+    assert json.loads(failed[6:])["error"]["message"] == "broken" and end == "data: [DONE]"
 
 
 @pytest.mark.parametrize("num_choices", [1, 2])

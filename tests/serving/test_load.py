@@ -280,3 +280,12 @@ def test_decoded_pictures_are_kept_up_to_a_size():
     for content in (b"b", b"a", b"c", b"a", b"b"):
         cache.get(content, decode)
     assert decoded == [b"a", b"b", b"c", b"b"] and cache.num_bytes == 200
+
+
+def test_a_picture_is_hashed_once_per_array():
+    def digest(*arrays):
+        return Picture((SimpleNamespace(**dict(zip("ab", arrays, strict=True))),), np.zeros(1, np.int32)).digests[0]
+
+    one, other = np.arange(6, dtype=np.float32), np.arange(1, 7, dtype=np.float32)
+    assert digest(one, other) == digest(one.copy(), other.copy())
+    assert len({digest(one, other), digest(other, one), digest(one, one), digest(other, other)}) == 4
