@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindvlm.core.errors import Parser, UserError
+from mindvlm.core.host_memory import limit_freed_memory
 from mindvlm.processing.images.downloads import ascii_host
 from mindvlm.serving.listening import bind
 from mindvlm.serving.plan import ModelPlan
@@ -103,6 +104,7 @@ def serve(argv: list[str] | None) -> int:
     is_busy = False
     try:
         if num_processes == 1:
+            limit_freed_memory()
             # MindSpore takes seconds to import; help and the errors above come before
             cli.import_library()
             say_address(listening)

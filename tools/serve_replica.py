@@ -11,6 +11,7 @@ import threading
 import warnings
 
 from mindvlm.core.errors import UserError
+from mindvlm.core.host_memory import limit_freed_memory
 from mindvlm.core.progress import progress_to
 from mindvlm.serving.plan import ModelPlan
 from mindvlm.tools import cli
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: the number of the listening socket.
     """
+    limit_freed_memory()
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     # MindSpore prints to standard output
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,8 +1,16 @@
-"""Memory of the machine and of this process, as reported by Linux."""
+"""Memory of the machine and of this process: what Linux reports, and what the C library keeps after it was freed."""
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Parameters of glibc's `mallopt`."""
+
+ALLOCATION = {M_ARENA_MAX: 2, M_MMAP_THRESHOLD: 128 * 1024, M_TRIM_THRESHOLD: 32 * 1024**2}
+"""Areas of memory; bytes from which an allocation gets pages of its own; free bytes at the end of an area."""
 
 
 def free_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -20,6 +28,18 @@ def free_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 def peak_memory() -> int:
     """Returns the peak resident memory of this process in bytes, shared libraries included; 0 if unknown."""
     return counters(Path("/proc/self/status")).get("VmHWM:", 0)
+
+
+def limit_freed_memory() -> None:
+    """Limits the memory that the C library keeps after this process has freed it. Call it before threads are started.
+
+    glibc has up to 8 areas for each CPU, which it calls arenas; what is freed in one is not used by the threads of
+    the others. Large arrays get pages of their own, which go back to the system, but by default only until the first
+    one is freed, and then they break up the areas. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    for parameter, value in ALLOCATION.items() if mallopt else ():
+        mallopt(parameter, value)
 
 
 def container_room(cgroup: Path) -> list[int]:

@@ -1,5 +1,9 @@
-"""Free memory of a machine, of a container and of this process."""
+"""Free memory of a machine, of a container and of this process, and what the C library keeps."""
 
+import platform
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +69,34 @@ def test_free_memory_of_this_machine():
     array = np.ones(64 * MIB, np.uint8)
     # a process's own memory counts as free to the next one
     assert abs(memory.free_host_memory() - free) < 1024 * MIB and array[0] and free > 256 * MIB
+
+
+ALLOCATING = """
+import ctypes, threading
+import numpy as np
+from mindvlm.core.host_memory import limit_freed_memory
+
+{limit}
+array = np.ones(2**17)
+del array
+arrays = [np.ones(2**17) for _ in range(100)]
+libc, together = ctypes.CDLL(None), threading.Barrier(8)
+def work():
+    libc.malloc(1000)
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("limit", "num_areas"), [("limit_freed_memory()", 2), ("", 9)])
+def test_threads_share_areas_and_large_arrays_have_pages_of_their_own(limit, num_areas):
+    command = [sys.executable, "-c", ALLOCATING.format(limit=limit)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert found.count("<heap nr=") == num_areas
+    assert (int(re.search(r'<total type="mmap" count="(\d+)"', found)[1]) >= 100) == bool(limit)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from mindvlm.core.errors import UserError
+from mindvlm.tools import serve, serve_replica
 from mindvlm.tools.serve import build_parser, main, read_plans, read_settings
 from tests.serving.running import wait_for
 from tests.tiny_vary import write_tiny_vary
@@ -199,6 +200,17 @@ def test_ctrl_c_before_the_server_listens(monkeypatch, capsys):
     monkeypatch.setattr("mindvlm.tools.cli.import_library", Mock(side_effect=KeyboardInterrupt))
     assert main(["--port", "0"]) == 0
     assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize(("module", "command"), [(serve, serve.serve), (serve_replica, serve_replica.main)])
+def test_freed_memory_is_limited_before_mindspore_starts_threads(module, command, monkeypatch):
+    class Limited(Exception):
+        pass
+
+    monkeypatch.setattr("mindvlm.tools.cli.import_library", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(module, "limit_freed_memory", Mock(side_effect=Limited))
+    with pytest.raises(Limited):
+        command(["--port", "0"])
 
 
 def test_a_killed_router_leaves_no_process(tmp_path):
