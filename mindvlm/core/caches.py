@@ -3,7 +3,8 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from mindvlm.core.errors import UserError
 
 GRAPHS, GRAPH_ENDING = "graphs", ".graph"
+WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 KINDS = {
     "weights": re.compile(r"\.?[^/]+-[0-9a-f]{8}(\.\d+\.staging)?"),
     "kernels": re.compile(r"native/\.?kernels-[^/]+"),
@@ -19,6 +21,8 @@ KINDS = {
 """The names in the folder; a killed process leaves those that begin with a dot."""
 MAX_BYTES = {"weights": 2**36, "kernels": 2**24, "graphs": 2**30}
 """Size of each kind; beyond it, those that were not used for the longest time are removed."""
+MAX_UNFINISHED_SECONDS = 24 * 3600
+"""Time after which an unfinished entry is that of a killed process."""
 
 
 def cache_folder() -> Path:
@@ -64,30 +68,58 @@ class CacheEntry:
 
 def find_entries(kinds: Iterable[str] = KINDS) -> list[CacheEntry]:
     """Returns the entries of these kinds in the order of their last use. Other files in the folder are ignored."""
-    folder, entries = cache_folder(), []
-    for kind in kinds:
-        for path in (*folder.glob("*"), *folder.glob("*/*")):
-            is_named = KINDS[kind].fullmatch(path.relative_to(folder).as_posix())
-            if is_named and (kind != "weights" or any(path.rglob("*.safetensors"))):
-                # another process may remove it meanwhile
-                with suppress(OSError):
-                    stats = [file.stat() for file in (path, *path.rglob("*"))]
-                    used = max(max(stat.st_atime, stat.st_mtime) for stat in stats)
-                    entries.append(CacheEntry(kind, path, sum(stat.st_size for stat in stats), used))
-    return sorted(entries, key=lambda entry: entry.used)
+    folder = cache_folder()
+    found = [
+        entry
+        for kind in kinds
+        for path in (*paths_in(folder), *paths_in(folder / GRAPHS), *paths_in(folder / "native"))
+        if KINDS[kind].fullmatch(path.relative_to(folder).as_posix()) and (entry := entry_at(path, kind))
+    ]
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def paths_in(folder: Path) -> list[Path]:
+    """Returns what is in a folder; nothing if there is no such folder."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def entry_at(path: Path, kind: str) -> CacheEntry | None:
+    """Returns the entry at a path; None if the path holds something else, or another process has just removed it."""
+    try:
+        files = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path]
+        if kind == "weights" and not holds_weights(path, files):
+            return None
+        stats = [file.stat() for file in files]
+        # not the time of an access, which listing a folder changes
+        return CacheEntry(kind, path, sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats))
+    except (OSError, ValueError):
+        return None
+
+
+def holds_weights(folder: Path, files: Collection[Path]) -> bool:
+    """Whether a folder with these files was made for converted weights, and not by somebody else under such a name."""
+    if folder.name.startswith("."):
+        return bool(files) and all(file.name in (WEIGHTS, MANIFEST) or f".{WEIGHTS}." in file.name for file in files)
+    return set(files) == {folder / WEIGHTS, folder / MANIFEST} and '"mindvlm"' in (folder / MANIFEST).read_text()
 
 
 def remove_oldest(kind: str, kept: Path) -> None:
     """Removes the entries of a kind beyond its `MAX_BYTES` that were not used for the longest time, but not `kept`.
 
-    Entries that another process is writing stay.
+    Also removes what killed processes left.
     """
-    entries = [entry for entry in reversed(find_entries([kind])) if not entry.path.name.startswith(".")]
-    room = MAX_BYTES[kind] - sum(entry.num_bytes for entry in entries if entry.path == kept)
-    for entry in entries:
-        if entry.path != kept:
+    room = MAX_BYTES[kind]
+    for entry in sorted(find_entries([kind]), key=lambda entry: (entry.path != kept, -entry.used)):
+        is_unfinished = entry.path.name.startswith(".")
+        if is_unfinished:
+            is_removed = time.time() - entry.used > MAX_UNFINISHED_SECONDS
+        else:
             room -= entry.num_bytes
-            if room < 0:
-                # another process may remove it meanwhile
-                with suppress(OSError):
-                    entry.remove()
+            is_removed = room < 0 and entry.path != kept
+        if is_removed:
+            # another process may remove it meanwhile
+            with suppress(OSError):
+                entry.remove()

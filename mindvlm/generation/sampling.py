@@ -99,7 +99,7 @@ def greedy_ids(logits: Tensor) -> np.ndarray:
     """Computes `GreedyGraph` on the host."""
     values = logits.asnumpy()
     with np.errstate(invalid="ignore", over="ignore"):
-        is_finite = np.isfinite(values.sum(-1))
+        is_finite = np.isfinite(values.sum(-1, dtype=np.float32))
     return np.where(is_finite, values.argmax(-1), NOT_FINITE)
 
 

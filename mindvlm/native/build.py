@@ -25,6 +25,8 @@ INSTRUCTION_SET_OPTIONS = {
     "aarch64": {"kernels_dotprod.cpp": ("-march=armv8.2-a+dotprod",)},
 }
 """Processor -> file -> its further options. The library chooses among these files at run time."""
+OPTIONAL = ("kernels_amx.cpp",)
+"""Files whose options GCC 10 does not know. Compiled without them, such a file leaves its instruction set out."""
 
 
 class CompilerError(Exception):
@@ -83,7 +85,9 @@ def build(target: Path, compiler: Sequence[str] = (), *, machine: str | None = N
         digest = f'-DMINDVLM_DIGEST="{source_digest(machine)}"'
 
         def compile_source(source: Path, into: Path) -> None:
-            own = known(compiler, options.get(source.name, ()))
+            own = options.get(source.name, ())
+            if source.name in OPTIONAL and not knows(compiler, own):
+                own = ()
             run([*compiler, *OPTIONS, *WARNINGS, *own, digest, "-c", str(source), "-o", str(into)])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -105,17 +109,13 @@ def is_whole(content: bytes) -> bool:
     return hashlib.sha256(content[:-size]).digest() == content[-size:]
 
 
-def known(compiler: Sequence[str], options: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the options of an instruction set, or none if the compiler does not know them; GCC 10 does not know AMX.
-
-    A file that is compiled without them leaves the instruction set out.
-    """
+def knows(compiler: Sequence[str], options: tuple[str, ...]) -> bool:
+    """Whether a compiler knows options."""
     try:
-        if options:
-            run([*compiler, *options, "-fsyntax-only", "-x", "c++", os.devnull])
+        run([*compiler, *options, "-fsyntax-only", "-x", "c++", os.devnull])
     except CompilerError:
-        return ()
-    return options
+        return False
+    return True
 
 
 def run(command: list[str]) -> None:

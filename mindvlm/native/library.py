@@ -60,18 +60,18 @@ class Library:
     Attributes:
         path: the shared library; operators of a graph are named `path:Function`.
         digest: that of its sources, see `source_digest`.
-        instruction_set: that of the kernels in use.
+        instruction_set: that of the kernels in use; None until `choose`.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.digest = source_digest()
+        self.instruction_set: str | None = None
         self._functions = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(self._functions, name)
             function.restype, function.argtypes = result, arguments
         self.call("mindvlm_set_num_threads", num_threads())
-        self.instruction_set = self.choose(None)
 
     def call(self, name: str, *arguments):
         """Calls a function of the library."""
@@ -229,6 +229,9 @@ def compile_library() -> Library | None:
             )
         path = folder / f"kernels-{source_digest()}.so"
         if library := load(path):
+            # the time of the last use; the folder may be read-only
+            with suppress(OSError):
+                os.utime(path)
             return library
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:

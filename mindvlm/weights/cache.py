@@ -30,13 +30,11 @@ from mindvlm.checkpoint import (
     staging_folder,
     write_safetensors,
 )
-from mindvlm.core.caches import cache_folder, remove_oldest
+from mindvlm.core.caches import MANIFEST, WEIGHTS, cache_folder, remove_oldest
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import is_progress_shown
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 
 
 def entry_folder(weights_file: Path, *others: Path) -> Path:

@@ -205,6 +205,9 @@ def test_the_host_chooses_what_the_graph_chooses():
     expected = GreedyGraph()(Tensor(logits)).asnumpy()
     assert expected[0] == 3 and (expected[1:4] == NOT_FINITE).all()
     np.testing.assert_array_equal(greedy_ids(Tensor(logits)), expected)
+    # their sum exceeds float16
+    many = Tensor(np.full((1, 32000), 5.0, np.float16))
+    np.testing.assert_array_equal(greedy_ids(many), GreedyGraph()(many).asnumpy())
 
 
 def test_rows_with_rules_of_their_own():

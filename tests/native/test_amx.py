@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mindvlm.core.errors import UserError
-from mindvlm.native.build import INSTRUCTION_SET_OPTIONS, OPTIONS, SOURCES, find_compiler, known, run
+from mindvlm.native.build import INSTRUCTION_SET_OPTIONS, OPTIONS, SOURCES, find_compiler, knows, run
 from mindvlm.native.library import BLOCK, Library, open_library
 from tests.native.operators import is_here
 from tests.native.test_kernels import BLOCK_FORMATS, make, noise
@@ -19,7 +19,7 @@ TILE = 16
 def library(tmp_path_factory, request) -> Library:
     """The library with emulated tiles; the files without any are not compiled again."""
     found, options = open_library(), INSTRUCTION_SET_OPTIONS["x86_64"]["kernels_amx.cpp"]
-    if found is None or not is_here(found, "avx512") or not known(find_compiler(), options):
+    if found is None or not is_here(found, "avx512") or not knows(find_compiler(), options):
         pytest.skip("there is no AVX-512, or no compiler that knows AMX")
     folder = tmp_path_factory.mktemp("amx")
     # the first library of a process with this path has no tiles
@@ -27,7 +27,9 @@ def library(tmp_path_factory, request) -> Library:
     command = [*find_compiler(), *OPTIONS, *options, "-include", str(request.path.with_name("emulated_tiles.h"))]
     sources = [str(SOURCES / name) for name in ("library.cpp", "kernels_amx.cpp")]
     run([*command, '-DMINDVLM_DIGEST=""', "-shared", *sources, rest, "-o", str(folder / "tiles.so")])
-    return Library(folder / "tiles.so")
+    emulated = Library(folder / "tiles.so")
+    emulated.choose(None)
+    return emulated
 
 
 @pytest.mark.parametrize("variable", ["EMULATED_REFUSAL", "EMULATED_WITHOUT_INT8"])

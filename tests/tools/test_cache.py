@@ -1,19 +1,26 @@
 """`mindvlm-cache` on a folder with all kinds of entries and a file of someone else."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from mindvlm.core import caches
 from mindvlm.tools.cache import main
 
+PAIR = (caches.WEIGHTS, caches.MANIFEST)
 KEY = "0" * 64
 WEIGHTS = "Vary-toy-0123abcd/weights.safetensors"
 FILES = {
     "weights": [WEIGHTS, "Vary-toy-0123abcd/manifest.json", ".a-0123abcd.77.staging/a-0123abcd/weights.safetensors"],
     "kernels": ["native/kernels-0123.so", "native/kernels-0123.log", "native/.kernels-0123.so-x/kernels.o"],
     "graphs": [f"graphs/VisionGraph-{KEY}.graph", f"graphs/.VisionGraph-{KEY}.graph.77.partial"],
-    "": ["photos-0123abcd/a.png", "notes.txt", "native/notes.txt", "graphs/notes.txt"],
+    "": [
+        *("photos-0123abcd/a.png", "notes.txt", "native/notes.txt", "graphs/notes.txt"),
+        *("run-20261130/weights.safetensors", "run-20261130/manifest.json", "run-20261130/notes.txt"),
+        *("run-20261201/weights.safetensors", "run-20261202/checkpoint/model.safetensors"),
+    ],
 }
 
 
@@ -23,7 +30,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     for name in sum(FILES.values(), []):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * 2048)
+        path.write_bytes(b'"mindvlm"'.ljust(2048))
     return tmp_path
 
 
@@ -41,6 +48,25 @@ def test_list_names_each_entry_with_its_size(folder, capsys):
     assert lines[0].split()[:3] == ["graphs", "2.0", "KiB"] and lines[0].endswith(f"VisionGraph-{KEY}.graph")
     assert "1970-01-01" in lines[0] and any("  Vary-toy-0123abcd" in line for line in lines)
     assert names(folder) == before
+
+
+def test_the_room_is_for_what_was_used_last(folder, monkeypatch):
+    """Whatever the times of access, and with an unfinished entry of a killed process."""
+    monkeypatch.setattr(caches, "MAX_BYTES", dict.fromkeys(caches.MAX_BYTES, 7000))
+    others, now = names(folder) - set(FILES["weights"]), time.time()
+    for number, days in enumerate((0.5, 30, 2)):
+        entry = folder / f"used-{number:08x}"
+        entry.mkdir()
+        for name in (caches.WEIGHTS, caches.MANIFEST):
+            (entry / name).write_bytes(b'"mindvlm"'.ljust(1024))
+            os.utime(entry / name, (now - 1000, now - 86400 * days))
+        os.utime(entry, (now - 86400 * (40 - days),) * 2)
+    kept = folder / WEIGHTS
+    os.utime(kept, (0, now - 86400 * 3))
+    staging = folder / FILES["weights"][2]
+    os.utime(staging, (0, now - 86400 * 3))
+    caches.remove_oldest("weights", kept.parent)
+    assert names(folder) - others == {*FILES["weights"][:2], *(f"used-00000000/{name}" for name in PAIR)}
 
 
 @pytest.mark.parametrize("kinds", [["graphs"], ["weights", "kernels"], []], ids=str)

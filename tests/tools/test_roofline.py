@@ -2,6 +2,7 @@
 
 import pytest
 
+from mindvlm.generation.sampling import GreedyGraph
 from mindvlm.tools import benchmark
 from mindvlm.tools.benchmarks import roofline
 from mindvlm.tools.benchmarks.mindvlm_peer import Inference
@@ -39,11 +40,12 @@ def test_the_command_prints_every_stage(capsys):
     assert "--bits 4: expected 8, 16 or 32" in capsys.readouterr().err
 
 
-def test_a_decode_step_runs_two_graphs_and_waits_for_the_ids_alone(monkeypatch):
+def test_a_decode_step_on_an_npu_runs_two_graphs_and_waits_for_the_ids_alone(monkeypatch):
     model = benchmark.MODELS["smoke"]
     peer = Inference(model.workload(model.config(), seed=0, num_tokens=8), dtype="float32", num_threads=1)
     peer.load()
     peer.engine.runner.graph_mode = False
+    peer.engine.sampler.greedy = GreedyGraph()
     peer.vision()
     peer.prefill()
     graphs = []

@@ -39,7 +39,7 @@ from mindvlm.tools import cli
 
 FORMATS = (
     *("float32", "16bit", "int8", "int8,embeddings=int8", "int8c", "int8c,embeddings=int8c"),
-    *("int4", "int4,embeddings=int8"),
+    *("int4", "int4,embeddings=int8", "int4k,embeddings=int8"),
 )
 LLAMA_CPP_FORMATS = ("F16", "Q8_0", "Q4_1", "Q4_0")
 CELLS = {

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "matrix.h"
@@ -96,7 +97,8 @@ const char* mindvlm_digest() { return MINDVLM_DIGEST; }
 // Chooses the kernels by name; null chooses the best ones of this processor. Returns the name, or null if there are none.
 const char* mindvlm_choose_kernels(const char* name) {
   for (const Kernels* set : {kAmx, kAvx512, kAvx2, kDotprod, kNeon, kPortable}) {
-    if (set && runs_here(set) && (!name || std::string(name) == set->name)) {
+    // the name first: AMX asks Linux for registers, which cannot be given back
+    if (set && (!name || std::string(name) == set->name) && runs_here(set)) {
       kernels = set;
       return set->name;
     }
@@ -106,10 +108,10 @@ const char* mindvlm_choose_kernels(const char* name) {
 
 void mindvlm_set_num_threads(int count) { set_num_threads(count); }
 
-// Returns a matrix over row-major values that the caller keeps alive; null for a format that does not exist.
+// Returns a matrix over row-major values that the caller keeps alive; null for a format that does not exist, or without memory.
 Matrix* mindvlm_new_float_matrix(int format, int64_t rows, int64_t cols, const void* values) {
   if (format < 0 || format > static_cast<int>(Format::float16)) return nullptr;
-  return new Matrix{static_cast<Format>(format), rows, cols, values};
+  return new (std::nothrow) Matrix{static_cast<Format>(format), rows, cols, values};
 }
 
 // Returns an empty matrix of blocks, which `mindvlm_pack_rows` fills; null without memory.
@@ -122,7 +124,8 @@ Matrix* mindvlm_new_block_matrix(int format, int64_t rows, int64_t cols) {
   if (pages == MAP_FAILED) return nullptr;
   // a product reads up to a quarter faster from huge pages; without them it works as well
   madvise(pages, size, MADV_HUGEPAGE);
-  return new Matrix{kind, rows, cols, nullptr, {static_cast<uint8_t*>(pages), Unmap{size}}};
+  std::unique_ptr<uint8_t, Unmap> owned(static_cast<uint8_t*>(pages), Unmap{size});
+  return new (std::nothrow) Matrix{kind, rows, cols, nullptr, std::move(owned)};
 }
 
 void mindvlm_free_matrix(Matrix* matrix) { delete matrix; }

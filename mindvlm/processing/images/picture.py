@@ -39,6 +39,7 @@ def digest_of(view: Any) -> bytes:
     arrays = {id(array): array for array in branches_of(view).values()}
     digest = hashlib.sha256()
     for array in arrays.values():
+        digest.update(f"{array.shape} {array.dtype} ".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.digest()
 
