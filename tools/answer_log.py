@@ -31,7 +31,7 @@ class AnswerLog:
         is_writer: whether lines are written. The file is then locked until `close`.
 
     Attributes:
-        records: answers about these pages by their keys.
+        records: answers by the keys of their pages, which need not be asked about; see `is_valid`.
 
     Raises:
         UserError: the file cannot be read or written, is written by another process, holds other lines, or answers of
@@ -50,8 +50,8 @@ class AnswerLog:
                 self.records[key_of(record)] = record
 
     def is_valid(self, record: Record) -> bool:
-        """Whether a record answers a page that is asked about, and its file is the same as then."""
-        return key_of(record) in self.places and "text" in record and record.get("file") == stamp(record["image"])
+        """Whether a record holds an answer, and its file is the same as then."""
+        return "text" in record and record.get("file") == stamp(record["image"])
 
     def lines(self) -> Iterator[tuple[str, Record]]:
         """Yields the place and the record of each line but an unfinished last one."""

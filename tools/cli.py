@@ -8,7 +8,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import mindvlm
 from mindvlm.core.errors import UserError
 from mindvlm.core.interruption import interruptible, uninterrupted
 from mindvlm.core.progress import progress_to
@@ -16,6 +18,8 @@ from mindvlm.core.weight_formats import PARTS, WEIGHT_FORMATS
 from mindvlm.parallel.launch import ends_all_ranks, is_launched, limit_threads
 
 INTERRUPTED = 130
+# in a clone, tools and convert lie beside the package, in a wheel inside
+OWN_FOLDERS = (*map(Path, mindvlm.__path__), Path(__file__).parent, Path(__file__).parent.with_name("convert"))
 
 
 def run(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
@@ -71,8 +75,7 @@ def import_library() -> None:
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Prints our own warnings as one line; hides those of other packages, which are for developers."""
-    # a clone named mindvlm may contain the environment of all other packages
-    if category is UserWarning and "mindvlm" in filename.rpartition("site-packages")[2]:
+    if category is UserWarning and any(Path(filename).is_relative_to(folder) for folder in OWN_FOLDERS):
         print(f"warning: {message}", file=sys.stderr)
 
 

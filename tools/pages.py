@@ -65,9 +65,8 @@ def pages_of(source: Source, ranges: PageRanges | None, dpi: int) -> list[Page]:
         warnings.simplefilter("ignore")
         try:
             with open_document(source.file, dpi=dpi) as document:
-                if not document.is_paged and ranges is None:
-                    return [Page(source)]
-                return [Page(source, number) for number in document.selected(ranges)]
+                numbers = document.selected(ranges)
+                return [Page(source, None if number == 1 and not document.is_paged else number) for number in numbers]
         except UserError:
             return [Page(source)]
 

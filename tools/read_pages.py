@@ -55,8 +55,8 @@ def read_pages(
         log.start()
     if answered:
         cli.say(f"{log.path}: {len(answered)} of {counted(len(questions), 'page')} are answered")
-    for question in answered if texts else ():
-        texts.add(*question.pages, log.records[question.key]["text"])
+    if texts:
+        texts.start(log.records.values())
     load_seconds = model.load_seconds
     reader = PageReader(arguments.dpi, model.processor.max_pixels)
     asked = ((arguments.query, partial(reader.read, question)) for question in waiting)
@@ -80,13 +80,14 @@ def read_pages(
                 load_seconds = 0.0
                 if is_loop(result):
                     looped.append(question.name)
+            # before the line, so that a page whose text cannot be written is asked about again
+            if texts:
+                texts.add(*question.pages, record.get("text"), record.get("error"))
             # before it is shown, so that what was shown is kept
             if log and model.mesh.is_first:
                 files = stamp(record["image"])
                 log.append(record | recorded | ({"file": files} if files else {}))
             show(question, result, is_only=len(questions) == 1)
-            if texts:
-                texts.add(*question.pages, record.get("text"), record.get("error"))
             bar.update()
         if log and model.mesh.is_first and len(questions) > 1:
             log.sort()

@@ -1,29 +1,29 @@
 """The texts of `mindvlm-predict --output_dir`: a file for each document, written after its last page."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import UserError
 from mindvlm.tools import cli
-from mindvlm.tools.answer_log import GO_ON
+from mindvlm.tools.answer_log import GO_ON, Record
 from mindvlm.tools.pages import Page
 from mindvlm.tools.sources import Source
 
-FORMATS = ("txt", "md")
 FORM_FEED = "\f"
 
 
 class TextFiles:
     """The files below a folder, each named after its document: `scan.pdf` becomes `scan.txt`.
 
-    Documents that differ only in their endings keep them: `scan.pdf.txt` and `scan.png.txt`. A document without an
-    answered page gets no file.
+    Documents that differ only in their endings keep them: `scan.pdf.txt` and `scan.png.txt`. A text holds all answered
+    pages of its document, also those of earlier runs, in the order of their numbers. A document without an answered
+    page gets no file, and a file stays as it is until another page of its document is answered.
 
     Args:
         text_format: "txt", with form feeds between pages, or "md", with comments before them.
-        pages: of all documents, in their order.
+        pages: those that are asked about, of all documents.
 
     Raises:
         UserError: two files would have one name, or the folder cannot be created.
@@ -31,10 +31,12 @@ class TextFiles:
 
     def __init__(self, folder: Path, text_format: str, pages: Sequence[Page]):
         self.text_format = text_format
-        self.texts: dict[Source, dict[Page, str | None]] = {}
-        self.answered: set[Source] = set()
+        self.waiting: dict[Source, set[Page]] = {}
         for page in pages:
-            self.texts.setdefault(page.source, {})[page] = None
+            self.waiting.setdefault(page.source, set()).add(page)
+        self.texts: dict[Source, dict[int | None, str]] = {source: {} for source in self.waiting}
+        self.answered: set[Source] = set()
+        self.newly_answered: set[Source] = set()
         without_ending = Counter(source.text_name.with_suffix("") for source in self.texts)
         self.paths: dict[Source, Path] = {}
         for source in self.texts:
@@ -50,27 +52,51 @@ class TextFiles:
             raise UserError(f"--output_dir {folder}: cannot be created ({error.strerror}); choose another") from None
         check_writable(folder / "x")
 
+    def start(self, records: Iterable[Record]) -> None:
+        """Takes the answers of earlier runs about these documents; writes those that are complete and have no file.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        sources = defaultdict(list)
+        for source in self.waiting:
+            sources[source.name].append(source)
+        for record in records:
+            for source in sources.get(record["image"], ()):
+                page = Page(source, record.get("page"))
+                self.texts[source][page.number] = record["text"]
+                self.answered.add(source)
+                self.waiting[source].discard(page)
+        for source, pages in self.waiting.items():
+            if not pages:
+                self.end(source)
+
     def add(self, page: Page, text: str | None, error: str | None = None) -> None:
         """Takes the text of a page, or its error; writes the document after its last page.
 
         Raises:
             UserError: the file cannot be written.
         """
-        texts = self.texts.get(page.source)
-        if texts is None:  # written; the document was given twice
+        waiting = self.waiting[page.source]
+        if page not in waiting:  # the document was given twice
             return
-        texts[page] = f"[{error}]" if text is None else text
+        waiting.remove(page)
+        self.texts[page.source][page.number] = f"[{error}]" if text is None else text
         if text is not None:
             self.answered.add(page.source)
-        if None in texts.values():
-            return
-        path, content = self.paths[page.source], self.content(texts).encode(errors="replace")
-        del self.texts[page.source]
-        if page.source not in self.answered:
-            cli.say(f"{path}: not written, because no page of {page.source.name} was answered")
-            return
-        if path.is_file() and path.read_bytes() == content:
-            return
+            self.newly_answered.add(page.source)
+        if not waiting:
+            self.end(page.source)
+
+    def end(self, source: Source) -> None:
+        """Writes a document of which no page waits, unless its file holds all answers."""
+        path = self.paths[source]
+        if source not in self.answered:
+            cli.say(f"{path}: not written, because no page of {source.name} was answered")
+        elif source in self.newly_answered or not path.exists():
+            self.write(path, self.content(self.texts[source]).encode(errors="replace"))
+
+    def write(self, path: Path, content: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,8 +104,9 @@ class TextFiles:
         with atomic_file(path, GO_ON) as file:
             file.write(content)
 
-    def content(self, texts: dict[Page, str | None]) -> str:
+    def content(self, texts: dict[int | None, str]) -> str:
+        pages = sorted(texts.items(), key=lambda page: page[0] or 0)
         if self.text_format == "txt":
-            return FORM_FEED.join(f"{text}\n" for text in texts.values())
-        marked = ((f"<!-- page {page.number} -->\n\n" if page.number else "", text) for page, text in texts.items())
+            return FORM_FEED.join(f"{text}\n" for _, text in pages)
+        marked = ((f"<!-- page {number} -->\n\n" if number else "", text) for number, text in pages)
         return "\n".join(f"{mark}{text}\n" for mark, text in marked)

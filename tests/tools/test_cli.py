@@ -8,6 +8,8 @@ import warnings
 
 import pytest
 
+import mindvlm.core.errors
+from mindvlm.convert import conversion
 from mindvlm.core.errors import UserError
 from mindvlm.tools import cli, make_data, predict_llm
 
@@ -56,16 +58,16 @@ def test_text_that_waits_in_the_buffer_of_a_closed_pipe(monkeypatch):
 
 def test_only_our_own_warnings_are_shown(capsys):
     def command(argv):
-        warnings.warn_explicit("mind this", UserWarning, "/site/mindvlm/runtime.py", 1)
-        warnings.warn_explicit("not that", UserWarning, "/site/other/module.py", 1)
-        warnings.warn_explicit("not that either", UserWarning, "/mindvlm/.venv/site-packages/other/module.py", 1)
-        warnings.warn_explicit("nor that", DeprecationWarning, "/site/mindvlm/runtime.py", 1)
+        for module in (mindvlm.core.errors, make_data, conversion):
+            warnings.warn_explicit("mind this", UserWarning, module.__file__, 1)
+        warnings.warn_explicit("not that", UserWarning, "/mindvlm/tools/module.py", 1)
+        warnings.warn_explicit("nor that", DeprecationWarning, make_data.__file__, 1)
         return 0
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert cli.run(command) == 0
-    assert capsys.readouterr().err == "warning: mind this\n"
+    assert capsys.readouterr().err == "warning: mind this\n" * 3
 
 
 def test_yes_and_no():

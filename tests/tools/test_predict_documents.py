@@ -320,6 +320,26 @@ class TestTexts:
         marked = "\n".join(f"<!-- page {number} -->\n\n{text}\n" for number, text in enumerate(texts, 1))
         assert (out / "scan.md").read_text() == marked
 
+    def test_a_text_holds_the_answers_of_all_runs(self, loaded, run, scan, images, tmp_path):
+        texts, text = read(scan), tmp_path / "out" / "scan.txt"
+        command = ["--image_dir", scan, "--output_dir", tmp_path / "out", *SHORT]
+        assert run(*command, "--pages", "2-3")[0] == run(*command, "--pages", "1")[0] == 0
+        assert text.read_text() == "\n\f".join(texts) + "\n"
+        # a correction stays until a page of the document is answered, also if another document or no page is
+        text.write_text("corrected")
+        assert run(*command, "--pages", "1,9")[0] == 1
+        assert run(*command, "--image_dir", scan, images / "a.png")[0] == 0
+        assert text.read_text() == "corrected"
+        # answers about an earlier content of the file are left out
+        write_pages(scan, [picture(number) for number in (4, 3)])
+        assert run(*command, "--pages", "2")[0] == 0
+        assert text.read_text() == read(scan, "2")[0] + "\n"
+
+    def test_a_picture_is_the_same_with_and_without_its_page(self, loaded, run, images, tmp_path):
+        command = ["--image_dir", images / "a.png", "--output_dir", tmp_path / "out", *SHORT]
+        assert run(*command, "--pages", "1")[0] == 0 and run(*command)[1] == ""
+        assert "\f" not in (tmp_path / "out" / "a.txt").read_text()
+
     def test_a_failed_page_of_an_answered_document(self, loaded, run, scan, tmp_path):
         status, _, err = run("--image_dir", scan, "--pages", "1,7", "--output_dir", tmp_path / "out", *SHORT)
         assert status == 1 and "not written" not in err
@@ -331,7 +351,7 @@ class TestTexts:
 
         def full(file):
             calls.append(file)
-            if len(calls) == 4:
+            if len(calls) == 3:
                 raise OSError(28, "No space left on device")
             sync(file)
 
@@ -342,8 +362,9 @@ class TestTexts:
             f"error: {out / 'scan.txt'}: cannot be written (No space left on device); "
             "make room, and the same command goes on\n"
         )
-        assert len(json_lines(out / "pages.jsonl")) == 3 and not (out / "scan.txt").exists()
-        assert "3 of 3 pages are answered" in run("--image_dir", scan, "--output_dir", out, *SHORT)[2]
+        # the last page is asked about again, so that its text is written
+        assert len(json_lines(out / "pages.jsonl")) == 2 and not (out / "scan.txt").exists()
+        assert "2 of 3 pages are answered" in run("--image_dir", scan, "--output_dir", out, *SHORT)[2]
         assert (out / "scan.txt").exists()
         (out / "scan.txt").unlink()
         (out / "more").touch()
