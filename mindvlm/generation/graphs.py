@@ -149,12 +149,20 @@ class GraphRunner:
         self.seconds = dict.fromkeys(STAGES, 0.0)
 
     def run(self, stage: str, graph: nn.Cell | Callable, *inputs: Tensor):
-        """Runs a graph, or a function on the host, and adds the time to its stage."""
+        """Runs a graph, or a function on the host, and adds the time to its stage.
+
+        A graph that raises an error is compiled again at its next call.
+        """
         if isinstance(graph, nn.Cell):
             self.compile(stage, graph, *inputs)
         start = time.perf_counter()
-        result = graph(*inputs)
-        runtime.wait_for_device()
+        try:
+            result = graph(*inputs)
+            runtime.wait_for_device()
+        except Exception:
+            if isinstance(graph, nn.Cell):
+                self.drop(graph)
+            raise
         self.seconds[stage] += time.perf_counter() - start
         return result
 
@@ -177,6 +185,11 @@ class GraphRunner:
     def announce(self, stage: str, graph: nn.Cell) -> None:
         if self.on_compile and isinstance(graph, VisionGraph | PrefillGraph | DecodeGraph):
             self.on_compile(stage)
+
+    def drop(self, graph: nn.Cell) -> None:
+        """Drops the compiled forms of a graph, because MindSpore refuses all calls of one after an error."""
+        self.forget(graph)
+        graph.compile_cache.clear()
 
     def forget(self, *graphs: nn.Cell | None) -> None:
         """Forgets graphs that are about to be deleted, because Python reuses ids."""

@@ -53,10 +53,7 @@ class Service:
 
     @property
     def model(self) -> VisionLanguageModel:
-        """The model. Raises ApiError while it is loading, and if it cannot be loaded."""
-        if self.scheduler.failure:
-            message = f"the model cannot be loaded: {self.scheduler.failure}; then start the server again"
-            raise ApiError(503, message, code="load_failed", headers={"x-should-retry": "false"})
+        """The model. Raises ApiError while it is loading."""
         if self.scheduler.model is None:
             headers = {"Retry-After": "2"}
             raise ApiError(503, "the model is loading; try again in a moment", code="loading", headers=headers)

@@ -2,20 +2,18 @@
 
 import asyncio
 import time
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from starlette.testclient import TestClient
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.loading import load_image
 from mindvlm.serving import jobs
-from mindvlm.serving.app import Service, make_app
 from mindvlm.serving.errors import ApiError
-from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.listening import bind
+from mindvlm.serving.server import ModelServer
 from mindvlm.serving.settings import ServerSettings
 from tests.serving.running import data_url, running, shown, wait_for
 from tests.tiny_vary import picture, tiny_model
@@ -224,14 +222,19 @@ def test_while_the_model_loads(tmp_path):
         assert httpx.get(f"{server.root}/health").json() == {"status": "ok"}
 
 
-def test_a_model_that_cannot_be_loaded():
-    failure = UserError("tiny.safetensors is damaged; convert it again")
-    service = Service(SimpleNamespace(model=None, failure=failure), ServerSettings(), Metrics())
-    client = TestClient(make_app(service))
-    for path in ("/health", "/v1/models"):
-        answer = client.get(path)
-        assert answer.status_code == 503 and answer.json()["error"]["code"] == "load_failed"
-        assert f"cannot be loaded: {failure}; then start the server again" in answer.json()["error"]["message"]
+def test_a_model_that_cannot_be_loaded_ends_the_server():
+    answers, listening = [], bind("127.0.0.1", 0)
+    root = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    def load():
+        answers.append(httpx.get(f"{root}/health"))
+        raise UserError("tiny.safetensors is damaged; convert it again")
+
+    with pytest.raises(UserError, match="^tiny.safetensors is damaged; convert it again$"):
+        ModelServer(load, ServerSettings(), listening).run()
+    assert [answer.json()["error"]["code"] for answer in answers] == ["loading"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{root}/health")
 
 
 @pytest.mark.ci

@@ -1,5 +1,6 @@
 """Limits and permissions: sizes, pictures, keys, origins, files and slow clients."""
 
+import asyncio
 import io
 import json
 import os
@@ -16,7 +17,9 @@ from PIL import Image, PngImagePlugin
 
 from mindvlm.serving import gate, http_server
 from mindvlm.serving import pictures as pictures_module
-from mindvlm.serving.budget import Share
+from mindvlm.serving.budget import ByteBudget, Share
+from mindvlm.serving.messages import PictureUrl
+from mindvlm.serving.settings import ServerSettings
 from tests.serving.running import data_url, running, shown, wait_for
 from tests.tiny_vary import picture
 
@@ -241,6 +244,29 @@ def test_a_connection_is_used_again(server, monkeypatch):
             time.sleep(0.2)
 
 
+@pytest.mark.parametrize(
+    ("url", "is_in_loop"),
+    [
+        ("data:image/png;base64,", True),
+        (" DATA:;BASE64,", True),
+        ("data:image/png;base64," + "A" * 65_536, False),
+        ("data:image/png,", False),
+        ("data:,;base64", False),
+    ],
+)
+def test_only_short_base64_is_decoded_in_the_event_loop(url, is_in_loop, monkeypatch):
+    threads = []
+
+    def read(*_):
+        threads.append(threading.current_thread())
+        return b""
+
+    monkeypatch.setattr(pictures_module, "read_picture_file", read)
+    share = Share(ByteBudget(100))
+    asyncio.run(pictures_module.read_pictures([PictureUrl(url, "url")], ServerSettings(), None, share))
+    assert [thread is threading.current_thread() for thread in threads] == [is_in_loop]
+
+
 def test_pictures_that_cannot_be_used(server):
     assert "400000000 pixels" in refusal(server, png(Image.new("1", (20_000, 20_000))))
     assert "101 x 100 = 10100 pixels, the limit is 10000" in refusal(server, png(Image.new("1", (101, 100))))
@@ -251,7 +277,8 @@ def test_pictures_that_cannot_be_used(server):
     assert "damaged" in refusal(server, data_url(3)[:-120])
     assert "empty" in refusal(server, "data:image/png;base64,")
     assert "base64" in refusal(server, "data:image/png;base64,A%")
-    assert "a PDF" in refusal(server, "data:," + "%25PDF-1.7")
+    pdf = "a PDF, not a picture; POST /v1/documents/pages turns its pages into pictures"
+    assert pdf in refusal(server, "data:," + "%25PDF-1.7")
     assert "not an image" in refusal(server, "data:," + "%25!PS-Adobe-3.0 EPSF-3.0%0A%25%25BoundingBox: 0 0 9 9%0A")
     assert "no URL of a picture" in refusal(server, "iVBORw0KGgo")
     assert "no URL of a picture" in refusal(server, "/etc/passwd")

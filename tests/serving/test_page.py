@@ -543,7 +543,7 @@ def test_a_server_that_loads(script, visit, tmp_path):
 
 
 @pytest.mark.parametrize("models", [{}, {"tiny": ANSWERER}])
-def test_a_model_that_cannot_be_loaded(script, visit, models):
+def test_a_model_that_has_failed_too_often(script, visit, models):
     message = "the model m has failed too often; its server must be restarted, see its log"
     script.models, script.problem = models, ApiError(503, message, code="replica_failed")
     page = visit(script.url, waits=False)
