@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Answer a question about pictures and pages of documents. Without --config_path the shipped "
         "Vary-nano reads one or two lines of printed text. Exit status 0: all answered; 1: some of several pages "
         "failed, with a line for each; 2: nothing could be done; 130: interrupted.",
+        hint="add --image_dir before pictures and documents",
     )
     parser.add_argument(
         "--image_dir",
@@ -133,11 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def predict(argv: list[str] | None) -> int:
-    parser = build_parser()
-    arguments, others = parser.parse_known_args(argv)
-    if others:
-        hint = "" if others[0].startswith("-") else "; add --image_dir before pictures and documents"
-        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
+    arguments = build_parser().parse_args(argv)
     with ExitStack() as stack:
         downloads = None
         if arguments.allow_urls:
@@ -215,6 +212,8 @@ def check(sources: list[Source], arguments: argparse.Namespace) -> None:
         raise UserError("no picture given; add --image_dir FILE (or a --query that needs none, or --chat_mode)")
     if arguments.output_dir and not sources:
         raise UserError("--output_dir writes a text per document but none is given; add --image_dir FILE")
+    if arguments.text_format != "txt" and not arguments.output_dir:
+        raise UserError(f"--text_format {arguments.text_format} has no effect without --output_dir; add it")
     for option in ("output", "output_dir"):
         if getattr(arguments, option) and arguments.chat_mode:
             raise UserError(f"--{option} has no effect with --chat_mode; leave one of them out")
@@ -253,6 +252,8 @@ def print_streamed(stream) -> None:
 def summary(answer) -> str:
     seconds = answer.seconds
     parts = [f"{answer.num_prompt_tokens} prompt tokens", f"{answer.num_new_tokens} new ({answer.stop_reason})"]
+    if not answer:
+        parts.append("the answer is empty")
     parts += [f"{stage} {seconds[stage]:.2f} s" for stage in ("compile", "vision", "prefill", "decode")]
     if answer.tokens_per_second:
         parts.append(f"{answer.tokens_per_second:.1f} tokens/s")

@@ -57,6 +57,8 @@ def read_pages(
         cli.say(f"{log.path}: {len(answered)} of {counted(len(questions), 'page')} are answered")
     if texts:
         texts.start(log.records.values())
+    if waiting and model.scope.note:
+        cli.say(f"{model.config.name}: {model.scope.note}")
     load_seconds = model.load_seconds
     reader = PageReader(arguments.dpi, model.processor.max_pixels)
     asked = ((arguments.query, partial(reader.read, question)) for question in waiting)

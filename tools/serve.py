@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from mindvlm.core.config import read_yaml
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.core.host_memory import limit_freed_memory
 from mindvlm.processing.images.downloads import ascii_host
@@ -100,6 +101,8 @@ def serve(argv: list[str] | None) -> int:
     for package in ("fastapi", "prometheus_client", "uvicorn", *(["httpx"] if num_processes > 1 else [])):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{package} is not installed; run: pip install fastapi httpx prometheus-client uvicorn")
+    for plan in plans:
+        check_file(plan)
     listening = bind(arguments.host, arguments.port)
     is_busy = False
     try:
@@ -107,6 +110,7 @@ def serve(argv: list[str] | None) -> int:
             limit_freed_memory()
             # MindSpore takes seconds to import; help and the errors above come before
             cli.import_library()
+            read_served_config(plans[0])
             say_address(listening)
             is_busy = serve_model(plans[0], listening, on_ready=lambda name: cli.say(f"{name} is ready"))
         else:
@@ -172,7 +176,6 @@ def serve_model(
         import mindvlm
 
         model = mindvlm.load(plan.config_path, cache=plan.caches, **plan.overrides)
-        check_answers_text(model)
         if model.scope.note:
             cli.say(f"{name_of(model)}: {model.scope.note}")
         cli.say(f"{name_of(model)} is loading its graphs")
@@ -186,15 +189,25 @@ def serve_model(
     return server.is_busy
 
 
-def check_answers_text(model) -> None:
-    """Raises UserError for a model without text."""
-    from mindvlm.sessions.vision_language_model import VisionLanguageModel
+def check_file(plan: ModelPlan) -> None:
+    """Raises UserError if the YAML of a model cannot be read. Does not import MindSpore."""
+    if plan.config_path and Path(plan.config_path).name != "config.json" and not os.path.isdir(plan.config_path):
+        read_yaml(Path(plan.config_path))
 
-    if not isinstance(model, VisionLanguageModel):
+
+def read_served_config(plan: ModelPlan):
+    """Returns the run config of a model. Raises UserError if it is wrong, or the model gives no text."""
+    from mindvlm.api import shipped_config_path
+    from mindvlm.models.registry import get_family
+    from mindvlm.models.run_config import read_config
+
+    config = read_config(plan.config_path or shipped_config_path(), plan.overrides)
+    if get_family(config.family).output != "text":
         raise UserError(
-            f"{model.config.name} continues pictures and answers no questions, so it cannot be served; "
+            f"{config.name} continues pictures and answers no questions, so it cannot be served; "
             "use mindvlm-predict --prompt_pairs"
         )
+    return config
 
 
 def overrides(arguments: argparse.Namespace) -> dict:

@@ -15,7 +15,7 @@ from mindvlm.core.host_memory import limit_freed_memory
 from mindvlm.core.progress import progress_to
 from mindvlm.serving.plan import ModelPlan
 from mindvlm.tools import cli
-from mindvlm.tools.serve import serve_model
+from mindvlm.tools.serve import read_served_config, serve_model
 
 PR_SET_PDEATHSIG = 1
 
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     end_with_parent(sys.stdin.fileno())
     try:
         cli.import_library()
-        name = plan.settings.model_name or name_in_config(plan)
+        config = read_served_config(plan)
+        name = plan.settings.model_name or config.name
         report(name=name)
         with progress_to(lambda line: cli.say(f"{name}: {line}")):
             is_busy = serve_model(plan, socket.socket(fileno=int(argv[0])))
@@ -49,14 +50,6 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         report(problem=str(error))
         return 2
-
-
-def name_in_config(plan: ModelPlan) -> str:
-    """Returns the name of the model. Raises UserError if its config is wrong."""
-    from mindvlm.api import shipped_config_path
-    from mindvlm.models.run_config import read_config
-
-    return read_config(plan.config_path or shipped_config_path(), plan.overrides).name
 
 
 def end_with_parent(pipe: int) -> None:

@@ -1,6 +1,7 @@
 """Errors that a user can cause, and how the commands report them. Imports only the standard library."""
 
 import argparse
+import difflib
 import sys
 from typing import NoReturn
 
@@ -14,7 +15,31 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a wrong command line as commands report a UserError: one line, exit status 2."""
+    """An argument parser that reports a wrong command line as commands report a UserError: one line, exit status 2.
+
+    Options are not abbreviated, so that a new one does not change the meaning of a command.
+
+    Args:
+        hint: remedy for a value that belongs to no option.
+    """
+
+    def __init__(self, *, hint: str = "leave it out", **options):
+        super().__init__(allow_abbrev=False, **options)
+        self.hint = hint
+
+    def parse_args(self, args=None, namespace=None):
+        arguments, others = self.parse_known_args(args, namespace)
+        if others:
+            # never the value of an option, which may be a secret
+            self.error(self.what_is_unknown(others[0].partition("=")[0]))
+        return arguments
+
+    def what_is_unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unknown argument {argument}; {self.hint}"
+        names = [option.lstrip("-") for option in self._option_string_actions]
+        near = difflib.get_close_matches(argument.lstrip("-"), names, n=1)
+        return f"unknown option {argument}" + (f"; did you mean --{near[0]}?" if near else "")
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)

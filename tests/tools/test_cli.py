@@ -85,6 +85,12 @@ def test_yes_and_no():
         ("show_views", ["--image", "a.png"], "--config_path, --output; see mindvlm-show-views --help"),
         ("benchmark", ["--model", "none"], "see mindvlm-benchmark --help"),
         ("make_data", ["pages", "--output", "out"], "--text; see mindvlm-make-data pages --help"),
+        ("serve", ["--api_key", "secret"], "unknown option --api_key; did you mean --api_key_file?; see mindvlm-serve"),
+        (
+            "make_data",
+            ["pages", "--text", "a", "--output", "b", "c"],
+            "argument c; leave it out; see mindvlm-make-data",
+        ),
         ("train", [], "--config_path; see mindvlm-train --help"),
         ("evaluate_text", ["--seed", "-1"], "-1 is below 0; see "),
     ],

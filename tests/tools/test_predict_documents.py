@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mindvlm.core.config import Scope
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images import documents
 from mindvlm.processing.images.documents import DEFAULT_QUERY
@@ -55,6 +56,12 @@ def test_pages_are_read_in_order(loaded, run, scan, tmp_path):
     assert run("--image_dir", scan, "--pages", "2-9,1", "--output", output, *SHORT)[0] == 0
     records = [(record["image"], record["page"], record["text"]) for record in json_lines(output)]
     assert records == [(str(scan), number, answers[number - 1]) for number in (2, 3, 1)]
+
+
+def test_what_the_model_is_for_is_said_before_pages_are_read(loaded, run, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_model().config, "scope", Scope(note="Reads noise."))
+    command = ["--image_dir", scan, "--output", tmp_path / "out.jsonl", *SHORT]
+    assert run(*command)[2] == "tiny: Reads noise.\n" and "noise" not in run(*command)[2]
 
 
 def test_the_resolution_reaches_the_page(loaded, run, scan):

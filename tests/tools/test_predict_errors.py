@@ -92,18 +92,24 @@ def test_what_argparse_refuses(run, option):
     assert caught.value.code == 2
 
 
+def test_a_format_without_texts(run, images):
+    refused = run("--image_dir", images / "a.png", "--text_format", "md")
+    assert_refused(refused, "--text_format md has no effect without --output_dir; add it")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "hint"),
+    ("arguments", "said"),
     [
-        (["page.png"], "page.png; add --image_dir before pictures and documents; see"),
-        (["--pictures", "page.png"], "--pictures page.png; see"),
+        (["page.png"], "argument page.png; add --image_dir before pictures and documents"),
+        (["--other", "page.png"], "option --other"),
+        (["--page=1"], "option --page; did you mean --pages?"),
     ],
 )
-def test_unknown_arguments(capsys, run, arguments, hint):
+def test_unknown_arguments(capsys, run, arguments, said):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"error: unrecognized arguments: {hint} mindvlm-predict --help\n"
+    assert capsys.readouterr().err == f"error: unknown {said}; see mindvlm-predict --help\n"
 
 
 @pytest.mark.parametrize("target", ["folder", "missing/out.jsonl"])

@@ -156,6 +156,16 @@ def test_text_only(loaded, run):
     assert (status, out) == (0, f"{tiny_model().chat('hello', max_new_tokens=2)}\n")
 
 
+def test_an_empty_answer_is_said_to_be_empty(loaded, run, monkeypatch):
+    model = tiny_model()
+    stop_id = model.processor.stop_ids[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine.sampler, "choose", lambda logits, running: [stop_id] * len(model.engine.slots))
+        status, out, err = run("--query", "hello")
+    assert (status, out) == (0, "\n") and "1 new (stop_token), the answer is empty, " in err
+    assert "empty" not in run("--query", "hello", "--max_new_tokens", 2)[2]
+
+
 def test_options_reach_model_and_generation(loaded, run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = {}
