@@ -244,7 +244,9 @@ def test_pictures_and_markers_must_agree(model, query, count, history, expected)
 @pytest.mark.parametrize(
     "options, expected",
     [
-        ({"max_tokens": 3}, "'generation.max_tokens'; did you mean 'max_new_tokens'"),
+        ({"max_tokens": 3}, "unknown argument 'max_tokens'; did you mean 'max_new_tokens'"),
+        ({"image": "page.png"}, "unknown argument 'image'; did you mean 'images'"),
+        ({"zzz": 1}, "known arguments: do_sample, images, "),
         ({"max_new_tokens": "3"}, "'generation.max_new_tokens' is '3'; expected a whole number"),
         ({"stop_strings": "###"}, "'generation.stop_strings' is '###'; expected a list"),
         ({"temperature": 0}, "generation.temperature is 0"),

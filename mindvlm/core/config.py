@@ -54,10 +54,14 @@ def build_config(cls: type, data: Any, where: str = ""):
 
 def unknown_key(key: Any, known: typing.Iterable[str], where: str) -> UserError:
     """Returns the error for an unknown key; the message names the nearest known key."""
+    return UserError(f"unknown config key '{f'{where}.{key}'.lstrip('.')}'; {nearest(key, known, 'keys')}")
+
+
+def nearest(name: Any, known: typing.Iterable[str], kind: str) -> str:
+    """Returns the hint for an unknown name: the nearest known one, or all if none is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-    return UserError(f"unknown config key '{f'{where}.{key}'.lstrip('.')}'; {hint}")
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known {kind}: {', '.join(known)}"
 
 
 def convert_value(hint: Any, value: Any, where: str):

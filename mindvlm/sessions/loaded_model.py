@@ -5,7 +5,8 @@ import logging
 import warnings
 from collections.abc import Callable
 
-from mindvlm.core.config import GenerationConfig, Scope, build_config
+from mindvlm.core.config import GenerationConfig, Scope, build_config, nearest
+from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to
 from mindvlm.generation.engine import Engine
 from mindvlm.models.registry import get_family
@@ -23,10 +24,13 @@ class LoadedModel:
     Methods accept the options of `GenerationConfig` as keyword arguments, which override the YAML.
 
     Attributes:
+        other_arguments: names of arguments that most methods accept beside the options, for messages.
         load_seconds: time taken by loading.
         engine: generates ids for requests.
         mesh: the processes that share the weights; all of them must make the same calls.
     """
+
+    other_arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -72,7 +76,11 @@ class LoadedModel:
         self.engine.resize(max(1, min(num_requests, MAX_SLOTS)))
 
     def options(self, generation: dict) -> GenerationConfig:
-        """Returns `generation_config` and warns of options without effect."""
+        """Returns `generation_config` of keyword arguments and warns of options without effect."""
+        known = [field.name for field in dataclasses.fields(GenerationConfig)]
+        if unknown := next((key for key in generation if key not in known), None):
+            hint = nearest(unknown, [*self.other_arguments, *known], "arguments")
+            raise UserError(f"unknown argument '{unknown}'; {hint}")
         options = self.generation_config(generation)
         without_effect = [key for key in ("temperature", "top_k", "top_p") if key in generation]
         if without_effect and not options.do_sample:

@@ -29,6 +29,8 @@ class VisionLanguageModel(LoadedModel):
         encoder: encodes pictures and caches recent ones.
     """
 
+    other_arguments = ("images", "stream")
+
     def __init__(self, model, processor, config, **options):
         placeholder_id = processor.tokenizer.special_id(processor.image_span.placeholder)
         super().__init__(model, processor, config, placeholder_id=placeholder_id, **options)
