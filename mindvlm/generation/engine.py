@@ -6,7 +6,7 @@ B slots, L length, N images, T tokens per image, R rotated dimensions, V vocabul
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, mint, nn, ops
 
 from mindvlm.core.errors import UserError
 from mindvlm.generation.graphs import (
@@ -19,7 +19,7 @@ from mindvlm.generation.graphs import (
     VisionGraph,
     cache_capacity,
 )
-from mindvlm.generation.prefill import RUN_SIZES, NewTokens, packed_runs, separate_runs
+from mindvlm.generation.prefill import MAX_PREFILL_LENGTH, RUN_SIZES, NewTokens, packed_runs, separate_runs
 from mindvlm.generation.request import Addition, Request, Slot
 from mindvlm.generation.sampling import NOT_FINITE, Sampler
 from mindvlm.nn.rotary import decoder_frequencies, ntk_alpha
@@ -73,6 +73,7 @@ class Engine:
         self.merge = MergeGraph(model)
         self.score = ScoreGraph(model.language_model)
         self.slots: list[Slot | None] = []
+        self.zeros: Tensor | None = None
         self.caches = None
         self.is_exact = model.language_model.has_exact_rows
         self.run_sizes = RUN_SIZES
@@ -220,16 +221,23 @@ class Engine:
 
     def merged_embeddings(self, input_ids: np.ndarray, features: Tensor | None = None) -> Tensor:
         """Returns token embeddings (B, L, hidden) with features (..., hidden) in place of the placeholders."""
-        hidden_size, dtype = self.config.hidden_size, self.model.language_model.dtype
+        hidden_size = self.config.hidden_size
         num_rows = 0 if features is None else features.size // hidden_size
         sources = splice_sources(input_ids, num_rows, 1, self.placeholder_id)
-        rows = () if features is None else (features.reshape((-1, hidden_size)),)
+        rows = [] if features is None else [features.reshape((-1, hidden_size))]
         if num_rows < input_ids.size:
-            rows += (ops.zeros((input_ids.size - num_rows, hidden_size), dtype),)
+            rows.append(self.unused_rows(input_ids.size - num_rows))
         # a placeholder may be negative; its row comes from the features
         ids = Tensor(np.maximum(input_ids, 0))
-        rows = rows[0] if len(rows) == 1 else ops.concat(rows, 0)
-        return self.runner.run("prefill", self.merge, ids, rows, Tensor(sources))
+        return self.runner.run("prefill", self.merge, ids, concatenated(rows), Tensor(sources))
+
+    def unused_rows(self, num_rows: int) -> Tensor:
+        """Returns rows that fill up those of the features, (num_rows, hidden)."""
+        # kept, because each call of ops.zeros takes 1 KiB of memory that MindSpore does not free
+        if self.zeros is None or len(self.zeros) < num_rows:
+            shape = (max(num_rows, MAX_PREFILL_LENGTH), self.config.hidden_size)
+            self.zeros = ops.zeros(shape, self.model.language_model.dtype)
+        return rows_between(self.zeros, 0, num_rows)
 
     def alpha_for(self, length: int) -> float:
         """Returns the dynamic NTK factor of a prompt of this length."""
@@ -359,4 +367,5 @@ def rows_between(tensor: Tensor, start: int, end: int) -> Tensor:
 def concatenated(tensors: Iterable[Tensor]) -> Tensor | None:
     """Concatenates tensors along the first axis; returns None if there are none."""
     tensors = tuple(tensors)
-    return ops.concat(tensors, 0) if len(tensors) > 1 else tensors[0] if tensors else None
+    # each call of ops.concat takes 512 bytes of memory that MindSpore does not free
+    return mint.cat(tensors, 0) if len(tensors) > 1 else tensors[0] if tensors else None

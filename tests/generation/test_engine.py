@@ -1,9 +1,11 @@
 """The cache against one pass without it, for every way in which tokens get into it."""
 
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
@@ -122,6 +124,16 @@ def test_prefill_in_pieces_equals_one_piece(engine, monkeypatch, length, packs):
     assert calls.count(engine.prefill) == -(-length // 64)
     for i, logits in enumerate(follow(engine, slot)):
         assert_close(logits, expected[length - 1 + i])
+
+
+def test_prompts_do_without_operators_that_keep_memory(engine, monkeypatch):
+    """Each call of ops.zeros and ops.concat outside of a graph takes memory that MindSpore does not free."""
+    features = Tensor(np.ones((2, engine.config.hidden_size), np.float32))
+    ids = [*random_ids(5), PAD, PAD, *random_ids(3)]
+    engine.release(ask(engine, ids, features))
+    monkeypatch.setattr("mindvlm.generation.engine.ops", SimpleNamespace(select=ops.select))
+    engine.release(ask(engine, ids, features))
+    engine.release(ask(engine, random_ids(70)))
 
 
 def test_continuing_later_equals_one_pass(engine):
