@@ -5,8 +5,9 @@ B slots, L length, N images, T tokens per image, R rotated dimensions, V vocabul
 
 from collections.abc import Callable, Iterable, Sequence
 
+import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor, nn, ops
 
 from mindvlm.core.errors import UserError
 from mindvlm.generation.graphs import (
@@ -367,5 +368,9 @@ def rows_between(tensor: Tensor, start: int, end: int) -> Tensor:
 def concatenated(tensors: Iterable[Tensor]) -> Tensor | None:
     """Concatenates tensors along the first axis; returns None if there are none."""
     tensors = tuple(tensors)
-    # each call of ops.concat takes 512 bytes of memory that MindSpore does not free
-    return mint.cat(tensors, 0) if len(tensors) > 1 else tensors[0] if tensors else None
+    if len(tensors) < 2:
+        return tensors[0] if tensors else None
+    if ms.get_context("device_target") == "CPU":
+        # each call of ops.concat or mint.cat takes 512 bytes of memory that MindSpore does not free
+        return Tensor(np.concatenate([tensor.asnumpy() for tensor in tensors]))
+    return ops.concat(tensors, 0)
