@@ -12,7 +12,7 @@ from mindvlm.core import runtime
 from mindvlm.core.errors import UserError
 from mindvlm.core.progress import progress_to, silence_progress
 from mindvlm.generation import graph_cache
-from mindvlm.models.loading import build_model, open_weights
+from mindvlm.models.loading import build_model, check_complete, open_weights
 from mindvlm.models.registry import get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.native.library import open_library
@@ -63,11 +63,8 @@ def load(
     start = time.perf_counter()
     config_path = config_path or shipped_config_path()
     config = read_config(config_path, overrides)
-    if not config.checkpoint:
-        raise UserError(f"config {config_path} names no checkpoint; set checkpoint to a file of converted weights")
-    if config.model.language_model is None:
-        raise UserError(f"config {config_path} describes no language_model, without which nothing is generated; add it")
     family = get_family(config.family)
+    check_complete(config, family, origin=config_path)
     processor = family.processor(config.processor)
     context = runtime.start(config)
     context = replace(context, linear=context.linear + native_rules(config.weights, ms.get_context("device_target")))

@@ -9,7 +9,8 @@ import socket
 import stat
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mindvlm.core.config import read_yaml
@@ -106,11 +107,12 @@ def serve(argv: list[str] | None) -> int:
     listening = bind(arguments.host, arguments.port)
     is_busy = False
     try:
+        limit_freed_memory()
+        # MindSpore takes seconds to import; help and the errors above come before
+        cli.import_library()
+        plans = [named_plan(plan) for plan in plans]
+        check_names(plans)
         if num_processes == 1:
-            limit_freed_memory()
-            # MindSpore takes seconds to import; help and the errors above come before
-            cli.import_library()
-            read_served_config(plans[0])
             say_address(listening)
             is_busy = serve_model(plans[0], listening, on_ready=lambda name: cli.say(f"{name} is ready"))
         else:
@@ -172,19 +174,18 @@ def serve_model(
     """
     from mindvlm.serving.server import ModelServer
 
+    name = plan.settings.model_name
+
     def load():
         import mindvlm
 
         model = mindvlm.load(plan.config_path, cache=plan.caches, **plan.overrides)
         if model.scope.note:
-            cli.say(f"{name_of(model)}: {model.scope.note}")
-        cli.say(f"{name_of(model)} is loading its graphs")
+            cli.say(f"{name}: {model.scope.note}")
+        cli.say(f"{name} is loading its graphs")
         return model
 
-    def name_of(model) -> str:
-        return plan.settings.model_name or model.config.name
-
-    server = ModelServer(load, plan.settings, listening, on_ready=lambda model: on_ready(name_of(model)))
+    server = ModelServer(load, plan.settings, listening, on_ready=lambda model: on_ready(name))
     server.run()
     return server.is_busy
 
@@ -195,19 +196,39 @@ def check_file(plan: ModelPlan) -> None:
         read_yaml(Path(plan.config_path))
 
 
-def read_served_config(plan: ModelPlan):
-    """Returns the run config of a model. Raises UserError if it is wrong, or the model gives no text."""
+def named_plan(plan: ModelPlan) -> ModelPlan:
+    """Returns the plan with the name of its model, that of its config unless another one is chosen.
+
+    Raises:
+        UserError: the config is wrong, its weights are missing, or the model gives no text.
+    """
     from mindvlm.api import shipped_config_path
+    from mindvlm.models.loading import check_complete
     from mindvlm.models.registry import get_family
     from mindvlm.models.run_config import read_config
 
-    config = read_config(plan.config_path or shipped_config_path(), plan.overrides)
-    if get_family(config.family).output != "text":
+    path = plan.config_path or shipped_config_path()
+    config = read_config(path, plan.overrides)
+    family = get_family(config.family)
+    if family.output != "text":
         raise UserError(
             f"{config.name} continues pictures and answers no questions, so it cannot be served; "
             "use mindvlm-predict --prompt_pairs"
         )
-    return config
+    check_complete(config, family, origin=path)
+    return replace(plan, settings=replace(plan.settings, model_name=plan.settings.model_name or config.name))
+
+
+def check_names(plans: Sequence[ModelPlan]) -> None:
+    """Raises UserError if two models have the same name."""
+    known: dict[str | None, ModelPlan] = {}
+    for plan in plans:
+        if (other := known.setdefault(plan.settings.model_name, plan)) is not plan:
+            raise UserError(
+                f"--config_path {other.config_path} and {plan.config_path}: both models are named "
+                f"{plan.settings.model_name!r}, and clients choose by name; change the key 'name' of one, or serve one "
+                "model with --replicas"
+            )
 
 
 def overrides(arguments: argparse.Namespace) -> dict:

@@ -15,7 +15,7 @@ from mindvlm.core.host_memory import limit_freed_memory
 from mindvlm.core.progress import progress_to
 from mindvlm.serving.plan import ModelPlan
 from mindvlm.tools import cli
-from mindvlm.tools.serve import read_served_config, serve_model
+from mindvlm.tools.serve import serve_model
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,23 +32,17 @@ def main(argv: list[str]) -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     warnings.showwarning = cli.show_warning
 
-    def report(**news: str) -> None:
-        print(json.dumps(news), file=reports, flush=True)
-
     plan: ModelPlan = pickle.load(sys.stdin.buffer)
     end_with_parent(sys.stdin.fileno())
     try:
         cli.import_library()
-        config = read_served_config(plan)
-        name = plan.settings.model_name or config.name
-        report(name=name)
-        with progress_to(lambda line: cli.say(f"{name}: {line}")):
+        with progress_to(lambda line: cli.say(f"{plan.settings.model_name}: {line}")):
             is_busy = serve_model(plan, socket.socket(fileno=int(argv[0])))
         if is_busy:
             os._exit(0)
         return 0
     except UserError as error:
-        report(problem=str(error))
+        print(json.dumps({"problem": str(error)}), file=reports, flush=True)
         return 2
 
 

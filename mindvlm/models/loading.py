@@ -110,18 +110,33 @@ def open_weights(
         yield weights
 
 
-def open_config_checkpoint(path: str, **options: bool) -> Checkpoint:
-    """Opens the checkpoint of a run config; see `open_checkpoint`.
+def check_complete(config: Any, family: Family, *, origin: str | Path) -> None:
+    """Raises UserError if a run config lacks a checkpoint or a language model, or weights that it names do not exist.
 
-    Raises:
-        UserError: it cannot be read. The message for a path that does not exist says how to make it.
+    Args:
+        origin: name of the config in messages.
     """
+    if not config.checkpoint:
+        raise UserError(f"config {origin} names no checkpoint; set checkpoint to a file of converted weights")
+    if config.model.language_model is None:
+        raise UserError(f"config {origin} describes no language_model, without which nothing is generated; add it")
+    require_checkpoint(config.checkpoint)
+    separate_parts(config, family)
+
+
+def open_config_checkpoint(path: str, **options: bool) -> Checkpoint:
+    """Opens the checkpoint of a run config; see `open_checkpoint`. Raises UserError if it cannot be read."""
+    require_checkpoint(path)
+    return open_checkpoint(path, **options)
+
+
+def require_checkpoint(path: str) -> None:
+    """Raises UserError if there is no checkpoint; the message says how to make it."""
     if not Path(path).exists():
         raise UserError(
             f"checkpoint {path}: no such file or folder; set the key checkpoint to the weights, or make this file of a "
             f"published folder: mindvlm-convert --torch_ckpt_path FOLDER --mindspore_ckpt_path {path}"
         )
-    return open_checkpoint(path, **options)
 
 
 def separate_parts(config: Any, family: Family) -> dict[str, str]:

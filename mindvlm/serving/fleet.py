@@ -21,8 +21,7 @@ class ServedModel:
         self.replicas = replicas
 
     @property
-    def name(self) -> str | None:
-        """The name of the model; None until a process has read its config."""
+    def name(self) -> str:
         return self.replicas[0].name
 
     @property
@@ -49,11 +48,10 @@ class ServedModel:
 
     def unavailable(self) -> ApiError:
         """Returns the error while no replica is ready."""
-        name = f"the model {self.name}" if self.name else "a model of this server"
         if all(replica.has_given_up for replica in self.replicas):
-            message = f"{name} has failed too often; its server must be restarted, see its log"
+            message = f"the model {self.name} has failed too often; its server must be restarted, see its log"
             return ApiError(503, message, code="replica_failed", headers={"x-should-retry": "false"})
-        return ApiError(503, f"{name} is loading; try again in a moment", code="loading", headers=RETRY)
+        return ApiError(503, f"the model {self.name} is loading; try again in a moment", code="loading", headers=RETRY)
 
 
 class Fleet:
@@ -61,7 +59,7 @@ class Fleet:
 
     Args:
         command: starts the process of a replica, see `Replica`.
-        plans: one for each model.
+        plans: one for each model, with different names.
         num_replicas: of each model.
         environments: variables for each process, see `machine_shares`.
         any_model: whether unknown names mean the first model.
@@ -90,7 +88,6 @@ class Fleet:
                     command=command,
                     environment=environments[len(self.models) * num_replicas + number],
                     path=f"{self.folder.name}/{len(self.models)}.{number}",
-                    on_name=self.check_names,
                 )
                 for number in range(num_replicas)
             ]
@@ -105,8 +102,6 @@ class Fleet:
         found = next((model for model in self.models if name in (None, model.name)), None)
         if found:
             return found
-        if unread := next((model for model in self.models if model.name is None), None):
-            raise unread.unavailable()
         if self.any_model:
             return self.models[0]
         known = ", ".join(repr(model.name) for model in self.models)
@@ -118,22 +113,11 @@ class Fleet:
         for model in self.models:
             model.choose(0)
 
-    def check_names(self) -> None:
-        """Raises UserError if two models have the same name."""
-        known: dict[str, ServedModel] = {}
-        for model in self.models:
-            if model.name is not None and (other := known.setdefault(model.name, model)) is not model:
-                paths = " and ".join(str(one.replicas[0].plan.config_path) for one in (other, model))
-                raise UserError(
-                    f"--config_path {paths}: both models are named {model.name!r}, and clients choose by name; change "
-                    "the key 'name' of one, or serve one model with --replicas"
-                )
-
     async def run(self) -> None:
         """Keeps all processes running until it is cancelled, and ends them then.
 
         Raises:
-            UserError: one could not start, two models have the same name, or none is left.
+            UserError: one could not start, or none is left.
         """
         tasks = [asyncio.create_task(work) for model in self.models for work in supervisions(model)]
         try:

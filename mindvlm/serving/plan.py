@@ -15,7 +15,7 @@ class ModelPlan:
         config_path: a YAML or a checkpoint folder; None for the shipped model.
         overrides: keys of the YAML that the command line replaces.
         caches: whether converted weights and compiled graphs are cached.
-        settings: limits and permissions.
+        settings: limits and permissions; `model_name` is the name of this model.
     """
 
     config_path: str | None

@@ -8,7 +8,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -38,14 +38,13 @@ class Replica:
         plan: what it serves.
         number: among the processes of its model, from 0.
         command: starts a process, with the number of its listening socket as one more argument. It gets the pickled
-            plan through standard input, whose end means that this process has ended. It writes JSON objects to
-            standard output, one a line: `{"name": ...}` of the model, `{"problem": ...}` if it cannot serve.
+            plan through standard input, whose end means that this process has ended. If it cannot serve, it writes
+            a line `{"problem": ...}` of JSON to standard output.
         environment: variables for the process besides those of this one.
         path: of the socket, in a folder that other users cannot enter.
-        on_name: called when the name of the model is known.
 
     Attributes:
-        name: of the model; None until the first process has read its config.
+        name: of the model.
         card: entry of the model in `/v1/models`; None until the first process is ready.
         is_ready: whether the process answers requests.
         has_given_up: whether too many processes have ended.
@@ -61,11 +60,9 @@ class Replica:
         command: Sequence[str],
         environment: Mapping[str, str],
         path: str,
-        on_name: Callable[[], None] = lambda: None,
     ):
         self.plan, self.number, self.command, self.environment = plan, number, command, environment
-        self.path, self.on_name = path, on_name
-        self.name: str | None = None
+        self.path, self.name = path, plan.settings.model_name
         self.card: dict[str, Any] | None = None
         self.is_ready = self.has_given_up = False
         self.num_running = self.num_starts = 0
@@ -81,7 +78,7 @@ class Replica:
 
     @property
     def title(self) -> str:
-        return f"{self.name or self.plan.config_path or 'the shipped model'}, replica {self.number}"
+        return f"{self.name}, replica {self.number}"
 
     async def supervise(self) -> None:
         """Keeps a process running until it is cancelled, or until `MAX_FAILURES` in a row have failed.
@@ -116,7 +113,7 @@ class Replica:
         readiness = asyncio.create_task(self.wait_until_ready())
         try:
             async for line in self.process.stdout:
-                self.take_report(json.loads(line))
+                self.problem = json.loads(line)["problem"]
             status = await self.process.wait()
         finally:
             self.is_ready = False
@@ -152,12 +149,6 @@ class Replica:
             )
         process.stdin.write(pickle.dumps(self.plan))
         return process
-
-    def take_report(self, report: Mapping[str, str]) -> None:
-        self.problem = report.get("problem", self.problem)
-        if "name" in report:
-            self.name = report["name"]
-            self.on_name()
 
     async def wait_until_ready(self) -> None:
         with contextlib.suppress(httpx.TransportError):  # the process has ended

@@ -40,15 +40,14 @@ class RouterMetrics:
             "mindvlm_replica_starts", "starts of the process of a replica", labels=["model", "replica"]
         )
         for replica in self.fleet.replicas:
-            if replica.name is not None:
-                values = list(labels(replica).values())
-                ready.add_metric(values, replica.is_ready)
-                starts.add_metric(values, replica.num_starts)
+            values = list(labels(replica).values())
+            ready.add_metric(values, replica.is_ready)
+            starts.add_metric(values, replica.num_starts)
         return [ready, starts]
 
 
 def labels(replica: Replica) -> dict[str, str]:
-    return {"model": replica.name or "", "replica": str(replica.number)}
+    return {"model": replica.name, "replica": str(replica.number)}
 
 
 def merged(texts: Iterable[tuple[Mapping[str, str], str]]) -> list[Metric]:

@@ -7,7 +7,6 @@ The config path is the name of its model, and says what it does:
     dies        is ready, and ends when it is asked
     half        is ready, and ends in the middle of the second event of a stream
     deaf        is ready, and does not end on SIGTERM
-    *@NAME      reports another name
 """
 
 import json
@@ -70,18 +69,12 @@ class Server(ThreadingHTTPServer):
         return self.socket.accept()[0], ("replica", 0)
 
 
-def report(**news):
-    print(json.dumps(news), flush=True)
-
-
 plan = pickle.load(sys.stdin.buffer)
-behavior, _, name = plan.config_path.partition("@")
-name = name or behavior
+behavior = name = plan.config_path
 if behavior == "gone":
     sys.exit(4)
-report(name=name)
 if behavior == "problem":
-    report(problem="config problem.yaml is wrong; correct it")
+    print(json.dumps({"problem": "config problem.yaml is wrong; correct it"}), flush=True)
     sys.exit(2)
 if behavior == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

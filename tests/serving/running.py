@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,7 @@ from mindvlm.serving.router_server import RouterServer
 from mindvlm.serving.server import ModelServer
 from mindvlm.serving.settings import ServerSettings
 from mindvlm.serving.sites import own_names
-from mindvlm.tools.serve import REPLICA
+from mindvlm.tools.serve import REPLICA, named_plan
 from tests.tiny_vary import picture, write_tiny_vary
 
 
@@ -130,9 +131,17 @@ def routing(
     wait: bool = True,
     **settings,
 ) -> Iterator[RunningRouter]:
-    """Serves models in processes of their own. An error that ends the router is raised at the end of the block."""
+    """Serves models in processes of their own. An error that ends the router is raised at the end of the block.
+
+    Args:
+        command: that of `Replica`; for another one the paths are the names of the models.
+    """
     limits = new_settings(**settings)
     plans = [ModelPlan(config_path=str(path), overrides={}, caches=False, settings=limits) for path in paths]
+    if command is REPLICA:
+        plans = [named_plan(plan) for plan in plans]
+    else:
+        plans = [replace(plan, settings=replace(limits, model_name=plan.config_path)) for plan in plans]
     environments = [{"OMP_NUM_THREADS": "1"}] * len(plans) * num_replicas
     fleet = Fleet(command, plans, num_replicas, environments, any_model=limits.any_model)
     listening = bind("127.0.0.1", 0)

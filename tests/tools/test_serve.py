@@ -17,7 +17,7 @@ from mindvlm.core.errors import UserError
 from mindvlm.tools import serve, serve_replica
 from mindvlm.tools.serve import build_parser, main, read_plans, read_settings
 from tests.serving.running import wait_for
-from tests.tiny_vary import write_tiny_vary
+from tests.tiny_vary import tiny_config, write_tiny_vary, write_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,18 +129,23 @@ def test_a_missing_config_of_several_is_reported_before_anything_starts(capsys, 
 
 
 @pytest.mark.parametrize(
-    ("paths", "said"),
+    ("options", "change", "said"),
     [
-        (["configs/delvm/scenes.yaml", "tiny"], "continues pictures and answers no questions"),
-        (["tiny", "tiny"], "both models are named 'tiny'"),
+        (["tiny", "changed"], {"sed": 1}, "unknown config key 'sed'; did you mean 'seed'?"),
+        (["tiny", "changed"], {"checkpoint": "none.safetensors"}, "none.safetensors: no such file or folder"),
+        (["tiny", "changed"], {"checkpoint": None}, "changed.yaml names no checkpoint"),
+        (["tiny", "changed"], {}, "both models are named 'tiny'"),
+        (["tiny", str(ROOT / "configs/delvm/scenes.yaml")], {}, "continues pictures and answers no questions"),
+        (["changed", "--replicas", "2"], {"checkpoint": "none.safetensors"}, "none.safetensors: no such file"),
+        (["changed"], {"checkpoint": "none.safetensors"}, "none.safetensors: no such file or folder"),
     ],
 )
-def test_one_of_several_models_that_cannot_be_served(paths, said, tmp_path, capfd):
-    tiny = str(write_tiny_vary(tmp_path))
-    paths = [tiny if path == "tiny" else str(ROOT / path) for path in paths]
-    assert main(["--config_path", *paths, "--port", "0", "--no_cache"]) == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1 and errors[0].startswith("error: ") and said in errors[0]
+def test_a_model_that_cannot_be_loaded_is_reported_before_anything_starts(options, change, said, tmp_path, capfd):
+    named = {"tiny": write_tiny_vary(tmp_path), "changed": write_yaml(tmp_path, tiny_config(**change), "changed.yaml")}
+    arguments = [str(named.get(option, option)) for option in options]
+    assert main(["--config_path", *arguments, "--port", "0", "--no_cache"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
 
 
 @contextlib.contextmanager
