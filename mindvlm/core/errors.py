@@ -30,9 +30,15 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         arguments, others = self.parse_known_args(args, namespace)
         if others:
+            parser = self.chosen_parser(arguments)
             # never the value of an option, which may be a secret
-            self.error(self.what_is_unknown(others[0].partition("=")[0]))
+            parser.error(parser.what_is_unknown(others[0].partition("=")[0]))
         return arguments
+
+    def chosen_parser(self, arguments: argparse.Namespace) -> "Parser":
+        """Returns the parser of the subcommand in parsed arguments; this one if it has no subcommands."""
+        subcommands = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next((action.choices[getattr(arguments, action.dest)] for action in subcommands), self)
 
     def what_is_unknown(self, argument: str) -> str:
         if not argument.startswith("-"):

@@ -89,7 +89,12 @@ def test_yes_and_no():
         (
             "make_data",
             ["pages", "--text", "a", "--output", "b", "c"],
-            "argument c; leave it out; see mindvlm-make-data",
+            "argument c; leave it out; see mindvlm-make-data pages --help",
+        ),
+        (
+            "make_data",
+            ["pages", "--text", "a", "--output", "b", "--num_image=9"],
+            "unknown option --num_image; did you mean --num_images?; see mindvlm-make-data pages --help",
         ),
         ("train", [], "--config_path; see mindvlm-train --help"),
         ("evaluate_text", ["--seed", "-1"], "-1 is below 0; see "),
