@@ -28,7 +28,7 @@ from mindvlm.core.errors import Parser, UserError
 from mindvlm.core.interruption import handled_by
 from mindvlm.core.progress import progress_to
 from mindvlm.core.weight_formats import PARTS
-from mindvlm.models.registry import convertible_models
+from mindvlm.models.registry import convertible_models, require_downloaded
 from mindvlm.weights.rules.findings import ConversionError
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -102,6 +102,8 @@ def _convert(arguments: argparse.Namespace) -> None:
         dry_run=arguments.dry_run,
         statistics=bool(arguments.report),
     )
+    for source in request.sources:
+        require_downloaded(source)
     with progress_to(_print_progress):
         conversion = convert(request, show_progress=sys.stderr.isatty(), record=record if report else None)
     print(summary(conversion))

@@ -29,7 +29,7 @@ MSRUN_OPTIONS = {
 # of pip, tar, lmms-eval, VLMEvalKit and the load test of the server
 OTHER_OPTIONS = {
     *("--no", "--strip", "--force_simple", "--model_args", "--output_path", "--base", "--key", "--max"),
-    *("--images", "--max_tokens", "--pid", "--soak"),
+    *("--images", "--local", "--max_tokens", "--pid", "--soak"),
 }
 
 

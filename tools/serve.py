@@ -16,6 +16,7 @@ from pathlib import Path
 from mindvlm.core.config import read_yaml
 from mindvlm.core.errors import Parser, UserError
 from mindvlm.core.host_memory import limit_freed_memory
+from mindvlm.models.registry import require_downloaded
 from mindvlm.processing.images.downloads import ascii_host
 from mindvlm.serving.listening import bind
 from mindvlm.serving.plan import ModelPlan
@@ -192,8 +193,11 @@ def serve_model(
 
 def check_file(plan: ModelPlan) -> None:
     """Raises UserError if the YAML of a model cannot be read. Does not import MindSpore."""
-    if plan.config_path and Path(plan.config_path).name != "config.json" and not os.path.isdir(plan.config_path):
-        read_yaml(Path(plan.config_path))
+    if plan.config_path:
+        path = Path(plan.config_path)
+        require_downloaded(path)
+        if path.name != "config.json" and not path.is_dir():
+            read_yaml(path)
 
 
 def named_plan(plan: ModelPlan) -> ModelPlan:

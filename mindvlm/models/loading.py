@@ -14,6 +14,7 @@ from mindvlm.checkpoint import Checkpoint, TensorInfo, TensorSource, open_checkp
 from mindvlm.core.errors import UserError
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.base import Family
+from mindvlm.models.registry import require_downloaded
 from mindvlm.nn.linear_plan import choose_products
 from mindvlm.nn.native_products import check_stored_blocks
 from mindvlm.parallel.host import HostGather
@@ -132,6 +133,7 @@ def open_config_checkpoint(path: str, **options: bool) -> Checkpoint:
 
 def require_checkpoint(path: str) -> None:
     """Raises UserError if there is no checkpoint; the message says how to make it."""
+    require_downloaded(Path(path))
     if not Path(path).exists():
         raise UserError(
             f"checkpoint {path}: no such file or folder; set the key checkpoint to the weights, or make this file of a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,23 @@ def _optional(name: str) -> dict[str, ModuleType]:
     """Returns family -> its module of this name, for the families that have one."""
     modules = {family: f"{package}.{name}" for family, package in FAMILIES.items()}
     return {family: import_module(module) for family, module in modules.items() if find_spec(module)}
+
+
+def require_downloaded(path: Path) -> None:
+    """Raises UserError if there is no folder, or its config.json, at a path that is named after a published checkpoint.
+
+    The message says how to get it. Does not import MindSpore.
+    """
+    folder = path.parent if path.name == "config.json" else path
+    if folder.exists():
+        return
+    for model in convertible_models():
+        for repository in model.published:
+            if repository.rpartition("/")[2].lower() == folder.name.lower():
+                raise UserError(
+                    f"{folder} does not exist, and nothing is downloaded; run: hf download {repository} --local-dir "
+                    f"{folder} (docs/{model.family}.md shows its use)"
+                )
 
 
 def convertible_models() -> tuple[ConvertibleModel, ...]:

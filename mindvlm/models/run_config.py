@@ -12,7 +12,7 @@ from mindvlm.core.config import convert_value, kind_of_config, read_yaml
 from mindvlm.core.errors import UserError
 from mindvlm.models.base import Family
 from mindvlm.models.hf.tower_folder import require_model
-from mindvlm.models.registry import FAMILIES, convertible_models, get_family
+from mindvlm.models.registry import FAMILIES, convertible_models, get_family, require_downloaded
 from mindvlm.weights import config_json
 
 
@@ -32,6 +32,7 @@ def read_config(config_path: str | Path, overrides: dict[str, Any] | None = None
         key: os.path.expanduser(str(value)) if isinstance(value, str | Path) else value
         for key, value in (overrides or {}).items()
     }
+    require_downloaded(path)
     if path.is_dir():
         return read_folder(path, overrides)
     data = read_yaml(path)
@@ -52,6 +53,7 @@ def find_family(config_path: str | Path) -> Family:
     """
     path = Path(os.path.expanduser(config_path))
     path = path.parent if path.name == "config.json" else path
+    require_downloaded(path)
     return family_of_folder(path) if path.is_dir() else family_of_yaml(read_yaml(path))
 
 

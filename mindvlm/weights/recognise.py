@@ -71,6 +71,7 @@ class ConvertibleModel:
         target_infos: returns the native tensors for a folder of weights, or None if its config.json describes none.
         released_infos: returns the native tensors of the released weights.
         released_config: returns the config.json of the released weights.
+        published: the repositories of the Hugging Face hub with released weights.
         example_infos: returns the native tensors of an example whose sizes all differ, see consistency.py.
         whole_config: completes a config.json from other files of its folder.
         row_tables: native tensors that may be cut to their first rows, for a vocabulary longer than the tokenizer.
@@ -94,6 +95,7 @@ class ConvertibleModel:
     released_infos: Callable[[], dict[str, TensorInfo]]
     released_config: Callable[[], dict[str, Any]]
     example_infos: Callable[[], dict[str, TensorInfo]]
+    published: tuple[str, ...] = ()
     whole_config: Callable[[Config, Path], Config] | None = None
     row_tables: tuple[str, ...] = ()
     left_out: Callable[[Infos], dict[str, str]] | None = None

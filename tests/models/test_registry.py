@@ -16,7 +16,7 @@ from mindvlm.checkpoint import MemorySource, open_checkpoint, write_checkpoint
 from mindvlm.convert.convert_weight import main as convert
 from mindvlm.core.config import Scope, kind_of_config, read_yaml
 from mindvlm.core.errors import UserError
-from mindvlm.models.loading import build_model
+from mindvlm.models.loading import build_model, require_checkpoint
 from mindvlm.models.registry import FAMILIES, convertible_models, get_family
 from mindvlm.models.run_config import read_config
 from mindvlm.parallel.mesh import Mesh
@@ -24,6 +24,7 @@ from mindvlm.serving.app import Service
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.settings import ServerSettings
 from mindvlm.tools.check_model import main as check
+from mindvlm.tools.serve import main as serve
 from mindvlm.training.job_file import read_job
 from mindvlm.training.trainer import Trainer
 from mindvlm.weights.rules.planning import make_plan
@@ -68,6 +69,33 @@ def test_every_row_leads_to_a_family_of_its_name():
     assert {model.family for model in convertible_models()} == set(FAMILIES)
     with pytest.raises(UserError, match=f"'family' is 'mosaic'; expected one of {', '.join(FAMILIES)}"):
         get_family("mosaic")
+
+
+@pytest.mark.parametrize(
+    ("path", "repository", "family"),
+    [
+        ("TinyLLaVA-1.5B", "bczhou/TinyLLaVA-1.5B", "tinyllava"),
+        ("bczhou/tiny-llava-v1-hf", "bczhou/tiny-llava-v1-hf", "tinyllava"),
+        ("models/vary-toy", "HaoranWei/Vary-toy", "vary"),
+        ("SliME-llama3-70B/config.json", "yifanzhang114/SliME-llama3-70B", "slime"),
+    ],
+)
+def test_a_published_model_that_is_not_there(path, repository, family, tmp_path, capsys):
+    folder = tmp_path / path.removesuffix("/config.json")
+    said = (
+        f"{folder} does not exist, and nothing is downloaded; run: hf download {repository} --local-dir {folder} "
+        f"(docs/{family}.md shows its use)"
+    )
+    with pytest.raises(UserError) as raised:
+        read_config(tmp_path / path)
+    assert str(raised.value) == said
+    assert serve(["--config_path", str(tmp_path / path)]) == convert(["--torch_ckpt_path", str(folder)]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n" * 2
+    with pytest.raises(UserError, match="hf download"):
+        require_checkpoint(str(folder))
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match="has no config.json"):
+        read_config(folder)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -20,6 +20,7 @@ from mindvlm.weights.rules.table import Part, RuleTable
 Infos = dict[str, TensorInfo]
 
 FAMILY = NAME = "slime"
+PUBLISHED = tuple(f"yifanzhang114/SliME-{name}" for name in ("vicuna-7B", "vicuna-13B", "Llama3-8B", "llama3-70B"))
 ROW_TABLES = ("language_model.embed_tokens.weight", "language_model.lm_head.weight")
 """Tensors with one row per token."""
 
@@ -111,6 +112,7 @@ MODELS = (
         released_infos=lambda: infos_of(from_hf_config(released.vicuna_7b_config())),
         released_config=released.vicuna_7b_config,
         example_infos=example_infos,
+        published=PUBLISHED,
         whole_config=with_tower_config,
         row_tables=ROW_TABLES,
         separate_parts={"vision_tower": "a tower's weights in place of the checkpoint's"},

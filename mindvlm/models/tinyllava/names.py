@@ -154,6 +154,7 @@ class TinyLlava:
     dialect: str
     model_types: tuple[str, ...]
     released_config: Callable[[], dict[str, Any]]
+    published: tuple[str, ...]
 
     @cached_property
     def tables(self) -> tuple[RuleTable, ...]:
@@ -220,6 +221,7 @@ PHI = TinyLlava(
     "phi",
     ("TinyLlavaPhiForCausalLM", "tiny_llava_phi", "PhiForCausalLM", "phi", *_FACTORY_TYPES),
     released.phi_config,
+    ("bczhou/TinyLLaVA-3.1B",),
 )
 STABLELM = TinyLlava(
     "tinyllava_stablelm",
@@ -234,6 +236,7 @@ STABLELM = TinyLlava(
         *_FACTORY_TYPES,
     ),
     released.stablelm_config,
+    ("bczhou/TinyLLaVA-2.0B",),
 )
 LLAMA = TinyLlava(
     "tinyllava_llama",
@@ -248,6 +251,7 @@ LLAMA = TinyLlava(
         *_FACTORY_TYPES,
     ),
     released.llama_config,
+    ("bczhou/TinyLLaVA-1.5B", "bczhou/tiny-llava-v1-hf"),
 )
 KINDS = (PHI, STABLELM, LLAMA)
 
@@ -263,6 +267,7 @@ MODELS = tuple(
         released_infos=kind.released_infos,
         released_config=kind.released_config,
         example_infos=kind.example_infos,
+        published=kind.published,
         whole_config=with_tower_config,
         row_tables=ROW_TABLES,
         left_out=deleted_layer,

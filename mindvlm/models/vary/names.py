@@ -215,6 +215,7 @@ TOY = ConvertibleModel(
     released_infos=toy_released_infos,
     released_config=vary_toy_config,
     example_infos=toy_example_infos,
+    published=("HaoranWei/Vary-toy",),
 )
 
 TINY_NAME = "vary_tiny"
