@@ -14,11 +14,12 @@ from mindvlm.core.errors import UserError
 GRAPHS, GRAPH_ENDING = "graphs", ".graph"
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 KINDS = {
-    "weights": re.compile(r"\.?[^/]+-[0-9a-f]{8}(\.\d+\.staging)?"),
-    "kernels": re.compile(r"native/\.?kernels-[^/]+"),
-    "graphs": re.compile(rf"{GRAPHS}/\.?\w+-[0-9a-f]{{64}}\{GRAPH_ENDING}(\.\d+\.partial)?"),
+    "weights": re.compile(r"\.?([^/]+)-[0-9a-f]{8}(\.\d+\.staging)?"),
+    "kernels": re.compile(r"native/\.?(kernels)-[^/]+"),
+    "graphs": re.compile(rf"{GRAPHS}/\.?(\w+)-[0-9a-f]{{64}}\{GRAPH_ENDING}(\.\d+\.partial)?"),
 }
-"""The names in the folder; a killed process leaves those that begin with a dot."""
+"""The paths in the folder; the first group is a name without a digest. A killed process leaves those that begin with a
+dot."""
 MAX_BYTES = {"weights": 2**36, "kernels": 2**24, "graphs": 2**30}
 """Size of each kind; beyond it, those that were not used for the longest time are removed."""
 MAX_UNFINISHED_SECONDS = 24 * 3600
@@ -49,11 +50,13 @@ class CacheEntry:
 
     Attributes:
         kind: a key of `KINDS`.
+        name: of the checkpoint or the kind of graph; several entries may have the same.
         num_bytes: size of all its files.
         used: time of the last use in seconds since 1970.
     """
 
     kind: str
+    name: str
     path: Path
     num_bytes: int
     used: float
@@ -73,7 +76,8 @@ def find_entries(kinds: Iterable[str] = KINDS) -> list[CacheEntry]:
         entry
         for kind in kinds
         for path in (*paths_in(folder), *paths_in(folder / GRAPHS), *paths_in(folder / "native"))
-        if KINDS[kind].fullmatch(path.relative_to(folder).as_posix()) and (entry := entry_at(path, kind))
+        if (match := KINDS[kind].fullmatch(path.relative_to(folder).as_posix()))
+        and (entry := entry_at(path, kind, match[1]))
     ]
     return sorted(found, key=lambda entry: entry.used)
 
@@ -86,7 +90,7 @@ def paths_in(folder: Path) -> list[Path]:
         return []
 
 
-def entry_at(path: Path, kind: str) -> CacheEntry | None:
+def entry_at(path: Path, kind: str, name: str) -> CacheEntry | None:
     """Returns the entry at a path; None if the path holds something else, or another process has just removed it."""
     try:
         files = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path]
@@ -94,7 +98,7 @@ def entry_at(path: Path, kind: str) -> CacheEntry | None:
             return None
         stats = [file.stat() for file in files]
         # not the time of an access, which listing a folder changes
-        return CacheEntry(kind, path, sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats))
+        return CacheEntry(kind, name, path, sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats))
     except (OSError, ValueError):
         return None
 

@@ -38,11 +38,29 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_list_names_each_entry_with_its_size(folder, capsys):
+def test_list_has_a_line_for_each_name(folder, capsys):
+    os.utime(folder / f"graphs/VisionGraph-{KEY}.graph", (0, 0))
+    for number in range(300):
+        (folder / f"graphs/MergeGraph-{number:064x}.graph").write_bytes(bytes(1024))
+        os.utime(folder / f"graphs/MergeGraph-{number:064x}.graph", (0, number * 86400))
+    before = names(folder)
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-3:] for line in lines[:-1]] == [
+        *(["300", "x", "MergeGraph"], ["2", "x", "VisionGraph"], ["3", "x", "kernels"]),
+        *(["1", "x", "Vary-toy"], ["1", "x", "a"]),
+    ]
+    assert lines[0].split()[:5] == ["graphs", "300.0", "KiB", "used", "1970-10-27"]
+    assert lines[-1].startswith(f"{folder}: 307 items, ") and names(folder) == before
+    assert main(["list", "--kind", "weights"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_list_all_names_each_entry_with_its_size(folder, capsys):
     entry = folder / f"graphs/VisionGraph-{KEY}.graph"
     os.utime(entry, (0, 0))
     before = names(folder)
-    assert main(["list"]) == 0
+    assert main(["list", "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8 and lines[-1].startswith(f"{folder}: 7 items, ")
     assert lines[0].split()[:3] == ["graphs", "2.0", "KiB"] and lines[0].endswith(f"VisionGraph-{KEY}.graph")
@@ -83,7 +101,10 @@ def test_an_empty_cache(tmp_path, monkeypatch, capsys):
     assert main(["list"]) == 0 and capsys.readouterr().out == f"{tmp_path / 'none'}: 0 items, 0 B\n"
 
 
-def test_wrong_arguments_are_one_line(capsys):
+def test_wrong_arguments_are_one_line(folder, capsys):
+    before = names(folder)
+    assert main(["clear", "--all"]) == 2 and names(folder) == before
+    assert capsys.readouterr().err.startswith("error: --all has no effect with clear")
     for arguments in (["remove"], ["clear", "--kind", "models"], []):
         with pytest.raises(SystemExit) as error:
             main(arguments)
