@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import UserError
 from mindvlm.evaluation.answers import end_last_line, is_finished
+from mindvlm.tools.sources import place_of
 
 Record = dict[str, Any]
 
@@ -42,16 +43,16 @@ class AnswerLog:
         self.path, self.settings = Path(path), settings
         self.is_new = is_writer and not self.path.exists()
         self.locked: BinaryIO | None = locked_file(self.path) if is_writer else None
-        self.places = {key: number for number, key in enumerate(keys)}
+        self.order = {key: number for number, key in enumerate(keys)}
         self.records: dict[str, Record] = {}
         for where, record in self.lines() if self.path.exists() else ():
             self.check(where, record)
             if self.is_valid(record):
-                self.records[key_of(record)] = record
+                self.records[key_of_record(record)] = record
 
     def is_valid(self, record: Record) -> bool:
         """Whether a record holds an answer, and its file is the same as then."""
-        return "text" in record and record.get("file") == stamp(record["image"])
+        return "text" in record and record.get("file") == stamp(places_of(record))
 
     def lines(self) -> Iterator[tuple[str, Record]]:
         """Yields the place and the record of each line but an unfinished last one."""
@@ -90,7 +91,7 @@ class AnswerLog:
         if not self.path.exists():
             return
         records = [record for _, record in self.lines()]
-        kept = [record for record in records if key_of(record) not in self.places or self.is_valid(record)]
+        kept = [record for record in records if key_of_record(record) not in self.order or self.is_valid(record)]
         if len(kept) < len(records):
             self.write(kept)
         else:
@@ -99,7 +100,7 @@ class AnswerLog:
     def append(self, record: Record) -> None:
         """Adds a line, which is on disk when this returns. Raises UserError if it cannot be written."""
         if "text" in record:
-            self.records[key_of(record)] = record
+            self.records[key_of_record(record)] = record
         try:
             with open(self.path, "ab") as file:
                 file.write(line_of(record))
@@ -111,7 +112,7 @@ class AnswerLog:
     def sort(self) -> None:
         """Puts the lines into the order of the pages, in case that several were answered together."""
         records = [record for _, record in self.lines()]
-        ordered = sorted(records, key=lambda record: self.places.get(key_of(record), -1))
+        ordered = sorted(records, key=lambda record: self.order.get(key_of_record(record), -1))
         if ordered != records:
             self.write(ordered)
 
@@ -183,17 +184,43 @@ def line_of(record: Record) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def key_of(record: Record) -> str:
-    """Returns what identifies the page or the pictures of a record."""
-    return json.dumps([record["image"], record.get("page")])
+def key_of(place: str | list[str] | None, page: int | list[int | None] | None) -> str:
+    """Returns what identifies a page of a document, or those of a joint question.
+
+    Args:
+        place: of the document, see `mindvlm.tools.sources.place_of`.
+        page: its number; None for a document of one page.
+    """
+    return json.dumps([place, page])
 
 
-def stamp(image: str | list[str] | None) -> Record | list | None:
+def key_of_record(record: Record) -> str:
+    return key_of(places_of(record), record.get("page"))
+
+
+def places_of(record: Record) -> str | list[str] | None:
+    """Returns the places of the documents of a record.
+
+    A file is looked for at the path that was recorded, which holds in every working folder, then at its name, in case
+    that it was moved together with the answers.
+    """
+    names, paths = record["image"], record.get("path")
+    if not isinstance(names, list):
+        return names and place_of(paths if is_file(paths) else str(names))
+    paths = paths if isinstance(paths, list) and len(paths) == len(names) else names
+    return [place_of(path if is_file(path) else str(name)) for name, path in zip(names, paths, strict=True)]
+
+
+def is_file(path: Any) -> bool:
+    return isinstance(path, str) and os.path.exists(path)
+
+
+def stamp(place: str | list[str] | None) -> Record | list | None:
     """Returns size and time of change of a file, a list for several pictures; None for what is no file."""
-    if isinstance(image, list):
-        return [stamp(one) for one in image]
+    if isinstance(place, list):
+        return [stamp(one) for one in place]
     try:
-        status = os.stat(image or "")
+        status = os.stat(place or "")
     except (OSError, ValueError):
         return None
     return {"bytes": status.st_size, "modified": status.st_mtime}

@@ -35,14 +35,23 @@ class Question:
     @property
     def record(self) -> dict[str, Any]:
         """What a JSON line says about the pages."""
-        names, numbers = [page.source.name for page in self.pages], [page.number for page in self.pages]
-        image = names if self.is_joint else next(iter(names), None)
-        page = numbers if self.is_joint else next(iter(numbers), None)
-        return {"image": image, **({"page": page} if any(numbers) else {})}
+        numbers = [page.number for page in self.pages]
+        image = self.of_pages([page.source.name for page in self.pages])
+        return {"image": image, **({"page": self.of_pages(numbers)} if any(numbers) else {})}
 
     @property
     def key(self) -> str:
-        return key_of(self.record)
+        """What identifies the pages, see `key_of`."""
+        return key_of(self.places, self.record.get("page"))
+
+    @property
+    def places(self) -> str | list[str] | None:
+        """The places of the documents, see `place_of`; None without pages."""
+        return self.of_pages([page.source.place for page in self.pages])
+
+    def of_pages(self, values: list) -> Any:
+        """Returns the values of all pages, or that of the only page if the question is not joint."""
+        return values if self.is_joint else next(iter(values), None)
 
     @property
     def name(self) -> str:

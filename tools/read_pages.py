@@ -87,8 +87,8 @@ def read_pages(
                 texts.add(*question.pages, record.get("text"), record.get("error"))
             # before it is shown, so that what was shown is kept
             if log and model.mesh.is_first:
-                files = stamp(record["image"])
-                log.append(record | recorded | ({"file": files} if files else {}))
+                files = stamp(question.places)
+                log.append(record | recorded | ({"file": files, "path": question.places} if files else {}))
             show(question, result, is_only=len(questions) == 1)
             bar.update()
         if log and model.mesh.is_first and len(questions) > 1:

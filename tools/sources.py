@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,17 +26,24 @@ NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class Source:
-    """A picture or a document.
+    """A picture or a document. Two are equal if they are one document, however it was named, with one name of its text.
 
     Attributes:
         name: as given, or the path of a file in a folder.
         file: path to open, or a data URL.
         text_name: its name, or its path in a folder that was given; texts are named after it.
+        place: what identifies it, see `place_of`.
     """
 
-    name: str
-    file: str
+    name: str = field(compare=False)
+    file: str = field(compare=False)
     text_name: Path
+    place: str
+
+
+def place_of(name: str) -> str:
+    """Returns what identifies a document: the resolved path of a file, otherwise its name, such as a URL."""
+    return os.path.realpath(name) if os.path.exists(name) else name
 
 
 def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Path | None = None) -> list[Source]:
@@ -56,15 +63,15 @@ def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Pa
         if is_web_address(argument) and not os.path.lexists(argument):
             if downloads is None:
                 raise UserError(f"image {argument}: a URL; download it first and give the file, or add --allow_urls")
-            sources.append(Source(argument, str(downloaded(argument, downloads)), Path(name_of(argument))))
+            sources.append(Source(argument, str(downloaded(argument, downloads)), Path(name_of(argument)), argument))
             continue
         path = local_path(argument)
         if path is None:
-            sources.append(Source(argument, argument, Path("page")))
+            sources.append(Source(argument, argument, Path("page"), argument))
         elif Path(path).is_dir():
             sources += sources_of_folder(Path(path), recursive)
         elif Path(path).exists():
-            sources.append(Source(str(Path(path)), str(Path(path)), Path(Path(path).name)))
+            sources.append(source_of_file(Path(path), Path(Path(path).name)))
         else:
             raise UserError(f"{path} does not exist; give a picture, a document or a folder of them")
     return sources
@@ -114,7 +121,11 @@ def sources_of_folder(folder: Path, recursive: bool) -> list[Source]:
         if len(unknown) > NUM_NAMED:
             names.append(f"and {counted(len(unknown) - NUM_NAMED, 'other file')}")
         cli.say(f"{folder}: left out {', '.join(names)}; their endings are not those of pictures or PDFs")
-    return [Source(str(path), str(path), path.relative_to(folder)) for path in read]
+    return [source_of_file(path, path.relative_to(folder)) for path in read]
+
+
+def source_of_file(path: Path, text_name: Path) -> Source:
+    return Source(str(path), str(path), text_name, place_of(str(path)))
 
 
 def search(folder: Path, recursive: bool) -> tuple[list[Path], list[Path], list[Path]]:

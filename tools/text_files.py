@@ -7,7 +7,7 @@ from pathlib import Path
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
 from mindvlm.core.errors import UserError
 from mindvlm.tools import cli
-from mindvlm.tools.answer_log import GO_ON, Record
+from mindvlm.tools.answer_log import GO_ON, Record, places_of
 from mindvlm.tools.pages import Page
 from mindvlm.tools.sources import Source
 
@@ -60,9 +60,9 @@ class TextFiles:
         """
         sources = defaultdict(list)
         for source in self.waiting:
-            sources[source.name].append(source)
+            sources[source.place].append(source)
         for record in records:
-            for source in sources.get(record["image"], ()):
+            for source in sources.get(places_of(record), ()):
                 page = Page(source, record.get("page"))
                 self.texts[source][page.number] = record["text"]
                 self.answered.add(source)

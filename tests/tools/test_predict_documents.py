@@ -185,6 +185,37 @@ class TestGoingOn:
         os.utime(path, (1, 1))
         assert "1 of 2 pages" in run(*command)[2]
 
+    def test_a_document_that_is_named_in_another_way(self, log, run, scan, tmp_path, monkeypatch):
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "link.pdf").symlink_to(scan)
+        content = log.read_bytes()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        for name in ("../scan.pdf", "link.pdf", scan.as_uri()):
+            status, out, err = run("--image_dir", name, "--output", log, *SHORT)
+            assert (status, out, err) == (0, "", f"{log}: 3 of 3 pages are answered\n") and log.read_bytes() == content
+        # a run that was interrupted, with names that hold in one folder alone
+        log.write_bytes(content.partition(b"\n")[0] + b"\n")
+        command = ["--output", log, *SHORT, "--image_dir"]
+        assert "1 of 2 pages" in run(*command, "link.pdf", "--pages", "1-2")[2]
+        monkeypatch.chdir(tmp_path)
+        assert "2 of 3 pages" in run(*command, "scan.pdf")[2]
+        names = [(record["image"], record["page"], record["path"]) for record in json_lines(log)]
+        assert names == [(name, page, str(scan)) for page, name in enumerate((str(scan), "link.pdf", "scan.pdf"), 1)]
+        # another document that now has the name
+        (tmp_path / "elsewhere" / "link.pdf").unlink()
+        write_pages(tmp_path / "elsewhere" / "link.pdf", [picture(4)])
+        assert "answered" not in run(*command, tmp_path / "elsewhere" / "link.pdf")[2] and len(json_lines(log)) == 4
+
+    def test_documents_that_were_moved_with_the_answers(self, loaded, run, scan, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        command = ["--image_dir", "scan.pdf", "--output", "out.jsonl", *SHORT]
+        assert run(*command)[0] == 0
+        (tmp_path / "new").mkdir()
+        for name in ("scan.pdf", "out.jsonl"):
+            (tmp_path / name).rename(tmp_path / "new" / name)
+        monkeypatch.chdir(tmp_path / "new")
+        assert run(*command) == (0, "", "out.jsonl: 3 of 3 pages are answered\n")
+
     def test_a_complete_one_is_left_alone(self, log, run, scan):
         content = log.read_bytes()
         status, out, err = run("--image_dir", scan, "--output", log, *SHORT)
@@ -341,6 +372,11 @@ class TestTexts:
         write_pages(scan, [picture(number) for number in (4, 3)])
         assert run(*command, "--pages", "2")[0] == 0
         assert text.read_text() == read(scan, "2")[0] + "\n"
+
+    def test_a_document_that_is_given_under_two_names(self, loaded, run, scan, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert run("--image_dir", "scan.pdf", scan, "--output_dir", tmp_path / "out", *SHORT)[0] == 0
+        assert (tmp_path / "out" / "scan.txt").read_text() == "\n\f".join(read(scan)) + "\n"
 
     def test_a_picture_is_the_same_with_and_without_its_page(self, loaded, run, images, tmp_path):
         command = ["--image_dir", images / "a.png", "--output_dir", tmp_path / "out", *SHORT]
@@ -517,7 +553,9 @@ def test_a_killed_run_loses_nothing_and_goes_on(folder, tmp_path):
     assert 5 <= num_done < 40 and not (tmp_path / "out" / "scan.txt").exists()
     with open(output, "ab") as file:
         file.write(before[:50])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    # from another folder, where the document has another name
+    command[command.index(str(tmp_path / "scan.pdf"))] = "scan.pdf"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
     assert (
         f"{num_done} of 40 pages are answered" in done.stderr and done.stdout.count("scan.pdf, page ") == 40 - num_done
     )
