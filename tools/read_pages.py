@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
@@ -164,4 +165,5 @@ def describe(answer: Answer, load_seconds: float) -> dict:
         "seconds": {stage: round(t, 4) for stage, t in {"load": load_seconds, **answer.seconds}.items()},
         "tokens_per_second": round(answer.tokens_per_second, 2),
         "stop_reason": answer.stop_reason,
+        "time": round(time.time(), 3),
     }

@@ -19,7 +19,7 @@ class TextFiles:
 
     Documents that differ only in their endings keep them: `scan.pdf.txt` and `scan.png.txt`. A text holds all answered
     pages of its document, also those of earlier runs, in the order of their numbers. A document without an answered
-    page gets no file, and a file stays as it is until another page of its document is answered.
+    page gets no file, and a file that is newer than all answers about its document stays as it is.
 
     Args:
         text_format: "txt", with form feeds between pages, or "md", with comments before them.
@@ -37,6 +37,7 @@ class TextFiles:
         self.texts: dict[Source, dict[int | None, str]] = {source: {} for source in self.waiting}
         self.answered: set[Source] = set()
         self.newly_answered: set[Source] = set()
+        self.last_answers: dict[Source, float] = defaultdict(float)
         without_ending = Counter(source.text_name.with_suffix("") for source in self.texts)
         self.paths: dict[Source, Path] = {}
         for source in self.texts:
@@ -53,7 +54,7 @@ class TextFiles:
         check_writable(folder / "x")
 
     def start(self, records: Iterable[Record]) -> None:
-        """Takes the answers of earlier runs about these documents; writes those that are complete and have no file.
+        """Takes the answers of earlier runs about these documents; writes those that are complete and not on disk.
 
         Raises:
             UserError: a file cannot be written.
@@ -66,6 +67,8 @@ class TextFiles:
                 page = Page(source, record.get("page"))
                 self.texts[source][page.number] = record["text"]
                 self.answered.add(source)
+                # a run that was killed may have left answers that its file lacks
+                self.last_answers[source] = max(self.last_answers[source], record.get("time", 0))
                 self.waiting[source].discard(page)
         for source, pages in self.waiting.items():
             if not pages:
@@ -93,7 +96,7 @@ class TextFiles:
         path = self.paths[source]
         if source not in self.answered:
             cli.say(f"{path}: not written, because no page of {source.name} was answered")
-        elif source in self.newly_answered or not path.exists():
+        elif source in self.newly_answered or not path.exists() or path.stat().st_mtime < self.last_answers[source]:
             self.write(path, self.content(self.texts[source]).encode(errors="replace"))
 
     def write(self, path: Path, content: bytes) -> None:

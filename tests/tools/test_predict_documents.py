@@ -75,7 +75,9 @@ def test_a_batch_answers_as_one_by_one(loaded, run, scan, images, tmp_path):
     for size, output in zip((1, 3), outputs, strict=True):
         command = ["--image_dir", scan, images, "--output", output, "--batch_size", size, "--do_sample", "--seed", 5]
         assert run(*command, "--max_new_tokens", 6)[0] == 1
-    single, together = ([{**record, "seconds": 0, "tokens_per_second": 0} for record in json_lines(o)] for o in outputs)
+    single, together = (
+        [{**record, "seconds": 0, "tokens_per_second": 0, "time": 0} for record in json_lines(o)] for o in outputs
+    )
     assert single == together and len(single) == 6
     for size in (0, 17):
         assert_refused(run("--image_dir", scan, "--batch_size", size), f"--batch_size is {size}; expected 1 to 16")
@@ -365,6 +367,8 @@ class TestTexts:
         assert text.read_text() == "\n\f".join(texts) + "\n"
         # a correction stays until a page of the document is answered, also if another document or no page is
         text.write_text("corrected")
+        # the times of files are coarser than those of answers
+        os.utime(text, (time.time() + 1,) * 2)
         assert run(*command, "--pages", "1,9")[0] == 1
         assert run(*command, "--image_dir", scan, images / "a.png")[0] == 0
         assert text.read_text() == "corrected"
@@ -377,6 +381,23 @@ class TestTexts:
         monkeypatch.chdir(tmp_path)
         assert run("--image_dir", "scan.pdf", scan, "--output_dir", tmp_path / "out", *SHORT)[0] == 0
         assert (tmp_path / "out" / "scan.txt").read_text() == "\n\f".join(read(scan)) + "\n"
+
+    def test_a_text_that_is_older_than_an_answer_of_a_killed_run(self, loaded, run, scan, tmp_path, monkeypatch):
+        text, append = tmp_path / "out" / "scan.txt", AnswerLog.append
+        command = ["--image_dir", scan, "--output_dir", tmp_path / "out", *SHORT]
+
+        def killed(log, record):
+            append(log, record)
+            raise KeyboardInterrupt
+
+        assert run(*command, "--pages", "1")[0] == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(AnswerLog, "append", killed)
+            assert run(*command, "--pages", "2-3")[0] == 130
+        assert "\f" not in text.read_text()
+        status, out, err = run(*command, "--pages", "1-2")
+        assert (status, out) == (0, "") and "2 of 2 pages are answered" in err
+        assert text.read_text() == "\n\f".join(read(scan, "1-2")) + "\n"
 
     def test_a_picture_is_the_same_with_and_without_its_page(self, loaded, run, images, tmp_path):
         command = ["--image_dir", images / "a.png", "--output_dir", tmp_path / "out", *SHORT]

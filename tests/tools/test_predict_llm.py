@@ -62,7 +62,7 @@ def test_one_picture_with_output(loaded, images, run, tmp_path):
     assert record["tokens_per_second"] > 0
     assert set(record) == {
         "image", "query", "text", "num_prompt_tokens", "num_new_tokens", "seconds", "tokens_per_second", "stop_reason",
-        "model", "settings", "file", "path",
+        "time", "model", "settings", "file", "path",
     }  # fmt: skip
 
 
