@@ -8,12 +8,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from mindvlm.core.config import convert_value, kind_of_config, read_yaml
+from mindvlm.core.config import Scope, build_config, convert_value, kind_of_config, read_yaml
 from mindvlm.core.errors import UserError
 from mindvlm.models.base import Family
 from mindvlm.models.hf.tower_folder import require_model
 from mindvlm.models.registry import FAMILIES, convertible_models, get_family, require_downloaded
 from mindvlm.weights import config_json
+
+SCOPE_KEY = "scope"
+"""Our own key in the config.json of a model that was trained with a YAML that has this section."""
 
 
 def read_config(config_path: str | Path, overrides: dict[str, Any] | None = None) -> Any:
@@ -108,6 +111,17 @@ def read_folder(folder: Path, overrides: dict[str, Any]) -> Any:
         # what a training saves beside a connector or an adapter lacks other files of a model, such as the tokenizer
         require_model(folder)
         raise
+
+
+def read_scope(table: config_json.ConfigTable) -> Scope | None:
+    """Returns what the model of a config.json is for; None without our own key for it.
+
+    Raises:
+        UserError: the key has a wrong value.
+    """
+    values = table.values.get(SCOPE_KEY)
+    with table.keys_for({}):
+        return None if values is None else build_config(Scope, values, SCOPE_KEY)
 
 
 def replace_keys(config: Any, overrides: dict[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mindvlm
+from mindvlm.core.config import Scope
 from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
 from mindvlm.models.slime.export import PART_FILES
@@ -40,13 +41,14 @@ def slime_job(folder: Path, **changes):
 )
 def test_config_json_is_written_as_it_was_read(tmp_path, changes):
     config = mindvlm.api.read_config(write_tiny_slime(tmp_path, **changes))
+    config.scope = Scope(note="Counts cells.") if changes else None
     files = get_family("slime").companions(config)
     assert {"config.json", "tokenizer.model", "tokenizer_config.json"} <= set(files)
     (tmp_path / "again").mkdir()
     for name, content in files.items():
         (tmp_path / "again" / name).write_bytes(content)
     found = mindvlm.api.read_config(tmp_path / "again")
-    assert found.model == config.model
+    assert (found.model, found.scope) == (config.model, config.scope)
     assert {**vars(found.processor), "tokenizer": ""} == {**vars(config.processor), "tokenizer": ""}
     written, expected = json.loads(files["config.json"]), {**CONFIG, **changes, "mm_vision_tower": "clip"}
     assert {key: written[key] for key in expected} == expected

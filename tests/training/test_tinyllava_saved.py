@@ -13,6 +13,8 @@ import mindvlm
 from mindvlm.api import VisionLanguageModel
 from mindvlm.checkpoint import open_checkpoint
 from mindvlm.convert.conversion import ConversionRequest, convert
+from mindvlm.core.config import Scope
+from mindvlm.core.errors import UserError
 from mindvlm.models.registry import get_family
 from tests.models.tinyllava.test_factory_folder import write_factory_folder
 from tests.tiny_tinyllava import TOWER, hf_config, write_tiny_tinyllava
@@ -90,6 +92,18 @@ def test_a_model_keeps_its_template(tmp_path, changes):
     read_again(config, tmp_path / "again")
 
 
+def test_a_model_keeps_what_it_is_for(tmp_path):
+    config = mindvlm.api.read_config(write_tiny_tinyllava(tmp_path))
+    assert config.scope is None and "scope" not in read_again(config, tmp_path / "without")
+    config.scope = Scope(note="Counts cells.", questions=["How many cells are there?"], one_picture=True)
+    written = read_again(config, tmp_path / "with")
+    path = tmp_path / "with" / "config.json"
+    for scope, said in (({"notes": ""}, "unknown config key 'scope.notes'; did you mean"), (5, "section 'scope' is 5")):
+        path.write_text(json.dumps(written | {"scope": scope}))
+        with pytest.raises(UserError, match=f"^{path}: .*{said}"):
+            mindvlm.api.read_config(path)
+
+
 def read_again(config, folder: Path) -> dict:
     """Writes what stands beside trained weights into `folder`, which must give the same config; its config.json."""
     files = get_family("tinyllava").companions(config)
@@ -98,7 +112,7 @@ def read_again(config, folder: Path) -> dict:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     found = mindvlm.api.read_config(folder)
-    assert found.model == config.model
+    assert (found.model, found.scope) == (config.model, config.scope)
     assert {**vars(found.processor), "tokenizer": ""} == {**vars(config.processor), "tokenizer": ""}
     return json.loads(files["config.json"])
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mindvlm.core.errors import UserError
+from mindvlm.core.runtime import RunConfig
 from mindvlm.models.hf.towers import CLIP_336, SIGLIP_384, tower_keys
+from mindvlm.models.run_config import SCOPE_KEY
 from mindvlm.nn.config import VitConfig
 from mindvlm.weights.companions import read_companions
 from mindvlm.weights.config_json import Config, read_config, shown
@@ -34,6 +36,11 @@ def folder_files(tokenizer: str, description: Mapping[str, Any]) -> dict[str, by
     path = Path(tokenizer)
     files = read_companions(path) if path.is_dir() else {path.name: path.read_bytes()}
     return {**files, "config.json": (json.dumps(description, indent=2) + "\n").encode()}
+
+
+def scope_keys(config: RunConfig) -> dict[str, Any]:
+    """Returns our own key for what a model is for; empty if the YAML of the model has no such section."""
+    return {SCOPE_KEY: asdict(config.scope)} if config.scope else {}
 
 
 def require_described(

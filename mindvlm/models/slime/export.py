@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mindvlm.models.hf.decoders import decoder_keys
-from mindvlm.models.hf.export import folder_files, require_described, source_config, tower_name
+from mindvlm.models.hf.export import folder_files, require_described, scope_keys, source_config, tower_name
 from mindvlm.models.hf.towers import tower_keys
 from mindvlm.models.slime.config import SlimeConfig
 from mindvlm.models.slime.folder import TEMPLATE_KEY, default_template
@@ -84,6 +84,7 @@ def hf_config(config: SlimeConfig, tokenizer: Tokenizer, *, source: Mapping[str,
         "tokenizer_model_max_length": source.get("tokenizer_model_max_length", DEFAULT_LENGTH),
         "tokenizer_padding_side": "right",
         **({} if template == default_template(tokenizer) else {TEMPLATE_KEY: template}),
+        **scope_keys(config),
         "use_cache": True,
         "torch_dtype": config.dtype,
     }

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf.tower_folder import tower_config, tower_weights
-from mindvlm.models.run_config import replace_keys
+from mindvlm.models.run_config import read_scope, replace_keys
 from mindvlm.models.slime.config import SlimeConfig, check_processor
 from mindvlm.models.slime.hf_config import from_hf_config, is_slime
 from mindvlm.models.slime.model_config import SlimeModelConfig
@@ -45,6 +45,7 @@ def folder_config(folder: Path, overrides: dict[str, Any] | None = None) -> Slim
     processor.vocab_size = model.language_model.vocab_size
     check_processor(model, processor)
     config = SlimeConfig(name=folder.name, checkpoint=str(folder), model=model, processor=processor)
+    config.scope = read_scope(table)
     config.vision_tower = tower_weights(table, folder, tower)
     replace_keys(config, overrides, folder)
     return config

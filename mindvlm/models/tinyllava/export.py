@@ -5,7 +5,14 @@ from typing import Any
 
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf.decoders import decoder_keys, dialect_of_decoder
-from mindvlm.models.hf.export import folder_files, not_described, require_described, source_config, tower_name
+from mindvlm.models.hf.export import (
+    folder_files,
+    not_described,
+    require_described,
+    scope_keys,
+    source_config,
+    tower_name,
+)
 from mindvlm.models.hf.towers import tower_keys
 from mindvlm.models.tinyllava.config import TinyLlavaConfig
 from mindvlm.models.tinyllava.folder import SYSTEM_KEY, TEMPLATE_KEY, TEMPLATES_OF_DIALECTS
@@ -70,6 +77,7 @@ def hf_config(
         "tokenizer_padding_side": "right",
         **picture_keys(config),
         **template_keys(config, dialect),
+        **scope_keys(config),
         "use_cache": True,
         "torch_dtype": config.dtype,
     }

@@ -9,7 +9,7 @@ from mindvlm.checkpoint.opening import part_folders
 from mindvlm.core.config import convert_value
 from mindvlm.core.errors import UserError
 from mindvlm.models.hf.tower_folder import tower_config, tower_weights
-from mindvlm.models.run_config import replace_keys
+from mindvlm.models.run_config import read_scope, replace_keys
 from mindvlm.models.tinyllava.config import TinyLlavaConfig, check_processor
 from mindvlm.models.tinyllava.hf_config import dialect_of, from_hf_config
 from mindvlm.models.tinyllava.model_config import TinyLlavaModelConfig
@@ -64,6 +64,7 @@ def folder_config(folder: Path, overrides: dict[str, Any] | None = None) -> Tiny
     processor.vocab_size = model.language_model.vocab_size
     check_processor(model, processor)
     config = TinyLlavaConfig(name=folder.name, checkpoint=str(folder), model=model, processor=processor)
+    config.scope = read_scope(table)
     config.vision_tower = tower_weights(table, folder, tower)
     replace_keys(config, overrides, folder)
     return config
