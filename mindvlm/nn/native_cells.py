@@ -12,13 +12,14 @@ from mindvlm.nn.native_decoder import NativeLayers
 from mindvlm.nn.native_layers import (
     JointProducts,
     NativeActivation,
+    NativeConv3x3,
+    NativeDense,
     NativeGatedSiLU,
     NativeLayerNorm,
     NativeLinear,
+    NativePatchConv,
     NativePlainMLP,
     NativeRMSNorm,
-    Neighbourhoods,
-    Patches,
 )
 from mindvlm.nn.norm import LayerNorm, RMSNorm
 
@@ -88,11 +89,14 @@ class NativeCells:
     def activation(self, kernel: str) -> nn.Cell:
         return self.shared(NativeActivation, kernel)
 
-    def patches(self, size: int) -> nn.Cell:
-        return self.shared(Patches, size)
+    def patch_conv(self, size: int) -> nn.Cell:
+        return self.shared(NativePatchConv, size)
 
-    def neighbourhoods(self, stride: int) -> nn.Cell:
-        return self.shared(Neighbourhoods, stride)
+    def conv3x3(self, stride: int) -> nn.Cell:
+        return self.shared(NativeConv3x3, stride)
+
+    def conv1x1(self) -> nn.Cell:
+        return self.shared(NativeDense)
 
     def gated_silu(self) -> nn.Cell:
         return self.shared(NativeGatedSiLU)

@@ -1,5 +1,4 @@
-"""Norms, activations, projections, feed-forward blocks and the inputs of convolutions on the C++ kernels, without
-gradients.
+"""Norms, activations, projections, feed-forward blocks and convolutions on the C++ kernels, without gradients.
 
 N images, I input channels, P patch size.
 """
@@ -111,8 +110,19 @@ class NativePlainMLP(nn.Cell):
         return self.run(x, first, second, self.kind, *biases)
 
 
-class Patches(nn.Cell):
-    """Patches of size P as rows: x (N, I, height, width) -> (N * rows * columns, I * P * P)."""
+class NativeDense(nn.Cell):
+    """A product with a weight that MindSpore holds: x (..., I), weight (O, ...), bias (O,) or none -> (..., O)."""
+
+    def __init__(self, library: Library):
+        super().__init__()
+        self.multiply = operator(library, "MindvlmDense", lambda x, weight, *_: [*x[:-1], weight[0]])
+
+    def construct(self, x, weight, *bias):
+        return self.multiply(x, weight, *bias)
+
+
+class NativePatchConv(nn.Cell):
+    """Computes `PatchConv`: x (N, I, height, width), weight (O, I, P, P), bias (O,) or none -> (N * patches, O)."""
 
     def __init__(self, library: Library, size: int):
         super().__init__()
@@ -120,13 +130,14 @@ class Patches(nn.Cell):
             library, "MindvlmPatches", lambda x, _: [x[0] * (x[2] // size) * (x[3] // size), x[1] * size * size], size
         )
         self.size = Tensor(np.array([size], np.int32))
+        self.product = NativeDense(library)
 
-    def construct(self, x):
-        return self.gather(x, self.size)
+    def construct(self, x, weight, *bias):
+        return self.product(self.gather(x, self.size), weight, *bias)
 
 
-class Neighbourhoods(nn.Cell):
-    """3 x 3 neighbourhoods as rows: x (N, rows, columns, I) -> (N * output rows * output columns, I * 9)."""
+class NativeConv3x3(nn.Cell):
+    """Computes `Conv3x3`: x (N, rows, columns, I), weight (O, I, 3, 3) -> (N * output rows * output columns, O)."""
 
     def __init__(self, library: Library, stride: int):
         super().__init__()
@@ -137,6 +148,7 @@ class Neighbourhoods(nn.Cell):
             stride,
         )
         self.stride = Tensor(np.array([stride], np.int32))
+        self.product = NativeDense(library)
 
-    def construct(self, x):
-        return self.gather(x, self.stride)
+    def construct(self, x, weight):
+        return self.product(self.gather(x, self.stride), weight)

@@ -15,7 +15,7 @@ class PatchConv(nn.Cell):
     x (N, in_channels, height, width) -> (N, rows, columns, out_channels).
 
     Attributes:
-        native: gathers patches, see `native_form`; None without.
+        native: see `native_form`; None without.
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch_size: int, *, has_bias: bool, dtype=ms.float32):
@@ -34,12 +34,10 @@ class PatchConv(nn.Cell):
 
     def native_form(self, cells):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.patches(self.patch_size)
+        return cells.patch_conv(self.patch_size)
 
     def patches(self, x):
         """Returns the pixels of each patch, (patches, in_channels * patch * patch), in the order of the weight."""
-        if self.native:
-            return self.native(x)
         num_images, channels, height, width = x.shape
         size = self.patch_size
         rows, columns = height // size, width // size
@@ -51,25 +49,17 @@ class PatchConv(nn.Cell):
     def construct(self, x):
         num_images, _, height, width = x.shape
         rows, columns = height // self.patch_size, width // self.patch_size
-        x = self.patches(x)
-        weight = read_with(self.weight, x)
-        y = multiply_images(self.matmul, x, weight.reshape((self.out_channels, -1)), num_images if self.native else 1)
-        if self.has_bias:
-            y = self.bias_add(y, read_with(self.bias, y))
+        if self.native:
+            y = self.native(x, self.weight, self.bias) if self.has_bias else self.native(x, self.weight)
+        else:
+            y = self.product(self.patches(x))
         return y.reshape((num_images, rows, columns, self.out_channels))
 
-
-def multiply_images(matmul, x, weight, num_images: int):
-    """Multiplies the rows of each image alone, because MindSpore rounds a product by its number of rows.
-
-    x (N * rows, I), weight (O, I) -> (N * rows, O).
-    """
-    if num_images == 1:
-        return matmul(x, weight)
-    products = ()
-    for rows in ops.split(x, x.shape[0] // num_images):
-        products = products + (matmul(rows, weight),)
-    return ops.concat(products, 0)
+    def product(self, x):
+        """x (patches, in_channels * patch * patch) -> (patches, out_channels)."""
+        weight = read_with(self.weight, x)
+        y = self.matmul(x, weight.reshape((self.out_channels, -1)))
+        return self.bias_add(y, read_with(self.bias, y)) if self.has_bias else y
 
 
 class Conv3x3(nn.Cell):
@@ -79,7 +69,7 @@ class Conv3x3(nn.Cell):
     x (N, rows, columns, in_channels) -> (N, ceil(rows / stride), ceil(columns / stride), out_channels).
 
     Attributes:
-        native: gathers neighbourhoods, see `native_form`; None without.
+        native: see `native_form`; None without.
     """
 
     def __init__(
@@ -97,26 +87,28 @@ class Conv3x3(nn.Cell):
 
     def native_form(self, cells):
         """See `mindvlm.nn.native_cells.use_native_cells`."""
-        return cells.neighbourhoods(self.stride)
+        return cells.conv3x3(self.stride)
 
     def construct(self, x):
-        num_images = x.shape[0]
-        if self.native:
-            columns, weight = self.native(x), self.weight
-        else:
-            rows = append_zero_row(x.reshape((num_images, -1, self.in_channels)))
-            columns = ops.gather(rows, self.neighbours, 1).reshape((-1, 9 * self.in_channels))
-            weight = read_with(self.weight, columns)
-            weight = weight.reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
-        weight = weight.reshape((self.out_channels, -1))
-        y = multiply_images(self.matmul, columns, weight, num_images if self.native else 1)
-        return y.reshape((num_images, *self.out_grid, self.out_channels))
+        y = self.native(x, self.weight) if self.native else self.product(x)
+        return y.reshape((x.shape[0], *self.out_grid, self.out_channels))
+
+    def product(self, x):
+        """x (N, rows, columns, in_channels) -> (N * output rows * output columns, out_channels)."""
+        rows = append_zero_row(x.reshape((x.shape[0], -1, self.in_channels)))
+        columns = ops.gather(rows, self.neighbours, 1).reshape((-1, 9 * self.in_channels))
+        weight = read_with(self.weight, columns)
+        weight = weight.reshape((self.out_channels, self.in_channels, 9)).transpose((0, 2, 1))
+        return self.matmul(columns, weight.reshape((self.out_channels, -1)))
 
 
 class Conv1x1(nn.Cell):
     """A 1 x 1 convolution without bias, channels last: x (..., in_channels) -> (..., out_channels).
 
     `weight` (out_channels, in_channels, 1, 1) as in torch.
+
+    Attributes:
+        native: see `native_form`; None without.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dtype=ms.float32):
@@ -125,8 +117,15 @@ class Conv1x1(nn.Cell):
         self.out_channels = out_channels
         self.weight = Parameter(initializer("zeros", (out_channels, in_channels, 1, 1), dtype), name="weight")
         self.matmul = ops.MatMul(transpose_b=True)
+        self.native = None
+
+    def native_form(self, cells):
+        """See `mindvlm.nn.native_cells.use_native_cells`."""
+        return cells.conv1x1()
 
     def construct(self, x):
+        if self.native:
+            return self.native(x, self.weight)
         weight = read_with(self.weight, x).reshape((self.out_channels, self.in_channels))
         y = self.matmul(x.reshape((-1, self.in_channels)), weight)
         return y.reshape(x.shape[:-1] + (self.out_channels,))

@@ -98,6 +98,14 @@ def test_a_graph_gives_the_results_of_pynative_mode(kernels):
     require_close(output(build(), source, x, native_rules("auto", "CPU"), kernels), expected)
 
 
+def test_pictures_together_have_the_bits_of_single_ones(kernels):
+    """With at least 16 tokens at every stage; products of fewer rows sum in another order."""
+    native, x = vocabulary([128, 128], 4)(), noise((3, 3, 128, 128), 99)
+    together = output(native, weights_of(native, "float32"), x, native_rules("auto", "CPU"), kernels)
+    for picture, rows in zip(x, together, strict=True):
+        np.testing.assert_array_equal(native(Tensor(picture[None])).asnumpy()[0], rows)
+
+
 class Feed(nn.Cell):
     """One activation, and a gated one."""
 

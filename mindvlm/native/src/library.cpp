@@ -174,6 +174,16 @@ int MindvlmProducts(int num_params, void** params, int* num_dims, int64_t** shap
   return 0;
 }
 
+// Operator: x (..., I) float32, W (O, I) float32 of any shape, its bias (O,) float32 or none -> x W^T + bias (..., O).
+int MindvlmDense(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
+  const int64_t outputs = shapes[1][0];
+  const Matrix w{Format::float32, outputs, num_elements(shapes[1], num_dims[1]) / outputs, params[1]};
+  const float* bias = num_params > 3 ? static_cast<const float*>(params[2]) : nullptr;
+  multiply({{&w, bias, static_cast<float*>(params[num_params - 1])}}, static_cast<const float*>(params[0]),
+           size_before_last(shapes[0], num_dims[0]));
+  return 0;
+}
+
 // Operator: ids (...) int32, handle (1,) int64 -> W[ids] (..., I) float32.
 int MindvlmRows(int num_params, void** params, int* num_dims, int64_t** shapes, const char**, void*, void*) {
   const Matrix& w = matrix_of(params[1]);
