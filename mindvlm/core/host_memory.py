@@ -9,7 +9,7 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`."""
 
-ALLOCATION = {M_ARENA_MAX: 2, M_MMAP_THRESHOLD: 128 * 1024, M_TRIM_THRESHOLD: 32 * 1024**2}
+ALLOCATION = {M_ARENA_MAX: 2, M_MMAP_THRESHOLD: 1024**2, M_TRIM_THRESHOLD: 32 * 1024**2}
 """Areas of memory; bytes from which an allocation gets pages of its own; free bytes at the end of an area."""
 
 
