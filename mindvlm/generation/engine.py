@@ -279,7 +279,7 @@ class Engine:
         """
         runs = list(packed_runs(prompts, self.run_sizes) if self.is_exact else separate_runs(prompts, self.max_length))
         ends = [prompt.start + len(prompt.ids) for prompt in prompts]
-        # the kernels leave out what exceeds the cache, which is padding
+        # of exact runs, the padding is not stored
         self.reserve(max(ends) if self.is_exact else max(int(run.positions[-1, -1]) + 1 for run in runs))
         num_used = 0
         for run in runs:

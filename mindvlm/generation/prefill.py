@@ -39,7 +39,8 @@ class PrefillRun:
     """The inputs of a run; see `PrefillGraph`.
 
     Attributes:
-        ids, positions: (b, L) int32; ids are padded with 0.
+        ids, positions: (b, L) int32; ids are padded with 0, and positions with those that follow, or with -1 for the
+            kernels, which then do not compute the padding.
         inv_freq: (b, R/2) float32.
         rows: (b,) int32, row of the cache of each sequence.
         ends: index of the last token of each prompt that ends in this run, by its row of the cache.
@@ -53,7 +54,7 @@ class PrefillRun:
 
 
 def packed_runs(prompts: Sequence[NewTokens], sizes: Sequence[int] = RUN_SIZES) -> Iterator[PrefillRun]:
-    """Yields runs with blocks of several prompts, in order. The padding of a last block may exceed the cache.
+    """Yields runs with blocks of several prompts, in order.
 
     Args:
         sizes: numbers of blocks that a run may have, the largest first and 1 last.
@@ -61,7 +62,7 @@ def packed_runs(prompts: Sequence[NewTokens], sizes: Sequence[int] = RUN_SIZES) 
     blocks = [(prompt, at) for prompt in prompts for at in range(0, len(prompt.ids), BLOCK)]
     while blocks:
         size = next(size for size in sizes if size <= len(blocks))
-        yield run_of(blocks[:size], BLOCK)
+        yield run_of(blocks[:size], BLOCK, marks_padding=True)
         blocks = blocks[size:]
 
 
@@ -78,18 +79,25 @@ def separate_runs(prompts: Sequence[NewTokens], max_length: int) -> Iterator[Pre
             yield run_of([(prompt, at)], max(length, min(bucket_length(length), room)))
 
 
-def run_of(sequences: Sequence[tuple[NewTokens, int]], length: int) -> PrefillRun:
-    """Returns the run of sequences of `length` tokens that begin at an index of their prompts."""
+def run_of(sequences: Sequence[tuple[NewTokens, int]], length: int, *, marks_padding: bool = False) -> PrefillRun:
+    """Returns the run of sequences of `length` tokens that begin at an index of their prompts.
+
+    Args:
+        marks_padding: whether padding has the position -1.
+    """
+    starts = np.array([prompt.start + at for prompt, at in sequences], np.int32)
+    positions = starts[:, None] + np.arange(length, dtype=np.int32)
     ids, ends = np.zeros((len(sequences), length), np.int32), {}
     for number, (prompt, at) in enumerate(sequences):
         piece = prompt.ids[at : at + length]
         ids[number, : len(piece)] = piece
+        if marks_padding:
+            positions[number, len(piece) :] = -1
         if at + length >= len(prompt.ids):
             ends[prompt.row] = number * length + len(piece) - 1
-    starts = np.array([prompt.start + at for prompt, at in sequences], np.int32)
     return PrefillRun(
         ids=ids,
-        positions=starts[:, None] + np.arange(length, dtype=np.int32),
+        positions=positions,
         inv_freq=np.stack([prompt.inv_freq for prompt, _ in sequences]),
         rows=np.array([prompt.row for prompt, _ in sequences], np.int32),
         ends=ends,

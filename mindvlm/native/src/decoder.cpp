@@ -24,23 +24,83 @@ void rotate(const float* from, const float* cos, const float* sin, int64_t rotar
 // Queries of a head per task of an attention.
 constexpr int64_t kTaskQueries = 32;
 
-// New tokens (B, L) with their angles, positions, rows of the cache and scales of the queries.
+// Tokens [first, first + count) that follow each other in a row of the cache.
+struct Sequence {
+  int64_t first, count, row;
+};
+
+// N new tokens with their angles (N, R), positions, scales of the queries and rows of the cache (N,).
 struct Tokens {
   const float *cos, *sin;
-  const int32_t *positions, *rows;
+  const int32_t* positions;
   const float* scales;
-  int64_t batch, length, rotary_dim;
+  int64_t count, rotary_dim;
+  std::vector<Sequence> sequences;
+  std::vector<int32_t> rows;
 
   // The inputs cos and sin (B, L, R), positions (B, L), rows (B,), scales (B, L) of an operator.
   Tokens(void* const* inputs, int64_t* const* shapes)
       : cos(static_cast<const float*>(inputs[0])),
         sin(static_cast<const float*>(inputs[1])),
         positions(static_cast<const int32_t*>(inputs[2])),
-        rows(static_cast<const int32_t*>(inputs[3])),
         scales(static_cast<const float*>(inputs[4])),
-        batch(shapes[0][0]),
-        length(shapes[0][1]),
-        rotary_dim(shapes[0][2]) {}
+        count(shapes[0][0] * shapes[0][1]),
+        rotary_dim(shapes[0][2]) {
+    const int64_t length = shapes[0][1];
+    for (int64_t i = 0; i < shapes[0][0]; ++i) {
+      const int32_t row = static_cast<const int32_t*>(inputs[3])[i];
+      sequences.push_back({i * length, length, row});
+      rows.insert(rows.end(), length, row);
+    }
+  }
+};
+
+// Chosen rows of values (rows, width), one after the other.
+template <class Value>
+std::vector<Value> gather(const Value* values, int64_t width, const std::vector<int64_t>& places) {
+  std::vector<Value> gathered(places.size() * width);
+  for (size_t i = 0; i < places.size(); ++i)
+    std::memcpy(gathered.data() + i * width, values + places[i] * width, width * sizeof(Value));
+  return gathered;
+}
+
+// The tokens that are no padding, and some of it if they are so few that their products would be rounded like those of few rows.
+class WithoutPadding {
+ public:
+  explicit WithoutPadding(const Tokens& all) : tokens_(all) {
+    int64_t num_missing = std::min(all.count, kMostFewRows + 1);
+    for (int64_t i = 0; i < all.count; ++i) num_missing -= all.positions[i] >= 0;
+    tokens_.sequences.clear();
+    for (const Sequence& sequence : all.sequences) {
+      const int64_t first = places_.size();
+      for (int64_t i = sequence.first; i < sequence.first + sequence.count; ++i)
+        if (all.positions[i] >= 0 || num_missing-- > 0) places_.push_back(i);
+      const int64_t count = places_.size() - first;
+      if (count > 0) tokens_.sequences.push_back({first, count, sequence.row});
+    }
+    tokens_.count = places_.size();
+    if (tokens_.count == all.count) return;
+    cos_ = gather(all.cos, all.rotary_dim, places_);
+    sin_ = gather(all.sin, all.rotary_dim, places_);
+    positions_ = gather(all.positions, 1, places_);
+    scales_ = gather(all.scales, 1, places_);
+    tokens_.rows = gather(all.rows.data(), 1, places_);
+    tokens_.cos = cos_.data();
+    tokens_.sin = sin_.data();
+    tokens_.positions = positions_.data();
+    tokens_.scales = scales_.data();
+  }
+  WithoutPadding(const WithoutPadding&) = delete;
+
+  const Tokens& tokens() const { return tokens_; }
+  // Their indices among all tokens.
+  const std::vector<int64_t>& places() const { return places_; }
+
+ private:
+  Tokens tokens_;
+  std::vector<int64_t> places_;
+  std::vector<float> cos_, sin_, scales_;
+  std::vector<int32_t> positions_;
 };
 
 // Keys and values (rows, K, S, D) of a layer.
@@ -56,47 +116,51 @@ struct Cache {
         head_dim(shapes[0][3]) {}
 };
 
-// Attention of new tokens with their cache, which it updates: query (B, L, H D), key and value (B, L, K D) before rotation
-// -> out (B, L, H D). A token sees the positions of its row up to its own. Positions beyond the cache are not stored.
+// Attention of new tokens with their cache, which it updates: query (N, H D), key and value (N, K D) before rotation
+// -> out (N, H D). A token sees the positions of its row up to its own. Positions beyond the cache are not stored.
 void attend(const Tokens& tokens, const Cache& cache, const float* query, const float* key, const float* value,
             int64_t num_heads, float* out) {
-  const int64_t length = tokens.length, rotary_dim = tokens.rotary_dim;
+  const int64_t rotary_dim = tokens.rotary_dim;
   const int64_t num_groups = cache.num_groups, capacity = cache.capacity, head_dim = cache.head_dim;
   const int64_t group = num_heads / num_groups;
-  share_rows(tokens.batch * length, num_groups * head_dim, [&](int64_t first, int64_t last) {
+  share_rows(tokens.count, num_groups * head_dim, [&](int64_t first, int64_t last) {
     for (int64_t token = first; token < last; ++token) {
       const int64_t position = tokens.positions[token];
       if (position < 0 || position >= capacity) continue;
       const float *cos = tokens.cos + token * rotary_dim, *sin = tokens.sin + token * rotary_dim;
       for (int64_t head = 0; head < num_groups; ++head) {
         const int64_t from = (token * num_groups + head) * head_dim;
-        const int64_t to = ((tokens.rows[token / length] * num_groups + head) * capacity + position) * head_dim;
+        const int64_t to = ((tokens.rows[token] * num_groups + head) * capacity + position) * head_dim;
         rotate(key + from, cos, sin, rotary_dim, head_dim, 1.0f, cache.keys + to);
         std::memcpy(cache.values + to, value + from, head_dim * sizeof(float));
       }
     }
   });
 
-  const int64_t step = std::max<int64_t>(1, kTaskQueries / group), num_parts = (length + step - 1) / step;
-  run_parallel(tokens.batch * num_groups * num_parts, [&](int64_t task) {
+  const int64_t step = std::max<int64_t>(1, kTaskQueries / group);
+  std::vector<Sequence> parts;
+  for (const Sequence& sequence : tokens.sequences)
+    for (int64_t at = 0; at < sequence.count; at += step)
+      parts.push_back({sequence.first + at, std::min(step, sequence.count - at), sequence.row});
+  run_parallel(parts.size() * num_groups, [&](int64_t task) {
     thread_local std::vector<float> queries, attended;
     thread_local std::vector<int64_t> num_keys;
-    const int64_t part = task % num_parts, head = task / num_parts % num_groups, row = task / num_parts / num_groups;
-    const int64_t first = part * step, count = std::min(step, length - first);
-    queries.resize(count * group * head_dim);
-    attended.resize(count * group * head_dim);
-    num_keys.resize(count * group);
-    for (int64_t i = 0; i < count * group; ++i) {
-      const int64_t token = row * length + first + i / group;
+    const Sequence& part = parts[task / num_groups];
+    const int64_t head = task % num_groups, count = part.count * group;
+    queries.resize(count * head_dim);
+    attended.resize(count * head_dim);
+    num_keys.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = part.first + i / group;
       num_keys[i] = std::clamp<int64_t>(tokens.positions[token] + 1, 1, capacity);
       rotate(query + (token * num_heads + head * group + i % group) * head_dim, tokens.cos + token * rotary_dim,
              tokens.sin + token * rotary_dim, rotary_dim, head_dim, tokens.scales[token], queries.data() + i * head_dim);
     }
-    const int64_t cached = (tokens.rows[row] * num_groups + head) * capacity * head_dim;
-    kernels->attend(queries.data(), count * group, num_keys.data(), cache.keys + cached, cache.values + cached, head_dim,
+    const int64_t cached = (part.row * num_groups + head) * capacity * head_dim;
+    kernels->attend(queries.data(), count, num_keys.data(), cache.keys + cached, cache.values + cached, head_dim,
                     attended.data(), head_dim);
-    for (int64_t i = 0; i < count * group; ++i) {
-      const int64_t token = row * length + first + i / group;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = part.first + i / group;
       std::memcpy(out + (token * num_heads + head * group + i % group) * head_dim, attended.data() + i * head_dim,
                   head_dim * sizeof(float));
     }
@@ -186,17 +250,18 @@ int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, cons
 //
 // Inputs: x (B, L, hidden), cos and sin (B, L, R), positions (B, L) int32, rows of the caches (B,) int32, scales of the
 // queries (B, L), a `Dialect` int32, epsilon of the norms (1,), keys and values of every layer (rows, K, S, D), and the
-// parameters of every layer, see `read_layer`. Output: (B, L, hidden).
+// parameters of every layer, see `read_layer`. Output: (B, L, hidden). A token with a negative position is padding, which is
+// not computed: its output is 0.
 int MindvlmDecoder(int num_params, void** params, int*, int64_t** shapes, const char**, void*, void*) {
-  const Tokens tokens(params + 1, shapes + 1);
+  const WithoutPadding computed(Tokens(params + 1, shapes + 1));
+  const Tokens& tokens = computed.tokens();
   const Dialect& dialect = *static_cast<const Dialect*>(params[6]);
   const float eps = *static_cast<const float*>(params[7]);
-  const int64_t num_rows = tokens.batch * tokens.length, width = shapes[0][2];
-  float* out = static_cast<float*>(params[num_params - 1]);
-  std::memcpy(out, params[0], num_rows * width * sizeof(float));
+  const int64_t num_rows = tokens.count, width = shapes[0][2];
+  std::vector<float> x = gather(static_cast<const float*>(params[0]), width, computed.places());
 
   void** input = params + 8 + 2 * dialect.num_layers;
-  std::vector<float> normed(num_rows * width), added(normed.size()), fed(normed.size()), query, key, value, attended;
+  std::vector<float> normed(x.size()), added(x.size()), fed(x.size()), query, key, value, attended;
   for (int64_t i = 0; i < dialect.num_layers; ++i) {
     const Layer layer = read_layer(dialect, input, width, eps);
     const Cache cache(params + 8 + 2 * i, shapes + 8 + 2 * i);
@@ -205,7 +270,7 @@ int MindvlmDecoder(int num_params, void** params, int*, int64_t** shapes, const 
     value.resize(key.size());
     attended.resize(query.size());
 
-    normalize(layer.first_norm, out, num_rows, normed.data());
+    normalize(layer.first_norm, x.data(), num_rows, normed.data());
     multiply({{layer.query.w, layer.query.bias, query.data()},
               {layer.key.w, layer.key.bias, key.data()},
               {layer.value.w, layer.value.bias, value.data()}},
@@ -213,13 +278,17 @@ int MindvlmDecoder(int num_params, void** params, int*, int64_t** shapes, const 
     attend(tokens, cache, query.data(), key.data(), value.data(), layer.query.w->rows / cache.head_dim, attended.data());
     multiply({{layer.output.w, layer.output.bias, added.data()}}, attended.data(), num_rows);
     if (!dialect.is_parallel) {
-      add(added.data(), num_rows, width, out);
-      normalize(layer.second_norm, out, num_rows, normed.data());
+      add(added.data(), num_rows, width, x.data());
+      normalize(layer.second_norm, x.data(), num_rows, normed.data());
     }
     feed_forward(layer.mlp, normed.data(), num_rows, fed.data());
     if (dialect.is_parallel) add(added.data(), num_rows, width, fed.data());
-    add(fed.data(), num_rows, width, out);
+    add(fed.data(), num_rows, width, x.data());
   }
+  float* out = static_cast<float*>(params[num_params - 1]);
+  std::memset(out, 0, shapes[0][0] * shapes[0][1] * width * sizeof(float));
+  for (int64_t i = 0; i < num_rows; ++i)
+    std::memcpy(out + computed.places()[i] * width, x.data() + i * width, width * sizeof(float));
   return 0;
 }
 }

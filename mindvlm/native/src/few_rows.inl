@@ -3,6 +3,7 @@
 // Beyond them, transposing W pays: measured as 16 rows with AVX-512 and 6 with AVX2. With one less, 16 tokens of a picture are
 // multiplied alike alone and with those of other pictures.
 constexpr int64_t kFewRows = kTileRows * kLanes / 4 - 1;
+static_assert(kFewRows <= kMostFewRows);
 
 // y[r][c] = x[r] . w[c] over `cols` columns; rows of y are `outputs` apart.
 template <int kRows, int kCols, Format format>

@@ -11,6 +11,9 @@ enum class Format : int { float32, bfloat16, float16, q8_0, q4_0, q4_k, q8_c };
 // values of a row share a float32 scale, which is before its blocks of int8.
 constexpr int64_t kBlock = 32, kParts = 8;
 
+// Of more rows of x than this, each has the same product alone and with any others.
+constexpr int64_t kMostFewRows = 15;
+
 constexpr bool is_blocked(Format format) { return format >= Format::q8_0; }
 // Values and bytes of a block as it is stored, in ggml's layout: a float16 scale, then the values; in q4_K float16 units of
 // scales and minima, 6 bits for the scale and the minimum of every part, and the values.
