@@ -3,9 +3,8 @@
 B slots, L length, N images, T tokens per image, R rotated dimensions, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -24,6 +23,7 @@ from mindvlm.generation.prefill import MAX_PREFILL_LENGTH, RUN_SIZES, NewTokens,
 from mindvlm.generation.request import Addition, Request, Slot
 from mindvlm.generation.sampling import NOT_FINITE, Sampler
 from mindvlm.nn.rotary import decoder_frequencies, ntk_alpha
+from mindvlm.nn.rows import concatenated, rows_between
 from mindvlm.nn.splice import splice_sources
 
 
@@ -358,19 +358,3 @@ class Engine:
         self.decode = DecodeGraph(self.model.language_model, caches)
         # assigned last, so an interruption leaves the old cache in place
         self.caches, self.capacity = caches, capacity
-
-
-def rows_between(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Returns rows of a tensor; all of them without a copy, which takes MindSpore as long as a small graph."""
-    return tensor if end - start == len(tensor) else tensor[start:end]
-
-
-def concatenated(tensors: Iterable[Tensor]) -> Tensor | None:
-    """Concatenates tensors along the first axis; returns None if there are none."""
-    tensors = tuple(tensors)
-    if len(tensors) < 2:
-        return tensors[0] if tensors else None
-    if ms.get_context("device_target") == "CPU":
-        # each call of ops.concat or mint.cat takes 512 bytes of memory that MindSpore does not free
-        return Tensor(np.concatenate([tensor.asnumpy() for tensor in tensors]))
-    return ops.concat(tensors, 0)

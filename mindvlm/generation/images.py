@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from mindspore import Tensor
 
-from mindvlm.generation.engine import Engine, concatenated
+from mindvlm.generation.engine import Engine
+from mindvlm.nn.rows import concatenated
 from mindvlm.processing.images.picture import Picture
 
 MAX_CACHED_VIEWS = 16

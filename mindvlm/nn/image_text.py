@@ -4,11 +4,12 @@ N views, T tokens per view, B batch, L length, V vocabulary.
 """
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, nn, ops
 
 from mindvlm.nn.decoder import all_positions
 from mindvlm.nn.loss import NextTokenLoss
 from mindvlm.nn.parameters import trains
+from mindvlm.nn.rows import concatenated, rows_at
 
 
 class ImageTextModel(nn.Cell):
@@ -55,9 +56,14 @@ class ImageTextModel(nn.Cell):
         if isinstance(head.token_loss, NextTokenLoss):
             head.token_loss.matrix_trains = trains(head)
 
+    def last_row(self):
+        """Returns the row that follows those of all views, (1, hidden); None without one, as in the base class."""
+        return None
+
     def view_rows(self, features):
-        """Flattens the features (V, T, hidden) of a picture to rows (V * T, hidden); a family may add rows."""
-        return features.reshape((-1, features.shape[-1]))
+        """Returns the rows of the features (V, T, hidden) of all views, (V * T, hidden), then the `last_row`."""
+        rows, last = features.reshape((-1, features.shape[-1])), self.last_row()
+        return rows if last is None else ops.concat((rows, last), 0)
 
     def picture_rows(self, features, layout, context):
         """Returns the feature rows of a picture in the order of its placeholders, (R, hidden).
@@ -66,13 +72,13 @@ class ImageTextModel(nn.Cell):
 
         Args:
             features: (V, T, hidden), features of the picture's views.
-            layout: (R,) int32 array, index into `view_rows` for each placeholder; -1 is the last row.
+            layout: (R,) int32 array, index into `view_rows` for each placeholder; -1 is `last_row`.
             context: ids of the prompt without placeholders.
         """
-        rows = self.view_rows(features)
-        if np.array_equal(layout, np.arange(len(rows))):
-            return rows
-        return ops.gather(rows, Tensor(np.where(layout < 0, len(rows) - 1, layout).astype(np.int32)), 0)
+        rows = features.reshape((-1, features.shape[-1]))
+        if (layout < 0).any():
+            rows = concatenated((rows, self.last_row()))
+        return rows_at(rows, np.where(layout < 0, len(rows) - 1, layout).astype(np.int32))
 
     def kept_placeholders(self, features, layout, context):
         """Returns the indices of the placeholders whose rows the model keeps, ascending, int32.

@@ -9,11 +9,11 @@ from mindspore import Tensor
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation.answer import Answer, AnswerStream, AnswerText, Turns
-from mindvlm.generation.engine import concatenated
 from mindvlm.generation.graphs import bucket_length, padded_ids
 from mindvlm.generation.images import ImageEncoder, ImageFeatures
 from mindvlm.generation.repetition import MAX_REPEATED_TOKENS_OF_PAGES
 from mindvlm.generation.request import Request, Slot
+from mindvlm.nn.rows import concatenated
 from mindvlm.processing.chat_processor import ChatPrompt, History
 from mindvlm.processing.images.documents import DEFAULT_DPI, DEFAULT_QUERY, as_ranges, open_document
 from mindvlm.processing.images.picture import Picture

@@ -132,6 +132,7 @@ def test_prompts_do_without_operators_that_keep_memory(engine, monkeypatch):
     ids = [*random_ids(5), PAD, PAD, *random_ids(3)]
     engine.release(ask(engine, ids, features))
     monkeypatch.setattr("mindvlm.generation.engine.ops", SimpleNamespace(select=ops.select))
+    monkeypatch.setattr("mindvlm.nn.rows.ops", None)
     engine.release(ask(engine, ids, features))
     engine.release(ask(engine, random_ids(70)))
 

@@ -18,6 +18,7 @@ from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.dropout import RowNoise, new_counter
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.nn.parameters import freeze
+from mindvlm.nn.rows import rows_at
 from mindvlm.nn.splice import ANSWERED, PROMPT
 from mindvlm.nn.vit import VisionTransformer
 
@@ -166,16 +167,14 @@ class SlimeModel(ImageTextModel):
         num_dropped = members.astype(ms.float32).sum(1) - kept.astype(ms.float32).sum(1)
         return kept_first(num_dropped > 0)
 
-    def view_rows(self, features):
-        """Returns the feature rows of all views, then the row of the separator."""
-        separator = self.embed_text(np.array([[self.config.separator_id]], np.int32))
-        return ops.concat((super().view_rows(features), separator.astype(features.dtype)), 0)
+    def last_row(self):
+        """Returns the row of the separator, (1, hidden)."""
+        return self.embed_text(np.array([[self.config.separator_id]], np.int32))
 
     def picture_rows(self, features, layout, context):
         """Returns the global rows, the separator and the local rows that the router keeps for the text in `context`."""
         rows = super().picture_rows(features, layout, context)
-        kept = self.kept_rows(rows, context)
-        return rows if len(kept) == len(rows) else ops.gather(rows, Tensor(kept), 0)
+        return rows_at(rows, self.kept_rows(rows, context))
 
     def kept_placeholders(self, features, layout, context):
         return self.kept_rows(super().picture_rows(features, layout, context), context)

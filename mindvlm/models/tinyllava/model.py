@@ -68,10 +68,9 @@ class TinyLlavaModel(ImageTextModel):
         ids = ops.maximum(input_ids, Tensor(0, ms.int32))
         return self.learned_embeddings(self.language_model.embed_tokens(ids), ids)
 
-    def view_rows(self, features):
-        """Returns the feature rows of all views, then the learned row that ends lines, if the model has one."""
-        rows = super().view_rows(features)
-        return ops.concat((rows, self.image_newline.reshape((1, -1))), 0) if self.config.image_newline else rows
+    def last_row(self):
+        """Returns the learned row that ends lines, (1, hidden); None if the model has none."""
+        return self.image_newline.reshape((1, -1)) if self.config.image_newline else None
 
     def tower_features(self, pixels):
         """Returns the features of the tower: pixels (N, 3, height, width) -> (N, T, width)."""

@@ -104,6 +104,16 @@ def test_rows_of_several_pictures(model):
     np.testing.assert_array_equal(whole.rows.asnumpy(), np.concatenate(alone))
 
 
+def test_rows_of_pictures_do_without_operators_that_keep_memory(model, monkeypatch):
+    """On a CPU, each call of ops.concat outside of a graph takes memory that MindSpore does not free."""
+    pictures = model.pictures([WIDE, SQUARE])
+    views = model.encoder.encode_views(pictures)
+    expected = model.encoder.rows(pictures, views, ()).rows.asnumpy()
+    for module in ("mindvlm.nn.rows", "mindvlm.nn.image_text", "mindvlm.models.tinyllava.model"):
+        monkeypatch.setattr(f"{module}.ops", None)
+    np.testing.assert_array_equal(model.encoder.rows(pictures, views, ()).rows.asnumpy(), expected)
+
+
 def test_a_tiled_picture_is_decoded_once(model, monkeypatch):
     loaded, load = [], model.processor.load
     monkeypatch.setattr(model.processor, "load", lambda image: loaded.append(image) or load(image))
