@@ -13,7 +13,15 @@ from mindvlm.core.interruption import uninterrupted
 from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.slime.adapter import ADAPTERS, QueryResampler
 from mindvlm.models.slime.model_config import SlimeModelConfig
-from mindvlm.models.slime.router import kept_first, kept_mask, kept_rows, router_scores, text_direction
+from mindvlm.models.slime.router import (
+    RouterScores,
+    TextDirection,
+    kept_first,
+    kept_mask,
+    kept_rows,
+    router_scores,
+    text_direction,
+)
 from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.dropout import RowNoise, new_counter
 from mindvlm.nn.image_text import ImageTextModel
@@ -51,6 +59,7 @@ class SlimeModel(ImageTextModel):
         self.mm_projector = adapter(width, config.language_model.hidden_size, num_tokens, context, noise)
         self.sampler = QueryResampler(width, config.num_local_tokens, num_tokens, context)
         self.noise = RowNoise(index=1, counter=counter) if config.router.noise else None
+        self.text_direction, self.router_scores = TextDirection(), RouterScores()
         self.separator = Tensor([[config.separator_id]], ms.int32)
         self.freeze_vision_tower = True
         freeze(self.vision_tower)
@@ -196,11 +205,16 @@ class SlimeModel(ImageTextModel):
         ]
 
     def scores(self, rows, context):
-        """Returns the router's scores of local rows (R, hidden) for the ids of a text, (R,) float32."""
+        """Returns the router's scores of local rows (R, hidden) for the ids of a text, (R,) float32.
+
+        Runs outside of graphs. It may compile some.
+        """
         length = -(-max(len(context), 1) // TEXT_UNIT) * TEXT_UNIT
         ids, mask = np.zeros((1, length), np.int32), np.zeros(length, np.float32)
         ids[0, : len(context)], mask[: len(context)] = context, 1
-        return router_scores(rows, text_direction(self.embed_text(ids), Tensor(mask)))
+        embeds = self.embed_text(ids)
+        with uninterrupted():
+            return self.router_scores(rows, self.text_direction(embeds, Tensor(mask)))
 
     def embed_text(self, ids):
         """Returns the embeddings of ids (1, L) int32 outside of graphs, (L, hidden). It may compile a graph."""

@@ -5,7 +5,7 @@ R local rows, L tokens of text or of a sequence, B sequences, P pictures of a se
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
+from mindspore import nn, ops
 
 from mindvlm.models.slime.model_config import RouterConfig
 
@@ -13,6 +13,20 @@ from mindvlm.models.slime.model_config import RouterConfig
 NORM_EPS = 1e-8
 # score of rows that are not among those of a picture
 LOWEST = -3.0e38
+
+
+class TextDirection(nn.Cell):
+    """Computes `text_direction`. Called outside of graphs, a Cell is compiled, so that its operators keep no memory."""
+
+    def construct(self, embeds, mask):
+        return text_direction(embeds, mask)
+
+
+class RouterScores(nn.Cell):
+    """Computes `router_scores` in the same way."""
+
+    def construct(self, rows, direction):
+        return router_scores(rows, direction)
 
 
 def text_direction(embeds, mask):

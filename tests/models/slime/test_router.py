@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+import mindvlm
 from mindvlm.core.errors import UserError
 from mindvlm.models.slime.model_config import RouterConfig
 from mindvlm.models.slime.router import (
@@ -14,6 +15,8 @@ from mindvlm.models.slime.router import (
     router_scores,
     text_direction,
 )
+from mindvlm.models.slime.views import ViewsConfig
+from tests.tiny_slime import write_tiny_slime
 
 
 def kept(scores, top_p=0.95, temperature=1.0):
@@ -98,3 +101,18 @@ def test_scores_are_sums_of_cosines():
 def test_wrong_values_are_named(changes, message):
     with pytest.raises(UserError, match=message):
         RouterConfig(**changes)
+
+
+def test_rows_of_a_picture_do_without_operators_that_keep_memory(tmp_path, monkeypatch):
+    """On a CPU, some operators, such as a product outside of a graph, take memory that MindSpore does not free."""
+    model = mindvlm.load(write_tiny_slime(tmp_path)).model
+    views = ViewsConfig(num_global_tokens=16, num_local_tokens=4)
+    layout, text = views.layout((2, 1)), [5, 6, 7]
+    features = Tensor(np.random.default_rng(0).standard_normal((2, 16, 32)).astype(np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr("mindvlm.nn.rows.works_on_host", lambda: False)
+        expected = model.picture_rows(features, layout, text).asnumpy()
+    assert views.num_global_tokens + 1 < len(expected) < len(layout)
+    for module in ("nn.rows", "nn.image_text", "models.slime.model", "models.slime.router"):
+        monkeypatch.setattr(f"mindvlm.{module}.ops", None)
+    np.testing.assert_array_equal(model.picture_rows(features, layout, text).asnumpy(), expected)
