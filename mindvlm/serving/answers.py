@@ -30,7 +30,7 @@ class Answers:
 
     def __init__(self, scheduler: Scheduler, make_jobs: Callable[[Callable[[int], Receiver]], list[Job]]):
         self.scheduler = scheduler
-        self.events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self.events: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
         self.jobs = make_jobs(lambda index: lambda event: self.events.put_nowait((index, event)))
         scheduler.submit(self.jobs)
 
@@ -52,10 +52,12 @@ class Answers:
 
     async def next(self) -> tuple[int, Event] | None:
         """Returns the next event; None if there is none for some seconds."""
+        # not wait_for, which starts a task for each event
+        ping = asyncio.get_running_loop().call_later(PING_SECONDS, self.events.put_nowait, None)
         try:
-            return await asyncio.wait_for(self.events.get(), PING_SECONDS)
-        except asyncio.TimeoutError:
-            return None
+            return await self.events.get()
+        finally:
+            ping.cancel()
 
 
 class EventStream(Response):
@@ -71,6 +73,7 @@ class EventStream(Response):
     def __init__(self, answers: Answers, first: tuple[int, Event] | None, reply: ChatReply, *, include_usage: bool):
         super().__init__()
         self.answers, self.first, self.reply, self.include_usage = answers, first, reply, include_usage
+        self.begun: set[int] = set()
 
     async def __call__(self, scope, receive, send) -> None:
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
@@ -106,15 +109,16 @@ class EventStream(Response):
                         chunks.append(self.reply.usage_chunk([finishes[index] for index in sorted(finishes)]))
                     yield b"".join(map(data_line, chunks)) + LAST_LINE
                     return
-                if chunks:
-                    yield b"".join(map(data_line, chunks))
+                yield b"".join(map(data_line, chunks))
             news = await self.answers.next()
         yield data_line(news[1].error.body) + LAST_LINE
 
     def chunks_of(self, index: int, event: Event) -> list[dict[str, Any]]:
         """Returns the chunks that report an event."""
-        if not event.text and not event.tokens and not event.finish:
-            chunk = self.reply.first_chunk(index)
-            return [] if chunk is None else [chunk]
-        chunks = [self.reply.text_chunk(index, event)] if event.text or event.tokens else []
-        return [*chunks, self.reply.last_chunk(index, event)] if event.finish else chunks
+        chunks = [] if index in self.begun else self.reply.first_chunks(index)
+        self.begun.add(index)
+        if event.text or event.tokens:
+            chunks.append(self.reply.text_chunk(index, event))
+        if event.finish:
+            chunks.append(self.reply.last_chunk(index, event))
+        return chunks

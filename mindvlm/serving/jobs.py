@@ -13,10 +13,6 @@ from mindvlm.generation.request import Slot
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.prompts import Prompt
 
-PIECE_SECONDS = 0.02
-"""Tokens that follow each other faster are sent together, because every message costs more time than a small model
-needs for a token."""
-
 
 @dataclass(frozen=True)
 class ScoredToken:
@@ -52,7 +48,7 @@ class Finish:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """News of a job: that it has started, a piece of its text, its end or an error."""
+    """News of a job: a piece of its text, its end or an error."""
 
     text: str = ""
     tokens: Sequence[ScoredToken] = ()
@@ -66,7 +62,8 @@ class Job:
 
     Attributes:
         receive: called with each `Event` in the thread of the requests.
-        streams: whether events are wanted before the end.
+        streams: whether pieces are wanted before the end.
+        has_begun: whether there was one.
         top_logprobs: see `Wishes`.
         expires: `time.monotonic()` at which the job fails.
         is_cancelled: set when nobody waits for the answer any more.
@@ -87,7 +84,7 @@ class Job:
     asked_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     prefilled_at: float = 0.0
-    reported_at: float = 0.0
+    has_begun: bool = False
     # the tokens that were not reported yet, with the length of the text before each
     waiting_tokens: list[tuple[int, ScoredToken]] = field(default_factory=list)
     text_length: int = 0
@@ -96,11 +93,12 @@ class Job:
     def is_expired(self) -> bool:
         return time.monotonic() > self.expires
 
-    def take_token(self, logits: np.ndarray | None) -> Event | None:
+    def take_token(self, logits: np.ndarray | None, *, sends_piece: bool) -> Event | None:
         """Returns what is new after the engine added a token to the slot; None if nothing is to be reported.
 
         Args:
             logits: (V,) float32 from which the token was chosen, for log probabilities.
+            sends_piece: whether it is time for a piece; the first one and the end do not wait.
         """
         token, ended = self.slot.new_ids[-1], self.slot.stop_reason is not None
         if ended:
@@ -111,11 +109,13 @@ class Job:
         self.text_length = len(self.text.text)
         if ended:
             return Event(text=self.text.take(), tokens=self.take_tokens(), finish=self.finish)
-        now = time.monotonic()
-        if not self.streams or now - self.reported_at < PIECE_SECONDS:
+        if not self.streams or (self.has_begun and not sends_piece):
             return None
-        piece, self.reported_at = self.text.take(), now
-        return Event(text=piece, tokens=self.take_tokens()) if piece else None
+        piece = self.text.take()
+        if not piece:
+            return None
+        self.has_begun = True
+        return Event(text=piece, tokens=self.take_tokens())
 
     def take_tokens(self) -> list[ScoredToken]:
         """Returns the tokens of the text since the last call, without those that belong to a stop string."""

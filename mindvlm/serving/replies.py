@@ -37,9 +37,9 @@ class ChatReply:
         message = {"role": "assistant", "content": event.text, "refusal": None}
         return self.framed(index, event) | {"message": message}
 
-    def first_chunk(self, index: int) -> dict[str, Any] | None:
-        """Returns the chunk that begins a choice; None if there is none."""
-        return self.chunk(index, Event(), {"delta": {"role": "assistant", "content": ""}})
+    def first_chunks(self, index: int) -> list[dict[str, Any]]:
+        """Returns the chunks that begin a choice."""
+        return [self.chunk(index, Event(), {"delta": {"role": "assistant", "content": ""}})]
 
     def text_chunk(self, index: int, event: Event) -> dict[str, Any]:
         """Returns the chunk with a piece of the text."""
@@ -91,8 +91,8 @@ class TextReply(ChatReply):
     def choice(self, index: int, event: Event) -> dict[str, Any]:
         return self.framed(index, event) | {"text": event.text}
 
-    def first_chunk(self, index: int) -> dict[str, Any] | None:
-        return None
+    def first_chunks(self, index: int) -> list[dict[str, Any]]:
+        return []
 
     def text_chunk(self, index: int, event: Event) -> dict[str, Any]:
         return self.chunk(index, Event(text=event.text, tokens=event.tokens), {"text": event.text})

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2
 
+PIECE_SECONDS = 0.02
+"""Tokens that follow each other faster are sent together, and those of all answers at once, because every message costs
+more time than a small model needs for a token."""
+
 START_SECONDS = 0.01
 """While answers run, prompts wait for this time after others, so that several are prefilled together."""
 
@@ -62,7 +66,7 @@ class Scheduler:
         self.failure: UserError | None = None
         self.waiting: deque[Job] = deque()
         self.starting: list[Job] = []
-        self.last_start = 0.0
+        self.last_start = self.last_pieces = 0.0
         self.running: dict[int, Job] = {}
         self.finished = PromptCache()
         self.news: list[tuple[Job, Event]] = []
@@ -146,7 +150,6 @@ class Scheduler:
             self.drop_ended()
             if self.take_jobs():
                 self.start()
-                self.publish()
             self.step()
         except Exception:
             logger.exception("the engine failed")
@@ -214,8 +217,6 @@ class Scheduler:
         for job, slot in zip(additions, slots, strict=True):
             job.slot, job.prefilled_at = slot, now
             self.running[slot.row] = job
-            if job.streams:
-                self.news.append((job, Event()))
         self.starting, self.last_start = [], time.monotonic()
 
     def addition(self, job: Job, features: Sequence[Tensor], num_before: int) -> Addition:
@@ -247,6 +248,9 @@ class Scheduler:
         engine = self.model.engine
         stepped = engine.step()
         now = time.monotonic()
+        sends_pieces = now - self.last_pieces >= PIECE_SECONDS
+        if sends_pieces:
+            self.last_pieces = now
         wants_logits = any(self.running[slot.row].top_logprobs is not None for slot in stepped)
         logits = engine.next_logits.asnumpy() if wants_logits else None
         for slot in stepped:
@@ -258,7 +262,8 @@ class Scheduler:
                 continue
             if len(slot.new_ids) == 1:
                 self.metrics.first_token.observe(now - job.asked_at)
-            event = job.take_token(logits[slot.row] if job.top_logprobs is not None else None)
+            chosen_from = logits[slot.row] if job.top_logprobs is not None else None
+            event = job.take_token(chosen_from, sends_piece=sends_pieces)
             if event:
                 self.news.append((job, event))
             if slot.stop_reason:

@@ -9,7 +9,6 @@ import pytest
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.answer import AnswerText
-from mindvlm.serving import jobs
 from mindvlm.serving.answers import EventStream
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.jobs import Event, Finish, Job
@@ -20,7 +19,7 @@ from tests.processing.text.small_vocabulary import small_tokenizer
 TOKENIZER = small_tokenizer()
 
 
-def reported(monkeypatch, text: str, *, stop: str, every: int = 1, streams: bool = True) -> list[tuple[str, str]]:
+def reported(text: str, *, stop: str, every: int = 1, streams: bool = True) -> list[tuple[str, str]]:
     """Returns the text and the tokens of each event of an answer that is generated letter by letter.
 
     Args:
@@ -40,22 +39,22 @@ def reported(monkeypatch, text: str, *, stop: str, every: int = 1, streams: bool
     job.slot = SimpleNamespace(new_ids=[], stop_reason=None, request=SimpleNamespace(ids=[1]))
     found = []
     for number, token in enumerate(text.encode(), 1):
-        monkeypatch.setattr(jobs, "PIECE_SECONDS", 0 if number % every == 0 else np.inf)
         job.slot.new_ids.append(token)
         job.slot.stop_reason = answer.reason_after(token)
-        if event := job.take_token(np.zeros(len(TOKENIZER), np.float32)):
+        if event := job.take_token(np.zeros(len(TOKENIZER), np.float32), sends_piece=number % every == 0):
             found.append((event.text, TOKENIZER.decode([token.id for token in event.tokens])))
         if job.slot.stop_reason:
             break
     return found
 
 
-def test_tokens_come_with_their_text_and_never_with_a_stop_text(monkeypatch):
-    pieces = reported(monkeypatch, " fo EX END", stop="END")
+def test_tokens_come_with_their_text_and_never_with_a_stop_text():
+    pieces = reported(" fo EX END", stop="END")
     # what may begin a stop text, or is white space at the end, waits with its text
     assert pieces == [("f", " f"), ("o", "o"), (" EX", " EX"), ("", " ")]
-    assert reported(monkeypatch, "foo END", stop="END", every=5) == [("foo", "foo"), ("", " ")]
-    assert reported(monkeypatch, " fo EX END", stop="END", streams=False) == [("fo EX", " fo EX ")]
+    # the first piece does not wait
+    assert reported("foo END", stop="END", every=5) == [("f", "f"), ("oo", "oo"), ("", " ")]
+    assert reported(" fo EX END", stop="END", streams=False) == [("fo EX", " fo EX ")]
 
 
 def sent(*events: Event, num_jobs: int = 1) -> list[list[str]]:
@@ -84,15 +83,15 @@ def test_what_an_event_tells_is_one_message():
         prefill_seconds=1,
         decode_seconds=1,
     )
-    begun, waited, piece, ended = sent(Event(), None, Event(text="a"), Event(text="b", finish=finish))
+    waited, piece, ended = sent(None, Event(text="a"), Event(text="b", finish=finish))
     assert waited == [": waiting"]
-    contents = [[json.loads(line[6:])["choices"][0]["delta"] for line in message] for message in (begun, piece)]
-    assert contents == [[{"role": "assistant", "content": ""}], [{"content": "a"}]]
+    contents = [json.loads(line[6:])["choices"][0]["delta"] for line in piece]
+    assert contents == [{"role": "assistant", "content": ""}, {"content": "a"}]
     *chunks, end = ended
     text, last, usage = (json.loads(chunk[6:]) for chunk in chunks)
     assert text["choices"][0]["delta"] == {"content": "b"} and last["choices"][0]["finish_reason"] == "stop"
     assert usage["usage"]["completion_tokens"] == 2 and end == "data: [DONE]"
-    _, (failed, end) = sent(Event(), Event(error=ApiError(500, "broken")), num_jobs=2)
+    _, (failed, end) = sent(Event(text="a"), Event(error=ApiError(500, "broken")), num_jobs=2)
     assert json.loads(failed[6:])["error"]["message"] == "broken" and end == "data: [DONE]"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.images.loading import load_image
-from mindvlm.serving import jobs
+from mindvlm.serving import scheduler
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.listening import bind
 from mindvlm.serving.server import ModelServer
@@ -57,7 +57,7 @@ def test_a_conversation_with_two_pictures(client):
 
 
 def test_a_stream_has_the_text_of_the_whole_answer(client, monkeypatch):
-    monkeypatch.setattr(jobs, "PIECE_SECONDS", 0)
+    monkeypatch.setattr(scheduler, "PIECE_SECONDS", 0)
     whole = ask(client, shown(3), max_tokens=9)
     chunks = list(ask(client, shown(3), max_tokens=9, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
