@@ -11,7 +11,7 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation import prefill
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.graphs import Graph, bucket_length, cache_capacity
+from mindvlm.generation.graphs import Graph, GraphRunner, bucket_length, cache_capacity
 from mindvlm.generation.request import Request, Slot
 from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_model
@@ -315,3 +315,20 @@ def test_a_graph_writes_its_phase_to_its_cells_only_before_it_is_compiled():
         graph.compile_cache.add(phase)
         found.append(cell.compile_phase)
     assert found == ["first", "of another graph", "second", "of another graph"]
+
+
+class Added(Graph):
+    """x + y with y broadcast to the shape of x."""
+
+    def construct(self, x, y):
+        return x + y
+
+
+def test_each_shape_runs_the_form_that_was_compiled_for_it():
+    runner, graph = GraphRunner(graph_mode=True), Added()
+    shapes = [(2, 3), (4, 1), (2, 3), (4, 1), (2, 3)]
+    for shape in shapes:
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        found = runner.run("decode", graph, Tensor(x), Tensor(x[:1]))
+        np.testing.assert_array_equal(found.asnumpy(), x + x[:1])
+    assert len(runner.compiled) == 2

@@ -58,7 +58,7 @@ def make_engine(loaded):
 def counting_engine(make_engine, monkeypatch) -> Engine:
     """An engine that notes which graphs it would compile, and runs them in PyNative mode."""
     monkeypatch.setattr(runtime, "set_mode", lambda graph_mode, set_mode=runtime.set_mode: set_mode(False))
-    monkeypatch.setattr(nn.Cell, "compile", lambda cell, *inputs: None)
+    monkeypatch.setattr(nn.Cell, "compile", lambda cell, *inputs: cell.phase_cache.update({cell.phase: ""}))
     return make_engine(mode="graph")
 
 
