@@ -206,7 +206,9 @@ def test_processes_share_graphs(folder):
     """Two at once and one that is killed before MindSpore returns, then another one."""
     kill = "Scaled.compile = lambda *given: (nn.Cell.compile(*given), os.kill(os.getpid(), signal.SIGKILL))"
     running = [start_process("main(9)"), start_process("main(9)"), start_process(f"{kill}; main(8)")]
-    assert [process.communicate()[0] for process in running] == ["True\n", "True\n", ""]
+    *compiled, killed = [process.communicate()[0] for process in running]
+    # on a busy machine, the second one may start when the graph of the first is there
+    assert "True\n" in compiled and set(compiled) <= {"True\n", "False\n"} and killed == ""
     assert running[2].returncode == -signal.SIGKILL
     assert [path.suffix for path in folder.iterdir()] == [".graph"]
     assert start_process("main(9), main(8)").communicate()[0] == "False\nTrue\n"
