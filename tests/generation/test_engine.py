@@ -11,7 +11,7 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
 from mindvlm.generation import prefill
 from mindvlm.generation.engine import Engine
-from mindvlm.generation.graphs import Graph, GraphRunner, bucket_length, cache_capacity
+from mindvlm.generation.graphs import UNCHECKED_PHASE, Graph, GraphRunner, bucket_length, cache_capacity
 from mindvlm.generation.request import Request, Slot
 from mindvlm.nn.rotary import inverse_frequencies, ntk_alpha
 from tests.tiny_vary import IMAGE_TOKEN_LEN, VOCAB_SIZE, tiny_model
@@ -331,4 +331,4 @@ def test_each_shape_runs_the_form_that_was_compiled_for_it():
         x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
         found = runner.run("decode", graph, Tensor(x), Tensor(x[:1]))
         np.testing.assert_array_equal(found.asnumpy(), x + x[:1])
-    assert len(runner.compiled) == 2
+    assert len(runner.compiled) == 2 and graph.phase == UNCHECKED_PHASE

@@ -30,7 +30,9 @@ void normalize(const Norm& norm, const float* x, int64_t num_rows, float* to) {
 void feed_forward(const Mlp& mlp, const float* x, int64_t num_rows, float* to) {
   const auto& [gate, first, last, activation] = mlp;
   const int64_t width = first.w->rows, cols = first.w->cols;
-  const int64_t most = std::min(num_rows, gate.w ? kMlpRows / 2 : kMlpRows);
+  const int64_t limit = gate.w ? kMlpRows / 2 : kMlpRows, num_parts = std::max<int64_t>(1, (num_rows + limit - 1) / limit);
+  // parts of equal sizes, because a rest of few rows would be rounded in another way
+  const int64_t most = (num_rows + num_parts - 1) / num_parts;
   const std::unique_ptr<float[]> hidden(new float[most * width]), gates(new float[gate.w ? most * width : 0]);
   for (int64_t row = 0; row < num_rows; row += most) {
     const int64_t count = std::min(most, num_rows - row);

@@ -250,8 +250,8 @@ int MindvlmAttention(int num_params, void** params, int*, int64_t** shapes, cons
 //
 // Inputs: x (B, L, hidden), cos and sin (B, L, R), positions (B, L) int32, rows of the caches (B,) int32, scales of the
 // queries (B, L), a `Dialect` int32, epsilon of the norms (1,), keys and values of every layer (rows, K, S, D), and the
-// parameters of every layer, see `read_layer`. Output: (B, L, hidden). A token with a negative position is padding, which is
-// not computed: its output is 0.
+// parameters of every layer, see `read_layer`. Output: (B, L, hidden). A token with a negative position is padding; its
+// output is 0, or undefined for the padding that is computed, see `WithoutPadding`.
 int MindvlmDecoder(int num_params, void** params, int*, int64_t** shapes, const char**, void*, void*) {
   const WithoutPadding computed(Tokens(params + 1, shapes + 1));
   const Tokens& tokens = computed.tokens();

@@ -28,14 +28,16 @@ void split_outputs(const Product& product, int64_t num_rows, int64_t unit, std::
     tasks.push_back({&product, first, std::min(w.rows, first + size), 0, num_rows});
 }
 
-// Blocks of outputs, each with all rows if there are enough of them, because a task transposes its block.
+// Blocks of outputs, each with all rows if there are enough of them, because a task transposes its block. Parts of the rows have
+// equal sizes: a rest of few rows would be rounded in another way.
 void split_blocks(const Product& product, int64_t num_rows, std::vector<Task>& tasks) {
   const int64_t outputs = product.w->rows, num_blocks = (outputs + kTaskOutputs - 1) / kTaskOutputs;
   const int64_t num_parts = std::clamp<int64_t>((4 * num_threads() + num_blocks - 1) / num_blocks, 1, num_rows / kTaskRows);
-  const int64_t size = (num_rows + num_parts - 1) / num_parts;
   for (int64_t first = 0; first < outputs; first += kTaskOutputs)
-    for (int64_t row = 0; row < num_rows; row += size)
-      tasks.push_back({&product, first, std::min(outputs, first + kTaskOutputs), row, std::min(size, num_rows - row)});
+    for (int64_t part = 0; part < num_parts; ++part) {
+      const int64_t row = num_rows * part / num_parts, end = num_rows * (part + 1) / num_parts;
+      tasks.push_back({&product, first, std::min(outputs, first + kTaskOutputs), row, end - row});
+    }
 }
 
 // Rows of x rounded to blocks.
