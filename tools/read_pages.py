@@ -85,7 +85,7 @@ def read_pages(
                     looped.append(question.name)
             # before the line, so that a page whose text cannot be written is asked about again
             if texts:
-                texts.add(*question.pages, record.get("text"), record.get("error"))
+                texts.add(*question.pages, record)
             # before it is shown, so that what was shown is kept
             if log and model.mesh.is_first:
                 files = stamp(question.places)

@@ -1,7 +1,9 @@
 """The texts of `mindvlm-predict --output_dir`: a file for each document, written after its last page."""
 
-from collections import Counter, defaultdict
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mindvlm.checkpoint.atomic import atomic_file, check_writable
@@ -12,6 +14,8 @@ from mindvlm.tools.pages import Page
 from mindvlm.tools.sources import Source
 
 FORM_FEED = "\f"
+# a time in 2242, in seconds; file systems hold it
+LATEST = 2**33
 
 
 class TextFiles:
@@ -19,7 +23,8 @@ class TextFiles:
 
     Documents that differ only in their endings keep them: `scan.pdf.txt` and `scan.png.txt`. A text holds all answered
     pages of its document, also those of earlier runs, in the order of their numbers. A document without an answered
-    page gets no file, and a file that is newer than all answers about its document stays as it is.
+    page gets no file. A file's time of change is set to that of its last answer. A file with another time was corrected
+    by hand, and stays as it is until a page is answered. The clock of the file system does not matter.
 
     Args:
         text_format: "txt", with form feeds between pages, or "md", with comments before them.
@@ -37,7 +42,7 @@ class TextFiles:
         self.texts: dict[Source, dict[int | None, str]] = {source: {} for source in self.waiting}
         self.answered: set[Source] = set()
         self.newly_answered: set[Source] = set()
-        self.last_answers: dict[Source, float] = defaultdict(float)
+        self.times: dict[Source, set[int]] = {source: set() for source in self.waiting}
         without_ending = Counter(source.text_name.with_suffix("") for source in self.texts)
         self.paths: dict[Source, Path] = {}
         for source in self.texts:
@@ -59,23 +64,22 @@ class TextFiles:
         Raises:
             UserError: a file cannot be written.
         """
-        sources = defaultdict(list)
+        sources: dict[str, list[Source]] = {}
         for source in self.waiting:
-            sources[source.place].append(source)
-        for record in records:
+            sources.setdefault(source.place, []).append(source)
+        for record in filter(is_about_one_page, records):
             for source in sources.get(places_of(record), ()):
                 page = Page(source, record.get("page"))
                 self.texts[source][page.number] = record["text"]
                 self.answered.add(source)
-                # a run that was killed may have left answers that its file lacks
-                self.last_answers[source] = max(self.last_answers[source], record.get("time", 0))
+                self.times[source] |= times_of(record)
                 self.waiting[source].discard(page)
         for source, pages in self.waiting.items():
             if not pages:
                 self.end(source)
 
-    def add(self, page: Page, text: str | None, error: str | None = None) -> None:
-        """Takes the text of a page, or its error; writes the document after its last page.
+    def add(self, page: Page, record: Record) -> None:
+        """Takes the record of a page, an answer or an error; writes the document after its last page.
 
         Raises:
             UserError: the file cannot be written.
@@ -84,20 +88,32 @@ class TextFiles:
         if page not in waiting:  # the document was given twice
             return
         waiting.remove(page)
-        self.texts[page.source][page.number] = f"[{error}]" if text is None else text
-        if text is not None:
+        if "text" in record:
+            self.texts[page.source][page.number] = record["text"]
             self.answered.add(page.source)
             self.newly_answered.add(page.source)
+            self.times[page.source] |= times_of(record)
+        else:
+            self.texts[page.source][page.number] = f"[{record['error']}]"
         if not waiting:
             self.end(page.source)
 
     def end(self, source: Source) -> None:
-        """Writes a document of which no page waits, unless its file holds all answers."""
+        """Writes a document of which no page waits, unless its file holds all answers or was corrected."""
         path = self.paths[source]
         if source not in self.answered:
             cli.say(f"{path}: not written, because no page of {source.name} was answered")
-        elif source in self.newly_answered or not path.exists() or path.stat().st_mtime < self.last_answers[source]:
+        elif source in self.newly_answered or not path.exists() or self.is_behind(source):
             self.write(path, self.content(self.texts[source]).encode(errors="replace"))
+            if self.times[source]:
+                # a file with another time counts as corrected
+                with suppress(OSError):
+                    os.utime(path, ns=(max(self.times[source]),) * 2)
+
+    def is_behind(self, source: Source) -> bool:
+        """Whether the file is as it was written and lacks answers, which a run that was killed has left."""
+        times = self.times[source]
+        return self.paths[source].stat().st_mtime_ns in times - {max(times, default=0)}
 
     def write(self, path: Path, content: bytes) -> None:
         try:
@@ -113,3 +129,14 @@ class TextFiles:
             return FORM_FEED.join(f"{text}\n" for _, text in pages)
         marked = ((f"<!-- page {number} -->\n\n" if number else "", text) for number, text in pages)
         return "\n".join(f"{mark}{text}\n" for mark, text in marked)
+
+
+def is_about_one_page(record: Record) -> bool:
+    """Whether a record is about a page of a document; one about several pages together is not."""
+    return isinstance(record["image"], str) and isinstance(record.get("page"), int | None)
+
+
+def times_of(record: Record) -> set[int]:
+    """Returns the `time` of a record in nanoseconds, in a set; an empty set if it is missing or no time."""
+    time = record.get("time")
+    return {round(time * 1000) * 10**6} if isinstance(time, int | float) and 0 < time < LATEST else set()

@@ -360,15 +360,15 @@ class TestTexts:
         marked = "\n".join(f"<!-- page {number} -->\n\n{text}\n" for number, text in enumerate(texts, 1))
         assert (out / "scan.md").read_text() == marked
 
-    def test_a_text_holds_the_answers_of_all_runs(self, loaded, run, scan, images, tmp_path):
+    @pytest.mark.parametrize("lag", [0, 3600], ids=["same clock", "clock of the folder lags"])
+    def test_a_text_holds_the_answers_of_all_runs(self, loaded, run, scan, images, tmp_path, lag):
         texts, text = read(scan), tmp_path / "out" / "scan.txt"
         command = ["--image_dir", scan, "--output_dir", tmp_path / "out", *SHORT]
         assert run(*command, "--pages", "2-3")[0] == run(*command, "--pages", "1")[0] == 0
         assert text.read_text() == "\n\f".join(texts) + "\n"
         # a correction stays until a page of the document is answered, also if another document or no page is
         text.write_text("corrected")
-        # the times of files are coarser than those of answers
-        os.utime(text, (time.time() + 1,) * 2)
+        os.utime(text, (time.time() - lag,) * 2)
         assert run(*command, "--pages", "1,9")[0] == 1
         assert run(*command, "--image_dir", scan, images / "a.png")[0] == 0
         assert text.read_text() == "corrected"
@@ -398,6 +398,29 @@ class TestTexts:
         status, out, err = run(*command, "--pages", "1-2")
         assert (status, out) == (0, "") and "2 of 2 pages are answered" in err
         assert text.read_text() == "\n\f".join(read(scan, "1-2")) + "\n"
+        assert text.stat().st_mtime == max(record["time"] for record in json_lines(text.parent / "pages.jsonl"))
+
+    @pytest.mark.parametrize(
+        "changes", [{"time": value} for value in ("now", None, [], -1, 1e300, float("nan"))] + [{"page": [1]}], ids=str
+    )
+    def test_lines_that_were_edited(self, loaded, run, scan, tmp_path, changes):
+        log, text = tmp_path / "out" / "pages.jsonl", tmp_path / "out" / "scan.txt"
+        command = ["--image_dir", scan, "--pages", "1-2", "--output_dir", tmp_path / "out", *SHORT]
+        assert run(*command)[0] == 0
+        first, second = json_lines(log)
+        log.write_text(f"{json.dumps({**first, **changes})}\n{json.dumps(second)}\n")
+        text.unlink()
+        assert run(*command)[0] == 0 and text.read_text() == "\n\f".join(read(scan, "1-2")) + "\n"
+
+    def test_lines_about_several_pages_are_left_out(self, loaded, run, scan, tmp_path):
+        log, text = tmp_path / "out" / "pages.jsonl", tmp_path / "out" / "scan.txt"
+        command = ["--image_dir", scan, "--pages", "1", "--output_dir", tmp_path / "out", *SHORT]
+        assert run(*command)[0] == 0
+        (one,) = json_lines(log)
+        joint = {key: [one[key], one[key]] for key in ("image", "page", "path", "file")}
+        log.write_text(f"{json.dumps({**one, **joint})}\n{json.dumps(one)}\n")
+        text.unlink()
+        assert run(*command)[0] == 0 and text.read_text() == read(scan, "1")[0] + "\n"
 
     def test_a_picture_is_the_same_with_and_without_its_page(self, loaded, run, images, tmp_path):
         command = ["--image_dir", images / "a.png", "--output_dir", tmp_path / "out", *SHORT]
