@@ -20,7 +20,7 @@ from mindvlm.models.registry import require_downloaded
 from mindvlm.processing.images.downloads import ascii_host
 from mindvlm.serving.listening import bind
 from mindvlm.serving.plan import ModelPlan
-from mindvlm.serving.settings import MEBIBYTE, ServerSettings
+from mindvlm.serving.settings import MAX_SERVER_SLOTS, MEBIBYTE, ServerSettings
 from mindvlm.serving.sites import own_names
 from mindvlm.tools import cli
 
@@ -249,6 +249,8 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
     for option in ("slots", "max_body_mib", "max_pictures", "max_pixels", "max_seconds"):
         if not 0 < getattr(arguments, option) < math.inf:
             raise UserError(f"--{option} {getattr(arguments, option)}: must be more than 0 and finite")
+    if arguments.slots > MAX_SERVER_SLOTS:
+        raise UserError(f"--slots {arguments.slots}: at most {MAX_SERVER_SLOTS}; for more add --replicas")
     for option in ("max_waiting", "picture_cache_mib"):
         if not 0 <= getattr(arguments, option) < math.inf:
             raise UserError(f"--{option} {getattr(arguments, option)}: must be 0 or more and finite")

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MEBIBYTE = 2**20
+MAX_SERVER_SLOTS = 256
+"""A graph has a row for each slot; very many take long to compile and much space on the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +13,7 @@ class ServerSettings:
     """What the server accepts.
 
     Attributes:
-        num_slots: answers that are generated at the same time.
+        num_slots: answers that are generated at the same time, at most `MAX_SERVER_SLOTS`.
         max_waiting: answers that wait for a slot; more are refused with status 429.
         max_seconds: time for an answer, waiting included.
         max_waiting_bytes: pixels of the pictures of waiting answers; more are refused with status 429.

@@ -53,6 +53,7 @@ def test_a_key_file_that_others_can_read_is_warned_of(tmp_path):
     ("arguments", "said"),
     [
         (["--slots", "0"], "--slots 0: must be more than 0"),
+        (["--slots", "257"], "--slots 257: at most 256; for more add --replicas"),
         (["--max_waiting", "-1"], "--max_waiting -1: must be 0 or more"),
         (["--picture_cache_mib", "nan"], "--picture_cache_mib nan: must be 0 or more"),
         (["--max_body_mib", "inf"], "--max_body_mib inf: must be more than 0 and finite"),
@@ -87,11 +88,19 @@ def test_wrong_options(arguments, said):
         read_plans(parsed, read_settings(parsed))
 
 
+def test_the_most_slots():
+    assert settings_of("--slots", "256").num_slots == 256
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--port", "70000"], "--port 70000: expected 0 to 65535"),
-        (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid:8000"),
+        (
+            ["--host", "no.such.host.invalid"],
+            "cannot listen on no.such.host.invalid:8000: the host name is unknown; choose another --host",
+        ),
+        (["--host", "a" * 64], "the host name is unknown"),
         (["--host", "192.0.2.1"], "choose another --host or --port"),
     ],
 )
