@@ -41,9 +41,9 @@ def test_overrides(folder):
     name = "mm_projector.weight"
     weights = [dict(m.model.parameters_and_names())[name].asnumpy() for m in (loaded, changed)]
     assert np.abs(weights[0] - weights[1]).max() > 0.1
-    with pytest.raises(UserError, match="unknown config key 'devise'; did you mean 'device'"):
+    with pytest.raises(UserError, match="^unknown config key 'devise'; did you mean 'device'"):
         mindvlm.load(folder / "tiny.yaml", devise="cpu")
-    with pytest.raises(UserError, match="'family' is 'blip'; expected one of vary"):
+    with pytest.raises(UserError, match="^config key 'family' is 'blip'; expected one of vary"):
         mindvlm.load(folder / "tiny.yaml", family="blip")
 
 

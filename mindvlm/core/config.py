@@ -7,6 +7,7 @@ import difflib
 import os
 import types
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,23 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(data, dict):
         raise UserError(f"config file {path} holds no mapping; expected sections such as 'model:' and 'processor:'")
     return data
+
+
+def with_file(error: UserError, files: Sequence[Path], parse: Callable[[Path], Any]) -> UserError:
+    """Returns an error about a key with the path of the first file that alone has the same error.
+
+    The error is returned as it is if no file has it, because its key comes from the command line.
+
+    Args:
+        parse: parses a file alone.
+    """
+    for file in files:
+        try:
+            parse(file)
+        except UserError as same:
+            if str(same) == str(error):
+                return UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}")
+    return error
 
 
 def kind_of_config(data: dict) -> str:

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from mindvlm.core.config import Scope, build_config, convert_value, kind_of_config, read_yaml
+from mindvlm.core.config import Scope, build_config, convert_value, kind_of_config, read_yaml, with_file
 from mindvlm.core.errors import UserError
 from mindvlm.models.base import Family
 from mindvlm.models.hf.tower_folder import require_model
@@ -45,6 +45,15 @@ def read_config(config_path: str | Path, overrides: dict[str, Any] | None = None
             f"config {path} is {kind}; give the YAML of a model (model_config of a job{named}), or a folder"
         )
     data |= overrides
+    try:
+        return family_of_yaml(data).parse_config(data, path)
+    except UserError as error:
+        raise with_file(error, [path], parse_yaml) from None
+
+
+def parse_yaml(path: Path) -> Any:
+    """Returns the run config of a YAML alone. Raises UserError for a wrong key or value, without naming the file."""
+    data = read_yaml(path)
     return family_of_yaml(data).parse_config(data, path)
 
 
@@ -57,7 +66,13 @@ def find_family(config_path: str | Path) -> Family:
     path = Path(os.path.expanduser(config_path))
     path = path.parent if path.name == "config.json" else path
     require_downloaded(path)
-    return family_of_folder(path) if path.is_dir() else family_of_yaml(read_yaml(path))
+    if path.is_dir():
+        return family_of_folder(path)
+    data = read_yaml(path)
+    try:
+        return family_of_yaml(data)
+    except UserError as error:
+        raise with_file(error, [path], parse_yaml) from None
 
 
 def family_of_yaml(data: dict[str, Any]) -> Family:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mindvlm.core.config import build_config, kind_of_config, read_yaml, resolve_path
+from mindvlm.core.config import build_config, kind_of_config, read_yaml, resolve_path, with_file
 from mindvlm.core.errors import UserError
 from mindvlm.models.own_training import OwnTraining
 from mindvlm.models.registry import separate_parts
@@ -37,12 +37,27 @@ def read_job(path: str | Path, overrides: dict[str, Any] | None = None) -> Job:
         overrides: values by dotted key ("parallel.dp": 8) that replace those of the file.
 
     Raises:
-        UserError: the file is missing or malformed, or a key or value is invalid.
+        UserError: the file is missing or malformed, or a key or value is invalid. The message begins with the path of
+            the file, or of its base, in which the key stands.
     """
     path = Path(path).expanduser()
     data = read_with_base(path)
     for key, value in (overrides or {}).items():
         set_dotted(data, key, value)
+    try:
+        return parse_job(data, path)
+    except UserError as error:
+        base = read_yaml(path).get("base")
+        files = [path.with_name(base), path] if base else [path]
+        raise with_file(error, files, lambda file: parse_job(read_with_base(file), file)) from None
+
+
+def parse_job(data: dict[str, Any], path: Path) -> Job:
+    """Returns the job of a mapping. Relative paths start at the folder of the file.
+
+    Raises:
+        UserError: a key or value is invalid.
+    """
     if "weights" in data:
         raise UserError(
             f"{path}: weights is {data['weights']!r}, but a training job holds all weights in dtype; remove the key"

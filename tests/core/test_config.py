@@ -4,8 +4,9 @@ import pytest
 
 from mindvlm.core.config import GenerationConfig, build_config, kind_of_config, read_yaml, resolve_path
 from mindvlm.core.errors import UserError
+from mindvlm.models.run_config import find_family, read_config
 from mindvlm.models.vary.config import parse_config
-from tests.tiny_vary import tiny_config
+from tests.tiny_vary import tiny_config, write_yaml
 
 
 def error_of(path, **changes) -> str:
@@ -78,6 +79,23 @@ def test_a_wrong_type_names_key_value_and_expectation(tmp_path, key, value, expe
     assert f"'{section}" in message and expected in message
     shown = value[0] if value == ["a"] else value
     assert repr(shown) in message
+
+
+def test_a_key_is_named_with_its_file_unless_it_is_from_the_command_line(tmp_path):
+    right, wrong = (write_yaml(tmp_path, tiny_config(**change), f"{len(change)}.yaml") for change in ({}, {"sed": 1}))
+    other = write_yaml(tmp_path, tiny_config(family="blip"), "other.yaml")
+    for path, overrides, said in (
+        (wrong, {}, f"{wrong}: unknown config key 'sed'"),
+        (wrong, {"device": "cpu"}, f"{wrong}: unknown config key 'sed'"),
+        (wrong, {"device": "gpu"}, "config key 'device' is 'gpu'"),
+        (right, {"device": "gpu"}, "config key 'device' is 'gpu'"),
+        (other, {"device": "cpu"}, f"{other}: config key 'family' is 'blip'"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}") as caught:
+            read_config(path, overrides)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"^{other}: config key 'family' is 'blip'"):
+        find_family(other)
 
 
 @pytest.mark.parametrize("questions", [[], ["What?", ""]])

@@ -140,7 +140,7 @@ def test_a_missing_config_of_several_is_reported_before_anything_starts(capsys, 
 @pytest.mark.parametrize(
     ("options", "change", "said"),
     [
-        (["tiny", "changed"], {"sed": 1}, "unknown config key 'sed'; did you mean 'seed'?"),
+        (["tiny", "changed"], {"sed": 1}, "/changed.yaml: unknown config key 'sed'; did you mean 'seed'?"),
         (["tiny", "changed"], {"checkpoint": "none.safetensors"}, "none.safetensors: no such file or folder"),
         (["tiny", "changed"], {"checkpoint": None}, "changed.yaml names no checkpoint"),
         (["tiny", "changed"], {}, "both models are named 'tiny'"),

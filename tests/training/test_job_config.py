@@ -49,6 +49,20 @@ def test_impossible_jobs_are_refused_in_one_line(path, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_wrong_key_is_named_with_the_file_in_which_it_stands(path):
+    own = path.with_name("own.yaml")
+    for text, changes, named, key in (
+        ("base: job.yaml\nsede: 1\n", {"seed": 2}, f"{own}: ", "sede"),
+        ("base: job.yaml\n", {"sede": 1}, "", "sede"),
+    ):
+        own.write_text(text)
+        with pytest.raises(UserError, match=f"^{named}unknown config key '{key}'"):
+            read_job(own, changes)
+    path.write_text(path.read_text() + "sede: 1\n")
+    with pytest.raises(UserError, match=f"^{path}: unknown config key 'sede'"):
+        read_job(own)
+
+
 def test_a_job_a_model_and_a_registry_in_the_place_of_another_are_named(path, tmp_path):
     model, registry = tmp_path / "tiny.yaml", tmp_path / "registry.yaml"
     with pytest.raises(UserError, match="tiny.yaml is the config of a model; give a training job that names it as"):
