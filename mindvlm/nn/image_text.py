@@ -6,6 +6,7 @@ N views, T tokens per view, B batch, L length, V vocabulary.
 import numpy as np
 from mindspore import Parameter, nn, ops
 
+from mindvlm.core.interruption import uninterrupted
 from mindvlm.nn.decoder import all_positions
 from mindvlm.nn.loss import NextTokenLoss
 from mindvlm.nn.parameters import trains
@@ -57,13 +58,11 @@ class ImageTextModel(nn.Cell):
             head.token_loss.matrix_trains = trains(head)
 
     def last_row(self):
-        """Returns the row that follows those of all views, (1, hidden); None without one, as in the base class."""
-        return None
+        """Returns the row that follows those of all views, (1, hidden); None without one, as in the base class.
 
-    def view_rows(self, features):
-        """Returns the rows of the features (V, T, hidden) of all views, (V * T, hidden), then the `last_row`."""
-        rows, last = features.reshape((-1, features.shape[-1])), self.last_row()
-        return rows if last is None else ops.concat((rows, last), 0)
+        Runs inside and outside of graphs.
+        """
+        return None
 
     def picture_rows(self, features, layout, context):
         """Returns the feature rows of a picture in the order of its placeholders, (R, hidden).
@@ -72,12 +71,14 @@ class ImageTextModel(nn.Cell):
 
         Args:
             features: (V, T, hidden), features of the picture's views.
-            layout: (R,) int32 array, index into `view_rows` for each placeholder; -1 is `last_row`.
+            layout: (R,) int32 array, index into the rows of all views for each placeholder; -1 is `last_row`.
             context: ids of the prompt without placeholders.
         """
         rows = features.reshape((-1, features.shape[-1]))
         if (layout < 0).any():
-            rows = concatenated((rows, self.last_row()))
+            with uninterrupted():
+                last = self.last_row()
+            rows = concatenated((rows, last.astype(rows.dtype, copy=False)))
         return rows_at(rows, np.where(layout < 0, len(rows) - 1, layout).astype(np.int32))
 
     def kept_placeholders(self, features, layout, context):
@@ -109,7 +110,10 @@ class ImageTextModel(nn.Cell):
 
     def insert(self, input_ids, labels, image_features, sources):
         """Returns the inputs of the decoder, (B, L, hidden), and their labels, for the features of all views."""
-        return self.merge(input_ids, self.view_rows(image_features), sources), labels
+        rows, last = image_features.reshape((-1, image_features.shape[-1])), self.last_row()
+        if last is not None:
+            rows = ops.concat((rows, last), 0)
+        return self.merge(input_ids, rows, sources), labels
 
     def inputs(self, input_ids, labels, *images):
         """Returns the result of `insert` for a batch; images are (*pixels, sources[, choices])."""

@@ -137,6 +137,6 @@ class LoadedSlime:
         rows = self.encoder.encode([picture], text).rows
         every = ImageTextModel.picture_rows(self.model, self.encoder.encode_views([picture])[0], picture.layout, text)
         merged = every[self.model.num_fixed_rows :]
-        scores = self.model.scores(merged, text).asnumpy() if len(merged) else np.zeros(0, np.float32)
+        scores = self.model.scores(merged, text) if len(merged) else np.zeros(0, np.float32)
         kept = kept_rows(scores, self.config.router) if len(merged) else np.zeros(0, np.int32)
         return RoutedPicture(rows, merged.asnumpy(), scores, kept)

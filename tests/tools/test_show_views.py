@@ -55,7 +55,7 @@ def test_cells_of_slime_are_those_that_the_router_keeps(tmp_path, merge):
     text = [token for token in ids if token >= 0]
     features = model.encoder.encode_views([read])[0]
     rows = model.model.picture_rows(features, read.layout, text).asnumpy()
-    every = model.model.view_rows(features).asnumpy()
+    every = features.asnumpy().reshape(-1, rows.shape[1])
     columns, lines = 3, 2
     crops, grid = model.config.processor.views.crops(picture)
     assert grid == (columns, lines) and len(crops) == 6

@@ -89,5 +89,5 @@ class FamilyStages(ModelStages):
         rows = ImageTextModel.picture_rows(model, features, layout.layout(GRID), text)
         stages = named(("global_rows", "local_rows", "connector"), (global_rows, local_rows, rows))
         if model.rows_depend_on_text:
-            stages |= named(("router_scores",), (model.scores(rows[model.num_fixed_rows :], text),))
+            stages["router_scores"] = model.scores(rows[model.num_fixed_rows :], text)
         return stages

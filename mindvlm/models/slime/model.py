@@ -14,23 +14,22 @@ from mindvlm.core.runtime import EAGER_FLOAT32, BuildContext
 from mindvlm.models.slime.adapter import ADAPTERS, QueryResampler
 from mindvlm.models.slime.model_config import SlimeModelConfig
 from mindvlm.models.slime.router import (
-    RouterScores,
-    TextDirection,
     kept_first,
     kept_mask,
     kept_rows,
     router_scores,
+    scores_on_host,
     text_direction,
 )
 from mindvlm.nn.decoder import CausalLM
 from mindvlm.nn.dropout import RowNoise, new_counter
 from mindvlm.nn.image_text import ImageTextModel
 from mindvlm.nn.parameters import freeze
-from mindvlm.nn.rows import rows_at
+from mindvlm.nn.rows import concatenated, rows_at, works_on_host
 from mindvlm.nn.splice import ANSWERED, PROMPT
 from mindvlm.nn.vit import VisionTransformer
 
-# text is padded to a multiple of this many tokens, so that few graphs are compiled
+# tokens of text that are embedded together outside of graphs; always so many, so that one graph is enough
 TEXT_UNIT = 64
 
 
@@ -59,8 +58,7 @@ class SlimeModel(ImageTextModel):
         self.mm_projector = adapter(width, config.language_model.hidden_size, num_tokens, context, noise)
         self.sampler = QueryResampler(width, config.num_local_tokens, num_tokens, context)
         self.noise = RowNoise(index=1, counter=counter) if config.router.noise else None
-        self.text_direction, self.router_scores = TextDirection(), RouterScores()
-        self.separator = Tensor([[config.separator_id]], ms.int32)
+        self.separator = Tensor([config.separator_id], ms.int32)
         self.freeze_vision_tower = True
         freeze(self.vision_tower)
 
@@ -146,7 +144,7 @@ class SlimeModel(ImageTextModel):
         """
         embeds = self.embed(input_ids)
         hidden_size = embeds.shape[-1]
-        separator = self.embed(self.separator).reshape((1, hidden_size)).astype(image_features.dtype)
+        separator = self.last_row().astype(image_features.dtype)
         rows = (embeds.reshape((-1, hidden_size)), image_features.reshape((-1, hidden_size)), separator)
         rows = ops.concat(rows, 0)
         if choices is not None:
@@ -178,7 +176,7 @@ class SlimeModel(ImageTextModel):
 
     def last_row(self):
         """Returns the row of the separator, (1, hidden)."""
-        return self.embed_text(np.array([[self.config.separator_id]], np.int32))
+        return self.embed(self.separator)
 
     def picture_rows(self, features, layout, context):
         """Returns the global rows, the separator and the local rows that the router keeps for the text in `context`."""
@@ -193,7 +191,7 @@ class SlimeModel(ImageTextModel):
         num_fixed = self.num_fixed_rows
         if len(rows) <= num_fixed:
             return np.arange(len(rows), dtype=np.int32)
-        scores = self.from_first_rank(self.scores(rows[num_fixed:], context).asnumpy())
+        scores = self.from_first_rank(self.scores(rows[num_fixed:], context))
         kept = kept_rows(scores, self.config.router)
         return np.concatenate((np.arange(num_fixed), num_fixed + kept)).astype(np.int32)
 
@@ -205,18 +203,22 @@ class SlimeModel(ImageTextModel):
         ]
 
     def scores(self, rows, context):
-        """Returns the router's scores of local rows (R, hidden) for the ids of a text, (R,) float32.
+        """Returns the router's scores of local rows (R, hidden) for the ids of a text, a float32 array (R,).
 
-        Runs outside of graphs. It may compile some.
+        Runs outside of graphs. It may compile the graph of `embed_text`.
         """
-        length = -(-max(len(context), 1) // TEXT_UNIT) * TEXT_UNIT
-        ids, mask = np.zeros((1, length), np.int32), np.zeros(length, np.float32)
-        ids[0, : len(context)], mask[: len(context)] = context, 1
-        embeds = self.embed_text(ids)
-        with uninterrupted():
-            return self.router_scores(rows, self.text_direction(embeds, Tensor(mask)))
+        embeds = self.embed_text(context)
+        if works_on_host():
+            return scores_on_host(rows.asnumpy(), embeds.asnumpy()[: len(context)])
+        mask = Tensor((np.arange(len(embeds)) < len(context)).astype(np.float32))
+        return router_scores(rows, text_direction(embeds, mask)).asnumpy()
 
     def embed_text(self, ids):
-        """Returns the embeddings of ids (1, L) int32 outside of graphs, (L, hidden). It may compile a graph."""
+        """Returns the embeddings of ids, then those of padding up to a multiple of `TEXT_UNIT`, (L, hidden).
+
+        Runs outside of graphs. It may compile one.
+        """
+        padded = np.zeros((-(-max(len(ids), 1) // TEXT_UNIT), TEXT_UNIT), np.int32)
+        padded.flat[: len(ids)] = ids
         with uninterrupted():
-            return self.embed(Tensor(ids))[0]
+            return concatenated(self.embed(Tensor(unit)) for unit in padded)

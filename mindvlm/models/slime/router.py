@@ -5,7 +5,7 @@ R local rows, L tokens of text or of a sequence, B sequences, P pictures of a se
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import ops
 
 from mindvlm.models.slime.model_config import RouterConfig
 
@@ -13,20 +13,6 @@ from mindvlm.models.slime.model_config import RouterConfig
 NORM_EPS = 1e-8
 # score of rows that are not among those of a picture
 LOWEST = -3.0e38
-
-
-class TextDirection(nn.Cell):
-    """Computes `text_direction`. Called outside of graphs, a Cell is compiled, so that its operators keep no memory."""
-
-    def construct(self, embeds, mask):
-        return text_direction(embeds, mask)
-
-
-class RouterScores(nn.Cell):
-    """Computes `router_scores` in the same way."""
-
-    def construct(self, rows, direction):
-        return router_scores(rows, direction)
 
 
 def text_direction(embeds, mask):
@@ -57,6 +43,23 @@ def normalized(x):
     x = x.astype(ms.float32)
     norm = ops.sqrt((x * x).sum(-1, keepdims=True))
     return x / ops.maximum(norm, ms.Tensor(NORM_EPS, ms.float32))
+
+
+def scores_on_host(rows: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Returns `router_scores` of rows (R, hidden) for the embeddings of a text (L, hidden), computed in NumPy.
+
+    Outside of graphs on a CPU, operators keep memory, and a graph would be compiled for each number of rows.
+
+    Returns:
+        (R,) float32.
+    """
+    return normalized_on_host(rows) @ normalized_on_host(text).sum(0)
+
+
+def normalized_on_host(x: np.ndarray) -> np.ndarray:
+    """Returns `normalized` of x (R, hidden)."""
+    x = x.astype(np.float32, copy=False)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.float32(NORM_EPS))
 
 
 def probabilities(scores: np.ndarray, config: RouterConfig) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The router: which rows are kept, and scores as sums of cosines."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -13,9 +14,11 @@ from mindvlm.models.slime.router import (
     kept_rows,
     probabilities,
     router_scores,
+    scores_on_host,
     text_direction,
 )
 from mindvlm.models.slime.views import ViewsConfig
+from mindvlm.nn.image_text import ImageTextModel
 from tests.tiny_slime import write_tiny_slime
 
 
@@ -87,6 +90,9 @@ def test_scores_are_sums_of_cosines():
     cosines = rows @ (text / norms[:, None]).T / np.linalg.norm(rows, axis=1)[:, None]
     scores = router_scores(Tensor(rows), text_direction(Tensor(text), Tensor(mask))).asnumpy()
     np.testing.assert_allclose(scores, cosines @ mask, rtol=1e-5, atol=1e-6)
+    on_host = scores_on_host(rows, text[mask > 0])
+    np.testing.assert_allclose(on_host, scores, rtol=1e-5, atol=1e-6)
+    assert on_host.dtype == np.float32 and not scores_on_host(rows, text[:0]).any()
 
 
 @pytest.mark.parametrize(
@@ -103,16 +109,54 @@ def test_wrong_values_are_named(changes, message):
         RouterConfig(**changes)
 
 
-def test_rows_of_a_picture_do_without_operators_that_keep_memory(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return mindvlm.load(write_tiny_slime(tmp_path_factory.mktemp("tiny")), mode="graph").model
+
+
+VIEWS = ViewsConfig(num_global_tokens=16, num_local_tokens=4)
+FEATURES = Tensor(np.random.default_rng(0).standard_normal((2, 16, 32)).astype(np.float32))
+
+
+def test_rows_of_a_picture_do_without_operators_that_keep_memory(model, monkeypatch):
     """On a CPU, some operators, such as a product outside of a graph, take memory that MindSpore does not free."""
-    model = mindvlm.load(write_tiny_slime(tmp_path)).model
-    views = ViewsConfig(num_global_tokens=16, num_local_tokens=4)
-    layout, text = views.layout((2, 1)), [5, 6, 7]
-    features = Tensor(np.random.default_rng(0).standard_normal((2, 16, 32)).astype(np.float32))
+    layout, text = VIEWS.layout((2, 1)), [5, 6, 7]
     with monkeypatch.context() as patch:
-        patch.setattr("mindvlm.nn.rows.works_on_host", lambda: False)
-        expected = model.picture_rows(features, layout, text).asnumpy()
-    assert views.num_global_tokens + 1 < len(expected) < len(layout)
+        for module in ("nn.rows", "models.slime.model"):
+            patch.setattr(f"mindvlm.{module}.works_on_host", lambda: False)
+        expected = model.picture_rows(FEATURES, layout, text).asnumpy()
+    assert VIEWS.num_global_tokens + 1 < len(expected) < len(layout)
     for module in ("nn.rows", "nn.image_text", "models.slime.model", "models.slime.router"):
         monkeypatch.setattr(f"mindvlm.{module}.ops", None)
-    np.testing.assert_array_equal(model.picture_rows(features, layout, text).asnumpy(), expected)
+    np.testing.assert_array_equal(model.picture_rows(FEATURES, layout, text).asnumpy(), expected)
+
+
+def test_pictures_and_texts_of_other_sizes_compile_nothing(model):
+    """A graph would be compiled while all clients of a server wait."""
+
+    def num_graphs() -> int:
+        return sum(len(cell.compile_cache) for _, cell in model.cells_and_names())
+
+    def rows(grid, num_tokens):
+        return model.picture_rows(FEATURES, VIEWS.layout(grid), [5] * num_tokens)
+
+    rows((2, 1), 3)
+    count = num_graphs()
+    assert count > 0
+    for grid, num_tokens in (((1, 1), 3), ((2, 1), 64), ((2, 1), 65), ((1, 2), 300), ((2, 1), 0)):
+        rows(grid, num_tokens)
+    assert num_graphs() == count
+
+
+def test_texts_are_embedded_in_units(model):
+    table = model.embed(Tensor(np.arange(model.config.language_model.vocab_size, dtype=np.int32))).asnumpy()
+    for size in (0, 1, 64, 65, 200):
+        ids = np.random.default_rng(size).integers(0, len(table), size)
+        embeds = model.embed_text(ids.tolist()).asnumpy()
+        assert len(embeds) == max(64, -(-size // 64) * 64)
+        np.testing.assert_array_equal(embeds[:size], table[ids])
+
+
+def test_the_separator_takes_the_dtype_of_the_features(model):
+    rows = ImageTextModel.picture_rows(model, FEATURES.astype(ms.float16), VIEWS.layout((2, 1)), ())
+    assert rows.dtype == ms.float16
