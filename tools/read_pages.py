@@ -16,6 +16,7 @@ from mindvlm.generation.answer import Answer
 from mindvlm.generation.repetition import num_repeated_tokens
 from mindvlm.models.registry import get_family
 from mindvlm.processing.images.documents import DEFAULT_DPI
+from mindvlm.processing.images.sources import short_name
 from mindvlm.tools import cli
 from mindvlm.tools.answer_log import AnswerLog, stamp
 from mindvlm.tools.identity import identity
@@ -107,7 +108,7 @@ def show(question: Question, result: Answer | UserError, *, is_only: bool) -> No
     from tqdm import tqdm
 
     is_error = isinstance(result, UserError)
-    is_named = is_only or (is_error and any(page.source.name in str(result) for page in question.pages))
+    is_named = is_only or (is_error and any(short_name(page.source.name) in str(result) for page in question.pages))
     text = str(result) if is_named else f"{question.name}: {result}"
     tqdm.write(f"error: {text}" if is_error else text, file=sys.stderr if is_error else sys.stdout)
 

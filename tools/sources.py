@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from mindvlm.core.errors import UserError, counted
 from mindvlm.processing.images.downloads import download
-from mindvlm.processing.images.sources import IMAGE_ENDINGS, local_path
+from mindvlm.processing.images.sources import IMAGE_ENDINGS, local_path, short_name
 from mindvlm.tools import cli
 
 MAX_DOWNLOAD_BYTES = 2**30
@@ -62,7 +62,9 @@ def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Pa
     for argument in paths:
         if is_web_address(argument) and not os.path.lexists(argument):
             if downloads is None:
-                raise UserError(f"image {argument}: a URL; download it first and give the file, or add --allow_urls")
+                raise UserError(
+                    f"image {short_name(argument)}: a URL; download it first and give the file, or add --allow_urls"
+                )
             sources.append(Source(argument, str(downloaded(argument, downloads)), Path(name_of(argument)), argument))
             continue
         path = local_path(argument)
@@ -73,7 +75,7 @@ def find_sources(paths: Sequence[str], *, recursive: bool = False, downloads: Pa
         elif Path(path).exists():
             sources.append(source_of_file(Path(path), Path(Path(path).name)))
         else:
-            raise UserError(f"{path} does not exist; give a picture, a document or a folder of them")
+            raise UserError(f"{short_name(path)} does not exist; give a picture, a document or a folder of them")
     return sources
 
 

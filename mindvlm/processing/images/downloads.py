@@ -16,7 +16,7 @@ from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 from mindvlm.core.errors import UserError
-from mindvlm.processing.images.sources import short_name
+from mindvlm.processing.images.sources import printable, short_name
 
 MAX_REDIRECTS = 10
 SILENT_SECONDS = 60
@@ -86,7 +86,7 @@ def download(
             raise UserError(f"{name}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) if num_redirects == 0 and str(error) else type(error).__name__
-            reason = "it took too long" if time.monotonic() >= end else reason
+            reason = "it took too long" if time.monotonic() >= end else printable(reason)
             raise UserError(f"{name}: cannot be downloaded ({reason}); check the address and the network") from None
         if location is None:
             return
@@ -187,7 +187,7 @@ def fetch(target: Target, addresses: Sequence[str], file: BinaryIO, max_bytes: i
         if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
             return location
         if response.status != 200:
-            raise UserError(f"the server answers {response.status} {response.reason}; check the address")
+            raise UserError(f"the server answers {response.status} {printable(response.reason)}; check the address")
         num_bytes = 0
         while chunk := response.read(CHUNK):
             num_bytes += len(chunk)

@@ -55,7 +55,7 @@ def encoded_picture(source: EncodedSource, folder: str = "") -> tuple[str, bytes
     """
     if callable(getattr(source, "read", None)):
         path = getattr(source, "name", None)
-        return f"image {path}" if isinstance(path, str) else "the image", _content(source)
+        return f"image {short_name(path)}" if isinstance(path, str) else "the image", _content(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return "the image", bytes(source)
     if not isinstance(source, str | os.PathLike):
@@ -93,9 +93,14 @@ def local_path(source: str, folder: str = "") -> str | None:
 
 
 def short_name(source: str) -> str:
-    """Returns a path or URL for messages, cut if it contains the picture."""
+    """Returns a path or URL for messages, in one line, cut if it contains the picture."""
     is_short = len(source) <= _MAX_SHOWN and not source.lower().startswith("data:")
-    return source if is_short else f"{source[:40]}..."
+    return printable(source if is_short else f"{source[:40]}...")
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes for the characters that cannot be printed, such as ends of lines."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def what_it_is(file: bytes | Path) -> str:

@@ -35,7 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         }
         body = b"picture" if self.path in ("/a.png", "/a%20b?q=1") else b"x" * 5000
         status = 302 if self.path in places else 404 if self.path == "/none" else 200
-        self.send_response(status)
+        self.send_response(*((404, "No\rpage") if self.path == "/odd" else (status,)))
         if self.path in places:
             self.send_header("Location", places[self.path])
         self.send_header("Content-Length", str(len(body) + (self.path == "/short")))
@@ -96,6 +96,7 @@ def test_a_picture_and_a_redirect(site):
         ("/in", "redirects to an address whose pictures are not fetched"),
         ("/loop", "more than 10 redirects"),
         ("/none", "the server answers 404 Not Found"),
+        ("/odd", r"the server answers 404 No\\rpage; check the address$"),
         ("/large", "more than 1000 bytes"),
     ],
 )

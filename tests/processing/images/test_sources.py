@@ -92,6 +92,8 @@ def test_a_file_with_the_name_of_a_url_is_a_file(path, tmp_path, monkeypatch):
         ("file://other/a.png", "a URL; download the picture first"),
         ("file://[a.png", "a URL; download the picture first"),
         ("file:///absent.png", "image /absent.png: no such file"),
+        ("http://host:80\r\nX:y", r"image http://host:80\r\nX:y: a URL; download the picture first"),
+        ("/none/\x1b[1m\u2028ä.png", r"image /none/\x1b[1m\u2028ä.png: no such file"),
         ("data:image/png;base64,A", "image data:image/png;base64,A...: its base64 is damaged"),
         ("data:image/png;base64,!!!!", "its base64 is damaged"),
         ("data:image/png;base64,", "the file is empty"),
