@@ -70,7 +70,7 @@ async def page_pictures(
     try:
         ranges = None if pages is None else page_ranges(pages)
     except UserError as error:
-        raise bad_field("pages", str(error)) from None
+        raise bad_field("pages", str(error).removeprefix("pages: ")) from None
     (content,) = await read_pictures([PictureUrl(url, "url")], settings, fetchers, share)
     opening = renderer.submit(opened, content, dpi, settings.max_pixels)
     try:

@@ -83,7 +83,7 @@ def read_picture_file(picture: PictureUrl, settings: ServerSettings) -> bytes:
     except UserError as error:
         raise bad_field(picture.param, str(error)) from None
     name = short_name(picture.url)
-    raise bad_field(picture.param, f"{name!r} is no URL of a picture; give a data URL, data:image/png;base64,...")
+    raise bad_field(picture.param, f"'{name}' is no URL of a picture; give a data URL, data:image/png;base64,...")
 
 
 def fetched(url: str, settings: ServerSettings) -> bytes:
@@ -141,5 +141,7 @@ def check_format(content: bytes) -> None:
     except Image.UnidentifiedImageError:
         is_pdf = b"%PDF-" in head_of(content)
         raise UserError(A_PDF if is_pdf else what_it_is(content)) from None
+    except Image.DecompressionBombError:
+        pass  # `load_image` reports it with the limit
     except Exception as error:  # Pillow may raise any exception for damaged files
         raise UserError(f"cannot be read ({' '.join(str(error).split())})") from None

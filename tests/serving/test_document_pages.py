@@ -81,6 +81,8 @@ def test_a_page_that_cannot_be_read_costs_only_itself(server):
     first, second, third = pages_of(server, tiff(picture(0), large, picture(1)))["data"]
     assert "url" in first and "url" in third
     assert "2000 x 1000 = 2000000 pixels, the limit is 1500000" in second["error"] and "url" not in second
+    (page,) = pages_of(server, b"P5 20000 20000 255\n")["data"]
+    assert page["error"] == "the image: 400000000 pixels, the limit is 1500000; make it smaller"
     (page,) = pages_of(server, SCAN.read_bytes(), pages="9")["data"]
     assert page["error"] == "the document: has 2 pages, no page 9; correct the pages"
 
@@ -115,6 +117,7 @@ def test_pages_end_at_the_limit_of_bytes(tmp_path):
         ({"url": "file:///etc/passwd"}, "url", "reads no files"),
         ({"url": "http://127.0.0.1/a.pdf"}, "url", "fetches no pictures"),
         ({"url": url_of(b"x"), "pages": "3-1"}, "pages", "ends before it begins"),
+        ({"url": url_of(b"x"), "pages": "0"}, "pages", "pages: '0' is no page; expected numbers from 1"),
         ({"url": url_of(b"x"), "pages": 1}, "pages", "1; expected text"),
         ({"url": url_of(b"x"), "pages": "1," * 900}, "pages", "at most 1000 characters"),
         ({"url": url_of(b"x"), "dpi": 5000}, "dpi", "5000; expected a number from 10 to 1200"),

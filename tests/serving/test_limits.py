@@ -268,7 +268,7 @@ def test_only_short_base64_is_decoded_in_the_event_loop(url, is_in_loop, monkeyp
 
 
 def test_pictures_that_cannot_be_used(server):
-    assert "400000000 pixels" in refusal(server, png(Image.new("1", (20_000, 20_000))))
+    assert "400000000 pixels, the limit is 10000; make" in refusal(server, png(Image.new("1", (20_000, 20_000))))
     assert "101 x 100 = 10100 pixels, the limit is 10000" in refusal(server, png(Image.new("1", (101, 100))))
     assert "base64" in refusal(server, "data:image/png;base64,\ud800")
     text = PngImagePlugin.PngInfo()
@@ -281,8 +281,9 @@ def test_pictures_that_cannot_be_used(server):
     assert pdf in refusal(server, "data:," + "%25PDF-1.7")
     assert "not an image" in refusal(server, "data:," + "%25!PS-Adobe-3.0 EPSF-3.0%0A%25%25BoundingBox: 0 0 9 9%0A")
     assert "no URL of a picture" in refusal(server, "iVBORw0KGgo")
-    assert "no URL of a picture" in refusal(server, "/etc/passwd")
+    assert r"'/etc/pass\nwd' is no URL of a picture" in refusal(server, "/etc/pass\nwd")
     assert "fetches no pictures" in refusal(server, "http://127.0.0.1/a.png")
+    assert r"http://127.0.0.1:80\r\nX:y: this server" in refusal(server, "http://127.0.0.1:80\r\nX:y")
     assert server.chat(messages=shown(1) * 2).status_code == 200
     too_many = server.chat(messages=shown(1) * 3)
     assert too_many.status_code == 400 and "3 pictures; the limit" in too_many.json()["error"]["message"]

@@ -23,7 +23,13 @@ def make_bad_image(folder, kind: str):
 
 @pytest.mark.parametrize(
     "kind, expected",
-    [("absent", "does not exist"), ("empty", "empty"), ("text", "not an image"), ("cut", "damaged"), ("huge", "limit")],
+    [
+        ("absent", "does not exist"),
+        ("empty", "empty"),
+        ("text", "not an image"),
+        ("cut", "damaged"),
+        ("huge", "400000000 pixels, the limit"),
+    ],
 )
 @pytest.mark.parametrize("with_output", [False, True])
 def test_a_bad_picture(loaded, run, tmp_path, kind, expected, with_output):
@@ -41,6 +47,8 @@ def test_a_path_that_does_not_exist_among_several(loaded, run, images, tmp_path)
 
 def test_a_picture_elsewhere(loaded, run, tmp_path):
     assert_refused(run("--image_dir", "https://example.com/a.png"), "https://example.com/a.png: a URL; download")
+    assert_refused(run("--image_dir", "http://host:80\r\nX:y"), r"image http://host:80\r\nX:y: a URL")
+    assert_refused(run("--image_dir", "none\n.png"), r"none\n.png does not exist")
     (tmp_path / "page.svg").write_bytes(b"<svg/>")
     assert_refused(run("--image_dir", tmp_path), "holds no pictures but page.svg")
     assert not loaded

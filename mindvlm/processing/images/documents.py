@@ -5,6 +5,7 @@ Pages are rendered one at a time. Memory does not grow with the number of pages.
 
 import io
 import math
+import os
 import re
 import threading
 import warnings
@@ -28,6 +29,8 @@ MAX_PAGE_EDGE = 16_384
 POINTS_PER_INCH = 72
 # PDFium keeps every object that it has read until the document is closed
 NUM_PAGES_UNTIL_REOPENED = 32
+MAX_SHOWN = 20
+"""Characters of a wrong page in a message."""
 REDUCED_COPY, SUBFILE_TYPE = 1, 254
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # in a JPEG or HEIC, further pictures are previews or depth
@@ -92,7 +95,7 @@ class TiffDocument(Document):
     is_paged = True
 
     def __init__(self, file: bytes | Path, name: str, max_pixels: int):
-        self.image, self.max_pixels = open_picture(file, name), max_pixels
+        self.image, self.max_pixels = open_picture(file, name, max_pixels), max_pixels
         self.frames = list(self.page_frames()) or list(range(self.image.n_frames))
         super().__init__(self.image, name, len(self.frames))
 
@@ -126,9 +129,6 @@ class PdfDocument(Document):
         self.num_rendered, self.name = 0, name
         self.open()
         super().__init__(file, name, len(self.document))
-        if not self.num_pages:
-            self.close()
-            raise UserError(f"{name}: a PDF without pages; save it again")
 
     def open(self) -> None:
         try:
@@ -141,6 +141,8 @@ class PdfDocument(Document):
                 if self.document.get_formtype():
                     self.document.init_forms()
             except pypdfium2.PdfiumError as error:
+                if lacks_pages(self.file):
+                    raise UserError(f"{self.name}: a PDF without pages; give one that has pages") from None
                 raise UserError(f"{self.name}: {what_is_wrong(str(error))}") from None
 
     def read(self, number: int) -> Image.Image:
@@ -228,10 +230,11 @@ def page_ranges(text: str) -> PageRanges:
     for part in text.split(","):
         match = re.fullmatch(r"\s*0*([1-9]\d{0,8})\s*(-\s*(?:0*([1-9]\d{0,8}))?\s*)?", part)
         if not match:
-            raise UserError(f"pages {text!r}: {part.strip()!r} is no page; expected numbers from 1, such as 1-3,7")
+            shown = f"{part.strip()[:MAX_SHOWN]}..." if len(part.strip()) > MAX_SHOWN else part.strip()
+            raise UserError(f"pages: {shown!r} is no page; expected numbers from 1, such as 1-3,7")
         first, last = int(match[1]), int(match[3] or 0) or (None if match[2] else int(match[1]))
         if last is not None and last < first:
-            raise UserError(f"pages {text!r}: {part.strip()} ends before it begins; give {last}-{first}")
+            raise UserError(f"pages: {first}-{last} ends before it begins; give {last}-{first}")
         ranges.append((first, last))
     return ranges
 
@@ -241,6 +244,22 @@ def as_ranges(pages: str | Iterable[int] | None) -> PageRanges | None:
     if pages is None or isinstance(pages, str):
         return None if pages is None else page_ranges(pages)
     return list(chain.from_iterable(page_ranges(str(number)) for number in pages))
+
+
+def lacks_pages(file: bytes | Path) -> bool:
+    """Whether PDFium opens a document that pypdfium2 refuses, which it does if there are no pages.
+
+    The text of its error is then that of the last error of any document.
+    """
+    from pypdfium2 import raw
+
+    if isinstance(file, bytes):
+        document = raw.FPDF_LoadMemDocument64(file, len(file), None)
+    else:
+        document = raw.FPDF_LoadDocument(os.fsencode(file), None)
+    if document:
+        raw.FPDF_CloseDocument(document)
+    return bool(document)
 
 
 def what_is_wrong(message: str) -> str:

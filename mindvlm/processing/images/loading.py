@@ -1,6 +1,7 @@
 """Loading of pictures from files, bytes, PIL images and arrays."""
 
 import io
+import re
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,12 +58,16 @@ def load_image(
     if isinstance(source, Image.Image):
         return decode(source, "the image", max_pixels, keep_alpha)
     name, file = encoded_picture(source, folder)
-    with open_picture(file, name) as image:
+    with open_picture(file, name, max_pixels) as image:
         return decode(image, name, max_pixels, keep_alpha)
 
 
-def open_picture(file: bytes | Path, name: str) -> Image.Image:
-    """Opens a picture, which is not decoded yet. Raises UserError with its name if that is impossible."""
+def open_picture(file: bytes | Path, name: str, max_pixels: int) -> Image.Image:
+    """Opens a picture, which is not decoded yet. Raises UserError with its name if that is impossible.
+
+    Args:
+        max_pixels: limit for the message about a picture that is so large that Pillow does not open it.
+    """
     try:
         if isinstance(file, Path) and not file.exists():
             raise UserError(f"{name}: no such file; check the path")
@@ -79,7 +84,7 @@ def open_picture(file: bytes | Path, name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             return _open(file)
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {_one_line(error)}; make it smaller first") from error
+        raise _too_large(name, error, max_pixels) from error
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: {what_it_is(file)}") from error
     except PermissionError as error:
@@ -120,6 +125,8 @@ def decode(image: Image.Image, name: str, max_pixels: int, keep_alpha: bool = Fa
         return _to_rgb(upright, keep_alpha)
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, error, max_pixels) from error
     except Exception as error:  # see open_picture
         raise UserError(f"{name}: damaged or not supported ({_one_line(error)}); save it again as PNG") from error
 
@@ -140,6 +147,13 @@ def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
             f"{name}: {width} x {height} = {width * height} pixels, the limit is {max_pixels}; "
             "make it smaller or raise max_pixels"
         )
+
+
+def _too_large(name: str, error: Image.DecompressionBombError, max_pixels: int) -> UserError:
+    """Returns the error for a picture of more than twice `Image.MAX_IMAGE_PIXELS`, which Pillow does not open."""
+    num_pixels = re.search(r"\d+", str(error))[0]
+    limit = min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)
+    return UserError(f"{name}: {num_pixels} pixels, the limit is {limit}; make it smaller")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 from unittest.mock import Mock
 
 import numpy as np
@@ -152,6 +153,22 @@ def test_the_limit_names_file_size_and_limit(tmp_path):
     assert load_image(path, max_pixels=2000).size == (50, 40)
     with pytest.raises(UserError, match=r"large\.png: 50 x 40 = 2000 pixels, the limit is 1999"):
         load_image(path, max_pixels=1999)
+
+
+def test_a_picture_that_pillow_does_not_open_is_over_the_limit_of_this_call():
+    huge = b"P5 20000 20000 255\n"
+    most = 2 * Image.MAX_IMAGE_PIXELS
+    for max_pixels, limit in ((50_000_000, 50_000_000), (most + 1, most)):
+        with pytest.raises(UserError) as caught:
+            load_image(huge, max_pixels=max_pixels)
+        assert str(caught.value) == f"the image: 400000000 pixels, the limit is {limit}; make it smaller"
+    # the file of an icon says less of its size than the picture in it
+    small = encoded(Image.new("L", (1, 1)), "PNG")
+    size = b"IHDR" + struct.pack(">2I", 20000, 20000) + small[24:29]
+    icon = small[:12] + size + struct.pack(">I", zlib.crc32(size)) + small[33:]
+    head = struct.pack("<3H4B2H2I", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(icon), 22)
+    with pytest.raises(UserError, match="the image: 400000000 pixels, the limit is 50000000; make it smaller"):
+        load_image(head + icon, max_pixels=50_000_000)
 
 
 def test_the_limit_is_checked_before_decoding(monkeypatch):
