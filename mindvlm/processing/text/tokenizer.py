@@ -172,19 +172,17 @@ class Tokenizer:
         return self.vocabulary.split(text) if text else []
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
-        """Joins the bytes of the ids. Raises UserError for an id outside the vocabulary."""
+        """Joins the bytes of the ids, without those outside the vocabulary."""
         skipped = self._skipped_ids if skip_special else ()
         return b"".join(self._token_bytes(token_id) for token_id in map(int, ids) if token_id not in skipped)
 
     def _token_bytes(self, token_id: int) -> bytes:
-        self._check_id(token_id)
+        # a model may have more rows of embeddings than there are tokens, and select one of them
+        if not 0 <= token_id < self.vocab_size:
+            return b""
         if token_id in self._special_texts:
             return self._special_texts[token_id].encode()
         return self.vocabulary.token_bytes(token_id)
-
-    def _check_id(self, token_id: int) -> None:
-        if not 0 <= token_id < self.vocab_size:
-            raise UserError(f"token id {token_id}: the vocabulary has ids 0 to {self.vocab_size - 1}")
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Returns the text of the ids. Bytes that are not UTF-8 become U+FFFD.
@@ -195,12 +193,13 @@ class Tokenizer:
         decoder = self.text_decoder(skip_special=skip_special)
         parts = []
         for token_id in map(int, ids):
-            self._check_id(token_id)
+            if not 0 <= token_id < self.vocab_size:
+                raise UserError(f"token id {token_id}: the vocabulary has ids 0 to {self.vocab_size - 1}")
             parts.append(decoder.push(token_id))
         return "".join(parts) + decoder.flush()
 
     def text_decoder(self, *, skip_special: bool = True) -> TextDecoder:
-        """Returns an incremental decoder, see `TextDecoder`."""
+        """Returns an incremental decoder, see `TextDecoder`. Ids outside the vocabulary have no text."""
         skipped = self._skipped_ids if skip_special else frozenset()
         decoder: TextDecoder
         if self.style == "bytes":

@@ -67,6 +67,12 @@ def test_ids_outside_the_vocabulary_are_refused():
             TOKENIZER.decode([token_id])
 
 
+def test_ids_outside_the_vocabulary_that_a_model_selects_have_no_text():
+    decoder, ids = TOKENIZER.text_decoder(), [*TOKENIZER.encode("a"), TOKENIZER.vocab_size, *TOKENIZER.encode("b")]
+    assert "".join(map(decoder.push, ids)) + decoder.flush() == "ab"
+    assert TOKENIZER.decode_bytes(ids) == b"ab"
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_a_rank_file_is_read_with_either_line_end(tmp_path, newline):
     path = write_rank_file(tmp_path / "ranks", newline=newline)
