@@ -65,6 +65,7 @@ def measure_importance(
         if hasattr(cell, "native"):
             # operators of several matrices do not call each product
             cell.native = None
+    model.engine.is_exact = False
     for name, target in stored_tensors(model.model).items():
         if isinstance(target, WeightProduct):
             watch(name, target)
