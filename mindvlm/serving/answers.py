@@ -1,15 +1,19 @@
 """The answers to one request in the event loop: waiting for them, streaming them, and freeing their slots."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.responses import Response
 
+from mindvlm.serving.errors import ApiError
 from mindvlm.serving.jobs import Event, Finish, Job
 from mindvlm.serving.replies import ChatReply
 from mindvlm.serving.responses import LAST_LINE, data_line, unless_disconnected
 from mindvlm.serving.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 Receiver = Callable[[Event], None]
 
@@ -86,8 +90,13 @@ class EventStream(Response):
             self.answers.close()
 
     async def send_all(self, send) -> None:
-        async for lines in self.lines():
-            await send({"type": "http.response.body", "body": lines, "more_body": not lines.endswith(LAST_LINE)})
+        try:
+            async for lines in self.lines():
+                await send_lines(send, lines)
+        except Exception:
+            logger.exception("a stream ends with an error")
+            error = ApiError(500, "the answer cannot be sent; see the log of the server", code="internal_error")
+            await send_lines(send, data_line(error.body) + LAST_LINE)
 
     async def lines(self) -> AsyncIterator[bytes]:
         """Yields what is sent at once, because every message costs time: the lines of an event, the last ones with the
@@ -122,3 +131,7 @@ class EventStream(Response):
         if event.finish:
             chunks.append(self.reply.last_chunk(index, event))
         return chunks
+
+
+async def send_lines(send, lines: bytes) -> None:
+    await send({"type": "http.response.body", "body": lines, "more_body": not lines.endswith(LAST_LINE)})

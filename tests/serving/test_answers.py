@@ -95,6 +95,26 @@ def test_what_an_event_tells_is_one_message():
     assert json.loads(failed[6:])["error"]["message"] == "broken" and end == "data: [DONE]"
 
 
+def test_an_error_while_a_stream_is_sent_is_its_last_event():
+    messages = []
+
+    async def send_all() -> None:
+        async def send(message):
+            messages.append(message)
+
+        async def following():
+            raise ValueError("broken")
+
+        answers = SimpleNamespace(jobs=[None], next=following)
+        stream = EventStream(answers, (0, Event(text="a")), ChatReply("m", TOKENIZER, 1), include_usage=False)
+        await stream.send_all(send)
+
+    asyncio.run(send_all())
+    failed, end = messages[-1]["body"].decode().split("\n\n")[:-1]
+    assert json.loads(failed[6:])["error"]["code"] == "internal_error" and end == "data: [DONE]"
+    assert [message["more_body"] for message in messages] == [True, False]
+
+
 @pytest.mark.parametrize("num_choices", [1, 2])
 def test_figures_of_several_prompts(num_choices):
     lengths = ((5, 0, 0.5), (100, 64, 0.25))
