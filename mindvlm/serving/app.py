@@ -21,7 +21,7 @@ from mindvlm.serving.jobs import Job
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.page import add_page
 from mindvlm.serving.pictures import read_pictures
-from mindvlm.serving.prompts import PictureCache, Prompt, chat_prompt, text_prompt
+from mindvlm.serving.prompts import LargePictureError, PictureCache, Prompt, chat_prompt, text_prompt
 from mindvlm.serving.replies import ChatReply, TextReply
 from mindvlm.serving.requests import Wishes, read_chat, read_completion
 from mindvlm.serving.responses import json_response, unless_disconnected
@@ -47,7 +47,7 @@ class Service:
         self.scheduler, self.settings, self.metrics = scheduler, settings, metrics
         self.created = int(time.time())
         self.pictures = PictureCache(settings.picture_cache_bytes)
-        self.decoding = asyncio.Semaphore(MAX_DECODED)
+        self.decoding, self.decoding_large = asyncio.Semaphore(MAX_DECODED), asyncio.Semaphore(1)
         self.fetchers = ThreadPoolExecutor(MAX_FETCHED, "fetcher")
         self.bodies = ByteBudget(settings.max_bodies_bytes)
 
@@ -99,8 +99,14 @@ class Service:
             contents = await unless_disconnected(request.receive, reading)
             if contents is None:
                 raise ApiError(499, "the client disconnected")
-            async with self.decoding:
-                return wishes, await asyncio.to_thread(chat_prompt, model, dialogue, contents, self.pictures)
+            arguments = (chat_prompt, model, dialogue, contents, self.pictures)
+            try:
+                async with self.decoding:
+                    return wishes, await asyncio.to_thread(*arguments)
+            except LargePictureError:
+                # one after the other, so that small pictures never wait for several
+                async with self.decoding_large, self.decoding:
+                    return wishes, await asyncio.to_thread(*arguments, takes_large=True)
 
     async def text_prompts(self, request: Request) -> tuple[Wishes, list[Prompt]]:
         """Returns the wishes and the prompts of a text completion."""

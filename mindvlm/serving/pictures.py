@@ -127,8 +127,9 @@ def open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
-def check_format(content: bytes) -> None:
-    """Raises UserError if a file is damaged or in a format that the server does not open."""
+def check_format(content: bytes) -> int:
+    """Returns the number of pixels of a picture. Raises UserError if the file is damaged or in a format that the server
+    does not open."""
     Image.init()
     add_heif_opener(content)
     formats = [name for name in FORMATS if name in Image.OPEN]
@@ -137,7 +138,8 @@ def check_format(content: bytes) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(content), formats=formats).close()
+            with Image.open(io.BytesIO(content), formats=formats) as image:
+                return image.width * image.height
     except Image.UnidentifiedImageError:
         is_pdf = b"%PDF-" in head_of(content)
         raise UserError(A_PDF if is_pdf else what_it_is(content)) from None

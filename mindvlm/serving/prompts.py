@@ -14,6 +14,13 @@ from mindvlm.serving.messages import Dialogue, PictureUrl
 from mindvlm.serving.pictures import check_format
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
+LARGE_PIXELS = 4_000_000
+"""A picture with more pixels takes some tenths of a second to decode and resize."""
+
+
+class LargePictureError(Exception):
+    """A picture has more than `LARGE_PIXELS`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
@@ -73,16 +80,23 @@ class PictureCache:
 
 
 def chat_prompt(
-    model: VisionLanguageModel, dialogue: Dialogue, contents: Sequence[bytes], cache: PictureCache
+    model: VisionLanguageModel,
+    dialogue: Dialogue,
+    contents: Sequence[bytes],
+    cache: PictureCache,
+    *,
+    takes_large: bool = False,
 ) -> Prompt:
     """Returns the prompt of a conversation.
 
     Args:
         contents: the files of `dialogue.pictures`.
         cache: the decoded pictures.
+        takes_large: whether pictures of more than `LARGE_PIXELS` are decoded.
 
     Raises:
         ApiError: a picture cannot be read, the template has no place for a message, or the prompt exceeds the context.
+        LargePictureError: a picture that is not in the cache is large, and `takes_large` is False.
     """
     processor = model.processor
     check_size(model, dialogue.texts, "messages")
@@ -97,7 +111,8 @@ def chat_prompt(
     def prompter(counts: Sequence[int]) -> ChatPrompt:
         return processor.prompt(question, num_images=len(counts), history=history, image_lengths=counts, system=system)
 
-    pictures = [read_picture(model, *one, cache) for one in zip(dialogue.pictures, contents, strict=True)]
+    files = zip(dialogue.pictures, contents, strict=True)
+    pictures = [read_picture(model, *file, cache, takes_large=takes_large) for file in files]
     try:
         ids = prompter([len(picture.layout) for picture in pictures]).input_ids
     except UserError as error:
@@ -141,11 +156,15 @@ def too_long(model: VisionLanguageModel, length: str, param: str) -> ApiError:
     )
 
 
-def read_picture(model: VisionLanguageModel, url: PictureUrl, content: bytes, cache: PictureCache) -> Picture:
-    """Decodes a picture and cuts it into views. Raises ApiError if it cannot be read or is too large."""
+def read_picture(
+    model: VisionLanguageModel, url: PictureUrl, content: bytes, cache: PictureCache, *, takes_large: bool
+) -> Picture:
+    """Decodes a picture and cuts it into views. Raises ApiError if it cannot be read or exceeds a limit, and
+    `LargePictureError` as `chat_prompt`."""
 
     def decode(content: bytes) -> Picture:
-        check_format(content)
+        if check_format(content) > LARGE_PIXELS and not takes_large:
+            raise LargePictureError
         return model.processor.picture(content)
 
     try:

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from mindvlm.serving import gate, http_server
 from mindvlm.serving import pictures as pictures_module
+from mindvlm.serving import prompts as prompts_module
 from mindvlm.serving.budget import ByteBudget, Share
 from mindvlm.serving.messages import PictureUrl
 from mindvlm.serving.settings import ServerSettings
@@ -162,6 +163,30 @@ def test_hosts_that_do_not_answer_hold_up_nobody_else(server, monkeypatch, url):
         finally:
             answered.set()
     assert {one.result().status_code for one in asked} == {400}
+
+
+def test_large_pictures_hold_up_no_small_ones(server, monkeypatch):
+    released, decode = threading.Event(), server.service.model.processor.picture
+
+    def decode_slowly(content: bytes):
+        with Image.open(io.BytesIO(content)) as image:
+            is_large = image.width == 64
+        if is_large:
+            released.wait(20)
+        return decode(content)
+
+    monkeypatch.setattr(prompts_module, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(server.service.model.processor, "picture", decode_slowly)
+    large = [[{"type": "image_url", "image_url": data_url(number, (64, 40))}] for number in range(70, 74)]
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(server.chat, messages=[{"role": "user", "content": parts}]) for parts in large]
+        try:
+            wait_for(server.service.decoding_large.locked, 5)
+            start = time.monotonic()
+            assert server.chat(messages=shown(75)).status_code == 200 and time.monotonic() - start < 10
+        finally:
+            released.set()
+        assert {one.result().status_code for one in asked} == {200}
 
 
 def leave(server, body: dict) -> None:
