@@ -144,6 +144,7 @@ def check_format(content: bytes) -> int:
         is_pdf = b"%PDF-" in head_of(content)
         raise UserError(A_PDF if is_pdf else what_it_is(content)) from None
     except Image.DecompressionBombError:
-        pass  # `load_image` reports it with the limit
+        # it has more, which `load_image` reports
+        return 2 * Image.MAX_IMAGE_PIXELS
     except Exception as error:  # Pillow may raise any exception for damaged files
         raise UserError(f"cannot be read ({' '.join(str(error).split())})") from None
