@@ -64,6 +64,10 @@ class DefaultFloatMode {
   std::fenv_t mode_;
 };
 
+// Written at the start of every thread that runs tasks: glibc takes the memory of this library's variables of a thread when the
+// first one is used, and ends the process if there is none.
+thread_local volatile bool has_variables = false;
+
 class Pool {
  public:
   void resize(int count) {
@@ -72,6 +76,7 @@ class Pool {
     announce();
     for (auto& worker : workers_) worker.join();
     workers_.clear();
+    num_started_ = 0;
     is_stopping_ = false;
     count_ = std::max(count, 1);
   }
@@ -82,6 +87,7 @@ class Pool {
     std::lock_guard<std::mutex> one_job(job_mutex_);
     // workers inherit it when they start
     const DefaultFloatMode mode;
+    has_variables = true;
     if (count > 1) start();
     if (workers_.empty() || count <= 1) {
       for (int64_t i = 0; i < count; ++i) task(i);
@@ -99,7 +105,7 @@ class Pool {
   }
 
  private:
-  // Starts the missing workers; with as many as the process may have if that is fewer.
+  // Starts the missing workers, and waits for them; with as many as the process may have if that is fewer.
   void start() {
     try {
       while (static_cast<int>(workers_.size()) + 1 < count_)
@@ -107,6 +113,7 @@ class Pool {
     } catch (const std::system_error&) {
       count_ = static_cast<int>(workers_.size()) + 1;
     }
+    poll([&] { return num_started_ == workers_.size(); }, Clock::time_point::max());
   }
 
   // Tells the workers of a new job.
@@ -137,6 +144,8 @@ class Pool {
 
   // Runs the jobs after `seen`.
   void work(uint32_t seen) {
+    has_variables = true;
+    ++num_started_;
     while (true) {
       if (!poll([&] { return job_ != seen; }, Clock::now() + kPolling)) {
         ++num_sleeping_;
@@ -155,6 +164,7 @@ class Pool {
   std::atomic<bool> is_stopping_{false};
   std::atomic<uint32_t> job_{0};  // number of the newest job, on which workers sleep
   std::atomic<int> num_sleeping_{0};
+  std::atomic<size_t> num_started_{0};
   // The newest job. Its tasks that are not taken are the lower half of num_open_, its number the upper half.
   std::atomic<const std::function<void(int64_t)>*> task_{nullptr};
   std::atomic<int64_t> count_of_job_{0}, num_done_{0};
