@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import mindspore as ms
-from mindspore._c_expression import MSContext, RuntimeConf
+from mindspore._c_expression import MSContext, RuntimeConf, ms_ctx_param
 
 from mindvlm.core.config import GenerationConfig, Scope
 from mindvlm.core.errors import UserError
@@ -138,13 +138,23 @@ def card_of_rank_table(device: str) -> tuple[int, ...]:
 def set_mode(graph_mode: bool) -> None:
     """Sets graph or PyNative mode for the whole process."""
     mode = ms.GRAPH_MODE if graph_mode else ms.PYNATIVE_MODE
-    if ms.get_context("mode") != mode:
+    if context(ms_ctx_param.mode) != mode:
         ms.set_context(mode=mode)
+
+
+def current_device() -> str:
+    """Returns the device of this process, 'CPU' or 'Ascend'."""
+    return context(ms_ctx_param.device_target)
+
+
+def context(setting: ms_ctx_param) -> Any:
+    """Returns a setting of MindSpore as `ms.get_context` does, without its checks, which take 9 us."""
+    return MSContext.get_instance().get_param(setting)
 
 
 def wait_for_device() -> None:
     """Waits until the device is idle. On CPU, calls are synchronous."""
-    if ms.get_context("device_target") != "CPU":
+    if current_device() != "CPU":
         ms.runtime.synchronize()
 
 
