@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,11 @@ class Slot:
         self.stop_reason: str | None = None
         self.error: UserError | None = None
         self.is_released = False
-        self.random = np.random.default_rng(request.seed)
+
+    @cached_property
+    def random(self) -> np.random.Generator:
+        """The source of the numbers with which tokens are sampled."""
+        return np.random.default_rng(self.request.seed)
 
     @property
     def is_running(self) -> bool:
