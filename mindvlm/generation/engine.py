@@ -19,11 +19,11 @@ from mindvlm.generation.graphs import (
     VisionGraph,
     cache_capacity,
 )
-from mindvlm.generation.prefill import MAX_PREFILL_LENGTH, RUN_SIZES, NewTokens, packed_runs, separate_runs
+from mindvlm.generation.prefill import RUN_SIZES, NewTokens, PrefillRun, packed_runs, separate_runs
 from mindvlm.generation.request import Addition, Request, Slot
 from mindvlm.generation.sampling import NOT_FINITE, Sampler
 from mindvlm.nn.rotary import decoder_frequencies, ntk_alpha
-from mindvlm.nn.rows import concatenated, rows_between
+from mindvlm.nn.rows import concatenated, padded, rows_between, with_rows, wrapped
 from mindvlm.nn.splice import splice_sources
 
 
@@ -74,7 +74,7 @@ class Engine:
         self.merge = MergeGraph(model)
         self.score = ScoreGraph(model.language_model)
         self.slots: list[Slot | None] = []
-        self.zeros: Tensor | None = None
+        self.blank_row = ops.zeros((1, self.config.hidden_size), model.language_model.dtype)
         self.caches = None
         self.is_exact = model.language_model.has_exact_rows
         self.run_sizes = RUN_SIZES
@@ -90,7 +90,7 @@ class Engine:
             self.prefill = self.decode = self.caches = self.next_logits = None
             self.capacity = 0
         self.slots = [None] * num_slots
-        self.inv_freq = np.tile(self.frequencies(1).asnumpy(), (num_slots, 1))
+        self.inv_freq = np.tile(decoder_frequencies(self.config), (num_slots, 1))
 
     def clear(self) -> None:
         """Releases all slots and overwrites the cache, which a failure may have left with NaN."""
@@ -131,7 +131,7 @@ class Engine:
             if slot is None and not free:
                 raise UserError(f"all {len(self.slots)} slots are busy; release one before another request")
             row = slot.row if slot else free.pop(0)
-            prompts.append(NewTokens(row, start, ids[start:], self.frequencies(alpha).asnumpy()))
+            prompts.append(NewTokens(row, start, ids[start:], decoder_frequencies(self.config, alpha)))
             alphas.append(alpha)
         for prompt, (_, slot, _) in zip(prompts, additions, strict=True):
             if slot:
@@ -222,23 +222,21 @@ class Engine:
 
     def merged_embeddings(self, input_ids: np.ndarray, features: Tensor | None = None) -> Tensor:
         """Returns token embeddings (B, L, hidden) with features (..., hidden) in place of the placeholders."""
-        hidden_size = self.config.hidden_size
-        num_rows = 0 if features is None else features.size // hidden_size
-        sources = splice_sources(input_ids, num_rows, 1, self.placeholder_id)
-        rows = [] if features is None else [features.reshape((-1, hidden_size))]
-        if num_rows < input_ids.size:
-            rows.append(self.unused_rows(input_ids.size - num_rows))
-        # a placeholder may be negative; its row comes from the features
-        ids = Tensor(np.maximum(input_ids, 0))
-        return self.runner.run("prefill", self.merge, ids, concatenated(rows), Tensor(sources))
+        rows = None if features is None else features.reshape((-1, self.config.hidden_size))
+        return self.runner.run("prefill", self.merge, *self.merge_inputs(input_ids, rows))
 
-    def unused_rows(self, num_rows: int) -> Tensor:
-        """Returns rows that fill up those of the features, (num_rows, hidden)."""
-        # kept, because each call of ops.zeros takes 1 KiB of memory that MindSpore does not free
-        if self.zeros is None or len(self.zeros) < num_rows:
-            shape = (max(num_rows, MAX_PREFILL_LENGTH), self.config.hidden_size)
-            self.zeros = ops.zeros(shape, self.model.language_model.dtype)
-        return rows_between(self.zeros, 0, num_rows)
+    def merge_inputs(self, input_ids: np.ndarray, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the inputs of the model's `merge`: ids (B, L), feature rows (B * L, hidden) and sources (B, L).
+
+        The rows are padded to the number of tokens, so that graphs do not depend on the number of pictures.
+
+        Args:
+            rows: feature rows (num_rows, hidden); None without.
+        """
+        sources = splice_sources(input_ids, 0 if rows is None else len(rows), 1, self.placeholder_id)
+        rows = padded(self.blank_row if rows is None else rows, input_ids.size)
+        # a placeholder may be negative; its row comes from the features
+        return wrapped(np.maximum(input_ids, 0)), rows, wrapped(sources)
 
     def alpha_for(self, length: int) -> float:
         """Returns the dynamic NTK factor of a prompt of this length."""
@@ -286,29 +284,22 @@ class Engine:
             num_rows = int((run.ids == self.placeholder_id).sum())
             rows = rows_between(features, num_used, num_used + num_rows) if num_rows else None
             num_used += num_rows
-            last = np.zeros(len(self.slots), np.int32)
-            last[list(run.ends)] = list(run.ends.values())
-            embeds = self.merged_embeddings(run.ids.reshape(1, -1), rows)
-            inputs = map(Tensor, (run.positions, run.inv_freq, last, run.rows))
-            logits = self.runner.run("prefill", self.prefill, embeds, *inputs)
+            logits = self.runner.run("prefill", self.prefill, *self.prefill_inputs(run, rows))
             self.take_logits(logits, list(run.ends))
+
+    def prefill_inputs(self, run: PrefillRun, rows: Tensor | None) -> tuple[Tensor, ...]:
+        """Returns the inputs of the prefill graph for a run with these feature rows."""
+        ends = np.zeros(len(self.slots), np.int32)
+        ends[list(run.ends)] = list(run.ends.values())
+        merged = self.merge_inputs(run.ids.reshape(1, -1), rows)
+        return *merged, *map(wrapped, (run.positions, run.inv_freq, ends, run.rows))
 
     def compile_runs(self) -> None:
         """Compiles the graphs of packed runs of each of `run_sizes` blocks."""
-        hidden_size, dtype = self.config.hidden_size, self.model.language_model.dtype
-        width = len(decoder_frequencies(self.config))
         for size in self.run_sizes:
-            length = size * BLOCK
-            ids = Tensor(np.zeros((1, length), np.int32))
-            self.runner.compile("prefill", self.merge, ids, ops.zeros((length, hidden_size), dtype), ids)
-            shapes = (
-                ((size, BLOCK), np.int32),
-                ((size, width), np.float32),
-                ((len(self.slots),), np.int32),
-                ((size,), np.int32),
-            )
-            inputs = (Tensor(np.zeros(shape, kind)) for shape, kind in shapes)
-            self.runner.compile("prefill", self.prefill, ops.zeros((1, length, hidden_size), dtype), *inputs)
+            prompt = NewTokens(0, 0, [0] * (size * BLOCK), decoder_frequencies(self.config))
+            (run,) = packed_runs([prompt], (size,))
+            self.runner.compile("prefill", self.prefill, *self.prefill_inputs(run, None))
 
     def run_decode(self, running: list[Slot]) -> None:
         """Runs the last id of every running slot that has one and updates `next_logits`."""
@@ -333,16 +324,14 @@ class Engine:
         for slot in filter(None, self.slots):
             ids[slot.row] = slot.new_ids[-1] if slot.new_ids else 0
             positions[slot.row] = min(len(slot.cached), self.max_length - 1)
-        return Tensor(ids), Tensor(positions[:, None]), Tensor(self.inv_freq)
+        return wrapped(ids), wrapped(positions[:, None]), wrapped(self.inv_freq)
 
     def take_logits(self, logits: Tensor, rows: Sequence[int]) -> None:
         """Replaces some rows of `next_logits` by those of logits (B, V)."""
         if self.next_logits is None or len(rows) == len(self.slots):
             self.next_logits = logits
         elif rows:
-            is_new = np.zeros((len(self.slots), 1), np.bool_)
-            is_new[rows] = True
-            self.next_logits = ops.select(Tensor(is_new), logits, self.next_logits)
+            self.next_logits = with_rows(self.next_logits, logits, rows)
 
     def reserve(self, length: int) -> None:
         """Ensures capacity for rows of this length; allocates the cache, or a larger one with the same contents."""
@@ -354,7 +343,7 @@ class Engine:
             for larger, smaller in zip(caches, self.caches, strict=True):
                 larger.copy_from(smaller)
         self.runner.forget(self.prefill, self.decode)
-        self.prefill = PrefillGraph(self.model.language_model, caches)
+        self.prefill = PrefillGraph(self.model, caches)
         self.decode = DecodeGraph(self.model.language_model, caches)
         # assigned last, so an interruption leaves the old cache in place
         self.caches, self.capacity = caches, capacity

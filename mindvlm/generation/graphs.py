@@ -59,11 +59,7 @@ class VisionGraph(Graph):
 
 
 class MergeGraph(Graph):
-    """Token embeddings with image features in place of the placeholders, (B, L, hidden).
-
-    Prefill and scoring share this graph. Feature rows are padded to the number of tokens, so the graph does
-    not depend on the number of images.
-    """
+    """Token embeddings with image features in place of the placeholders, (B, L, hidden); inputs as in `merge`."""
 
     def __init__(self, model):
         super().__init__()
@@ -79,18 +75,18 @@ class PrefillGraph(Graph):
     The head multiplies a row for each row of the cache, so that logits do not depend on the number of prompts.
     """
 
-    def __init__(self, language_model, caches):
+    def __init__(self, model, caches):
         super().__init__()
-        self.language_model = language_model
+        self.model = model
         self.caches = caches
         # without kernels, the only row is read without a copy
-        self.selects_rows = language_model.has_exact_rows or caches[0].key.shape[0] > 1
+        self.selects_rows = model.language_model.has_exact_rows or caches[0].key.shape[0] > 1
 
-    def construct(self, embeds, positions, inv_freq, ends, rows):
+    def construct(self, ids, image_features, sources, positions, inv_freq, ends, rows):
         """Runs the tokens.
 
         Args:
-            embeds: (1, b * L, hidden).
+            ids, image_features, sources: see `ImageTextModel.merge`; ids and sources (1, b * L).
             positions: (b, L) int32.
             inv_freq: (b, R/2) float32.
             ends: (B,) int32, index of the last token of a cache row's prompt among all tokens; 0 for other rows.
@@ -100,10 +96,10 @@ class PrefillGraph(Graph):
             Logits (B, V).
         """
         batch_size, length = positions.shape
-        embeds = embeds.reshape((batch_size, length, -1))
-        rows = rows if self.selects_rows else None
-        hidden = self.language_model.with_cache(embeds, positions, ops.expand_dims(inv_freq, 1), self.caches, rows)
-        return self.language_model.lm_head(ops.gather(hidden.reshape((batch_size * length, -1)), ends, 0))
+        decoder, rows = self.model.language_model, rows if self.selects_rows else None
+        embeds = self.model.merge(ids, image_features, sources).reshape((batch_size, length, -1))
+        hidden = decoder.with_cache(embeds, positions, ops.expand_dims(inv_freq, 1), self.caches, rows)
+        return decoder.lm_head(ops.gather(hidden.reshape((batch_size * length, -1)), ends, 0))
 
 
 class DecodeGraph(Graph):

@@ -100,7 +100,7 @@ def predict_graphs(config, model, dtype) -> dict:
     inv_freq = blank(sizes.rotary_dim // 2, dtype=ms.float32)
     of_rows = blank(BATCH_SIZE, sizes.rotary_dim // 2, dtype=ms.float32)
     row, of_row = blank(1, dtype=ms.int32), blank(1, sizes.rotary_dim // 2, dtype=ms.float32)
-    bucket, positions = blank(1, LENGTH, hidden, dtype=dtype), blank(1, LENGTH, dtype=ms.int32)
+    bucket = positions = blank(1, LENGTH, dtype=ms.int32)
     num_rows = getattr(config.model, "num_global_tokens", config.model.image_token_len)
     features = (NUM_IMAGES, num_rows, hidden)
     logits = (BATCH_SIZE, vocab_size)
@@ -125,8 +125,8 @@ def predict_graphs(config, model, dtype) -> dict:
             [tokens, blank(BATCH_SIZE * LENGTH, hidden, dtype=dtype), tokens],
         ),
         "prefill": (
-            Checked(PrefillGraph(decoder, caches), logits, dtype),
-            [bucket, positions, of_row, counts, row],
+            Checked(PrefillGraph(model, caches), logits, dtype),
+            [bucket, blank(LENGTH, hidden, dtype=dtype), bucket, positions, of_row, counts, row],
         ),
         "decode": (
             Checked(DecodeGraph(decoder, caches), logits, dtype),
