@@ -139,20 +139,31 @@ def eight_bit_colour(mean: Sequence[float]) -> tuple[int, ...]:
 
 def normalize(image: Image.Image, *, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> np.ndarray:
     """Returns (3, h, w) float32: (value / 255 - mean) / std, every step in float32."""
-    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    pixels = np.array(channels(image), np.float32)
     mean_column, std_column = (np.array(values, dtype=np.float32)[:, None, None] for values in (mean, std))
-    return np.ascontiguousarray((pixels - mean_column) / std_column)
+    pixels /= np.float32(255)
+    pixels -= mean_column
+    pixels /= std_column
+    return pixels
 
 
 def normalize_scaled(
     image: Image.Image, *, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> np.ndarray:
     """Returns (3, h, w) float32: (value - 255 mean) * (1 / (255 std)), albumentations' order of operations."""
-    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)
+    pixels = np.array(channels(image), np.float32)
     mean_column, std_column = (
         (np.array(values, dtype=np.float32) * np.float32(255))[:, None, None] for values in (mean, std)
     )
-    return np.ascontiguousarray((pixels - mean_column) * np.reciprocal(std_column))
+    pixels -= mean_column
+    pixels *= np.reciprocal(std_column)
+    return pixels
+
+
+def channels(image: Image.Image) -> list[np.ndarray]:
+    """Returns the red, green and blue values of an RGB picture, (height, width) uint8 each."""
+    shape = image.height, image.width
+    return [np.frombuffer(image.tobytes("raw", channel), np.uint8).reshape(shape) for channel in "RGB"]
 
 
 def resize_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
