@@ -11,7 +11,7 @@ from mindvlm.datagen.rendered_text import (
     load_font,
     sample,
 )
-from mindvlm.processing.images.trimming import ink_box
+from mindvlm.processing.images.trimming import Page
 
 
 def words(text):
@@ -32,7 +32,7 @@ def test_samples_stay_within_what_the_model_is_meant_to_read(split):
         assert 1 <= len(lines) <= 2 and sum(map(len, lines)) <= MAX_CHARACTERS
         assert all(line and line == line.strip() and line.isascii() and line.isprintable() for line in lines)
         assert one.image.mode == "RGB" and one.image.width <= MAX_WIDTH
-        assert ink_box(one.image) is not None
+        assert Page(one.image).ink_box() is not None
 
 
 def test_words_of_evaluation_do_not_occur_in_training():

@@ -1,13 +1,17 @@
 """Trimming of pages: margins are cut off, lines of print joined, the aspect ratio is brought into a range."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.images.transforms import channels
 
 MIN_CONTRAST = 24
 INK_SHARE_OF_PEAK = 0.35
@@ -44,58 +48,78 @@ class TrimConfig:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Returns the trimmed and padded picture."""
-        shown = lines_side_by_side(image) if self.lines == "side_by_side" else image
+        page = Page(image)
+        shown = lines_side_by_side(page) if self.lines == "side_by_side" else image
         if shown is image:
-            shown = trim_margins(image, margin=self.margin)
+            shown = trim_margins(page, margin=self.margin)
         # the trimmed picture may be mostly ink, so the whole one determines the paper colour
-        return pad_to_aspect(shown, self.min_aspect, max_aspect=self.max_aspect, colour=paper_colour(image))
+        paper = page.paper
+        del page  # its masks take as much memory as the picture
+        return pad_to_aspect(shown, self.min_aspect, max_aspect=self.max_aspect, colour=paper)
 
 
-def paper_colour(image: Image.Image) -> tuple[int, int, int]:
-    """Returns the median of each channel, the background if less than half of the picture is ink."""
-    # of an even number of pixels the mean of both middle ones, rounded down
-    middle = [(image.width * image.height - 1) // 2, image.width * image.height // 2]
-    counts = np.cumsum(np.array(image.histogram()).reshape(3, 256), axis=1)
-    red, green, blue = (int(np.searchsorted(channel, middle, side="right").sum()) // 2 for channel in counts)
-    return red, green, blue
+@dataclass(frozen=True)
+class Page:
+    """A picture of print, whose paper and ink are found once.
 
-
-def ink_box(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """Returns the bounding box (left, top, right, bottom) of the ink of an RGB picture; None for a blank one."""
-    is_ink = ink_mask(image)
-    rows, columns = np.flatnonzero(is_ink.any(axis=1)), np.flatnonzero(is_ink.any(axis=0))
-    if rows.size == 0:
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def ink_mask(image: Image.Image) -> np.ndarray:
-    """Returns a mask of the ink of a picture, (height, width) bool.
-
-    An ink pixel differs from the paper by at least 24 of 255 in one channel and by 35 % of the largest difference, and
-    has at least two such neighbours. This excludes noise, specks of one or two pixels and a tinted background.
-
-    Args:
+    Attributes:
         image: RGB.
     """
-    red, green, blue = differences(image, paper_colour(image))
-    difference = np.maximum(np.maximum(red, green), blue)
-    contrast = _strongest_of_neighbours(difference)
-    is_dark = difference >= max(MIN_CONTRAST, INK_SHARE_OF_PEAK * contrast)
-    return is_dark & (_sum_of_neighbours(is_dark) >= NEIGHBOURS_OF_INK)
+
+    image: Image.Image
+
+    @cached_property
+    def paper(self) -> tuple[int, int, int]:
+        """The median of each channel, the background if less than half of the picture is ink."""
+        num_pixels, counts = self.image.width * self.image.height, self.image.histogram()
+        red, green, blue = (_median(counts[first : first + 256], num_pixels) for first in (0, 256, 512))
+        return red, green, blue
+
+    @cached_property
+    def is_ink(self) -> np.ndarray:
+        """A mask of the ink, (height, width) bool.
+
+        An ink pixel differs from the paper by at least 24 of 255 in one channel and by 35 % of the largest difference,
+        and has at least two such neighbours. This excludes noise, specks of one or two pixels and a tinted background.
+        """
+        red, green, blue = self.differences
+        # NumPy reduces an axis of three values slowly
+        difference = np.maximum(np.maximum(red, green), blue)
+        contrast = _strongest_of_neighbours(difference)
+        # NumPy compares integers with a float slowly
+        is_dark = difference >= max(MIN_CONTRAST, math.ceil(INK_SHARE_OF_PEAK * contrast))
+        return is_dark & (_sum_of_neighbours(is_dark) >= NEIGHBOURS_OF_INK)
+
+    @cached_property
+    def differences(self) -> list[np.ndarray]:
+        """The distance of each pixel from the paper in each channel, (height, width) uint8."""
+        return [
+            np.abs(channel.astype(np.int16) - value).astype(np.uint8)
+            for channel, value in zip(channels(self.image), self.paper, strict=True)
+        ]
+
+    def ink_box(self) -> tuple[int, int, int, int] | None:
+        """Returns the bounding box (left, top, right, bottom) of the ink; None for a blank picture."""
+        rows, columns = np.flatnonzero(self.is_ink.any(axis=1)), np.flatnonzero(self.is_ink.any(axis=0))
+        if rows.size == 0:
+            return None
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    def ink_colour(self) -> tuple[int, int, int]:
+        """Returns the colour that differs most from the paper."""
+        strongest = int(np.sum(self.differences, axis=0, dtype=np.int16).argmax())
+        return self.image.getpixel((strongest % self.image.width, strongest // self.image.width))
 
 
-def differences(image: Image.Image, colour: tuple[int, int, int]) -> list[np.ndarray]:
-    """Returns the distance of each pixel from a colour in each channel, (height, width) int16."""
-    # NumPy reduces an axis of three values slowly
-    return [
-        np.abs(np.asarray(band).astype(np.int16) - value) for band, value in zip(image.split(), colour, strict=True)
-    ]
+def _median(counts: list[int], num_pixels: int) -> int:
+    """Returns the median of a histogram; of an even number of pixels the mean of both middle ones, rounded down."""
+    sums = list(accumulate(counts))
+    return (bisect_right(sums, (num_pixels - 1) // 2) + bisect_right(sums, num_pixels // 2)) // 2
 
 
-def trim_margins(image: Image.Image, *, margin: int = 0) -> Image.Image:
+def trim_margins(page: Page, *, margin: int = 0) -> Image.Image:
     """Crops a picture to its ink plus up to `margin` pixels; returns a blank picture unchanged."""
-    box = ink_box(image)
+    image, box = page.image, page.ink_box()
     if box is None:
         return image
     left, top, right, bottom = box
@@ -104,23 +128,18 @@ def trim_margins(image: Image.Image, *, margin: int = 0) -> Image.Image:
 
 
 def pad_to_aspect(
-    image: Image.Image,
-    min_aspect: float,
-    *,
-    max_aspect: float = math.inf,
-    colour: tuple[int, int, int] | None = None,
+    image: Image.Image, min_aspect: float, *, max_aspect: float = math.inf, colour: tuple[int, int, int]
 ) -> Image.Image:
     """Pads on the right until width / height >= `min_aspect`, or below until it is <= `max_aspect`.
 
     A picture whose result would exceed MAX_PADDED_PIXELS is scaled down first.
 
     Args:
-        colour: colour of the padding; None for `paper_colour(image)`, which is wrong if the picture is mostly ink.
+        colour: colour of the padding.
     """
     width, height = padded_size(image, min_aspect, max_aspect)
     if (width, height) == image.size:
         return image
-    colour = colour if colour is not None else paper_colour(image)
     if width * height > MAX_PADDED_PIXELS:
         scale = math.sqrt(MAX_PADDED_PIXELS / (width * height))
         image = image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
@@ -137,7 +156,9 @@ def padded_size(image: Image.Image, min_aspect: float, max_aspect: float) -> tup
 
 
 def _sum_of_neighbours(mask: np.ndarray) -> np.ndarray:
-    padded = np.pad(mask.astype(np.uint8), 1)
+    height, width = mask.shape
+    padded = np.zeros((height + 2, width + 2), np.uint8)
+    padded[1:-1, 1:-1] = mask
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
 
@@ -153,7 +174,7 @@ def find_lines(is_ink: np.ndarray) -> list[tuple[int, int]]:
     """Returns (top, bottom) of each line of print: runs of rows with ink; low runs are joined to the nearest line.
 
     Args:
-        is_ink: (height, width) bool, see `ink_mask`.
+        is_ink: (height, width) bool, see `Page.is_ink`.
     """
     has_ink = np.concatenate([[False], is_ink.any(axis=1), [False]])
     edges = np.flatnonzero(has_ink[1:] != has_ink[:-1]).reshape(-1, 2)
@@ -169,38 +190,28 @@ def find_lines(is_ink: np.ndarray) -> list[tuple[int, int]]:
     return [(top, bottom) for top, bottom in lines]
 
 
-def lines_side_by_side(image: Image.Image) -> Image.Image:
+def lines_side_by_side(page: Page) -> Image.Image:
     """Arranges the lines of a picture from left to right, cropped, scaled to one height and separated by rules.
 
     A small model then reads every line at the same height. A picture with fewer than two lines is returned unchanged.
-
-    Args:
-        image: RGB, with at least one blank row between lines.
+    There must be at least one blank row between lines.
     """
-    is_ink = ink_mask(image)
-    lines = find_lines(is_ink)
+    lines = find_lines(page.is_ink)
     if len(lines) < 2:
-        return image
+        return page.image
     height = max(bottom - top for top, bottom in lines)
     strips = []
     for top, bottom in lines:
-        columns = np.flatnonzero(is_ink[top:bottom].any(axis=0))
-        strip = image.crop((int(columns[0]), top, int(columns[-1]) + 1, bottom))
+        columns = np.flatnonzero(page.is_ink[top:bottom].any(axis=0))
+        strip = page.image.crop((int(columns[0]), top, int(columns[-1]) + 1, bottom))
         strips.append(strip.resize((strip.width, height), Image.Resampling.BICUBIC))
-    paper = paper_colour(image)
     gap, rule = max(1, round(GAP * height)), max(1, round(RULE * height))
     between = 2 * gap + rule
-    row = Image.new("RGB", (sum(strip.width for strip in strips) + between * (len(strips) - 1), height), paper)
-    draw, left = ImageDraw.Draw(row), 0
+    row = Image.new("RGB", (sum(strip.width for strip in strips) + between * (len(strips) - 1), height), page.paper)
+    draw, ink, left = ImageDraw.Draw(row), page.ink_colour(), 0
     for strip in strips:
         if left:
-            draw.rectangle((left - gap - rule, 0, left - gap - 1, height - 1), fill=ink_colour(image, paper))
+            draw.rectangle((left - gap - rule, 0, left - gap - 1, height - 1), fill=ink)
         row.paste(strip, (left, 0))
         left += strip.width + between
     return row
-
-
-def ink_colour(image: Image.Image, paper: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns the colour that differs most from the paper."""
-    strongest = int(sum(differences(image, paper)).argmax())
-    return image.getpixel((strongest % image.width, strongest // image.width))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mindvlm.datagen.rendered_text import sample
-from mindvlm.processing.images.trimming import TrimConfig, find_lines, ink_mask, lines_side_by_side
+from mindvlm.processing.images.trimming import Page, TrimConfig, find_lines, lines_side_by_side
 
 
 def page(*boxes: tuple[int, int, int, int], size=(200, 100), paper="white", ink="black") -> Image.Image:
@@ -42,19 +42,19 @@ def test_runs_of_ink_become_lines(runs, lines):
 def test_one_line_stays_as_it_is():
     image = page((10, 10, 100, 40))
 
-    assert lines_side_by_side(image) is image
+    assert lines_side_by_side(Page(image)) is image
 
 
 def test_blank_paper_stays_as_it_is():
     image = page()
 
-    assert lines_side_by_side(image) is image
+    assert lines_side_by_side(Page(image)) is image
 
 
 def test_two_lines_stand_beside_each_other_with_a_rule_between():
     image = page((20, 10, 80, 30), (50, 50, 150, 90), paper=(240, 250, 230), ink=(30, 20, 60))
 
-    row = lines_side_by_side(image)
+    row = lines_side_by_side(Page(image))
 
     gap, rule = 10, 12
     assert row.size == (60 + 100 + 2 * gap + rule, 40)
@@ -70,7 +70,7 @@ def test_the_lines_of_rendered_text_are_found():
     wrong = 0
     for index in range(200):
         shown = sample(3, index, split="evaluation")
-        wrong += len(find_lines(ink_mask(shown.image))) != shown.text.count("\n") + 1
+        wrong += len(find_lines(Page(shown.image).is_ink)) != shown.text.count("\n") + 1
 
     assert wrong <= 2
 
