@@ -59,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compute every prompt whole, also where its beginning is in the cache",
     )
+    parser.add_argument(
+        "--no_picture_process",
+        action="store_true",
+        help="encode pictures in the process that generates answers, which stop meanwhile; takes less memory",
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--slots", type=int, default=8, metavar="N", help="answers at the same time (default 8)")
     limits.add_argument("--max_waiting", type=int, default=64, metavar="N", help="answers that wait (default 64)")
@@ -279,6 +284,7 @@ def read_settings(arguments: argparse.Namespace) -> ServerSettings:
         model_name=arguments.model_name,
         any_model=arguments.any_model,
         reuses_prompts=not arguments.no_prompt_reuse,
+        has_picture_process=not arguments.no_picture_process,
     )
 
 

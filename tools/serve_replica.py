@@ -1,10 +1,8 @@
 """The process of a replica, which `mindvlm-serve` starts: it serves a model on the socket that it inherits."""
 
-import ctypes
 import json
 import os
 import pickle
-import signal
 import socket
 import sys
 import threading
@@ -12,12 +10,11 @@ import warnings
 
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_memory import limit_freed_memory
+from mindvlm.core.processes import die_with_parent
 from mindvlm.core.progress import progress_to
 from mindvlm.serving.plan import ModelPlan
 from mindvlm.tools import cli
 from mindvlm.tools.serve import serve_model
-
-PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str]) -> int:
@@ -48,9 +45,8 @@ def main(argv: list[str]) -> int:
 
 def end_with_parent(pipe: int) -> None:
     """Ends this process as soon as its parent has ended, which closes the pipe of this number."""
-    if sys.platform == "linux":
-        # also while a compilation holds the lock of the interpreter
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # also while a compilation holds the lock of the interpreter
+    die_with_parent()
 
     def wait() -> None:
         # a lock of Python's file object would disturb the end of this process

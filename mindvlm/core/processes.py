@@ -1,8 +1,10 @@
 """Worker processes that end with their parent, also on Ctrl-C or a kill."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,6 +13,14 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from mindvlm.core.errors import UserError
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Lets the system kill this process when the thread that started it ends, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class ProcessPool:

@@ -69,6 +69,8 @@ class ImageEncoder:
         """Returns the features of the V views of each picture, (V, T, hidden)."""
         pixels: dict[bytes, list[np.ndarray]] = {}
         for picture in pictures:
+            if picture.features is not None:
+                continue
             views = [list(vars(view).values()) for view in picture.views]
             pixels |= zip(picture.digests, views, strict=True)
         found = {digest: self.cache[digest] for digest in pixels if digest in self.cache}
@@ -82,7 +84,12 @@ class ImageEncoder:
             self.cache.move_to_end(digest)
         while len(self.cache) > MAX_CACHED_VIEWS:
             self.cache.popitem(last=False)
-        return [concatenated(found[digest] for digest in picture.digests) for picture in pictures]
+        return [
+            concatenated(found[digest] for digest in picture.digests)
+            if picture.features is None
+            else Tensor(picture.features)
+            for picture in pictures
+        ]
 
     def batches(self, pixels: Mapping[bytes, Sequence[np.ndarray]]) -> Iterator[list[bytes]]:
         """Yields the digests of views that are encoded together, which have the same shapes."""

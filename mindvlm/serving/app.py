@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from mindvlm.processing.images.picture import Picture
 from mindvlm.serving.answers import Answers, EventStream, Receiver
 from mindvlm.serving.bodies import read_json
 from mindvlm.serving.budget import ByteBudget, Share
@@ -18,10 +19,12 @@ from mindvlm.serving.documents import add_documents
 from mindvlm.serving.errors import ApiError, shown
 from mindvlm.serving.gate import new_app
 from mindvlm.serving.jobs import Job
+from mindvlm.serving.messages import Dialogue
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.page import add_page
-from mindvlm.serving.pictures import read_pictures
-from mindvlm.serving.prompts import LargePictureError, PictureCache, Prompt, chat_prompt, text_prompt
+from mindvlm.serving.picture_reader import PictureReader
+from mindvlm.serving.pictures import read_files
+from mindvlm.serving.prompts import Prompt, chat_prompt, check_dialogue, text_prompt
 from mindvlm.serving.replies import ChatReply, TextReply
 from mindvlm.serving.requests import Wishes, read_chat, read_completion
 from mindvlm.serving.responses import json_response, unless_disconnected
@@ -29,8 +32,8 @@ from mindvlm.serving.scheduler import Scheduler
 from mindvlm.serving.settings import ServerSettings
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
-MAX_DECODED = 2
-"""Requests whose pictures are decoded and texts tokenized at the same time, which limits the memory for them."""
+MAX_TOKENIZED = 2
+"""Requests whose texts are tokenized at the same time."""
 
 MAX_FETCHED = 8
 """Pictures that are fetched from other machines at the same time, in threads of their own."""
@@ -46,8 +49,9 @@ class Service:
     def __init__(self, scheduler: Scheduler, settings: ServerSettings, metrics: Metrics):
         self.scheduler, self.settings, self.metrics = scheduler, settings, metrics
         self.created = int(time.time())
-        self.pictures = PictureCache(settings.picture_cache_bytes)
-        self.decoding, self.decoding_large = asyncio.Semaphore(MAX_DECODED), asyncio.Semaphore(1)
+        self.pictures = PictureReader(scheduler, settings.picture_cache_bytes)
+        self.num_reading = 0
+        self.tokenizing = asyncio.Semaphore(MAX_TOKENIZED)
         self.fetchers = ThreadPoolExecutor(MAX_FETCHED, "fetcher")
         self.bodies = ByteBudget(settings.max_bodies_bytes)
 
@@ -95,18 +99,28 @@ class Service:
         with Share(self.bodies) as share:
             wishes, dialogue = read_chat(await read_json(request, settings, share), model.config.generation)
             self.check_model(wishes.model)
-            reading = read_pictures(dialogue.pictures, settings, self.fetchers, share)
-            contents = await unless_disconnected(request.receive, reading)
-            if contents is None:
+            check_dialogue(model, dialogue)
+            pictures = []
+            if dialogue.pictures:
+                reading = self.read_pictures(dialogue, share, wishes.num_choices)
+                pictures = await unless_disconnected(request.receive, reading)
+            if pictures is None:
                 raise ApiError(499, "the client disconnected")
-            arguments = (chat_prompt, model, dialogue, contents, self.pictures)
-            try:
-                async with self.decoding:
-                    return wishes, await asyncio.to_thread(*arguments)
-            except LargePictureError:
-                # one after the other, so that small pictures never wait for several
-                async with self.decoding_large, self.decoding:
-                    return wishes, await asyncio.to_thread(*arguments, takes_large=True)
+            async with self.tokenizing:
+                return wishes, await asyncio.to_thread(chat_prompt, model, dialogue, pictures)
+
+    async def read_pictures(self, dialogue: Dialogue, share: Share, num_choices: int) -> list[Picture]:
+        """Returns the pictures of a conversation. Raises ApiError if one cannot be read, or there is no room."""
+        self.scheduler.check_room(num_choices, self.num_reading)
+        self.num_reading += num_choices
+        try:
+            async with asyncio.timeout(self.settings.max_seconds):
+                contents = await read_files(dialogue.pictures, self.settings, self.fetchers, share)
+                return await self.pictures.read(list(zip(dialogue.pictures, contents, strict=True)))
+        except TimeoutError:
+            raise self.scheduler.too_slow() from None
+        finally:
+            self.num_reading -= num_choices
 
     async def text_prompts(self, request: Request) -> tuple[Wishes, list[Prompt]]:
         """Returns the wishes and the prompts of a text completion."""
@@ -114,7 +128,7 @@ class Service:
         with Share(self.bodies) as share:
             wishes, texts = read_completion(await read_json(request, self.settings, share), model.config.generation)
             self.check_model(wishes.model)
-            async with self.decoding:
+            async with self.tokenizing:
                 return wishes, [await asyncio.to_thread(text_prompt, model, text) for text in texts]
 
     def jobs(self, prompts: list[Prompt], wishes: Wishes, receiver: Callable[[int], Receiver]) -> list[Job]:

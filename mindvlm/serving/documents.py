@@ -19,7 +19,7 @@ from mindvlm.serving.budget import ByteBudget, Share
 from mindvlm.serving.errors import bad_field, shown
 from mindvlm.serving.fields import Fields
 from mindvlm.serving.messages import PictureUrl
-from mindvlm.serving.pictures import check_format, read_pictures
+from mindvlm.serving.pictures import check_format, read_files
 from mindvlm.serving.responses import json_response, unless_disconnected
 from mindvlm.serving.settings import ServerSettings
 
@@ -71,7 +71,7 @@ async def page_pictures(
         ranges = None if pages is None else page_ranges(pages)
     except UserError as error:
         raise bad_field("pages", str(error).removeprefix("pages: ")) from None
-    (content,) = await read_pictures([PictureUrl(url, "url")], settings, fetchers, share)
+    (content,) = await read_files([PictureUrl(url, "url")], settings, fetchers, share)
     opening = renderer.submit(opened, content, dpi, settings.max_pixels)
     try:
         document = await asyncio.wrap_future(opening)

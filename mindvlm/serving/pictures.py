@@ -1,4 +1,4 @@
-"""The files of pictures that a request names, within the limits and permissions of the server."""
+"""The files of pictures that a request names, within the limits and permissions of the server, and their decoding."""
 
 import asyncio
 import io
@@ -12,8 +12,10 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from mindvlm.core.errors import UserError
+from mindvlm.processing.chat_processor import ChatProcessor
 from mindvlm.processing.images.downloads import download
 from mindvlm.processing.images.loading import add_heif_opener
+from mindvlm.processing.images.picture import Picture
 from mindvlm.processing.images.sources import data_of_url, head_of, short_name, what_it_is
 from mindvlm.serving.budget import Share
 from mindvlm.serving.errors import bad_field
@@ -25,11 +27,18 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "IC
 
 A_PDF = "a PDF, not a picture; POST /v1/documents/pages turns its pages into pictures"
 
+LARGE_PIXELS = 4_000_000
+"""A picture with more pixels takes some tenths of a second to decode and resize."""
+
 MAX_SMALL_URL = 2**16
 """Characters of base64 that are decoded in 0.1 ms, about the time in which a thread takes a task."""
 
 
-async def read_pictures(
+class LargePictureError(Exception):
+    """A picture has more than `LARGE_PIXELS`."""
+
+
+async def read_files(
     urls: Sequence[PictureUrl], settings: ServerSettings, fetchers: Executor, share: Share
 ) -> list[bytes]:
     """Returns the content of each picture.
@@ -148,3 +157,18 @@ def check_format(content: bytes) -> int:
         return 2 * Image.MAX_IMAGE_PIXELS
     except Exception as error:  # Pillow may raise any exception for damaged files
         raise UserError(f"cannot be read ({' '.join(str(error).split())})") from None
+
+
+def decode_picture(processor: ChatProcessor, content: bytes, *, takes_large: bool) -> Picture:
+    """Decodes the content of a file and cuts it into views.
+
+    Args:
+        takes_large: whether pictures of more than `LARGE_PIXELS` are decoded.
+
+    Raises:
+        UserError: the picture cannot be read or has too many pixels.
+        LargePictureError: it is large, and `takes_large` is False.
+    """
+    if check_format(content) > LARGE_PIXELS and not takes_large:
+        raise LargePictureError
+    return processor.picture(content)

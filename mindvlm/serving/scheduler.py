@@ -14,10 +14,11 @@ from mindvlm.generation.request import ERROR, Addition, Request
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.jobs import Event, Job
 from mindvlm.serving.metrics import Metrics
+from mindvlm.serving.picture_process import PictureProcess, start_picture_process
 from mindvlm.serving.prefixes import PromptCache, prompt_key
 from mindvlm.serving.prompts import Prompt
 from mindvlm.serving.settings import ServerSettings
-from mindvlm.serving.warming import warm_up
+from mindvlm.serving.warming import warm_pictures, warm_up
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Scheduler:
 
     Attributes:
         model: the loaded model; None while it is loading.
+        picture_process: encodes pictures; None without.
         failure: the error that prevents loading.
     """
 
@@ -63,6 +65,7 @@ class Scheduler:
         self.load, self.settings, self.metrics = load, settings, metrics
         self.post, self.on_ready, self.on_end = post, on_ready, on_end
         self.model: VisionLanguageModel | None = None
+        self.picture_process: PictureProcess | None = None
         self.failure: UserError | None = None
         self.waiting: deque[Job] = deque()
         self.starting: list[Job] = []
@@ -83,18 +86,25 @@ class Scheduler:
         with self.changed:
             if self.is_closing:
                 raise ApiError(503, "the server is shutting down", code="closing")
-            limit = self.settings.num_slots + self.settings.max_waiting
-            if len(jobs) > limit:
-                raise ApiError(400, f"{len(jobs)} answers; this server has room for {limit}, ask for fewer at a time")
-            if len(self.waiting) + len(self.starting) + len(self.running) + len(jobs) > limit:
-                raise queue_full(
-                    f"{len(self.waiting)} answers wait for a slot, the limit is {self.settings.max_waiting}"
-                )
+            self.check_room(len(jobs))
             num_bytes, num_new = sum(job.prompt.num_bytes for job in self.waiting), jobs[0].prompt.num_bytes
             if num_bytes and num_new and num_bytes + num_new > self.settings.max_waiting_bytes:
                 raise queue_full(f"the pictures of the answers that wait for a slot have {num_bytes} bytes")
             self.waiting.extend(jobs)
             self.changed.notify()
+
+    def check_room(self, num_jobs: int, num_before: int = 0) -> None:
+        """Raises ApiError if there is no room for more jobs.
+
+        Args:
+            num_before: number of jobs that will be submitted before them.
+        """
+        limit = self.settings.num_slots + self.settings.max_waiting
+        if num_jobs > limit:
+            raise ApiError(400, f"{num_jobs} answers; this server has room for {limit}, ask for fewer at a time")
+        num_waiting = len(self.waiting) + num_before
+        if num_waiting + len(self.starting) + len(self.running) + num_jobs > limit:
+            raise queue_full(f"{num_waiting} answers wait for a slot, the limit is {self.settings.max_waiting}")
 
     def cancel(self, job: Job) -> None:
         """Ends a job that nobody waits for. Its slot is free after the current step."""
@@ -115,7 +125,7 @@ class Scheduler:
         try:
             model = self.load()
             self.processor_limits(model)
-            warm_up(model, self.settings.num_slots)
+            self.prepare(model)
             self.model = model
         except UserError as error:
             self.failure = error
@@ -123,6 +133,7 @@ class Scheduler:
             logger.exception("the model cannot be loaded")
             self.failure = UserError(f"the model cannot be loaded: {error}; see the log")
         if self.failure:
+            self.end_picture_process()
             self.on_end()
             return
         self.on_ready(model)
@@ -134,6 +145,22 @@ class Scheduler:
             self.work()
         self.fail_all(ApiError(503, "the server is shutting down", code="closing"))
         self.publish()
+        self.end_picture_process()
+
+    def prepare(self, model: VisionLanguageModel) -> None:
+        """Starts the picture process, and compiles the graphs."""
+        if self.settings.has_picture_process:
+            self.picture_process = start_picture_process(model)
+        warm_up(model, self.settings.num_slots)
+        if self.picture_process and not self.picture_process.wait_until_ready():
+            logger.error("the picture process does not start; the process of the server encodes pictures")
+            self.picture_process = None
+        if model.engine.is_exact and not self.picture_process:
+            warm_pictures(model)
+
+    def end_picture_process(self) -> None:
+        if self.picture_process:
+            self.picture_process.end()
 
     @property
     def reuses_prompts(self) -> bool:

@@ -36,6 +36,8 @@ class ServerSettings:
         reuses_prompts: whether keys and values of finished answers are used again for prompts with the same beginning;
             only with an engine that `is_exact`.
         any_model: whether a request may name any model.
+        has_picture_process: whether a fork of the server's process encodes pictures, where that is possible; only in a
+            process in which MindSpore has run no graph yet.
     """
 
     num_slots: int = 8
@@ -58,3 +60,4 @@ class ServerSettings:
     model_name: str | None = None
     any_model: bool = False
     reuses_prompts: bool = True
+    has_picture_process: bool = False

@@ -9,6 +9,7 @@ from mindvlm.generation.graphs import BLOCK, bucket_length
 from mindvlm.generation.memory import cache_bytes
 from mindvlm.generation.request import Request
 from mindvlm.nn.memory import FLOAT32
+from mindvlm.processing.images.picture import Picture
 from mindvlm.serving.settings import MEBIBYTE
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
 
@@ -24,7 +25,8 @@ MAX_BATCH_BYTES = 4 * MEBIBYTE
 RESERVED_BYTES = 2**30
 """A cache of this size is allocated for the whole context at once, because a cache that grows needs new graphs."""
 
-SAMPLING = (
+OPTIONS = (
+    GenerationConfig(max_new_tokens=2),
     GenerationConfig(max_new_tokens=2, repetition_penalty=1.1),
     GenerationConfig(max_new_tokens=2, do_sample=True, top_k=2),
     GenerationConfig(max_new_tokens=2, do_sample=True, top_k=0),
@@ -33,7 +35,7 @@ SAMPLING = (
 
 
 def warm_up(model: VisionLanguageModel, num_slots: int) -> None:
-    """Prepares the engine for a number of slots and compiles its graphs."""
+    """Prepares the engine for a number of slots and compiles its graphs, but those of pictures if it `is_exact`."""
     engine = model.engine
     engine.resize(num_slots)
     if engine.is_exact:
@@ -41,13 +43,22 @@ def warm_up(model: VisionLanguageModel, num_slots: int) -> None:
         engine.run_sizes = tuple(size for size in RUN_SIZES if size <= num_blocks)
         engine.reserve(reserved_length(engine))
         engine.compile_runs()
-    if engine.is_exact:
-        model.encoder.batch_sizes = exact_batch_sizes(model)
-    pictures = [model.processor.picture(Image.new("RGB", (64, 64), "white"))]
-    ids, features = model.prepared(model.prompter("Hello", 1), pictures)
-    answer(engine, Request(ids=ids, features=features.rows, options=GenerationConfig(max_new_tokens=2)))
-    for options in SAMPLING:
+    else:
+        # a prompt with a picture has graphs of its own
+        ids, features = model.prepared(model.prompter("Hello", 1), [white_picture(model)])
+        answer(engine, Request(ids=ids, features=features.rows, options=GenerationConfig(max_new_tokens=2)))
+    for options in OPTIONS:
         answer(engine, Request(ids=[0], options=options))
+
+
+def warm_pictures(model: VisionLanguageModel) -> None:
+    """Compiles the graphs of pictures of an engine that `is_exact`, and sets how many views are encoded together."""
+    model.encoder.batch_sizes = exact_batch_sizes(model)
+    model.encoder.encode_views([white_picture(model)])
+
+
+def white_picture(model: VisionLanguageModel) -> Picture:
+    return model.processor.picture(Image.new("RGB", (64, 64), "white"))
 
 
 def reserved_length(engine: Engine) -> int:
@@ -63,7 +74,7 @@ def exact_batch_sizes(model: VisionLanguageModel) -> tuple[int, ...]:
 
     Large views keep all threads busy alone.
     """
-    (view, *_) = model.processor.picture(Image.new("RGB", (64, 64), "white")).views
+    (view, *_) = white_picture(model).views
     shapes = [array.shape for array in vars(view).values()]
     random = np.random.default_rng(0)
     pixels = [random.standard_normal((max(BATCH_SIZES), *shape), np.float32) for shape in shapes]

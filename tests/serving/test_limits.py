@@ -17,7 +17,6 @@ from PIL import Image, PngImagePlugin
 
 from mindvlm.serving import gate, http_server
 from mindvlm.serving import pictures as pictures_module
-from mindvlm.serving import prompts as prompts_module
 from mindvlm.serving.budget import ByteBudget, Share
 from mindvlm.serving.messages import PictureUrl
 from mindvlm.serving.settings import ServerSettings
@@ -175,13 +174,13 @@ def test_large_pictures_hold_up_no_small_ones(server, monkeypatch):
             released.wait(20)
         return decode(content)
 
-    monkeypatch.setattr(prompts_module, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(pictures_module, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(server.service.model.processor, "picture", decode_slowly)
     large = [[{"type": "image_url", "image_url": data_url(number, (64, 40))}] for number in range(70, 74)]
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(server.chat, messages=[{"role": "user", "content": parts}]) for parts in large]
         try:
-            wait_for(server.service.decoding_large.locked, 5)
+            wait_for(server.service.pictures.large.locked, 5)
             start = time.monotonic()
             assert server.chat(messages=shown(75)).status_code == 200 and time.monotonic() - start < 10
         finally:
@@ -288,7 +287,7 @@ def test_only_short_base64_is_decoded_in_the_event_loop(url, is_in_loop, monkeyp
 
     monkeypatch.setattr(pictures_module, "read_picture_file", read)
     share = Share(ByteBudget(100))
-    asyncio.run(pictures_module.read_pictures([PictureUrl(url, "url")], ServerSettings(), None, share))
+    asyncio.run(pictures_module.read_files([PictureUrl(url, "url")], ServerSettings(), None, share))
     assert [thread is threading.current_thread() for thread in threads] == [is_in_loop]
 
 

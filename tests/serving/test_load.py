@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from mindvlm.processing.images.picture import Picture
-from mindvlm.serving.prompts import PictureCache
+from mindvlm.serving.picture_reader import PictureCache
 from mindvlm.serving.warming import exact_batch_sizes
 from mindvlm.tools.load_test import main as load_test
 from tests.serving.running import LONG, choices, mixed_request, running, shown, wait_for
@@ -267,19 +267,22 @@ def test_pictures_are_encoded_together_where_the_bits_stay(server, monkeypatch):
     assert exact_batch_sizes(model) == (1,)
 
 
-def test_decoded_pictures_are_kept_up_to_a_size():
-    view, layout, decoded = SimpleNamespace(image=np.zeros(25, np.float32)), np.zeros(1, np.int32), []
-
-    def decode(content):
-        decoded.append(content)
-        return Picture((view,), layout)
+def test_pictures_are_kept_up_to_a_size():
+    def read(**features):
+        return Picture((SimpleNamespace(image=np.zeros(25, np.float32)),), np.zeros(1, np.int32), **features)
 
     cache = PictureCache(max_bytes=250)
-    first = cache.get(b"a", decode)
-    assert cache.get(b"a", decode) is first and decoded == [b"a"]
-    for content in (b"b", b"a", b"c", b"a", b"b"):
-        cache.get(content, decode)
-    assert decoded == [b"a", b"b", b"c", b"b"] and cache.num_bytes == 200
+    first, encoded = read(), read(features=np.zeros((1, 2, 12), np.float32))
+    assert cache.get(b"a") is None
+    cache.keep(b"a", first)
+    cache.keep(b"b", encoded)
+    assert cache.get(b"a") is first and cache.get(b"b") is encoded and cache.num_bytes == 196
+    cache.get(b"a")
+    cache.keep(b"c", read())
+    # the one that was not asked for
+    assert (list(cache.pictures), cache.num_bytes) == ([b"a", b"c"], 200)
+    cache.keep(b"c", read())
+    assert cache.num_bytes == 200
 
 
 def test_a_picture_is_hashed_once_per_array():

@@ -13,7 +13,7 @@ from mindvlm.core.config import GenerationConfig
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.fields import parse_json
 from mindvlm.serving.messages import PictureUrl, read_messages
-from mindvlm.serving.prompts import PictureCache, chat_prompt
+from mindvlm.serving.prompts import chat_prompt
 from mindvlm.serving.requests import read_chat, read_completion
 from tests.serving.running import running, shown
 from tests.tiny_vary import write_tiny_opt
@@ -292,7 +292,7 @@ def test_a_template_without_questions_needs_a_picture(tmp_path):
     model = load(write_tiny_opt(tmp_path, processor__template="opt"), cache=False)
     dialogue = read_messages([{"role": "user", "content": "What is this?"}])
     with pytest.raises(ApiError, match="template 'opt' needs a picture; give an image") as raised:
-        chat_prompt(model, dialogue, [], PictureCache(0))
+        chat_prompt(model, dialogue, [])
     assert raised.value.status == 400
 
 

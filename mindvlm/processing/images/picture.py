@@ -22,11 +22,14 @@ class Picture:
         layout: (R,) int32, the index into the feature rows of all views for each placeholder, or NEWLINE.
         num_fixed: number of first placeholders that a model always keeps; it chooses among the others by the text. None
             if it keeps all.
+        features: those of the V views, (V, T, hidden) float32, of a picture that another process has encoded; it has no
+            views here.
     """
 
     views: tuple[Any, ...]
     layout: np.ndarray
     num_fixed: int | None = None
+    features: np.ndarray | None = None
 
     @cached_property
     def digests(self) -> tuple[bytes, ...]:

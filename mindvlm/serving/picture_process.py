@@ -1,0 +1,273 @@
+"""A process that decodes and encodes pictures, while the process of the server generates answers.
+
+It is a fork of the server's process, so both share the memory of the weights. Threads would not help: MindSpore runs
+graphs of one process one after the other, and Python runs one thread at a time.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import pickle
+import signal
+import socket
+import stat
+import struct
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NoReturn
+
+from mindvlm.core.errors import UserError
+from mindvlm.core.host_cpus import num_threads
+from mindvlm.core.processes import die_with_parent
+from mindvlm.native.library import open_library
+from mindvlm.processing.images.picture import Picture
+from mindvlm.serving.pictures import LargePictureError, decode_picture
+from mindvlm.serving.warming import warm_pictures
+from mindvlm.sessions.vision_language_model import VisionLanguageModel
+
+logger = logging.getLogger(__name__)
+
+READY = b"R"
+
+READY_SECONDS = 60
+"""Time for the start of the process beyond that of the server."""
+
+MAX_TOGETHER = 8
+"""Files that the process takes at once."""
+
+FILE = struct.Struct("<QQ??")
+"""Before the content of a file: its number and size, whether it may be large, whether answers are generated."""
+
+RESULTS = struct.Struct("<Q")
+"""Before pickled results: their size."""
+
+Result = Picture | UserError | LargePictureError | None
+"""None for a picture that the process could not encode for another reason than its file."""
+
+
+class PictureProcess:
+    """The process as the server sees it.
+
+    Args:
+        pid: of the process.
+        connection: to it.
+
+    Attributes:
+        has_ended: whether it gives no pictures any more.
+    """
+
+    def __init__(self, pid: int, connection: socket.socket):
+        self.pid, self.connection, self.has_ended = pid, connection, False
+        self.numbers = itertools.count()
+        self.expected: dict[int, asyncio.Future[Result]] = {}
+        self.receiving: asyncio.Task | None = None
+        self.connecting = asyncio.Lock()
+
+    def wait_until_ready(self) -> bool:
+        """Returns whether the process has compiled its graphs; if not, it is ended."""
+        self.connection.settimeout(READY_SECONDS)
+        with contextlib.suppress(OSError):
+            if self.connection.recv(1) == READY:
+                return True
+        self.end()
+        return False
+
+    async def picture(self, content: bytes, *, takes_large: bool, is_busy: bool) -> Picture | None:
+        """Returns the encoded picture of a file; None if the process cannot give it. Errors as in `decode_picture`.
+
+        Args:
+            is_busy: whether answers are generated, to which the process then leaves half of the CPUs.
+        """
+        await self.connect()
+        number = next(self.numbers)
+        self.expected[number] = future = asyncio.get_running_loop().create_future()
+        try:
+            if self.has_ended:
+                return None
+            with contextlib.suppress(ConnectionError):
+                self.writer.write(FILE.pack(number, len(content), takes_large, is_busy))
+                self.writer.write(content)
+                await self.writer.drain()
+            result = await future
+        finally:
+            self.expected.pop(number, None)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def connect(self) -> None:
+        """Opens the connection in the event loop at the first use."""
+        async with self.connecting:
+            if self.receiving is None:
+                reader, self.writer = await asyncio.open_connection(sock=self.connection)
+                self.receiving = asyncio.create_task(self.receive(reader))
+
+    async def receive(self, reader: asyncio.StreamReader) -> None:
+        """Hands out results until the process ends."""
+        try:
+            while True:
+                (size,) = RESULTS.unpack(await reader.readexactly(RESULTS.size))
+                for number, result in pickle.loads(await reader.readexactly(size)):
+                    self.hand_out(number, result)
+        except (asyncio.IncompleteReadError, OSError):
+            if not self.has_ended:
+                logger.error("the picture process has ended; the process of the server encodes pictures from now on")
+        finally:
+            self.end()
+            self.writer.close()
+            for number in list(self.expected):
+                self.hand_out(number, None)
+
+    def hand_out(self, number: int, result: Result) -> None:
+        future = self.expected.get(number)
+        if future and not future.done():
+            future.set_result(result)
+
+    def end(self) -> None:
+        """Ends the process. May be called from any thread, and again."""
+        self.has_ended = True
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
+    """Returns a process with a model that was just loaded; None where it has no use or is not possible.
+
+    A process must not be forked once MindSpore has run a graph: it would wait for threads that only its parent has.
+    """
+    engine = model.engine
+    # without the kernels, features of pictures that are encoded together differ from those of single ones
+    if not (hasattr(os, "fork") and engine.is_exact and engine.runner.graph_mode) or num_threads() < 2:
+        return None
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        serve_pictures(model, theirs)
+    theirs.close()
+    return PictureProcess(pid, ours)
+
+
+def serve_pictures(model: VisionLanguageModel, connection: socket.socket) -> NoReturn:
+    """Reads the pictures that come over a connection, until its other end is closed."""
+    try:
+        leave_server(connection)
+        warm_pictures(model)
+        connection.sendall(READY)
+        PictureWorker(model, connection).run()
+    except BaseException:
+        logger.exception("the picture process fails")
+    finally:
+        # not the ends of the server, such as the removal of its temporary folders
+        os._exit(1)
+
+
+def leave_server(connection: socket.socket) -> None:
+    """Gives up what a fork of the server shares with it."""
+    die_with_parent()
+    signal.set_wakeup_fd(-1)
+    # the server ends after the answers that are under way
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # clients would wait for the end of connections that the server has closed
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if int(name) != connection.fileno() and stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.close(int(name))
+
+
+@dataclass
+class Task:
+    """A file to read.
+
+    Attributes:
+        is_decoded: whether a thread has decoded it, because it is large.
+        result: that of the thread.
+    """
+
+    number: int
+    content: bytes
+    takes_large: bool
+    is_busy: bool
+    is_decoded: bool = False
+    result: Result = None
+
+
+class PictureWorker:
+    """The process: decodes and encodes the files that have come, several at a time.
+
+    Args:
+        model: encodes them; its encoder keeps recent features.
+        connection: brings files and takes pictures.
+    """
+
+    def __init__(self, model: VisionLanguageModel, connection: socket.socket):
+        self.model, self.connection = model, connection
+        self.tasks: SimpleQueue[Task] = SimpleQueue()
+        self.for_large = ThreadPoolExecutor(1, "large picture")
+        self.num_threads = num_threads()
+
+    def run(self) -> NoReturn:
+        threading.Thread(target=self.receive, daemon=True).start()
+        while True:
+            tasks = [self.tasks.get()]
+            while len(tasks) < MAX_TOGETHER and not self.tasks.empty():
+                tasks.append(self.tasks.get())
+            self.use_threads(max(1, num_threads() // 2) if tasks[-1].is_busy else num_threads())
+            results = pickle.dumps(self.results(tasks), pickle.HIGHEST_PROTOCOL)
+            self.connection.sendall(RESULTS.pack(len(results)))
+            self.connection.sendall(results)
+
+    def receive(self) -> None:
+        """Queues the files until the server ends."""
+        with contextlib.suppress(OSError), self.connection.makefile("rb") as file:
+            while len(head := file.read(FILE.size)) == FILE.size:
+                number, size, takes_large, is_busy = FILE.unpack(head)
+                self.tasks.put(Task(number, file.read(size), takes_large, is_busy))
+        os._exit(0)
+
+    def use_threads(self, count: int) -> None:
+        """Lets the kernels use a number of threads."""
+        if count != self.num_threads:
+            open_library().call("mindvlm_set_num_threads", count)
+            self.num_threads = count
+
+    def results(self, tasks: Sequence[Task]) -> list[tuple[int, Result]]:
+        """Returns the numbers and results of tasks, without those of large pictures that are still decoded."""
+        results: dict[int, Result] = {}
+        for task in tasks:
+            if task.is_decoded:
+                results[task.number] = task.result
+            elif task.takes_large:
+                self.for_large.submit(self.decode_large, task)
+            else:
+                results[task.number] = self.decoded(task)
+        decoded = {number: result for number, result in results.items() if isinstance(result, Picture)}
+        try:
+            features = self.model.encoder.encode_views(list(decoded.values()))
+            for (number, picture), one in zip(decoded.items(), features, strict=True):
+                results[number] = Picture((), picture.layout, picture.num_fixed, one.asnumpy())
+        except Exception:
+            logger.exception("pictures cannot be encoded")
+            results |= dict.fromkeys(decoded)
+        return list(results.items())
+
+    def decode_large(self, task: Task) -> None:
+        """Decodes a file in a thread, and queues it again."""
+        task.result, task.is_decoded = self.decoded(task), True
+        self.tasks.put(task)
+
+    def decoded(self, task: Task) -> Result:
+        """Returns the picture of a file, which is not encoded yet."""
+        try:
+            return decode_picture(self.model.processor, task.content, takes_large=task.takes_large)
+        except (UserError, LargePictureError) as error:
+            return error
+        except Exception:
+            logger.exception("a picture cannot be decoded")
+            return None
