@@ -10,11 +10,11 @@ import itertools
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
 import stat
 import struct
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -208,28 +208,36 @@ class PictureWorker:
 
     def __init__(self, model: VisionLanguageModel, connection: socket.socket):
         self.model, self.connection = model, connection
-        self.tasks: SimpleQueue[Task] = SimpleQueue()
-        self.for_large = ThreadPoolExecutor(1, "large picture")
         self.num_threads = num_threads()
+        self.for_large = ThreadPoolExecutor(1, "large picture")
+        self.large: SimpleQueue[Task] = SimpleQueue()
+        # a byte for each task in `large`
+        self.bell, self.ring = socket.socketpair()
 
     def run(self) -> NoReturn:
-        threading.Thread(target=self.receive, daemon=True).start()
         while True:
-            tasks = [self.tasks.get()]
-            while len(tasks) < MAX_TOGETHER and not self.tasks.empty():
-                tasks.append(self.tasks.get())
+            tasks = [self.next_task()]
+            while len(tasks) < MAX_TOGETHER and self.readable(0):
+                tasks.append(self.next_task())
             self.use_threads(max(1, num_threads() // 2) if tasks[-1].is_busy else num_threads())
             results = pickle.dumps(self.results(tasks), pickle.HIGHEST_PROTOCOL)
             self.connection.sendall(RESULTS.pack(len(results)))
             self.connection.sendall(results)
 
-    def receive(self) -> None:
-        """Queues the files until the server ends."""
-        with contextlib.suppress(OSError), self.connection.makefile("rb") as file:
-            while len(head := file.read(FILE.size)) == FILE.size:
-                number, size, takes_large, is_busy = FILE.unpack(head)
-                self.tasks.put(Task(number, file.read(size), takes_large, is_busy))
-        os._exit(0)
+    def readable(self, seconds: float | None) -> list[socket.socket]:
+        """Returns the sockets that have something to read; waits for one for a time, None for ever."""
+        return select.select([self.connection, self.bell], [], [], seconds)[0]
+
+    def next_task(self) -> Task:
+        """Returns the next file, or the next large one that is decoded. The process ends if there are none any more."""
+        if self.bell in self.readable(None):
+            self.bell.recv(1)
+            return self.large.get()
+        head = self.connection.recv(FILE.size, socket.MSG_WAITALL)
+        if len(head) < FILE.size:
+            os._exit(0)
+        number, size, takes_large, is_busy = FILE.unpack(head)
+        return Task(number, self.connection.recv(size, socket.MSG_WAITALL), takes_large, is_busy)
 
     def use_threads(self, count: int) -> None:
         """Lets the kernels use a number of threads."""
@@ -260,7 +268,8 @@ class PictureWorker:
     def decode_large(self, task: Task) -> None:
         """Decodes a file in a thread, and queues it again."""
         task.result, task.is_decoded = self.decoded(task), True
-        self.tasks.put(task)
+        self.large.put(task)
+        self.ring.send(b"R")
 
     def decoded(self, task: Task) -> Result:
         """Returns the picture of a file, which is not encoded yet."""
