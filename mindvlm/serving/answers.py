@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -21,32 +21,50 @@ PING_SECONDS = 10
 """A stream without news sends a comment after this time, and begins before its first token."""
 
 
+JobMaker = Callable[[Callable[[int], Receiver]], Awaitable[list[Job]]]
+"""Returns the jobs of a request; called with a function that makes the receiver of the events of a job's number."""
+
+
 class Answers:
-    """The jobs of one request.
+    """The jobs of one request, which are made and submitted while their events are awaited.
 
     Args:
         scheduler: generates them.
-        make_jobs: returns the jobs; called with a function that makes the receiver of the events of a job's number.
+        make_jobs: may take long, because it reads pictures. Its errors are events.
+        after: called when the jobs are submitted, or will not be.
 
-    Raises:
-        ApiError: the queue is full.
+    Attributes:
+        jobs: empty until they are submitted.
     """
 
-    def __init__(self, scheduler: Scheduler, make_jobs: Callable[[Callable[[int], Receiver]], list[Job]]):
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Scheduler, make_jobs: JobMaker, after: Callable[[], None]):
+        self.scheduler, self.jobs = scheduler, []
         self.events: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
-        self.jobs = make_jobs(lambda index: lambda event: self.events.put_nowait((index, event)))
-        scheduler.submit(self.jobs)
+        self.submitting = asyncio.create_task(self.submit(make_jobs))
+        self.submitting.add_done_callback(lambda task: after())
+
+    async def submit(self, make_jobs: JobMaker) -> None:
+        try:
+            jobs = await make_jobs(lambda index: lambda event: self.events.put_nowait((index, event)))
+            self.scheduler.submit(jobs)
+            self.jobs = jobs
+        except ApiError as error:
+            self.events.put_nowait((0, Event(error=error)))
+        except Exception:
+            logger.exception("a request cannot be answered")
+            error = ApiError(500, "the server failed; see its log", code="internal_error")
+            self.events.put_nowait((0, Event(error=error)))
 
     def close(self) -> None:
         """Frees the slots of unfinished jobs."""
+        self.submitting.cancel()
         for job in self.jobs:
             self.scheduler.cancel(job)
 
     async def whole(self) -> list[Event]:
         """Returns the final event of each job. Raises ApiError if one fails."""
         found: dict[int, Event] = {}
-        while len(found) < len(self.jobs):
+        while not found or len(found) < len(self.jobs):
             index, event = await self.events.get()
             if event.error:
                 raise event.error

@@ -3,8 +3,9 @@ the web page."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -96,26 +97,31 @@ class Service:
             "scope": asdict(self.model.scope),
         }
 
-    async def chat_prompt(self, request: Request) -> tuple[Wishes, Prompt]:
-        """Returns the wishes and the prompt of a chat request, whose body is no longer needed then."""
-        model, settings = self.model, self.settings
-        with Share(self.bodies) as share:
-            wishes, dialogue = read_chat(await read_json(request, settings, share), model.config.generation)
+    async def chat(self, request: Request) -> Response:
+        """Returns the response to a chat request."""
+        asked_at, model = time.monotonic(), self.model
+        with ExitStack() as stack:
+            share = stack.enter_context(Share(self.bodies))
+            wishes, dialogue = read_chat(await read_json(request, self.settings, share), model.config.generation)
             self.check_model(wishes.model)
             check_dialogue(model, dialogue)
-            pictures = []
-            if dialogue.pictures:
-                reading = self.read_pictures(dialogue, share, wishes.num_choices)
-                pictures = await unless_disconnected(request.receive, reading)
-            if pictures is None:
-                raise ApiError(499, "the client disconnected")
+            # until the pictures are read
+            held = stack.pop_all()
+
+        async def make_prompts() -> list[Prompt]:
+            pictures = await self.read_pictures(dialogue, share, wishes.num_choices)
             if sum(map(len, dialogue.texts)) <= MAX_SHORT_TEXT:
-                return wishes, chat_prompt(model, dialogue, pictures)
+                return [chat_prompt(model, dialogue, pictures)]
             async with self.tokenizing:
-                return wishes, await asyncio.to_thread(chat_prompt, model, dialogue, pictures)
+                return [await asyncio.to_thread(chat_prompt, model, dialogue, pictures)]
+
+        reply = ChatReply(self.model_name, model.processor.tokenizer, wishes.num_choices)
+        return await self.answer(request, make_prompts, wishes, reply, asked_at=asked_at, after=held.close)
 
     async def read_pictures(self, dialogue: Dialogue, share: Share, num_choices: int) -> list[Picture]:
         """Returns the pictures of a conversation. Raises ApiError if one cannot be read, or there is no room."""
+        if not dialogue.pictures:
+            return []
         self.scheduler.check_room(num_choices, self.num_reading)
         self.num_reading += num_choices
         try:
@@ -127,18 +133,25 @@ class Service:
         finally:
             self.num_reading -= num_choices
 
-    async def text_prompts(self, request: Request) -> tuple[Wishes, list[Prompt]]:
-        """Returns the wishes and the prompts of a text completion."""
-        model = self.model
+    async def complete(self, request: Request) -> Response:
+        """Returns the response to a request for a text completion."""
+        asked_at, model = time.monotonic(), self.model
         with Share(self.bodies) as share:
-            wishes, texts = read_completion(await read_json(request, self.settings, share), model.config.generation)
+            body = await read_json(request, self.settings, share)
+            wishes, texts = read_completion(body, model.config.generation)
             self.check_model(wishes.model)
-            async with self.tokenizing:
-                return wishes, [await asyncio.to_thread(text_prompt, model, text) for text in texts]
 
-    def jobs(self, prompts: list[Prompt], wishes: Wishes, receiver: Callable[[int], Receiver]) -> list[Job]:
+        async def make_prompts() -> list[Prompt]:
+            async with self.tokenizing:
+                return [await asyncio.to_thread(text_prompt, model, text) for text in texts]
+
+        reply = TextReply(self.model_name, model.processor.tokenizer, wishes.num_choices)
+        return await self.answer(request, make_prompts, wishes, reply, asked_at=asked_at)
+
+    def jobs(
+        self, prompts: list[Prompt], wishes: Wishes, receiver: Callable[[int], Receiver], asked_at: float
+    ) -> list[Job]:
         """Returns a job for each choice of each prompt."""
-        expires = time.monotonic() + self.settings.max_seconds
         return [
             Job(
                 prompt=prompt,
@@ -148,15 +161,34 @@ class Service:
                 receive=receiver(number * wishes.num_choices + choice),
                 streams=wishes.streams,
                 top_logprobs=wishes.top_logprobs,
-                expires=expires,
+                asked_at=asked_at,
+                expires=asked_at + self.settings.max_seconds,
             )
             for number, prompt in enumerate(prompts)
             for choice in range(wishes.num_choices)
         ]
 
-    async def answer(self, request: Request, prompts: list[Prompt], wishes: Wishes, reply: ChatReply):
-        """Returns the response with the answers to the prompts."""
-        answers = Answers(self.scheduler, lambda receiver: self.jobs(prompts, wishes, receiver))
+    async def answer(
+        self,
+        request: Request,
+        make_prompts: Callable[[], Awaitable[list[Prompt]]],
+        wishes: Wishes,
+        reply: ChatReply,
+        *,
+        asked_at: float,
+        after: Callable[[], None] = lambda: None,
+    ) -> Response:
+        """Returns the response with the answers to prompts.
+
+        Args:
+            asked_at: `time.monotonic()` of the request.
+            after: called when the prompts are made, or will not be.
+        """
+
+        async def make_jobs(receiver: Callable[[int], Receiver]) -> list[Job]:
+            return self.jobs(await make_prompts(), wishes, receiver, asked_at)
+
+        answers = Answers(self.scheduler, make_jobs, after)
         try:
             if not wishes.streams:
                 events = await unless_disconnected(request.receive, answers.whole())
@@ -195,20 +227,12 @@ def make_app(service: Service) -> FastAPI:
         return json_response(service.card())
 
     @app.post("/v1/chat/completions")
-    async def chat(request: Request):
-        tokenizer = service.model.processor.tokenizer
-        wishes, prompt = await service.chat_prompt(request)
-        return await service.answer(
-            request, [prompt], wishes, ChatReply(service.model_name, tokenizer, wishes.num_choices)
-        )
+    async def chat(request: Request) -> Response:
+        return await service.chat(request)
 
     @app.post("/v1/completions")
-    async def complete(request: Request):
-        tokenizer = service.model.processor.tokenizer
-        wishes, prompts = await service.text_prompts(request)
-        return await service.answer(
-            request, prompts, wishes, TextReply(service.model_name, tokenizer, wishes.num_choices)
-        )
+    async def complete(request: Request) -> Response:
+        return await service.complete(request)
 
     add_documents(app, settings, service.bodies)
     add_page(app)

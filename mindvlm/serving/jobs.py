@@ -1,5 +1,6 @@
 """An answer that the scheduler generates, and what it reports on the way."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,11 @@ import numpy as np
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.generation.answer import AnswerText
-from mindvlm.generation.request import Slot
+from mindvlm.generation.request import ERROR, Slot
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.prompts import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,10 @@ class Job:
         streams: whether pieces are wanted before the end.
         has_begun: whether there was one.
         top_logprobs: see `Wishes`.
-        expires: `time.monotonic()` at which the job fails.
+        asked_at: `time.monotonic()` of the request.
+        expires: that at which the job fails.
         is_cancelled: set when nobody waits for the answer any more.
+        has_failed: set when its text cannot be made.
     """
 
     prompt: Prompt
@@ -78,10 +83,11 @@ class Job:
     top_logprobs: int | None = None
     expires: float
     is_cancelled: bool = False
+    has_failed: bool = False
     slot: Slot | None = None
     key: np.ndarray | None = None
     num_reused: int = 0
-    asked_at: float = field(default_factory=time.monotonic)
+    asked_at: float
     started_at: float = 0.0
     prefilled_at: float = 0.0
     has_begun: bool = False
@@ -93,6 +99,16 @@ class Job:
     def is_expired(self) -> bool:
         return time.monotonic() > self.expires
 
+    def reason_after(self, token: int) -> str | None:
+        """Takes the next id into the text; returns the stop reason if it ends the answer, else None."""
+        try:
+            return self.text.reason_after(token)
+        except Exception:
+            # an error would end the answers of all clients
+            logger.exception("the text of an answer cannot be made")
+            self.has_failed = True
+            return ERROR
+
     def take_token(self, logits: np.ndarray | None, *, sends_piece: bool) -> Event | None:
         """Returns what is new after the engine added a token to the slot; None if nothing is to be reported.
 
@@ -100,6 +116,16 @@ class Job:
             logits: (V,) float32 from which the token was chosen, for log probabilities.
             sends_piece: whether it is time for a piece; the first one and the end do not wait.
         """
+        if not self.has_failed:
+            try:
+                return self.new_event(logits, sends_piece=sends_piece)
+            except Exception:
+                logger.exception("the text of an answer cannot be made")
+                self.has_failed = True
+        return Event(error=ApiError(500, "the text cannot be made; see the log of the server", code="text_failed"))
+
+    def new_event(self, logits: np.ndarray | None, *, sends_piece: bool) -> Event | None:
+        """See `take_token`."""
         token, ended = self.slot.new_ids[-1], self.slot.stop_reason is not None
         if ended:
             self.text.end()

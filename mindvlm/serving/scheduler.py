@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 from mindvlm.core.errors import UserError
 from mindvlm.generation.images import ImageFeatures
-from mindvlm.generation.request import ERROR, Addition, Request
+from mindvlm.generation.request import Addition, Request
 from mindvlm.serving.errors import ApiError
 from mindvlm.serving.jobs import Event, Job
 from mindvlm.serving.metrics import Metrics
@@ -265,9 +265,7 @@ class Scheduler:
         if slot is None and engine.slots.count(None) == num_before:
             engine.release(self.finished.oldest())
         job.num_reused = num_kept
-        request = Request(
-            ids=ids, features=features.rows, options=job.options, stop=job.text.reason_after, seed=job.seed
-        )
+        request = Request(ids=ids, features=features.rows, options=job.options, stop=job.reason_after, seed=job.seed)
         return Addition(request, slot, num_kept)
 
     def step(self) -> None:
@@ -282,7 +280,7 @@ class Scheduler:
         logits = engine.next_logits.asnumpy() if wants_logits else None
         for slot in stepped:
             job = self.running[slot.row]
-            if slot.stop_reason == ERROR:
+            if slot.error:
                 self.news.append((job, Event(error=ApiError(500, str(slot.error), code="not_finite"))))
                 engine.release(slot)
                 del self.running[slot.row]
@@ -293,8 +291,11 @@ class Scheduler:
             event = job.take_token(chosen_from, sends_piece=sends_pieces)
             if event:
                 self.news.append((job, event))
-            if slot.stop_reason:
+            if slot.stop_reason or job.has_failed:
                 del self.running[slot.row]
+                if job.has_failed:
+                    engine.release(slot)
+                    continue
                 if self.reuses_prompts:
                     self.finished.keep(slot, job.key)
                 else:

@@ -34,6 +34,7 @@ def reported(text: str, *, stop: str, every: int = 1, streams: bool = True) -> l
         receive=lambda event: None,
         streams=streams,
         top_logprobs=0,
+        asked_at=0,
         expires=0,
     )
     job.slot = SimpleNamespace(new_ids=[], stop_reason=None, request=SimpleNamespace(ids=[1]))
