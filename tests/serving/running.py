@@ -1,9 +1,13 @@
-"""A server of a tiny model in a thread, a router of several processes, and requests for both."""
+"""A server of a tiny model in a thread or as a command, a router of several processes, and requests for them."""
 
 import base64
 import contextlib
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +28,8 @@ from mindvlm.serving.settings import ServerSettings
 from mindvlm.serving.sites import own_names
 from mindvlm.tools.serve import REPLICA, named_plan
 from tests.tiny_vary import picture, write_tiny_vary
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Client:
@@ -120,6 +126,39 @@ def running(folder: Path, *, wait: bool = True, changes: dict | None = None, **s
         server.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def started(path: Path, *options: str, **environment: str | None):
+    """A running command with its log and address.
+
+    Args:
+        environment: variables to set, or to remove with None.
+    """
+    command = [sys.executable, "-m", "mindvlm.tools.serve", "--config_path", str(path), "--port", "0"]
+    variables = {key: value for key, value in (os.environ | environment).items() if value is not None}
+    log = path.parent / "log"
+    with open(log, "w") as errors:
+        process = subprocess.Popen([*command, *options], stderr=errors, cwd=ROOT, env=variables)
+    try:
+        wait_for(lambda: "listening on" in log.read_text(), 60)
+        yield process, log, re.search(r"http://\S+", log.read_text())[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def children_of(process: subprocess.Popen) -> list[int]:
+    """Returns the processes that all threads of a process have started."""
+    files = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(text) for file in files for text in file.read_text().split()]
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @contextlib.contextmanager

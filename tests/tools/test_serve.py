@@ -1,12 +1,9 @@
 """The command `mindvlm-serve`: what prevents a start, and how it ends."""
 
-import contextlib
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,7 +13,7 @@ import pytest
 from mindvlm.core.errors import UserError
 from mindvlm.tools import serve, serve_replica
 from mindvlm.tools.serve import build_parser, main, read_plans, read_settings
-from tests.serving.running import wait_for
+from tests.serving.running import children_of, has_ended, started, wait_for
 from tests.tiny_vary import tiny_config, write_tiny_vary, write_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,36 +154,10 @@ def test_a_model_that_cannot_be_loaded_is_reported_before_anything_starts(option
     assert line.startswith("error: ") and said in line
 
 
-@contextlib.contextmanager
-def started(path: Path, *options: str):
-    """A running command with its log and address."""
-    command = [sys.executable, "-m", "mindvlm.tools.serve", "--config_path", str(path), "--port", "0", "--no_cache"]
-    log = path.parent / "log"
-    with open(log, "w") as errors:
-        process = subprocess.Popen([*command, *options], stderr=errors, cwd=ROOT)
-    try:
-        wait_for(lambda: "listening on" in log.read_text(), 60)
-        yield process, log, re.search(r"http://\S+", log.read_text())[0]
-    finally:
-        process.kill()
-        process.wait()
-
-
-def children_of(process: subprocess.Popen) -> list[int]:
-    return [int(text) for text in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def has_ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.parametrize(("number", "num_replicas"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_a_signal_ends_the_server_after_the_answer(tmp_path, number, num_replicas):
     path = write_tiny_vary(tmp_path, generation={"max_new_tokens": 60}, scope={"note": "Reads noise."})
-    with started(path, "--replicas", str(num_replicas)) as (process, log, url):
+    with started(path, "--replicas", str(num_replicas), "--no_cache") as (process, log, url):
         wait_for(lambda: httpx.get(url.replace("/v1", "/health")).status_code == 200, 60)
         if num_replicas > 1:
             wait_for(lambda: len(children_of(process)) == num_replicas)
@@ -207,7 +178,7 @@ def test_a_signal_ends_the_server_after_the_answer(tmp_path, number, num_replica
 
 @pytest.mark.parametrize("said", ["native kernels", "listening on"])
 def test_ctrl_c_while_the_model_loads(tmp_path, said):
-    with started(write_tiny_vary(tmp_path)) as (process, log, _):
+    with started(write_tiny_vary(tmp_path), "--no_cache") as (process, log, _):
         wait_for(lambda: said in log.read_text(), 60)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
