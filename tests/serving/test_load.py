@@ -223,6 +223,28 @@ def test_values_that_are_not_finite_end_one_answer_only(server, monkeypatch):
     server.scheduler.model.encoder.cache.clear()
 
 
+@pytest.mark.parametrize("method", ["reason_after", "take"])
+def test_a_text_that_cannot_be_made_ends_one_answer_only(server, monkeypatch, method):
+    server.wait_until_idle()
+    made, expected = server.scheduler.model.new_text, server.text("question", max_tokens=6)
+
+    def new_text(options):
+        text = made(options)
+        if options.max_new_tokens == 5:
+            setattr(text, method, lambda *arguments: 1 / 0)
+        return text
+
+    monkeypatch.setattr(server.scheduler.model, "new_text", new_text)
+    with ThreadPoolExecutor(2) as pool:
+        with held(server):
+            good, bad = pool.submit(server.text, "question", max_tokens=6), pool.submit(server.chat, max_tokens=5)
+            wait_for(lambda: len(server.scheduler.running) == 2)
+        assert good.result() == expected
+        assert bad.result().status_code == 500 and bad.result().json()["error"]["code"] == "text_failed"
+    server.wait_until_idle()
+    assert server.engine.slots.count(None) + len(server.scheduler.finished.kept) == 4
+
+
 def test_health_under_load(server):
     with ThreadPoolExecutor(1) as pool:
         with held(server):
