@@ -3,7 +3,7 @@ the web page."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from mindvlm.serving.documents import add_documents
 from mindvlm.serving.errors import ApiError, shown
 from mindvlm.serving.gate import new_app
 from mindvlm.serving.jobs import Job
-from mindvlm.serving.messages import Dialogue
+from mindvlm.serving.messages import Dialogue, PictureUrl
 from mindvlm.serving.metrics import Metrics
 from mindvlm.serving.page import add_page
 from mindvlm.serving.picture_reader import PictureReader
@@ -28,7 +28,7 @@ from mindvlm.serving.pictures import read_files
 from mindvlm.serving.prompts import Prompt, chat_prompt, check_dialogue, text_prompt
 from mindvlm.serving.replies import ChatReply, TextReply
 from mindvlm.serving.requests import Wishes, read_chat, read_completion
-from mindvlm.serving.responses import json_response, unless_disconnected
+from mindvlm.serving.responses import json_response, uncancelled, unless_disconnected
 from mindvlm.serving.scheduler import Scheduler
 from mindvlm.serving.settings import ServerSettings
 from mindvlm.sessions.vision_language_model import VisionLanguageModel
@@ -36,8 +36,8 @@ from mindvlm.sessions.vision_language_model import VisionLanguageModel
 MAX_TOKENIZED = 2
 """Requests whose texts are tokenized at the same time."""
 
-MAX_SHORT_TEXT = 200
-"""Characters that are tokenized in 0.1 ms, about the time in which a thread takes a task."""
+MAX_SHORT_TEXTS, MAX_SHORT_LENGTH = 3, 200
+"""Texts of a conversation and their characters that are tokenized in 0.1 ms, in which a thread takes a task."""
 
 MAX_FETCHED = 8
 """Pictures that are fetched from other machines at the same time, in threads of their own."""
@@ -105,31 +105,37 @@ class Service:
             wishes, dialogue = read_chat(await read_json(request, self.settings, share), model.config.generation)
             self.check_model(wishes.model)
             check_dialogue(model, dialogue)
-            # until the pictures are read
+            prompts = self.chat_prompts(dialogue, share, wishes.num_choices)
+            # the coroutine alone holds the data URLs until it has read them, and the share with them
+            del dialogue
             held = stack.pop_all()
-
-        async def make_prompts() -> list[Prompt]:
-            pictures = await self.read_pictures(dialogue, share, wishes.num_choices)
-            if sum(map(len, dialogue.texts)) <= MAX_SHORT_TEXT:
-                return [chat_prompt(model, dialogue, pictures)]
-            async with self.tokenizing:
-                return [await asyncio.to_thread(chat_prompt, model, dialogue, pictures)]
-
         reply = ChatReply(self.model_name, model.processor.tokenizer, wishes.num_choices)
-        return await self.answer(request, make_prompts, wishes, reply, asked_at=asked_at, after=held.close)
+        return await self.answer(request, prompts, wishes, reply, asked_at=asked_at, after=held.close)
 
-    async def read_pictures(self, dialogue: Dialogue, share: Share, num_choices: int) -> list[Picture]:
-        """Returns the pictures of a conversation. Raises ApiError if one cannot be read, or there is no room."""
-        if not dialogue.pictures:
+    async def chat_prompts(self, dialogue: Dialogue, share: Share, num_choices: int) -> list[Prompt]:
+        """Returns the prompt of a conversation, whose pictures it reads. Raises ApiError."""
+        pictures = await self.read_pictures(dialogue.pictures, share, num_choices)
+        texts = dialogue.texts
+        if len(texts) <= MAX_SHORT_TEXTS and sum(map(len, texts)) <= MAX_SHORT_LENGTH:
+            return [chat_prompt(self.model, dialogue, pictures)]
+        async with self.tokenizing:
+            return [await uncancelled(asyncio.to_thread(chat_prompt, self.model, dialogue, pictures))]
+
+    async def read_pictures(self, urls: Sequence[PictureUrl], share: Share, num_choices: int) -> list[Picture]:
+        """Returns pictures. Raises ApiError if one cannot be read, there is no room, or it takes too long."""
+        if not urls:
             return []
+
+        async def read() -> list[Picture]:
+            contents = await read_files(urls, self.settings, self.fetchers, share)
+            return await self.pictures.read(list(zip(urls, contents, strict=True)))
+
         self.scheduler.check_room(num_choices, self.num_reading)
         self.num_reading += num_choices
         try:
-            async with asyncio.timeout(self.settings.max_seconds):
-                contents = await read_files(dialogue.pictures, self.settings, self.fetchers, share)
-                return await self.pictures.read(list(zip(dialogue.pictures, contents, strict=True)))
-        except TimeoutError:
-            raise self.scheduler.too_slow() from None
+            return await asyncio.wait_for(read(), self.settings.max_seconds)
+        except asyncio.TimeoutError:
+            raise self.scheduler.too_slow("send fewer or smaller pictures") from None
         finally:
             self.num_reading -= num_choices
 
@@ -140,13 +146,13 @@ class Service:
             body = await read_json(request, self.settings, share)
             wishes, texts = read_completion(body, model.config.generation)
             self.check_model(wishes.model)
-
-        async def make_prompts() -> list[Prompt]:
-            async with self.tokenizing:
-                return [await asyncio.to_thread(text_prompt, model, text) for text in texts]
-
         reply = TextReply(self.model_name, model.processor.tokenizer, wishes.num_choices)
-        return await self.answer(request, make_prompts, wishes, reply, asked_at=asked_at)
+        return await self.answer(request, self.text_prompts(texts), wishes, reply, asked_at=asked_at)
+
+    async def text_prompts(self, texts: Sequence[str]) -> list[Prompt]:
+        """Returns the prompts of texts. Raises ApiError."""
+        async with self.tokenizing:
+            return [await uncancelled(asyncio.to_thread(text_prompt, self.model, text)) for text in texts]
 
     def jobs(
         self, prompts: list[Prompt], wishes: Wishes, receiver: Callable[[int], Receiver], asked_at: float
@@ -171,7 +177,7 @@ class Service:
     async def answer(
         self,
         request: Request,
-        make_prompts: Callable[[], Awaitable[list[Prompt]]],
+        prompts: Coroutine[Any, Any, list[Prompt]],
         wishes: Wishes,
         reply: ChatReply,
         *,
@@ -186,7 +192,7 @@ class Service:
         """
 
         async def make_jobs(receiver: Callable[[int], Receiver]) -> list[Job]:
-            return self.jobs(await make_prompts(), wishes, receiver, asked_at)
+            return self.jobs(await prompts, wishes, receiver, asked_at)
 
         answers = Answers(self.scheduler, make_jobs, after)
         try:

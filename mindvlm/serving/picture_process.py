@@ -6,6 +6,7 @@ graphs of one process one after the other, and Python runs one thread at a time.
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -15,7 +16,9 @@ import signal
 import socket
 import stat
 import struct
-from collections.abc import Sequence
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -34,11 +37,11 @@ logger = logging.getLogger(__name__)
 
 READY = b"R"
 
-READY_SECONDS = 60
+READY_SECONDS = 180
 """Time for the start of the process beyond that of the server."""
 
-MAX_TOGETHER = 8
-"""Files that the process takes at once."""
+MAX_TOGETHER, TOGETHER_SECONDS = 8, 0.05
+"""Files that the process encodes together at most, and the time after which it takes no other one."""
 
 FILE = struct.Struct("<QQ??")
 """Before the content of a file: its number and size, whether it may be large, whether answers are generated."""
@@ -66,7 +69,8 @@ class PictureProcess:
         self.numbers = itertools.count()
         self.expected: dict[int, asyncio.Future[Result]] = {}
         self.receiving: asyncio.Task | None = None
-        self.connecting = asyncio.Lock()
+        self.sending = asyncio.Lock()
+        self.ending, self.is_reaped = threading.Lock(), False
 
     def wait_until_ready(self) -> bool:
         """Returns whether the process has compiled its graphs; if not, it is ended."""
@@ -83,16 +87,18 @@ class PictureProcess:
         Args:
             is_busy: whether answers are generated, to which the process then leaves half of the CPUs.
         """
-        await self.connect()
         number = next(self.numbers)
         self.expected[number] = future = asyncio.get_running_loop().create_future()
         try:
-            if self.has_ended:
-                return None
-            with contextlib.suppress(ConnectionError):
-                self.writer.write(FILE.pack(number, len(content), takes_large, is_busy))
-                self.writer.write(content)
-                await self.writer.drain()
+            # one after the other, so that at most one file is in the buffer of the connection
+            async with self.sending:
+                await self.connect()
+                if self.has_ended:
+                    return None
+                with contextlib.suppress(ConnectionError):
+                    self.writer.write(FILE.pack(number, len(content), takes_large, is_busy))
+                    self.writer.write(content)
+                    await self.writer.drain()
             result = await future
         finally:
             self.expected.pop(number, None)
@@ -102,10 +108,9 @@ class PictureProcess:
 
     async def connect(self) -> None:
         """Opens the connection in the event loop at the first use."""
-        async with self.connecting:
-            if self.receiving is None:
-                reader, self.writer = await asyncio.open_connection(sock=self.connection)
-                self.receiving = asyncio.create_task(self.receive(reader))
+        if self.receiving is None and not self.has_ended:
+            reader, self.writer = await asyncio.open_connection(sock=self.connection)
+            self.receiving = asyncio.create_task(self.receive(reader))
 
     async def receive(self, reader: asyncio.StreamReader) -> None:
         """Hands out results until the process ends."""
@@ -114,7 +119,8 @@ class PictureProcess:
                 (size,) = RESULTS.unpack(await reader.readexactly(RESULTS.size))
                 for number, result in pickle.loads(await reader.readexactly(size)):
                     self.hand_out(number, result)
-        except (asyncio.IncompleteReadError, OSError):
+        except Exception as error:  # the connection is closed, or a killed process has sent a part of something
+            logger.debug("%s", error)
             if not self.has_ended:
                 logger.error("the picture process has ended; the process of the server encodes pictures from now on")
         finally:
@@ -131,9 +137,12 @@ class PictureProcess:
     def end(self) -> None:
         """Ends the process. May be called from any thread, and again."""
         self.has_ended = True
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        with self.ending:
+            # afterwards another process may have its number
+            if not self.is_reaped:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.is_reaped = True
 
 
 def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
@@ -143,10 +152,14 @@ def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
     """
     engine = model.engine
     # without the kernels, features of pictures that are encoded together differ from those of single ones
-    if not (hasattr(os, "fork") and engine.is_exact and engine.runner.graph_mode) or num_threads() < 2:
+    if not (sys.platform == "linux" and engine.is_exact and engine.runner.graph_mode) or num_threads() < 2:
         return None
     ours, theirs = socket.socketpair()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        logger.error("no picture process can be started (%s); the process of the server encodes pictures", error)
+        return None
     if pid == 0:
         serve_pictures(model, theirs)
     theirs.close()
@@ -170,6 +183,8 @@ def serve_pictures(model: VisionLanguageModel, connection: socket.socket) -> NoR
 def leave_server(connection: socket.socket) -> None:
     """Gives up what a fork of the server shares with it."""
     die_with_parent()
+    # a collection would copy the memory of all objects
+    gc.freeze()
     signal.set_wakeup_fd(-1)
     # the server ends after the answers that are under way
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -191,7 +206,7 @@ class Task:
     """
 
     number: int
-    content: bytes
+    content: bytearray
     takes_large: bool
     is_busy: bool
     is_decoded: bool = False
@@ -208,7 +223,7 @@ class PictureWorker:
 
     def __init__(self, model: VisionLanguageModel, connection: socket.socket):
         self.model, self.connection = model, connection
-        self.num_threads = num_threads()
+        self.all_threads = self.used_threads = num_threads()
         self.for_large = ThreadPoolExecutor(1, "large picture")
         self.large: SimpleQueue[Task] = SimpleQueue()
         # a byte for each task in `large`
@@ -216,45 +231,58 @@ class PictureWorker:
 
     def run(self) -> NoReturn:
         while True:
-            tasks = [self.next_task()]
-            while len(tasks) < MAX_TOGETHER and self.readable(0):
-                tasks.append(self.next_task())
-            self.use_threads(max(1, num_threads() // 2) if tasks[-1].is_busy else num_threads())
-            results = pickle.dumps(self.results(tasks), pickle.HIGHEST_PROTOCOL)
+            results = pickle.dumps(self.next_results(), pickle.HIGHEST_PROTOCOL)
             self.connection.sendall(RESULTS.pack(len(results)))
             self.connection.sendall(results)
 
-    def readable(self, seconds: float | None) -> list[socket.socket]:
-        """Returns the sockets that have something to read; waits for one for a time, None for ever."""
-        return select.select([self.connection, self.bell], [], [], seconds)[0]
-
-    def next_task(self) -> Task:
-        """Returns the next file, or the next large one that is decoded. The process ends if there are none any more."""
-        if self.bell in self.readable(None):
-            self.bell.recv(1)
-            return self.large.get()
-        head = self.connection.recv(FILE.size, socket.MSG_WAITALL)
-        if len(head) < FILE.size:
-            os._exit(0)
-        number, size, takes_large, is_busy = FILE.unpack(head)
-        return Task(number, self.connection.recv(size, socket.MSG_WAITALL), takes_large, is_busy)
-
-    def use_threads(self, count: int) -> None:
-        """Lets the kernels use a number of threads."""
-        if count != self.num_threads:
-            open_library().call("mindvlm_set_num_threads", count)
-            self.num_threads = count
-
-    def results(self, tasks: Sequence[Task]) -> list[tuple[int, Result]]:
-        """Returns the numbers and results of tasks, without those of large pictures that are still decoded."""
-        results: dict[int, Result] = {}
-        for task in tasks:
+    def next_results(self) -> list[tuple[int, Result]]:
+        """Waits for a file, and returns the numbers and results of those that have come."""
+        start, results, task = time.monotonic(), {}, None
+        while task is None or (
+            len(results) < MAX_TOGETHER and time.monotonic() - start < TOGETHER_SECONDS and self.readable(0)
+        ):
+            task = self.next_task()
             if task.is_decoded:
                 results[task.number] = task.result
             elif task.takes_large:
                 self.for_large.submit(self.decode_large, task)
             else:
                 results[task.number] = self.decoded(task)
+        self.use_threads(max(1, self.all_threads // 2) if task.is_busy else self.all_threads)
+        self.encode(results)
+        return list(results.items())
+
+    def readable(self, seconds: float | None) -> list[socket.socket]:
+        """Returns the sockets that have something to read; waits for one for a time, None for ever."""
+        return select.select([self.connection, self.bell], [], [], seconds)[0]
+
+    def next_task(self) -> Task:
+        """Returns the next file, or the next large one that is decoded."""
+        if self.bell in self.readable(None):
+            self.bell.recv(1)
+            return self.large.get()
+        number, size, takes_large, is_busy = FILE.unpack(self.received(FILE.size))
+        return Task(number, self.received(size), takes_large, is_busy)
+
+    def received(self, size: int) -> bytearray:
+        """Returns the next bytes of the connection. The process ends if the server has ended."""
+        content = bytearray(size)
+        rest = memoryview(content)
+        while rest:
+            count = self.connection.recv_into(rest)
+            if count == 0:
+                os._exit(0)
+            rest = rest[count:]
+        return content
+
+    def use_threads(self, count: int) -> None:
+        """Lets the kernels use a number of threads."""
+        if count != self.used_threads:
+            open_library().call("mindvlm_set_num_threads", count)
+            self.used_threads = count
+
+    def encode(self, results: dict[int, Result]) -> None:
+        """Encodes the pictures among results."""
         decoded = {number: result for number, result in results.items() if isinstance(result, Picture)}
         try:
             features = self.model.encoder.encode_views(list(decoded.values()))
@@ -263,7 +291,6 @@ class PictureWorker:
         except Exception:
             logger.exception("pictures cannot be encoded")
             results |= dict.fromkeys(decoded)
-        return list(results.items())
 
     def decode_large(self, task: Task) -> None:
         """Decodes a file in a thread, and queues it again."""
@@ -274,7 +301,7 @@ class PictureWorker:
     def decoded(self, task: Task) -> Result:
         """Returns the picture of a file, which is not encoded yet."""
         try:
-            return decode_picture(self.model.processor, task.content, takes_large=task.takes_large)
+            return decode_picture(self.model.processor, bytes(task.content), takes_large=task.takes_large)
         except (UserError, LargePictureError) as error:
             return error
         except Exception:

@@ -3,15 +3,17 @@
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from mindvlm.core.errors import UserError
 from mindvlm.processing.chat_processor import ChatProcessor
 from mindvlm.processing.images.picture import Picture
 from mindvlm.serving.errors import bad_field
 from mindvlm.serving.messages import PictureUrl
+from mindvlm.serving.picture_process import PictureProcess
 from mindvlm.serving.pictures import MAX_SMALL_URL, LargePictureError, decode_picture
 from mindvlm.serving.prompts import picture_bytes
+from mindvlm.serving.responses import uncancelled
 from mindvlm.serving.scheduler import Scheduler
 
 MAX_DECODED = 2
@@ -36,6 +38,12 @@ class PictureReader:
         self.decoding, self.encoding = asyncio.Semaphore(MAX_DECODED), asyncio.Semaphore(MAX_ENCODED)
         self.large = asyncio.Semaphore(1)
 
+    @property
+    def process(self) -> PictureProcess | None:
+        """The picture process, unless it has ended."""
+        process = self.scheduler.picture_process
+        return process if process and not process.has_ended else None
+
     async def read(self, files: Sequence[File]) -> list[Picture]:
         """Returns the pictures of a request; they are encoded if there is a picture process.
 
@@ -44,7 +52,10 @@ class PictureReader:
         """
         digests = [await digest_of_file(content) for _, content in files]
         kept = [self.cache.get(digest) for digest in digests]
-        missing = {digest: file for digest, file, one in zip(digests, files, kept, strict=True) if one is None}
+        missing: dict[bytes, File] = {}
+        for digest, file, one in zip(digests, files, kept, strict=True):
+            if one is None:
+                missing.setdefault(digest, file)
         if not missing:
             return kept
         read = dict(zip(missing, await self.read_missing(list(missing.values())), strict=True))
@@ -54,22 +65,26 @@ class PictureReader:
 
     async def read_missing(self, files: Sequence[File]) -> list[Picture]:
         """Returns the pictures of files that are not in the cache."""
-        places = self.encoding if self.scheduler.picture_process else self.decoding
+        places = self.encoding if self.process else self.decoding
         try:
             async with places:
-                return await self.read_all(files, takes_large=False)
+                return await uncancelled(self.read_all(files, takes_large=False))
         except LargePictureError:
             # one after the other, so that small pictures never wait for several
             async with self.large, places:
-                return await self.read_all(files, takes_large=True)
+                return await uncancelled(self.read_all(files, takes_large=True))
 
     async def read_all(self, files: Sequence[File], *, takes_large: bool) -> list[Picture]:
         """Returns the pictures of files. Raises ApiError, or LargePictureError as `decode_picture` does."""
         pictures: list[Picture | None] = [None] * len(files)
-        if process := self.scheduler.picture_process:
+        if process := self.process:
             is_busy = bool(self.scheduler.running)
-            reading = (process.picture(content, takes_large=takes_large, is_busy=is_busy) for _, content in files)
-            pictures = await asyncio.gather(*map(named_errors, files, reading))
+            answers = (process.picture(content, takes_large=takes_large, is_busy=is_busy) for _, content in files)
+            # all are waited for, so that the process has none of a request that has ended
+            results = await asyncio.gather(*map(named_errors, files, answers), return_exceptions=True)
+            for error in filter(lambda result: isinstance(result, Exception), results):
+                raise error
+            pictures = list(results)
         processor = self.scheduler.model.processor
         for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):
             if picture is None:
@@ -123,7 +138,7 @@ def decode_here(processor: ChatProcessor, content: bytes, *, takes_large: bool) 
     return picture
 
 
-async def named_errors(file: File, reading) -> Picture | None:
+async def named_errors(file: File, reading: Awaitable[Picture | None]) -> Picture | None:
     """Returns the result of a coroutine. Raises ApiError with the place of the picture in the request if it fails."""
     try:
         return await reading

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from starlette.responses import Response
 
 from mindvlm.serving.errors import ApiError
+
+T = TypeVar("T")
 
 LAST_LINE = b"data: [DONE]\n\n"
 """The end of every stream of events."""
@@ -38,6 +41,18 @@ async def unless_disconnected(receive, work) -> Any:
     finally:
         for task in (working, leaving):
             task.cancel()
+
+
+async def uncancelled(work: Awaitable[T]) -> T:
+    """Returns the result of work that cannot be stopped, such as that of a thread. A cancellation waits for its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        # nobody wants its error
+        task.cancelled() or task.exception()
+        raise
 
 
 async def disconnected(receive) -> None:

@@ -219,10 +219,10 @@ class Scheduler:
                 self.waiting.remove(job)
         self.news += [(job, Event(error=self.too_slow())) for job in expired]
 
-    def too_slow(self) -> ApiError:
+    def too_slow(self, remedy: str = "ask for fewer tokens") -> ApiError:
         return ApiError(
             504,
-            f"the answer took longer than {self.settings.max_seconds:g} s; ask for fewer tokens",
+            f"the answer took longer than {self.settings.max_seconds:g} s; {remedy}",
             code="timeout",
             headers={"x-should-retry": "false"},
         )

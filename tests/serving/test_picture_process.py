@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import socket
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -16,8 +18,9 @@ from PIL import Image
 from mindvlm.core.errors import UserError
 from mindvlm.native.library import open_library
 from mindvlm.processing.images.sources import data_of_url
+from mindvlm.serving import picture_process as process_module
 from mindvlm.serving import pictures as pictures_module
-from mindvlm.serving.picture_process import PictureWorker, Task, start_picture_process
+from mindvlm.serving.picture_process import FILE, PictureProcess, PictureWorker, start_picture_process
 from mindvlm.serving.pictures import LargePictureError
 from tests.serving.running import (
     Client,
@@ -134,42 +137,67 @@ def test_there_is_no_process_on_demand_or_with_one_thread(start, options, num_th
 
 
 @pytest.fixture
-def worker(without):
+def pair(without):
+    """A worker in this process, and the server's end of its connection."""
     ours, theirs = socket.socketpair()
     without.wait_until_idle()
     with ours, theirs:
-        yield PictureWorker(without.scheduler.model, theirs)
+        yield PictureWorker(without.scheduler.model, theirs), ours
 
 
-def task(number: int, url: str, **fields) -> Task:
-    return Task(number, data_of_url(url), **{"takes_large": False, "is_busy": False, **fields})
+def send(connection: socket.socket, number: int, url: str, *, takes_large: bool = False) -> None:
+    content = data_of_url(url)
+    connection.sendall(FILE.pack(number, len(content), takes_large, False) + content)
 
 
-def test_a_result_for_each_file(worker, monkeypatch):
+def test_a_result_for_each_file(pair, monkeypatch):
+    worker, connection = pair
     monkeypatch.setattr(pictures_module, "LARGE_PIXELS", 1000)
-    tasks = [task(7, data_url(1)), task(3, data_url(1)[:-120]), task(5, data_url(2, (64, 40))), task(9, data_url(3))]
-    found = dict(worker.results(tasks))
+    monkeypatch.setattr(process_module, "TOGETHER_SECONDS", 10)
+    send(connection, 7, data_url(1))
+    send(connection, 3, data_url(1)[:-120])
+    send(connection, 5, data_url(2, (64, 40)))
+    send(connection, 9, data_url(3))
+    found = dict(worker.next_results())
     assert isinstance(found[3], UserError) and isinstance(found[5], LargePictureError)
     for number, seed in ((7, 1), (9, 3)):
         (expected,) = worker.model.encoder.encode_views([worker.model.processor.picture(data_of_url(data_url(seed)))])
         np.testing.assert_array_equal(found[number].features, expected.asnumpy())
         assert found[number].views == () and found[number].layout.size
     # decoded by a thread, then taken again
-    assert worker.results([task(5, data_url(2, (64, 40)), takes_large=True)]) == []
-    again = worker.next_task()
-    assert worker.results([again])[0][1].features is not None
+    send(connection, 5, data_url(2, (64, 40)), takes_large=True)
+    results = []
+    while not results:
+        results = worker.next_results()
+    assert results[0][0] == 5 and results[0][1].features is not None
 
 
-def test_pictures_that_cannot_be_encoded_are_left_to_the_server(worker, monkeypatch):
+def test_a_file_that_comes_in_pieces(pair):
+    worker, connection = pair
+    content = data_of_url(data_url(6))
+    whole = FILE.pack(1, len(content), False, False) + content
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(worker.next_results)
+        for at in range(0, len(whole), 700):
+            connection.sendall(whole[at : at + 700])
+            time.sleep(0.01)
+        ((number, result),) = found.result(20)
+    assert number == 1 and result.features is not None
+
+
+def test_pictures_that_cannot_be_encoded_are_left_to_the_server(pair, monkeypatch):
+    worker, connection = pair
+
     def fail(pictures):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(worker.model.encoder, "encode_views", fail)
-    found = dict(worker.results([task(1, data_url(1)), task(2, data_url(1)[:-120])]))
-    assert found[1] is None and isinstance(found[2], UserError)
+    send(connection, 1, data_url(1))
+    assert worker.next_results() == [(1, None)]
 
 
-def test_features_do_not_depend_on_the_number_of_threads(worker):
+def test_features_do_not_depend_on_the_number_of_threads(pair):
+    worker, _ = pair
     model, url = worker.model, data_url(4)
     found = []
     try:
@@ -189,3 +217,24 @@ def test_no_process_is_started_where_it_has_no_use(without, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setattr(model.engine, "is_exact", False)
     assert start_picture_process(model) is None
+
+
+def test_a_number_that_may_belong_to_another_process_gets_no_signal(monkeypatch):
+    child = subprocess.Popen(["sleep", "60"])
+    process = PictureProcess(child.pid, socket.socket())
+    process.end()
+    killed = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+    process.end()
+    assert process.has_ended and not killed
+
+
+def test_a_process_that_cannot_be_started_is_left_out(without, monkeypatch, caplog):
+    def fail():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(process_module, "num_threads", lambda: 2)
+    assert start_picture_process(without.scheduler.model) is None
+    assert "no picture process can be started" in caplog.text

@@ -1,8 +1,10 @@
 """Requests whose pictures take long to read: what their clients see, and what others do meanwhile."""
 
+import gc
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,8 +14,9 @@ import pytest
 
 from mindvlm.serving import answers as answers_module
 from mindvlm.serving import picture_reader
+from mindvlm.serving.messages import PictureUrl
 from mindvlm.serving.pictures import decode_picture
-from tests.serving.running import running, shown, wait_for
+from tests.serving.running import data_url, running, shown, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +67,36 @@ def test_an_error_of_a_picture_is_an_event_of_a_stream_that_has_begun(server, re
     assert "the limit is 10" in json.loads(failed[6:])["error"]["message"] and end == "data: [DONE]"
 
 
-def test_clients_that_leave_give_back_what_they_hold(server, reading):
+def test_clients_that_leave_hold_what_cannot_be_stopped_and_give_back_the_rest(server, reading):
+    """Two pictures are read by threads, and two wait."""
     body = json.dumps({"messages": shown(3)}).encode()
     request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     with ExitStack() as stack:
-        for _ in range(3):
+        for _ in range(4):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             connection.sendall(request)
-        wait_for(lambda: server.service.num_reading == len(server.service.bodies.shares) == 3)
+        wait_for(lambda: server.service.num_reading == len(server.service.bodies.shares) == 4)
+    wait_for(lambda: server.service.num_reading == len(server.service.bodies.shares) == 2)
+    assert server.service.pictures.decoding.locked()
+    reading.set()
     wait_for(lambda: server.service.num_reading == len(server.service.bodies.shares) == 0)
+
+
+def test_the_data_of_pictures_is_not_kept_while_answers_wait(server):
+    url = data_url(5, (40, 41))
+    step, server.engine.step = server.engine.step, lambda: time.sleep(0.02) or []
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            parts = [{"type": "image_url", "image_url": {"url": url}}]
+            asked = pool.submit(server.chat, messages=[{"role": "user", "content": parts}])
+            wait_for(lambda: server.scheduler.running)
+            gc.collect()
+            held = [one for one in gc.get_objects() if isinstance(one, PictureUrl) and one.url == url]
+            assert held == []
+            server.engine.step = step
+            assert asked.result().status_code == 200
+    finally:
+        server.engine.step = step
 
 
 def test_requests_that_wait_for_pictures_have_places_in_the_queue(server, reading):
