@@ -62,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no_picture_process",
         action="store_true",
-        help="encode pictures in the process that generates answers, which stop meanwhile; takes less memory",
+        help="encode pictures in the process that generates answers, which stop meanwhile. So it is without the "
+        "kernels, or with one thread for each process",
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--slots", type=int, default=8, metavar="N", help="answers at the same time (default 8)")
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=256,
         metavar="M",
-        help="of decoded pictures to keep (default 256)",
+        help="of pictures to keep (default 256)",
     )
     limits.add_argument("--max_pictures", type=int, default=16, metavar="N", help="of a request (default 16)")
     limits.add_argument("--max_pixels", type=int, default=50_000_000, metavar="N", help="of a picture (default 50 M)")

@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvlm.generation.engine import Engine
-from mindvlm.nn.rows import concatenated
+from mindvlm.nn.rows import concatenated, rows_between
 from mindvlm.processing.images.picture import Picture
 
 MAX_CACHED_VIEWS = 16
@@ -78,7 +78,7 @@ class ImageEncoder:
             features = self.engine.encode_images(
                 *map(np.stack, zip(*(pixels[digest] for digest in batch), strict=True))
             )
-            found |= zip(batch, features.split(1) if len(batch) > 1 else [features], strict=True)
+            found |= {digest: rows_between(features, at, at + 1) for at, digest in enumerate(batch)}
         for digest in pixels:
             self.cache[digest] = found[digest]
             self.cache.move_to_end(digest)

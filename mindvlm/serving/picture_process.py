@@ -163,6 +163,7 @@ def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
     if pid == 0:
         serve_pictures(model, theirs)
     theirs.close()
+    logger.info("a process of its own encodes pictures")
     return PictureProcess(pid, ours)
 
 
