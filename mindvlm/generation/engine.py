@@ -6,7 +6,7 @@ B slots, L length, N images, T tokens per image, R rotated dimensions, V vocabul
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindvlm.core.errors import UserError
 from mindvlm.generation.graphs import (
@@ -74,7 +74,7 @@ class Engine:
         self.merge = MergeGraph(model)
         self.score = ScoreGraph(model.language_model)
         self.slots: list[Slot | None] = []
-        self.blank_row = ops.zeros((1, self.config.hidden_size), model.language_model.dtype)
+        self.blank_row = Tensor(np.zeros((1, self.config.hidden_size), np.float32), model.language_model.dtype)
         self.caches = None
         self.is_exact = model.language_model.has_exact_rows
         self.run_sizes = RUN_SIZES

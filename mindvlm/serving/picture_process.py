@@ -21,6 +21,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
@@ -42,6 +43,9 @@ READY_SECONDS = 180
 
 MAX_TOGETHER, TOGETHER_SECONDS = 8, 0.05
 """Files that the process encodes together at most, and the time after which it takes no other one."""
+
+MINDSPORE_THREADS = "ActorThread"
+"""Name of the threads that run operators and graphs."""
 
 FILE = struct.Struct("<QQ??")
 """Before the content of a file: its number and size, whether it may be large, whether answers are generated."""
@@ -146,13 +150,13 @@ class PictureProcess:
 
 
 def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
-    """Returns a process with a model that was just loaded; None where it has no use or is not possible.
-
-    A process must not be forked once MindSpore has run a graph: it would wait for threads that only its parent has.
-    """
+    """Returns a process with a model that was just loaded; None where it has no use or is not possible."""
     engine = model.engine
     # without the kernels, features of pictures that are encoded together differ from those of single ones
     if not (sys.platform == "linux" and engine.is_exact and engine.runner.graph_mode) or num_threads() < 2:
+        return None
+    if has_mindspore_threads():
+        logger.error("MindSpore has started its threads too early; the process of the server encodes pictures")
         return None
     ours, theirs = socket.socketpair()
     try:
@@ -165,6 +169,12 @@ def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
     theirs.close()
     logger.info("a process of its own encodes pictures")
     return PictureProcess(pid, ours)
+
+
+def has_mindspore_threads() -> bool:
+    """Whether MindSpore has run an operator or a graph. A fork would wait for ever for threads of its parent."""
+    names = (Path(f"/proc/self/task/{number}/comm").read_text() for number in os.listdir("/proc/self/task"))
+    return any(name.startswith(MINDSPORE_THREADS) for name in names)
 
 
 def serve_pictures(model: VisionLanguageModel, connection: socket.socket) -> NoReturn:

@@ -211,10 +211,12 @@ def test_features_do_not_depend_on_the_number_of_threads(pair):
     np.testing.assert_array_equal(found[0], found[2])
 
 
-def test_no_process_is_started_where_it_has_no_use(without, monkeypatch):
+def test_no_process_is_started_where_it_has_no_use_or_is_not_possible(without, monkeypatch, caplog):
     model = without.scheduler.model
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    # this process has run graphs
+    assert start_picture_process(model) is None and "started its threads too early" in caplog.text
     monkeypatch.setattr(model.engine, "is_exact", False)
     assert start_picture_process(model) is None
 
@@ -235,6 +237,6 @@ def test_a_process_that_cannot_be_started_is_left_out(without, monkeypatch, capl
 
     monkeypatch.setattr(os, "fork", fail)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(process_module, "num_threads", lambda: 2)
+    monkeypatch.setattr(process_module, "has_mindspore_threads", lambda: False)
     assert start_picture_process(without.scheduler.model) is None
     assert "no picture process can be started" in caplog.text
