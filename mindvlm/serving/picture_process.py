@@ -19,11 +19,12 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mindvlm.core.errors import UserError
 from mindvlm.core.host_cpus import num_threads
@@ -41,6 +42,9 @@ READY = b"R"
 READY_SECONDS = 180
 """Time for the start of the process beyond that of the server."""
 
+SILENT_SECONDS = 300
+"""A process that gives no result for this time is ended."""
+
 MAX_TOGETHER, TOGETHER_SECONDS = 8, 0.05
 """Files that the process encodes together at most, and the time after which it takes no other one."""
 
@@ -55,6 +59,10 @@ RESULTS = struct.Struct("<Q")
 
 Result = Picture | UserError | LargePictureError | None
 """None for a picture that the process could not encode for another reason than its file."""
+
+
+class SilenceError(Exception):
+    """The process gives no results."""
 
 
 class PictureProcess:
@@ -120,18 +128,31 @@ class PictureProcess:
         """Hands out results until the process ends."""
         try:
             while True:
-                (size,) = RESULTS.unpack(await reader.readexactly(RESULTS.size))
+                (size,) = RESULTS.unpack(await self.unless_silent(reader.readexactly(RESULTS.size)))
                 for number, result in pickle.loads(await reader.readexactly(size)):
                     self.hand_out(number, result)
         except Exception as error:  # the connection is closed, or a killed process has sent a part of something
-            logger.debug("%s", error)
             if not self.has_ended:
-                logger.error("the picture process has ended; the process of the server encodes pictures from now on")
+                what = "is silent" if isinstance(error, SilenceError) else "has ended"
+                logger.error("the picture process %s; the process of the server encodes pictures from now on", what)
         finally:
             self.end()
-            self.writer.close()
+            self.writer.transport.abort()
             for number in list(self.expected):
                 self.hand_out(number, None)
+
+    async def unless_silent(self, reading: Coroutine[Any, Any, bytes]) -> bytes:
+        """Returns what is read. Raises SilenceError if a picture is expected for a long time."""
+        task = asyncio.ensure_future(reading)
+        try:
+            while not task.done():
+                expected = set(self.expected)
+                await asyncio.wait([task], timeout=SILENT_SECONDS)
+                if not task.done() and expected & set(self.expected):
+                    raise SilenceError
+            return task.result()
+        finally:
+            task.cancel()
 
     def hand_out(self, number: int, result: Result) -> None:
         future = self.expected.get(number)
@@ -173,8 +194,12 @@ def start_picture_process(model: VisionLanguageModel) -> PictureProcess | None:
 
 def has_mindspore_threads() -> bool:
     """Whether MindSpore has run an operator or a graph. A fork would wait for ever for threads of its parent."""
-    names = (Path(f"/proc/self/task/{number}/comm").read_text() for number in os.listdir("/proc/self/task"))
-    return any(name.startswith(MINDSPORE_THREADS) for name in names)
+    for number in os.listdir("/proc/self/task"):
+        # a thread may end meanwhile
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/self/task/{number}/comm").read_text().startswith(MINDSPORE_THREADS):
+                return True
+    return False
 
 
 def serve_pictures(model: VisionLanguageModel, connection: socket.socket) -> NoReturn:

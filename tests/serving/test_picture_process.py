@@ -1,5 +1,6 @@
 """The process that encodes pictures: the same answers as without it, its failures, and its end."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -240,3 +241,21 @@ def test_a_process_that_cannot_be_started_is_left_out(without, monkeypatch, capl
     monkeypatch.setattr(process_module, "has_mindspore_threads", lambda: False)
     assert start_picture_process(without.scheduler.model) is None
     assert "no picture process can be started" in caplog.text
+
+
+def test_a_silent_process_is_ended(monkeypatch, caplog):
+    """Also if it does not read: the file is larger than the buffers of a connection."""
+    monkeypatch.setattr(process_module, "SILENT_SECONDS", 0.2)
+    child = subprocess.Popen(["sleep", "60"])
+    ours, theirs = socket.socketpair()
+
+    async def ask():
+        process = PictureProcess(child.pid, ours)
+        asked = (process.picture(bytes(2**size), takes_large=False, is_busy=False) for size in (22, 4))
+        assert await asyncio.wait_for(asyncio.gather(*asked), 10) == [None, None]
+        assert process.has_ended and has_ended(child.pid)
+        assert await process.picture(b"", takes_large=False, is_busy=False) is None
+
+    with ours, theirs:
+        asyncio.run(ask())
+    assert "the picture process is silent" in caplog.text
