@@ -1,11 +1,9 @@
 """The cache against one pass without it, for every way in which tokens get into it."""
 
-from types import SimpleNamespace
-
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from mindvlm.core.config import GenerationConfig
 from mindvlm.core.errors import UserError
@@ -131,7 +129,6 @@ def test_prompts_do_without_operators_that_keep_memory(engine, monkeypatch):
     features = Tensor(np.ones((2, engine.config.hidden_size), np.float32))
     ids = [*random_ids(5), PAD, PAD, *random_ids(3)]
     engine.release(ask(engine, ids, features))
-    monkeypatch.setattr("mindvlm.generation.engine.ops", SimpleNamespace(select=ops.select))
     monkeypatch.setattr("mindvlm.nn.rows.ops", None)
     engine.release(ask(engine, ids, features))
     engine.release(ask(engine, random_ids(70)))
