@@ -82,8 +82,9 @@ class PictureReader:
             answers = (process.picture(content, takes_large=takes_large, is_busy=is_busy) for _, content in files)
             # all are waited for, so that the process has none of a request that has ended
             results = await asyncio.gather(*map(named_errors, files, answers), return_exceptions=True)
-            for error in filter(lambda result: isinstance(result, Exception), results):
-                raise error
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
             pictures = list(results)
         processor = self.scheduler.model.processor
         for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):

@@ -16,11 +16,11 @@ class ServerSettings:
         num_slots: answers that are generated at the same time, at most `MAX_SERVER_SLOTS`.
         max_waiting: answers that wait for a slot; more are refused with status 429.
         max_seconds: time for an answer, waiting included.
-        max_waiting_bytes: pixels of the pictures of waiting answers; more are refused with status 429.
+        max_waiting_bytes: features or pixels of the pictures of waiting answers; more are refused with status 429.
         max_body_bytes: size of a request, and of all pictures that are fetched or read for it.
         max_bodies_bytes: size of all requests and files that are read or decoded at the same time; others wait.
         body_seconds: time in which a client must send its request.
-        picture_cache_bytes: decoded pictures that are kept for later requests.
+        picture_cache_bytes: features or pixels of the pictures that are kept for later requests.
         max_pictures: pictures of a request.
         max_pixels: width x height of a picture.
         max_picture_bytes: size of a picture that the server fetches or reads.

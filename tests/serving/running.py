@@ -129,23 +129,30 @@ def running(folder: Path, *, wait: bool = True, changes: dict | None = None, **s
 
 
 @contextlib.contextmanager
-def started(path: Path, *options: str, **environment: str | None):
+def started(path: Path, *options: str, all_cpus: bool = False, **environment: str | None):
     """A running command with its log and address.
 
     Args:
+        all_cpus: whether it may use all, also if the workers of the tests have one each.
         environment: variables to set, or to remove with None.
     """
     command = [sys.executable, "-m", "mindvlm.tools.serve", "--config_path", str(path), "--port", "0"]
     variables = {key: value for key, value in (os.environ | environment).items() if value is not None}
     log = path.parent / "log"
     with open(log, "w") as errors:
-        process = subprocess.Popen([*command, *options], stderr=errors, cwd=ROOT, env=variables)
+        process = subprocess.Popen(
+            [*command, *options], stderr=errors, cwd=ROOT, env=variables, preexec_fn=use_all_cpus if all_cpus else None
+        )
     try:
         wait_for(lambda: "listening on" in log.read_text(), 60)
         yield process, log, re.search(r"http://\S+", log.read_text())[0]
     finally:
         process.kill()
         process.wait()
+
+
+def use_all_cpus() -> None:
+    os.sched_setaffinity(0, range(os.cpu_count()))
 
 
 def children_of(process: subprocess.Popen) -> list[int]:

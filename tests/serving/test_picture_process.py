@@ -38,7 +38,7 @@ from tests.serving.running import (
 from tests.tiny_vary import write_tiny_vary
 
 pytestmark = pytest.mark.skipif(open_library() is None, reason="there are no kernels")
-needs_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one CPU")
+needs_cpus = pytest.mark.skipif(os.cpu_count() < 2, reason="there is one CPU")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def start(tmp_path_factory):
 
     @contextlib.contextmanager
     def start(*options: str, num_threads: int = 2):
-        with started(path, *options, OMP_NUM_THREADS=str(num_threads), MINDVLM_CACHE=cache) as (process, log, url):
+        threads = {"OMP_NUM_THREADS": str(num_threads), "MINDVLM_CACHE": cache}
+        with started(path, *options, all_cpus=True, **threads) as (process, log, url):
             wait_for(lambda: "is ready" in log.read_text(), 60)
             yield process, log, Client(urlsplit(url).port)
 
@@ -223,7 +224,7 @@ def test_features_do_not_depend_on_the_number_of_threads(pair):
 def test_no_process_is_started_where_it_has_no_use_or_is_not_possible(without, monkeypatch, errors):
     model = without.scheduler.model
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(process_module, "num_threads", lambda: 2)
     # this process has run graphs
     assert start_picture_process(model) is None and "started its threads too early" in errors[0]
     monkeypatch.setattr(model.engine, "is_exact", False)
@@ -245,7 +246,7 @@ def test_a_process_that_cannot_be_started_is_left_out(without, monkeypatch, erro
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", fail)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(process_module, "num_threads", lambda: 2)
     monkeypatch.setattr(process_module, "has_mindspore_threads", lambda: False)
     assert start_picture_process(without.scheduler.model) is None
     assert "no picture process can be started" in errors[0]
